@@ -1,0 +1,25 @@
+"""SimCSE for sentence-transformers: the public names, and nothing else."""
+
+from st_simcse.evaluation import sts_evaluators
+from st_simcse.functional import info_nce, sup_simcse_loss, unsup_simcse_loss
+from st_simcse.heads import ProjectionHead
+from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
+from st_simcse.modeling import build_model
+from st_simcse.readers import NLIReader, SentenceReader, TripletReader, load_sts
+from st_simcse.trainer import SimCSETrainer
+
+__all__ = [
+    "NLIReader",
+    "ProjectionHead",
+    "SentenceReader",
+    "SimCSETrainer",
+    "SupSimCSELoss",
+    "TripletReader",
+    "UnsupSimCSELoss",
+    "build_model",
+    "info_nce",
+    "load_sts",
+    "sts_evaluators",
+    "sup_simcse_loss",
+    "unsup_simcse_loss",
+]

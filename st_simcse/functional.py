@@ -1,0 +1,211 @@
+"""InfoNCE over embedding matrices: tensors in, a scalar out. Knows no model and no file.
+
+The equations are those of Gao et al., *SimCSE: Simple Contrastive Learning of Sentence Embeddings*, EMNLP 2021.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["info_nce", "sup_simcse_loss", "unsup_simcse_loss"]
+
+
+def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
+    """Unsupervised SimCSE over interleaved views, both views of a sentence being anchors.
+
+    Row ``i`` is classified against all other rows; its label is ``i ^ 1`` (0 and 1 are each other's positive, 2 and 3,
+    and so on). It is :func:`info_nce` with ``symmetric=True`` on the even and the odd rows.
+
+    Args:
+        embeddings: ``[a0, a0', a1, a1', ...]`` of shape (2B, d), any floating dtype.
+        temperature: softmax temperature τ > 0; a Keras-style ``scale`` of 20 is a temperature of 0.05.
+
+    Returns:
+        The mean cross-entropy over the 2B anchors, in nats: a float32 scalar (float64 for float64 input).
+
+    Raises:
+        ValueError: for an odd row count, and as :func:`info_nce` does.
+
+    Example:
+        >>> views = torch.eye(2).repeat_interleave(2, dim=0)  # two sentences, each with two equal views
+        >>> unsup_simcse_loss(views, temperature=1.0)  # log(e^1 + 2 e^0) - 1
+        tensor(0.5514)
+    """
+    _check_interleaved(embeddings, 2, "[a0, a0', a1, a1', ...]")
+    return info_nce(embeddings[0::2], embeddings[1::2], temperature=temperature, symmetric=True)
+
+
+def sup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
+    """Supervised SimCSE over interleaved triplets: equation 5 of the paper.
+
+    Every anchor is classified against all positives and all hard negatives of the batch. It is :func:`info_nce` with
+    one hard negative a row.
+
+    Args:
+        embeddings: ``[anchor0, positive0, negative0, anchor1, ...]`` of shape (3B, d), any floating dtype.
+        temperature: softmax temperature τ > 0.
+
+    Returns:
+        The mean cross-entropy over the B anchors, in nats: a float32 scalar (float64 for float64 input).
+
+    Raises:
+        ValueError: for a row count that is no multiple of three, and as :func:`info_nce` does.
+
+    Example:
+        >>> triplet = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> sup_simcse_loss(triplet, temperature=1.0)  # log(e^1 + e^0) - 1
+        tensor(0.3133)
+    """
+    _check_interleaved(embeddings, 3, "[anchor0, positive0, negative0, anchor1, ...]")
+    return info_nce(embeddings[0::3], embeddings[1::3], embeddings[2::3], temperature=temperature)
+
+
+def info_nce(
+    anchors: Tensor,
+    positives: Tensor,
+    hard_negatives: Tensor | None = None,
+    temperature: float = 0.05,
+    hard_negative_weight: float = 1.0,
+    symmetric: bool = False,
+    anchor_rows: slice = slice(None),
+) -> Tensor:
+    r"""InfoNCE over cosine similarities with in-batch negatives: equations 1, 4 and 5 of the paper.
+
+    With sim the cosine similarity, τ the temperature, α the ``hard_negative_weight`` and N hard negatives a row, the
+    loss of row i is
+
+    .. math::
+        -\log \frac{e^{sim(h_i, h_i^+)/τ}}
+        {\sum_j \left(e^{sim(h_i, h_j^+)/τ} + \sum_n α^{1[i=j]} e^{sim(h_i, h_{jn}^-)/τ}\right)}
+
+    Without hard negatives this is equation 1 (and 4, where the positive is the same sentence under another dropout
+    mask); with them equation 5, where α is the weight of the own hard negative in the ablation of section 6.3. The weight enters as log(α)
+    added to the logit. princeton-nlp/SimCSE's ``--hard_negative_weight`` *is* that logarithm: its 0 is our 1.
+
+    Similarities and the log-sum-exp are computed in float32 (float64 for float64 input), also under autocast. A zero
+    vector has similarity 0 with everything and gets a zero gradient. A single row without hard negatives has nothing
+    to be told apart from: its loss is 0.
+
+    Args:
+        anchors: (B, d), any floating dtype, any device.
+        positives: (B, d); row i belongs to anchor i.
+        hard_negatives: (B, d) or (B, N, d); row i belongs to anchor i, and is an ordinary negative for the others.
+        temperature: τ > 0.
+        hard_negative_weight: α ≥ 0; 0 leaves out a row's own hard negatives.
+        symmetric: the positives are anchors too. Each of the 2B rows is classified against the 2B - 1 other rows (and
+            the hard negatives), so the two anchors share one loss as in :func:`unsup_simcse_loss`.
+        anchor_rows: the rows whose loss is averaged; the others serve as negatives only. Of a batch gathered from
+            several processes each process takes its own rows.
+
+    Returns:
+        The mean cross-entropy in nats: a float32 scalar (float64 for float64 input).
+
+    Raises:
+        ValueError: for shapes that do not fit, no rows, an integer dtype, a temperature or weight out of range, and
+            NaN or infinite embeddings (the message lists the rows).
+
+    Example:
+        >>> anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> info_nce(anchors, positives=anchors, temperature=1.0)  # log(e^1 + e^0) - 1
+        tensor(0.3133)
+        >>> info_nce(anchors, anchors, hard_negatives=anchors.flip(0), temperature=1.0, hard_negative_weight=0.0)
+        tensor(0.8620)
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    if not 0 <= hard_negative_weight < math.inf:
+        raise ValueError(
+            f"hard_negative_weight is the factor α of the own hard negative and must be at least 0, got "
+            f"{hard_negative_weight} (princeton-nlp/SimCSE's argument is log(α): pass its exponential)"
+        )
+    _check_shapes(anchors, positives, hard_negatives)
+
+    anchors, positives = _normalize(anchors, "anchors"), _normalize(positives, "positives")
+    queries = anchors[anchor_rows]
+    candidates = [positives]
+    if symmetric:
+        queries = torch.cat([queries, positives[anchor_rows]])
+        candidates = [positives, anchors]
+    if hard_negatives is not None:
+        candidates.append(_normalize(hard_negatives.flatten(0, -2), "hard_negatives"))
+
+    rows = torch.arange(len(anchors), device=anchors.device)[anchor_rows]
+    # Candidates are positives, then (symmetric) anchors, then hard negatives row by row.
+    targets = torch.cat([rows, rows + len(anchors)]) if symmetric else rows
+    masked = torch.cat([rows + len(anchors), rows]) if symmetric else None
+    own_negatives = None
+    if hard_negatives is not None and hard_negative_weight != 1:
+        per_row = len(candidates[-1]) // len(anchors)
+        first = (2 if symmetric else 1) * len(anchors) + rows * per_row
+        own_negatives = first[:, None] + torch.arange(per_row, device=rows.device)
+        own_negatives = own_negatives.repeat(2 if symmetric else 1, 1)
+
+    log_weight = math.log(hard_negative_weight) if hard_negative_weight else -math.inf
+    return _cross_entropy(queries / temperature, torch.cat(candidates), targets, masked, own_negatives, log_weight)
+
+
+def _cross_entropy(
+    queries: Tensor,
+    candidates: Tensor,
+    targets: Tensor,
+    masked: Tensor | None,
+    own_negatives: Tensor | None,
+    log_weight: float,
+) -> Tensor:
+    """Mean over rows of the cross-entropy of ``queries @ candidates.T`` with the given target columns.
+
+    ``masked`` (one column a row) is left out of the softmax; ``own_negatives`` (N columns a row) get ``log_weight``.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        logits = queries @ candidates.T
+    if masked is not None:
+        logits = logits.scatter(1, masked[:, None], -math.inf)
+    if own_negatives is not None:
+        logits = logits.scatter_add(1, own_negatives, torch.full_like(own_negatives, log_weight, dtype=logits.dtype))
+    return F.cross_entropy(logits, targets)
+
+
+def _normalize(embeddings: Tensor, name: str) -> Tensor:
+    """Rows of unit length in float32 or float64; zero rows stay zero, with a zero gradient."""
+    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+    if not torch.isfinite(norms).all():
+        rows = (~torch.isfinite(norms).squeeze(-1)).nonzero().squeeze(-1).tolist()
+        raise ValueError(
+            f"{name} has NaN or infinite values in row(s) {rows} of {len(embeddings)}: look at these sentences, lower "
+            "the learning rate, or train in bf16 or float32 instead of fp16"
+        )
+    # Dividing by infinity, not by a small epsilon, keeps a zero row's gradient at zero instead of 1/epsilon.
+    return embeddings / norms.masked_fill(norms == 0, math.inf)
+
+
+def _check_shapes(anchors: Tensor, positives: Tensor, hard_negatives: Tensor | None) -> None:
+    shapes = f"anchors {tuple(anchors.shape)}, positives {tuple(positives.shape)}"
+    tensors = [anchors, positives]
+    if hard_negatives is not None:
+        shapes += f", hard_negatives {tuple(hard_negatives.shape)}"
+        tensors.append(hard_negatives)
+    if not all(tensor.is_floating_point() for tensor in tensors):
+        raise ValueError(f"embeddings must be floating point, got {[str(tensor.dtype) for tensor in tensors]}")
+    if anchors.ndim != 2 or anchors.shape != positives.shape:
+        raise ValueError(f"anchors and positives must both be (B, d), got {shapes}")
+    if 0 in anchors.shape:
+        raise ValueError(f"a batch needs at least one row and one dimension, got {shapes}")
+    if hard_negatives is not None and (
+        hard_negatives.ndim not in (2, 3)
+        or (len(hard_negatives), hard_negatives.shape[-1]) != tuple(anchors.shape)
+        or 0 in hard_negatives.shape
+    ):
+        raise ValueError(f"hard_negatives must be (B, d) or (B, N, d) with the anchors' B and d, got {shapes}")
+
+
+def _check_interleaved(embeddings: Tensor, views: int, layout: str) -> None:
+    if embeddings.ndim != 2 or len(embeddings) % views or not len(embeddings):
+        raise ValueError(
+            f"expected {layout} of shape ({views}B, d), that is a multiple of {views} rows, got shape "
+            f"{tuple(embeddings.shape)}"
+        )

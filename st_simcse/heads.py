@@ -1,0 +1,35 @@
+"""The projection head: trains with the loss and is left behind at inference."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ProjectionHead(nn.Module):
+    """Linear + Tanh on top of the sentence embedding: the MLP layer of the ablation on pooling, section 6.3 of the paper.
+
+    Owned by a loss, it is trained by the same optimizer but is no part of the saved model, which is the paper's best
+    unsupervised setting ("MLP in training only").
+
+    Args:
+        dimension: width d of the embeddings.
+
+    Shape:
+        (B, d) to (B, d), in the dtype of its parameters.
+
+    Example:
+        >>> import torch
+        >>> ProjectionHead(8)(torch.zeros(2, 8)).shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dimension, dimension)
+        self.activation = nn.Tanh()
+        # BERT's own initialisation, which the paper's code gives to every new layer.
+        nn.init.normal_(self.dense.weight, std=0.02)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.activation(self.dense(embeddings))

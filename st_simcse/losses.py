@@ -1,0 +1,276 @@
+"""UnsupSimCSELoss and SupSimCSELoss: embed the columns of a batch, then call :mod:`st_simcse.functional`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext, has_static_embedding_input
+from sentence_transformers.base.losses.merged_forward import embed_columns
+from torch import Tensor, nn
+
+from st_simcse.functional import info_nce
+from st_simcse.heads import ProjectionHead
+
+__all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
+
+logger = logging.getLogger(__name__)
+
+
+class SimCSELoss(CachedLossMixin, nn.Module):
+    """What the two losses share: embedding with a training-only head, in one pass or in cached mini-batches."""
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        temperature: float,
+        projection_head: bool | nn.Module,
+        mini_batch_size: int | None,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        if mini_batch_size is not None and mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size must be at least 1 or None, got {mini_batch_size}")
+        if mini_batch_size is not None and has_static_embedding_input(model):
+            raise ValueError(
+                "a StaticEmbedding model cannot be cut into mini-batches, and its activations are small: leave "
+                "mini_batch_size out and raise the batch size instead"
+            )
+        self.model = model
+        self.temperature = temperature
+        if projection_head is True:
+            projection_head = ProjectionHead(model.get_embedding_dimension()).to(model.device, model.dtype)
+        self.projection_head = projection_head or None
+        self.mini_batch_size = mini_batch_size
+        self.uses_gradient_cache = mini_batch_size is not None
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            sentence_features: one dict of tokenized inputs a column, B rows each.
+            labels: ignored; the positives are known by their place in the batch.
+
+        Returns:
+            A float32 scalar.
+
+        Raises:
+            ValueError: for a number of columns that the loss cannot use, or non-finite embeddings.
+        """
+        columns = self._columns(list(sentence_features))
+        if self.mini_batch_size is not None:
+            return self.forward_cached(columns, labels)
+        embeddings = embed_columns(self.model, columns, separate_first=False)
+        return self.compute_loss_from_embeddings([self._project(column) for column in embeddings], labels)
+
+    def embed_minibatch(self, *args: Any, with_grad: bool, **kwargs: Any) -> tuple[Tensor, RandContext | None]:
+        # The head belongs to the replayed part of GradCache, so that gradient accumulation and loss scaling reach it.
+        embeddings, random_state = super().embed_minibatch(*args, with_grad=with_grad, **kwargs)
+        with nullcontext() if with_grad else torch.no_grad():
+            return self._project(embeddings), random_state
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        loss = self.compute_loss_from_embeddings([torch.cat(column) for column in reps], labels)
+        if with_backward:
+            loss.backward()
+            loss = loss.detach()
+        return loss
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        """The loss of one (B, d) embedding matrix a column, the projection head already applied."""
+        raise NotImplementedError
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {
+            "temperature": self.temperature,
+            "projection_head": self.projection_head is not None,
+            "mini_batch_size": self.mini_batch_size,
+        }
+
+    @property
+    def citation(self) -> str:
+        return """
+@inproceedings{gao2021simcse,
+    title = {{SimCSE}: Simple Contrastive Learning of Sentence Embeddings},
+    author = {Gao, Tianyu and Yao, Xingcheng and Chen, Danqi},
+    booktitle = {Empirical Methods in Natural Language Processing (EMNLP)},
+    year = {2021},
+}
+"""
+
+    def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        raise NotImplementedError
+
+    def _project(self, embeddings: Tensor) -> Tensor:
+        return embeddings if self.projection_head is None else self.projection_head(embeddings)
+
+
+class UnsupSimCSELoss(SimCSELoss):
+    """Unsupervised SimCSE: a sentence and itself under another dropout mask are a positive pair (paper, equation 4).
+
+    Args:
+        model: the SentenceTransformer to train. Dropout is the only augmentation, so it must be active.
+        temperature: softmax temperature τ > 0; ST's ``scale`` is 1/τ.
+        symmetric: both views are anchors, each against the 2B - 1 other rows, instead of the first views against the
+            B second views as in the paper.
+        projection_head: ``True`` trains a :class:`~st_simcse.heads.ProjectionHead` along with the model ("MLP in
+            training only", the paper's best setting for CLS pooling); or a module of your own, (B, d) to (B, d'). It
+            never becomes part of the saved model.
+        mini_batch_size: embed this many rows at a time with gradient caching, so that memory no longer grows with the
+            batch size; the gradients are the same, and every view keeps its own dropout mask.
+
+    Inputs:
+        +--------------------------------------------+--------+
+        | Texts                                      | Labels |
+        +============================================+========+
+        | one column: the two views are made here    | none   |
+        +--------------------------------------------+--------+
+        | two identical columns (doubled sentences)  | none   |
+        +--------------------------------------------+--------+
+
+        One column is tokenized once and embedded in a single forward pass over 2B rows.
+
+    Raises:
+        ValueError: for a temperature or mini_batch_size out of range; in ``forward``, for three columns or more and
+            for non-finite embeddings.
+
+    Example:
+        ::
+
+            from datasets import Dataset
+            from sentence_transformers import SentenceTransformerTrainer
+            from st_simcse import UnsupSimCSELoss, build_model
+
+            model = build_model("bert-base-uncased", pooling="cls")
+            train_dataset = Dataset.from_dict({"sentence": ["It's nice weather outside today.", "He drove to work."]})
+            loss = UnsupSimCSELoss(model, projection_head=True)
+            SentenceTransformerTrainer(model=model, train_dataset=train_dataset, loss=loss).train()
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        temperature: float = 0.05,
+        symmetric: bool = False,
+        projection_head: bool | nn.Module = False,
+        mini_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(model, temperature, projection_head, mini_batch_size)
+        self.symmetric = symmetric
+        self._compare_views = True
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        first, second = embeddings
+        if self._compare_views and first.requires_grad:
+            self._compare_views = False
+            self._warn_if_equal(first.detach(), second.detach())
+        return info_nce(first, second, temperature=self.temperature, symmetric=self.symmetric)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return super().get_config_dict() | {"symmetric": self.symmetric}
+
+    def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        if len(columns) not in (1, 2):
+            raise ValueError(
+                f"UnsupSimCSELoss takes one column of sentences or the same column twice, got {len(columns)} columns: "
+                "drop the others with dataset.select_columns, or use SupSimCSELoss for (anchor, positive, negative)"
+            )
+        # A copy, because a model writes its outputs into the features it is given.
+        return columns if len(columns) == 2 else [columns[0], dict(columns[0])]
+
+    @staticmethod
+    def _warn_if_equal(first: Tensor, second: Tensor) -> None:
+        # Dropout turns a vector by whole percents; rounding in bf16 by about 1e-5.
+        if (1 - F.cosine_similarity(first.float(), second.float())).max() < 1e-4:
+            logger.warning(
+                "The two views of every sentence are equal: no dropout is active, so unsupervised SimCSE has no "
+                "positive pairs to learn from. Call model.train(), load the transformer with a dropout above 0 (for "
+                "BERT hidden_dropout_prob=0.1), or append sentence_transformers' Dropout(0.1) module to a model that "
+                "has none, such as a StaticEmbedding."
+            )
+
+
+class SupSimCSELoss(SimCSELoss):
+    """Supervised SimCSE: anchors against all positives and hard negatives of the batch (paper, equation 5).
+
+    Args:
+        model: the SentenceTransformer to train.
+        temperature: softmax temperature τ > 0; ST's ``scale`` is 1/τ.
+        hard_negative_weight: α ≥ 0, the weight of a row's own hard negatives in its softmax (section 6.3). 1 is the
+            paper's choice; princeton-nlp/SimCSE's argument of this name is log(α).
+        projection_head: as in :class:`UnsupSimCSELoss`. Where the paper keeps the MLP at test time, build the model
+            with ``build_model(..., dense=True)`` instead.
+        mini_batch_size: as in :class:`UnsupSimCSELoss`.
+
+    Inputs:
+        +-------------------------------------------------------+--------+
+        | Texts                                                 | Labels |
+        +=======================================================+========+
+        | (anchor, positive)                                    | none   |
+        +-------------------------------------------------------+--------+
+        | (anchor, positive, hard negative)                     | none   |
+        +-------------------------------------------------------+--------+
+        | (anchor, positive, hard negative 1, ..., negative N)  | none   |
+        +-------------------------------------------------------+--------+
+
+    Raises:
+        ValueError: for a temperature, weight or mini_batch_size out of range; in ``forward``, for a single column and
+            for non-finite embeddings.
+
+    Example:
+        ::
+
+            from datasets import Dataset
+            from sentence_transformers import SentenceTransformerTrainer
+            from st_simcse import SupSimCSELoss, build_model
+
+            model = build_model("bert-base-uncased", pooling="cls")
+            train_dataset = Dataset.from_dict({
+                "anchor": ["Two dogs are running.", "A man plays a guitar."],
+                "positive": ["There are animals outdoors.", "Someone makes music."],
+                "negative": ["The pets are sitting on a couch.", "A man is asleep."],
+            })
+            SentenceTransformerTrainer(model=model, train_dataset=train_dataset, loss=SupSimCSELoss(model)).train()
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        temperature: float = 0.05,
+        hard_negative_weight: float = 1.0,
+        projection_head: bool | nn.Module = False,
+        mini_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(model, temperature, projection_head, mini_batch_size)
+        if not hard_negative_weight >= 0:
+            raise ValueError(f"hard_negative_weight must be at least 0, got {hard_negative_weight}")
+        self.hard_negative_weight = hard_negative_weight
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        anchors, positives, *negatives = embeddings
+        return info_nce(
+            anchors,
+            positives,
+            torch.stack(negatives, dim=1) if negatives else None,
+            temperature=self.temperature,
+            hard_negative_weight=self.hard_negative_weight,
+        )
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return super().get_config_dict() | {"hard_negative_weight": self.hard_negative_weight}
+
+    def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        if len(columns) < 2:
+            raise ValueError(
+                "SupSimCSELoss takes (anchor, positive) or (anchor, positive, hard negative, ...) columns, got "
+                f"{len(columns)}: use UnsupSimCSELoss for single sentences"
+            )
+        return columns

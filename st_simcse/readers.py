@@ -1,0 +1,448 @@
+"""Readers: text, csv, tsv and jsonl files to InputExamples, a datasets.Dataset on disk, or an STS evaluator.
+
+A reader never drops a row in silence: what it skips it counts in ``skipped`` and logs, and what it cannot read is a
+ValueError that names the file, the line and the column.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
+from sentence_transformers import InputExample
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+
+__all__ = ["NLIReader", "SentenceReader", "TripletReader", "load_sts"]
+
+logger = logging.getLogger(__name__)
+
+Column = str | int
+Record = tuple[str, ...]
+# The line a row begins on, and its cells by column name (or number, without a header).
+Row = tuple[int, dict[Column, Any]]
+
+# The csv module's own limit of 128 KiB a cell would refuse long documents.
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+
+
+class Reader:
+    """What the readers share: finding the file, the columns, duplicates, counting, and the three ways out.
+
+    Args:
+        dataset_folder: file names are relative to it.
+        columns: the columns to read, by name (the file has a header) or by number from 0 (it has none); found by
+            their usual names when left out.
+        quoting: how quotes in csv and tsv files are read, a constant of the csv module. When left out, csv files are
+            quoted (``csv.QUOTE_MINIMAL``) and in tsv files a quote is an ordinary character (``csv.QUOTE_NONE``).
+        drop_duplicates: skip, and count, what was read before.
+
+    Attributes:
+        skipped: the reasons for which the last file's rows were skipped, with their counts.
+    """
+
+    def __init__(
+        self,
+        dataset_folder: str | os.PathLike[str] = "",
+        columns: Sequence[Column] | None = None,
+        quoting: int | None = None,
+        drop_duplicates: bool = False,
+    ) -> None:
+        self.dataset_folder = dataset_folder
+        self.columns = columns
+        self.quoting = quoting
+        self.drop_duplicates = drop_duplicates
+        self.skipped: Counter[str] = Counter()
+
+    def get_examples(self, filename: str | os.PathLike[str], max_examples: int = 0) -> list[InputExample]:
+        """The file as InputExamples, for ``model.fit``.
+
+        Args:
+            filename: path of the file, relative to ``dataset_folder``.
+            max_examples: stop after so many examples; 0 reads them all.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it cannot be read as it should, or has no row to give; names file, line and column.
+        """
+        return [
+            InputExample(guid=f"{Path(filename).name}-{index}", texts=list(self._texts(record)))
+            for index, record in enumerate(islice(self._read(filename), max_examples or None))
+        ]
+
+    def get_dataset(self, filename: str | os.PathLike[str]) -> Dataset:
+        """The file as a Dataset, for ``SentenceTransformerTrainer``.
+
+        Rows stream through Arrow into a temporary file that is deleted when the program ends, so that memory does not
+        grow with the file. Raises what :meth:`get_examples` raises.
+        """
+        try:
+            # The folder is new every time: a cached table would hide both a changed file and what was skipped.
+            return Dataset.from_generator(
+                self._read_dicts, gen_kwargs={"filename": str(filename)}, cache_dir=tempfile.mkdtemp(dir=_scratch())
+            )
+        except DatasetGenerationError as error:
+            raise (error.__cause__ or error) from None
+
+    def _read_dicts(self, filename: str) -> Iterator[dict[str, str]]:
+        for record in self._read(filename):
+            yield dict(zip(self._names(len(record)), record, strict=True))
+
+    def _read(self, filename: str | os.PathLike[str]) -> Iterator[Record]:
+        path = Path(self.dataset_folder, filename)
+        self.skipped = Counter()
+        seen: set[int] = set()
+        count = 0
+        for record in self._records(path):
+            if self.drop_duplicates:
+                key = hash(record)
+                if key in seen:
+                    self.skipped["duplicate"] += 1
+                    continue
+                seen.add(key)
+            count += 1
+            yield record
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.skipped.items())
+        if not count:
+            raise ValueError(f"{path}: nothing to read" + (f", all rows were skipped: {reasons}" if reasons else ""))
+        if reasons:
+            logger.warning("%s: %s read, skipped %s", path, f"{count:,}", reasons)
+
+    def _cells(self, path: Path, names: Sequence[Sequence[Column]], optional: int = 0) -> Iterator[tuple[int, Record]]:
+        """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped.
+
+        ``names`` are the column sets to look for, the first that the file has is taken; without its last ``optional``
+        columns if the file lacks just those.
+        """
+        wanted: Sequence[Column] = ()
+        for line, row in _rows(path, self.columns, self.quoting):
+            if not row:
+                self.skipped["blank"] += 1
+                continue
+            wanted = wanted or _choose_columns(path, line, row, [self.columns] if self.columns else names, optional)
+            cells = [_text(path, line, row, column) for column in wanted]
+            empty = [column for column, cell in zip(wanted, cells, strict=True) if not cell]
+            if len(empty) == len(wanted):
+                self.skipped["blank"] += 1
+            elif empty:
+                self.skipped[f"with an empty {empty[0]!r}"] += 1
+            else:
+                yield line, tuple(cells)
+
+    def _records(self, path: Path) -> Iterator[Record]:
+        raise NotImplementedError
+
+    def _names(self, width: int) -> Sequence[str]:
+        """Names of the Dataset's columns."""
+        raise NotImplementedError
+
+    def _texts(self, record: Record) -> Record:
+        return record
+
+
+class SentenceReader(Reader):
+    """Single sentences for :class:`~st_simcse.UnsupSimCSELoss`.
+
+    Text files (``.txt``, or any other name) hold one sentence a line. ``.csv``, ``.tsv`` and ``.jsonl`` files hold it
+    in the column ``sentence`` or ``text``, or in the one given. Each may be gzipped (``.gz``). Examples come doubled,
+    ``texts=[s, s]``, as ``fit`` needs them; the Dataset has the single column ``sentence``.
+
+    Args:
+        dataset_folder: file names are relative to it.
+        column: name or number of the column.
+        quoting: see :class:`Reader`.
+        drop_duplicates: skip, and count, sentences that were read before.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> _ = (folder / "corpus.txt").write_text("A man plays a guitar.\\n\\nTwo dogs run.\\n")
+        >>> reader = SentenceReader(folder)
+        >>> [example.texts for example in reader.get_examples("corpus.txt")]
+        [['A man plays a guitar.', 'A man plays a guitar.'], ['Two dogs run.', 'Two dogs run.']]
+        >>> reader.skipped
+        Counter({'blank': 1})
+    """
+
+    def __init__(
+        self,
+        dataset_folder: str | os.PathLike[str] = "",
+        column: Column | None = None,
+        quoting: int | None = None,
+        drop_duplicates: bool = False,
+    ) -> None:
+        super().__init__(dataset_folder, None if column is None else [column], quoting, drop_duplicates)
+
+    def _records(self, path: Path) -> Iterator[Record]:
+        if _format(path) != "txt":
+            for _, record in self._cells(path, [["sentence"], ["text"]]):
+                yield record
+            return
+        for _, line in _lines(path):
+            if sentence := line.strip():
+                yield (sentence,)
+            else:
+                self.skipped["blank"] += 1
+
+    def _names(self, width: int) -> Sequence[str]:
+        return ["sentence"]
+
+    def _texts(self, record: Record) -> Record:
+        return record * 2
+
+
+class TripletReader(Reader):
+    """(anchor, positive, hard negative) rows for :class:`~st_simcse.SupSimCSELoss`.
+
+    Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, each also gzipped. The header says ``sent0, sent1, hard_neg`` (the
+    layout of the paper's ``nli_for_simcse.csv``) or ``anchor, positive, negative``; a file without the third column
+    gives pairs. Other names, numbers for a file without a header, and several hard negatives go into ``columns``.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> _ = (folder / "nli.csv").write_text('sent0,sent1,hard_neg\\n"Hi, you.",Hello.,Bye.\\n')
+        >>> TripletReader(folder).get_dataset("nli.csv")[0]
+        {'anchor': 'Hi, you.', 'positive': 'Hello.', 'negative': 'Bye.'}
+    """
+
+    def _records(self, path: Path) -> Iterator[Record]:
+        names = [["sent0", "sent1", "hard_neg"], ["anchor", "positive", "negative"]]
+        for _, record in self._cells(path, names, optional=1):
+            yield record
+
+    def _names(self, width: int) -> Sequence[str]:
+        negatives = ["negative"] if width == 3 else [f"negative_{index + 1}" for index in range(width - 2)]
+        return ["anchor", "positive", *negatives]
+
+
+class NLIReader(Reader):
+    """Triplets from premise, hypothesis, label rows: the hypotheses of a premise become positive and hard negative.
+
+    Each entailment of a premise is paired with one of its contradictions, in file order; where one kind is rarer it is
+    used again, so that no entailment and no contradiction is lost. Premises that lack either are skipped and counted.
+    The header says ``premise, hypothesis, label`` or ``sentence1, sentence2, gold_label`` (SNLI, MNLI). Labels are
+    ``entailment``, ``neutral``, ``contradiction`` in any case, or 0, 1, 2; ``-`` and -1 mean that the annotators did
+    not agree, and are skipped. The whole file is held in memory, because a premise's rows may lie apart.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> rows = ["premise\\thypothesis\\tlabel", "A dog runs.\\tAn animal moves.\\tentailment"]
+        >>> _ = (folder / "nli.tsv").write_text("\\n".join([*rows, "A dog runs.\\tA dog sleeps.\\tcontradiction"]))
+        >>> NLIReader(folder).get_examples("nli.tsv")[0].texts
+        ['A dog runs.', 'An animal moves.', 'A dog sleeps.']
+    """
+
+    LABELS = {
+        **dict.fromkeys(("entailment", "0"), "entailment"),
+        **dict.fromkeys(("neutral", "1"), "neutral"),
+        **dict.fromkeys(("contradiction", "2"), "contradiction"),
+        **dict.fromkeys(("-", "-1"), "without a gold label"),
+    }
+
+    def _records(self, path: Path) -> Iterator[Record]:
+        premises: dict[str, dict[str, list[str]]] = {}
+        names = [["premise", "hypothesis", "label"], ["sentence1", "sentence2", "gold_label"]]
+        for line, (premise, hypothesis, spelled) in self._cells(path, names):
+            label = self.LABELS.get(spelled.lower())
+            if label is None:
+                raise ValueError(
+                    f"{path}, line {line}: unknown label {spelled!r}, expected entailment, neutral, contradiction, 0, "
+                    "1, 2, or - for none"
+                )
+            if label == "without a gold label":
+                self.skipped[label] += 1
+                continue
+            hypotheses = premises.setdefault(premise, {"entailment": [], "neutral": [], "contradiction": []})
+            hypotheses[label].append(hypothesis)
+        for premise, hypotheses in premises.items():
+            positives, negatives = hypotheses["entailment"], hypotheses["contradiction"]
+            if not positives or not negatives:
+                self.skipped["premises without both an entailment and a contradiction"] += 1
+                continue
+            for index in range(max(len(positives), len(negatives))):
+                yield premise, positives[index % len(positives)], negatives[index % len(negatives)]
+
+    def _names(self, width: int) -> Sequence[str]:
+        return ["anchor", "positive", "negative"]
+
+
+class _STSReader(Reader):
+    def _records(self, path: Path) -> Iterator[Record]:
+        column = self.columns[2] if self.columns else "score"
+        for line, (sentence1, sentence2, score) in self._cells(path, [["sentence1", "sentence2", "score"]]):
+            try:
+                finite = math.isfinite(float(score))
+            except ValueError:
+                finite = False
+            if not finite:
+                raise ValueError(f"{path}, line {line}, column {column!r}: {score!r} is not a score, expected a number")
+            yield sentence1, sentence2, score
+
+
+def load_sts(
+    filename: str | os.PathLike[str],
+    name: str | None = None,
+    columns: Sequence[Column] | None = None,
+    quoting: int | None = None,
+    **evaluator_kwargs: Any,
+) -> EmbeddingSimilarityEvaluator:
+    """Scored sentence pairs as ST's EmbeddingSimilarityEvaluator with Spearman's correlation of the cosine.
+
+    Args:
+        filename: a ``.csv``, ``.tsv`` or ``.jsonl`` file, also gzipped, with the columns sentence1, sentence2, score.
+            Scores may be on any scale, since only their order counts.
+        name: the evaluator's name; the file's name without endings when left out.
+        columns: other columns, see :class:`Reader`.
+        quoting: see :class:`Reader`.
+        **evaluator_kwargs: for the evaluator, such as ``batch_size``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a missing column, a score that is no number, an empty file; names file, line and column.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "sts.tsv"
+        >>> _ = path.write_text("sentence1\\tsentence2\\tscore\\nA dog.\\tA hound.\\t4.5\\nA dog.\\tA car.\\t0.5\\n")
+        >>> load_sts(path).scores
+        [4.5, 0.5]
+    """
+    records = list(_STSReader(columns=columns, quoting=quoting)._read(filename))
+    sentences1, sentences2, scores = zip(*records, strict=True)
+    options = {"batch_size": 64, "main_similarity": "cosine"} | evaluator_kwargs
+    return EmbeddingSimilarityEvaluator(
+        list(sentences1),
+        list(sentences2),
+        [float(score) for score in scores],
+        name=Path(filename).name.split(".")[0] if name is None else name,
+        **options,
+    )
+
+
+def _format(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    suffix = suffixes[-1] if suffixes else ""
+    return {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl"}.get(suffix, "txt")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers and lines, line ends included; reads bytes so that a line can be named that does not decode."""
+    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        number = 0
+        try:
+            for number, raw in enumerate(file, start=1):
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number}, byte {error.start + 1}: not UTF-8 ({error.reason}); convert the file, for "
+                "example with iconv -f LATIN1 -t UTF-8"
+            ) from None
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}, after line {number}: damaged gzip file ({error})") from None
+
+
+def _rows(path: Path, columns: Sequence[Column] | None, quoting: int | None) -> Iterator[Row]:
+    """The rows of a table with the line they begin on; blank lines are empty rows."""
+    if _format(path) == "jsonl":
+        yield from _json_rows(path)
+    elif _format(path) == "txt":
+        raise ValueError(f"{path}: expected a .csv, .tsv or .jsonl file (or one of them with .gz)")
+    else:
+        yield from _csv_rows(path, all(isinstance(column, int) for column in columns or [""]), quoting)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    for line, text in _lines(path):
+        if not text.strip():
+            yield line, {}
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {line}: not JSON ({error}); expected one object a line") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {line}: expected a JSON object a line, got {text.strip()[:40]!r}")
+        yield line, row
+
+
+def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
+    comma = _format(path) == "csv"
+    quoting = quoting if quoting is not None else csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE
+    # strict, since a lenient parser lets one unbalanced quote swallow the rest of the file
+    reader = csv.reader(
+        (text for _, text in _lines(path)), delimiter="," if comma else "\t", quoting=quoting, strict=True
+    )
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, line {line}: {error}; if quotes are ordinary characters in this file, pass "
+                "quoting=csv.QUOTE_NONE"
+            ) from None
+        if cells is None:
+            return
+        if not any(cell.strip() for cell in cells):
+            yield line, {}
+        elif numbered:
+            yield line, dict(enumerate(cells))
+        elif header is None:
+            header = [cell.strip() for cell in cells]
+            if twice := [name for name, count in Counter(header).items() if count > 1]:
+                raise ValueError(f"{path}, line {line}: the header names {twice} more than once")
+        elif len(cells) > len(header):
+            raise ValueError(
+                f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)} columns; if cells are "
+                "quoted in this file, pass quoting=csv.QUOTE_MINIMAL"
+            )
+        else:
+            yield line, dict(zip(header, cells, strict=False))
+
+
+def _choose_columns(
+    path: Path, line: int, row: dict[Column, Any], names: Sequence[Sequence[Column]], optional: int
+) -> Sequence[Column]:
+    for columns in names:
+        for wanted in (columns, columns[: len(columns) - optional]):
+            if all(column in row for column in wanted):
+                return wanted
+    expected = " or ".join(str(list(columns)) for columns in names)
+    raise ValueError(
+        f"{path}, line {line}: no column(s) {expected}, found {list(row)}; name the columns to read, by their header "
+        "or, for a file without one, by number from 0"
+    )
+
+
+def _text(path: Path, line: int, row: dict[Column, Any], column: Column) -> str:
+    if column not in row:
+        raise ValueError(f"{path}, line {line}: no column {column!r}, the row has {list(row)}")
+    cell = row[column]
+    # Labels and scores may be JSON numbers; a null is an empty cell.
+    if cell is None:
+        return ""
+    if isinstance(cell, bool) or not isinstance(cell, str | int | float):
+        raise ValueError(f"{path}, line {line}, column {column!r}: expected text, got {cell!r}")
+    return str(cell).strip()
+
+
+_scratch_folder: tempfile.TemporaryDirectory[str] | None = None
+
+
+def _scratch() -> str:
+    global _scratch_folder
+    if _scratch_folder is None:
+        _scratch_folder = tempfile.TemporaryDirectory(prefix="st_simcse_", ignore_cleanup_errors=True)
+    return _scratch_folder.name
