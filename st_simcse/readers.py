@@ -230,11 +230,11 @@ class TripletReader(Reader):
 class NLIReader(Reader):
     """Triplets from premise, hypothesis, label rows: the hypotheses of a premise become positive and hard negative.
 
-    Each entailment of a premise is paired with one of its contradictions, in file order; where one kind is rarer it is
-    used again, so that no entailment and no contradiction is lost. Premises that lack either are skipped and counted.
+    The entailments of a premise are paired with its contradictions in file order, as in the paper's
+    ``nli_for_simcse.csv``; those left over, neutral hypotheses and rows without a gold label are skipped and counted.
     The header says ``premise, hypothesis, label`` or ``sentence1, sentence2, gold_label`` (SNLI, MNLI). Labels are
     ``entailment``, ``neutral``, ``contradiction`` in any case, or 0, 1, 2; ``-`` and -1 mean that the annotators did
-    not agree, and are skipped. The whole file is held in memory, because a premise's rows may lie apart.
+    not agree. The whole file is held in memory, because a premise's rows may lie apart.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -261,18 +261,17 @@ class NLIReader(Reader):
                     f"{path}, line {line}: unknown label {spelled!r}, expected entailment, neutral, contradiction, 0, "
                     "1, 2, or - for none"
                 )
-            if label == "without a gold label":
+            if label in ("neutral", "without a gold label"):
                 self.skipped[label] += 1
                 continue
-            hypotheses = premises.setdefault(premise, {"entailment": [], "neutral": [], "contradiction": []})
+            hypotheses = premises.setdefault(premise, {"entailment": [], "contradiction": []})
             hypotheses[label].append(hypothesis)
         for premise, hypotheses in premises.items():
             positives, negatives = hypotheses["entailment"], hypotheses["contradiction"]
-            if not positives or not negatives:
-                self.skipped["premises without both an entailment and a contradiction"] += 1
-                continue
-            for index in range(max(len(positives), len(negatives))):
-                yield premise, positives[index % len(positives)], negatives[index % len(negatives)]
+            if unpaired := abs(len(positives) - len(negatives)):
+                self.skipped["entailments or contradictions of a premise that lacks the other"] += unpaired
+            for positive, negative in zip(positives, negatives, strict=False):
+                yield premise, positive, negative
 
     def _names(self, width: int) -> Sequence[str]:
         return ["anchor", "positive", "negative"]
