@@ -68,7 +68,7 @@ def generate_corpus(size: int = 2000, seed: int = 0) -> Corpus:
     Example:
         >>> corpus = generate_corpus(size=4)
         >>> corpus.sentences[0]
-        'in the shore the mother views the boat .'
+        'the van fixes the toy in the meadow .'
         >>> len(corpus.triplets), len(corpus.scored_pairs)
         (4, 1)
     """

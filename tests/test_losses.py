@@ -1,0 +1,326 @@
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from sentence_transformers import InputExample, SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from torch.utils.data import DataLoader, SequentialSampler
+
+from st_simcse import ProjectionHead, SupSimCSELoss, UnsupSimCSELoss
+from st_simcse.demo import tiny_model
+from tests.reference import info_nce_loop
+
+
+def _weights(module):
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def _same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _features(model, *columns):
+    return [model.preprocess(list(column)) for column in columns]
+
+
+def _arguments(folder, **options):
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
+    return Arguments(str(folder), **(defaults | options))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_unsup_is_info_nce_of_two_dropout_views(model, sentences, symmetric):
+    loss = UnsupSimCSELoss(model, temperature=0.1, symmetric=symmetric)
+    torch.manual_seed(1)
+    value = loss(_features(model, sentences))
+    # One forward pass over the doubled batch draws the same masks.
+    doubled = model.preprocess(sentences * 2)
+    torch.manual_seed(1)
+    first, second = model(doubled)["sentence_embedding"].detach().chunk(2)
+    assert not torch.allclose(first, second)
+    expected = info_nce_loop(first, second, temperature=0.1, symmetric=symmetric)
+    assert value.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_column_equals_two_identical_columns(model, sentences):
+    loss = UnsupSimCSELoss(model)
+    torch.manual_seed(1)
+    one = loss(_features(model, sentences))
+    torch.manual_seed(1)
+    two = loss(_features(model, sentences, sentences))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("negatives", [0, 1, 2])
+def test_sup_is_info_nce_of_the_columns(model, sentences, negatives):
+    model.eval()
+    columns = [sentences[offset:] + sentences[:offset] for offset in range(2 + negatives)]
+    value = SupSimCSELoss(model, hard_negative_weight=2.0)(_features(model, *columns))
+    anchors, positives, *others = (model.encode(column, convert_to_tensor=True) for column in columns)
+    expected = info_nce_loop(anchors, positives, torch.stack(others, 1) if others else None, weight=2.0)
+    assert value.item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_unsup_without_symmetry_equals_multiple_negatives_ranking(model, sentences):
+    model.eval()
+    columns = [sentences, sentences[1:] + sentences[:1]]
+    ours = UnsupSimCSELoss(model)(_features(model, *columns))
+    theirs = MultipleNegativesRankingLoss(model, scale=20.0)(_features(model, *columns), None)
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "columns", "message"),
+    [(UnsupSimCSELoss, 3, "one column of sentences or the same column twice"), (SupSimCSELoss, 1, "UnsupSimCSELoss")],
+)
+def test_wrong_number_of_columns(model, sentences, loss, columns, message):
+    with pytest.raises(ValueError, match=message):
+        loss(model)(_features(model, *[sentences] * columns))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": -1}, {"mini_batch_size": 0}])
+@pytest.mark.parametrize("loss", [UnsupSimCSELoss, SupSimCSELoss])
+def test_bad_options(model, loss, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        loss(model, **options)
+    with pytest.raises(ValueError, match="hard_negative_weight"):
+        SupSimCSELoss(model, hard_negative_weight=-1)
+
+
+def test_missing_dropout_warns_once(model, static_model, sentences, caplog):
+    def warnings(model, steps=2):
+        caplog.clear()
+        loss = UnsupSimCSELoss(model)
+        for _ in range(steps):
+            loss(_features(model, sentences))
+        return [record.message for record in caplog.records if "no dropout is active" in record.message]
+
+    assert warnings(model) == []
+    assert warnings(static_model) == []
+    assert len(warnings(SentenceTransformer(modules=[static_model[0]], device="cpu").train())) == 1
+    assert len(warnings(model.eval())) == 1
+    _without_dropout(model.train())
+    messages = warnings(model)
+    assert len(messages) == 1
+    assert "hidden_dropout_prob" in messages[0]
+    with torch.no_grad():  # evaluation has no dropout by right
+        assert warnings(model.eval()) == []
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+def test_head_trains_in_the_trainer_and_is_not_saved(model, sentences, tmp_path, mini_batch_size):
+    loss = UnsupSimCSELoss(model, projection_head=True, mini_batch_size=mini_batch_size)
+    assert isinstance(loss.projection_head, ProjectionHead)
+    head, body = _weights(loss.projection_head), _weights(model)
+    dataset = Dataset.from_dict({"sentence": sentences})
+    SentenceTransformerTrainer(model, _arguments(tmp_path), dataset, loss=loss).train()
+    assert not _same(head, _weights(loss.projection_head))
+    assert not _same(body, _weights(model))
+
+    model.save_pretrained(str(tmp_path / "saved"))
+    saved = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert not any("projection" in name for name, _ in saved.named_parameters())
+    before = model.encode(sentences)
+    assert abs(saved.encode(sentences) - before).max() < 1e-6
+    with torch.no_grad():
+        loss.projection_head.dense.weight.fill_(7.0)
+    assert (model.encode(sentences) == before).all()
+
+
+def test_head_gradients_are_zeroed_between_steps(model, sentences, tmp_path):
+    loss = UnsupSimCSELoss(model, projection_head=True)
+    dataset = Dataset.from_dict({"sentence": sentences})
+    SentenceTransformerTrainer(model, _arguments(tmp_path), dataset, loss=loss).train()
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in loss.projection_head.parameters())
+
+
+def test_a_head_of_ones_own(model, sentences):
+    loss = SupSimCSELoss(model, projection_head=torch.nn.Linear(32, 8))
+    loss(_features(model, sentences, sentences)).backward()
+    assert loss.projection_head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("supervised", [False, True])
+def test_cached_gradients_equal_the_uncached(sentences, supervised, head):
+    gradients = []
+    for mini_batch_size in (None, 3):
+        model = tiny_model(sentences, width=32).to("cpu").double()
+        # Without dropout the two passes may differ in their random numbers, and still must agree.
+        model.eval()
+        torch.manual_seed(2)
+        options = {"projection_head": head, "mini_batch_size": mini_batch_size}
+        loss = SupSimCSELoss(model, **options) if supervised else UnsupSimCSELoss(model, **options)
+        columns = [sentences, sentences[1:] + sentences[:1], sentences[2:] + sentences[:2]][: 3 if supervised else 2]
+        value = loss(_features(model, *columns))
+        (value * 0.25).backward()  # what gradient accumulation and loss scaling do
+        gradients.append({name: p.grad for name, p in loss.named_parameters() if p.grad is not None} | {"": value})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-12), name
+
+
+def test_cached_dropout_is_replayed_and_differs_between_views(model, sentences):
+    """The cached gradient equals that of an uncached loss whose views are embedded mini-batch by mini-batch."""
+    features = _features(model, sentences)
+    torch.manual_seed(5)
+    cached = UnsupSimCSELoss(model, mini_batch_size=3)(features)
+    cached.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    torch.manual_seed(5)
+    views = []
+    for _ in range(2):
+        parts = []
+        for begin in range(0, len(sentences), 3):
+            mask = features[0]["attention_mask"][begin : begin + 3]
+            width = int(mask.any(0).nonzero().max()) + 1
+            tokens = {key: features[0][key][begin : begin + 3, :width] for key in ("input_ids", "attention_mask")}
+            parts.append(model(tokens)["sentence_embedding"])
+        views.append(torch.cat(parts))
+    assert not torch.allclose(*views)
+    cosine = torch.nn.functional.cosine_similarity(views[0][:, None], views[1][None], dim=-1)
+    plain = torch.nn.functional.cross_entropy(cosine / 0.05, torch.arange(len(sentences)))
+    plain.backward()
+    assert cached.item() == pytest.approx(plain.item(), abs=1e-5)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(gradients[name], parameter.grad, atol=1e-5), name
+
+
+def test_cached_static_embedding_is_refused(static_model):
+    with pytest.raises(ValueError, match="raise the batch size"):
+        UnsupSimCSELoss(static_model, mini_batch_size=2)
+
+
+@pytest.mark.parametrize("method", ["fit", "old_fit"])
+@pytest.mark.parametrize("supervised", [False, True])
+def test_fit(model, sentences, tmp_path, method, supervised, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loss = SupSimCSELoss(model) if supervised else UnsupSimCSELoss(model, projection_head=True)
+    examples = [InputExample(texts=[s, s, sentences[0]][: 3 if supervised else 2]) for s in sentences]
+    before = _weights(model)
+    pairs = sentences[:4], sentences[4:], [0.1, 0.5, 0.7, 0.2]
+    getattr(model, method)(
+        [(DataLoader(examples, batch_size=4, shuffle=True), loss)],
+        # old_fit compares an evaluator's score with a number, which ST's own evaluators no longer return.
+        evaluator=EmbeddingSimilarityEvaluator(*pairs, main_similarity="cosine") if method == "fit" else None,
+        evaluation_steps=1,
+        warmup_steps=0,
+        output_path=str(tmp_path / "best"),
+        show_progress_bar=False,
+    )
+    assert not _same(before, _weights(model))
+    assert SentenceTransformer(str(tmp_path / "best"), device="cpu").encode(sentences).shape == (8, 32)
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+def test_static_embedding_trains(static_model, sentences, tmp_path, supervised):
+    columns = {"anchor": sentences, "positive": sentences[1:] + sentences[:1]} if supervised else {"text": sentences}
+    loss = SupSimCSELoss(static_model) if supervised else UnsupSimCSELoss(static_model, projection_head=True)
+    before = _weights(static_model)
+    SentenceTransformerTrainer(static_model, _arguments(tmp_path), Dataset.from_dict(columns), loss=loss).train()
+    assert not _same(before, _weights(static_model))
+
+
+def test_multi_dataset_training_with_evaluation_and_best_model(model, sentences, tmp_path):
+    data = DatasetDict(
+        unsup=Dataset.from_dict({"sentence": sentences}),
+        sup=Dataset.from_dict({"anchor": sentences, "positive": sentences[::-1], "negative": sentences[1:] + ["No."]}),
+    )
+    losses = {"unsup": UnsupSimCSELoss(model, projection_head=True), "sup": SupSimCSELoss(model)}
+    arguments = _arguments(
+        tmp_path,
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_sup_loss",
+    )
+    trainer = SentenceTransformerTrainer(model, arguments, data, data, loss=losses)
+    trainer.train()
+    values = [entry["eval_sup_loss"] for entry in trainer.state.log_history if "eval_sup_loss" in entry]
+    assert len(values) == 2
+    best = SentenceTransformer(trainer.state.best_model_checkpoint, device="cpu")
+    assert trainer.state.best_metric == min(values)
+    assert _same(_weights(best), _weights(model))
+
+
+def _without_dropout(model):
+    for module in model.modules():
+        for attribute in ("p", "dropout_prob"):
+            if hasattr(module, attribute):
+                setattr(module, attribute, 0.0)
+    return model
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 2])
+def test_gradient_accumulation_steps_along_the_mean_gradient(sentences, tmp_path, mini_batch_size):
+    columns = {"anchor": sentences, "positive": sentences[::-1]}
+    moved = []
+    for trained in (True, False):
+        model = _without_dropout(tiny_model(sentences, width=32).to("cpu"))
+        torch.manual_seed(0)
+        loss = SupSimCSELoss(model, projection_head=True, mini_batch_size=mini_batch_size)
+        if trained:
+            arguments = _arguments(
+                tmp_path,
+                max_steps=1,
+                gradient_accumulation_steps=2,
+                optim="sgd",
+                learning_rate=0.1,
+                lr_scheduler_type="constant",
+                max_grad_norm=0,
+                batch_sampler=lambda dataset, **options: DefaultBatchSampler(SequentialSampler(dataset), **options),
+            )
+            SentenceTransformerTrainer(model, arguments, Dataset.from_dict(columns), loss=loss).train()
+        else:
+            model.train()
+            for rows in (slice(0, 4), slice(4, 8)):
+                (loss(_features(model, *(column[rows] for column in columns.values()))) / 2).backward()
+            torch.optim.SGD(loss.parameters(), lr=0.1).step()
+        moved.append(_weights(loss))
+    for name, weight in moved[0].items():
+        assert torch.allclose(weight, moved[1][name], atol=1e-5), name
+
+
+def test_config_and_citation(model):
+    unsup = UnsupSimCSELoss(model, temperature=0.1, symmetric=True, projection_head=True)
+    assert unsup.get_config_dict() == {
+        "temperature": 0.1,
+        "projection_head": True,
+        "mini_batch_size": None,
+        "symmetric": True,
+    }
+    sup = SupSimCSELoss(model, hard_negative_weight=2.0, mini_batch_size=8)
+    assert sup.get_config_dict()["hard_negative_weight"] == 2.0
+    assert sup.get_config_dict()["mini_batch_size"] == 8
+    assert "gao2021simcse" in sup.citation
+
+
+def test_model_card_names_the_loss(model, sentences, tmp_path):
+    dataset = Dataset.from_dict({"sentence": sentences})
+    SentenceTransformerTrainer(model, _arguments(tmp_path), dataset, loss=UnsupSimCSELoss(model)).train()
+    model.save_pretrained(str(tmp_path / "saved"))
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "UnsupSimCSELoss" in card
+    assert "gao2021simcse" in card
+
+
+def test_non_finite_embeddings_stop_the_step(model, sentences):
+    with torch.no_grad():
+        model[0].model.embeddings.word_embeddings.weight[model.tokenizer.vocab["guitar"]] = float("nan")
+    with pytest.raises(ValueError, match=r"row\(s\) \[0\] of 8"):
+        SupSimCSELoss(model)(_features(model, sentences, sentences[1:] + sentences[:1]))
