@@ -1,0 +1,249 @@
+import csv
+import gzip
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from st_simcse import NLIReader, SentenceReader, TripletReader, load_sts
+
+
+def _write(folder, name, content):
+    path = folder / name
+    data = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+def _texts(reader, name, **options):
+    return [example.texts for example in reader.get_examples(name, **options)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "One.\nTwo.\n"),
+        ("a.txt", "One.\nTwo."),
+        ("a.text", "One.\r\nTwo.\r\n"),
+        ("a.txt", b"\xef\xbb\xbfOne.\nTwo.\n"),
+        ("a.txt.gz", "One.\nTwo.\n"),
+        ("a.txt", "\n One. \n\t\nTwo.\n\n"),
+        ("a.csv", "sentence\nOne.\nTwo.\n"),
+        ("a.csv", "id,text\n1,One.\n2,Two.\n"),
+        ("a.csv", b"\xef\xbb\xbfsentence\r\nOne.\r\nTwo.\r\n"),
+        ("a.tsv", "text\tid\nOne.\t1\nTwo.\t2\n"),
+        ("a.tsv.gz", "text\tid\nOne.\t1\nTwo.\t2\n"),
+        ("a.jsonl", '{"sentence": "One."}\n\n{"sentence": "Two.", "id": 2}\n'),
+        ("a.jsonl.gz", '{"text": "One."}\r\n{"text": "Two."}\r\n'),
+    ],
+)
+def test_sentences(tmp_path, name, content):
+    _write(tmp_path, name, content)
+    reader = SentenceReader(tmp_path)
+    assert _texts(reader, name) == [["One.", "One."], ["Two.", "Two."]]
+    assert reader.get_dataset(name).to_dict() == {"sentence": ["One.", "Two."]}
+    assert _texts(reader, name, max_examples=1) == [["One.", "One."]]
+
+
+def test_line_separators_inside_a_sentence_do_not_split_it(tmp_path):
+    _write(tmp_path, "a.txt", "One\u2028still one.\x0cstill\nTwo.\n")
+    assert len(_texts(SentenceReader(tmp_path), "a.txt")) == 2
+
+
+def test_column_by_name_and_number(tmp_path):
+    _write(tmp_path, "a.csv", "1,One.\n2,Two.\n")
+    assert _texts(SentenceReader(tmp_path, column=1), "a.csv")[1] == ["Two.", "Two."]
+    _write(tmp_path, "b.csv", "id,body\n1,One.\n")
+    assert _texts(SentenceReader(tmp_path, column="body"), "b.csv") == [["One.", "One."]]
+
+
+def test_skipped_rows_are_counted_and_logged(tmp_path, caplog):
+    path = _write(tmp_path, "a.txt", "One.\n\nTwo.\nOne.\n  \n")
+    reader = SentenceReader(tmp_path, drop_duplicates=True)
+    with caplog.at_level(logging.WARNING):
+        assert len(reader.get_dataset("a.txt")) == 2
+        assert len(reader.get_dataset("a.txt")) == 2  # a second reading counts again
+    assert reader.skipped == {"blank": 2, "duplicate": 1}
+    assert caplog.messages == [f"{path}: 2 read, skipped 2 blank, 1 duplicate"] * 2
+    assert len(SentenceReader(tmp_path).get_dataset("a.txt")) == 3  # duplicates stay unless asked for
+
+
+def test_a_changed_file_is_read_anew(tmp_path):
+    path = _write(tmp_path, "a.txt", "One.\n")
+    assert SentenceReader(tmp_path).get_dataset("a.txt")["sentence"][:] == ["One."]
+    path.write_text("Two.\n")
+    assert SentenceReader(tmp_path).get_dataset("a.txt")["sentence"][:] == ["Two."]
+
+
+TRIPLET = ["A, b.", 'C "d".', "E\tf."]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("t.csv", 'sent0,sent1,hard_neg\n"A, b.","C ""d"".",E\tf.\n', {}),
+        ("t.csv.gz", 'hard_neg,sent1,sent0\r\nE\tf.,"C ""d"".","A, b."\r\n', {}),
+        ("t.csv", 'anchor,positive,negative\n"A, b.","C ""d"".",E\tf.\n', {}),
+        ("t.csv", '"A, b.","C ""d"".",E\tf.\n', {"columns": [0, 1, 2]}),
+        ("t.csv", 'x,q,p,n\n1,"A, b.","C ""d"".",E\tf.\n', {"columns": ["q", "p", "n"]}),
+        ("t.tsv", 'sent0\tsent1\thard_neg\nA, b.\t"C ""d""."\t"E\tf."\n', {"quoting": csv.QUOTE_MINIMAL}),
+        ("t.jsonl", '{"sent0": "A, b.", "sent1": "C \\"d\\".", "hard_neg": "E\\tf."}\n', {}),
+    ],
+)
+def test_triplets(tmp_path, name, content, options):
+    _write(tmp_path, name, content)
+    reader = TripletReader(tmp_path, **options)
+    assert _texts(reader, name) == [TRIPLET]
+    assert reader.get_dataset(name)[0] == dict(zip(("anchor", "positive", "negative"), TRIPLET, strict=True))
+
+
+def test_quotes_in_tsv_are_ordinary_characters(tmp_path):
+    _write(tmp_path, "t.tsv", 'sent0\tsent1\n"Hi" he said.\tHe "greets.\n"Open.\tClosed."\n')
+    expected = [['"Hi" he said.', 'He "greets.'], ['"Open.', 'Closed."']]
+    assert _texts(TripletReader(tmp_path), "t.tsv") == expected
+
+
+def test_quoted_cells_may_span_lines(tmp_path):
+    _write(tmp_path, "t.csv", 'sent0,sent1,hard_neg\n"A\nb",C,D\nE,F,\n')
+    reader = TripletReader(tmp_path)
+    assert _texts(reader, "t.csv") == [["A\nb", "C", "D"]]
+    assert reader.skipped == {"with an empty 'hard_neg'": 1}
+
+
+def test_pairs_and_several_negatives(tmp_path):
+    _write(tmp_path, "p.csv", "sent0,sent1\nA,B\n")
+    assert TripletReader(tmp_path).get_dataset("p.csv").to_dict() == {"anchor": ["A"], "positive": ["B"]}
+    _write(tmp_path, "n.csv", "A,B,C,D\n")
+    dataset = TripletReader(tmp_path, columns=[0, 1, 2, 3]).get_dataset("n.csv")
+    assert dataset.column_names == ["anchor", "positive", "negative_1", "negative_2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("n.tsv", "premise\thypothesis\tlabel\nP\tE\tentailment\nP\tN\tneutral\nP\tC\tcontradiction\nQ\tE\tentailment\n"),
+        ("n.csv", "label,sentence1,sentence2,gold_label\nx,P,E,Entailment\nx,P,C,CONTRADICTION\nx,Q,?,-\nx,Q,E,neutral\n"),
+        (
+            "n.jsonl",
+            '{"premise": "P", "hypothesis": "C", "label": 2}\n{"premise": "P", "hypothesis": "E", "label": 0}\n'
+            '{"premise": "P", "hypothesis": "X", "label": -1}\n{"premise": "P", "hypothesis": "Y", "label": 1}\n',
+        ),
+        ("n.jsonl.gz", '{"sentence1": "P", "sentence2": "E", "gold_label": "entailment"}\n'
+            '{"sentence1": "P", "sentence2": "C", "gold_label": "contradiction"}\n'),
+    ],
+)  # fmt: skip
+def test_nli(tmp_path, name, content):
+    _write(tmp_path, name, content)
+    assert _texts(NLIReader(tmp_path), name) == [["P", "E", "C"]]
+    assert NLIReader(tmp_path).get_dataset(name).to_dict() == {"anchor": ["P"], "positive": ["E"], "negative": ["C"]}
+
+
+def test_nli_counts_what_it_cannot_pair(tmp_path):
+    rows = ["P\tE1\tentailment", "Q\tC\tcontradiction", "P\tE2\tentailment", "P\tC1\tcontradiction", "P\t?\t-"]
+    _write(tmp_path, "n.tsv", "\n".join(["premise\thypothesis\tlabel", *rows]))
+    reader = NLIReader(tmp_path)
+    assert _texts(reader, "n.tsv") == [["P", "E1", "C1"]]
+    unpaired = "entailments or contradictions of a premise that lacks the other"
+    assert reader.skipped == {"without a gold label": 1, unpaired: 2}
+
+
+def test_snli_becomes_the_papers_triplets(shared):
+    """The NLI reader on SNLI gives exactly the rows of the file in the layout of nli_for_simcse.csv."""
+    reader = NLIReader(shared / "nli")
+    triplets = [tuple(texts) for name in ("snli-dev.tsv", "snli-test.tsv") for texts in _texts(reader, name)]
+    expected = [tuple(texts) for texts in _texts(TripletReader(shared / "nli"), "nli_triplets.csv")]
+    assert len(triplets) == len(expected) == 5883
+    assert set(triplets) == set(expected)
+
+
+@pytest.mark.parametrize(
+    ("subset", "name", "rows"),
+    [("raw", "STS12", 3108), ("senteval", "STSB-test", 1379), ("zh", "STSB-dev", 1500), ("de", "STSB-test", 1379)],
+)
+def test_sts_of_the_real_files(shared, subset, name, rows):
+    evaluator = load_sts(shared / "sts" / subset / f"{name}.tsv")
+    assert evaluator.name == name
+    assert len(evaluator.scores) == len(evaluator.sentences1) == rows
+    assert 0 <= min(evaluator.scores) < max(evaluator.scores) <= 5
+
+
+def test_sts_formats(tmp_path):
+    _write(tmp_path, "a.csv.gz", "score,sentence2,sentence1\n4.5,B,A\n")
+    _write(tmp_path, "a.jsonl", '{"sentence1": "A", "sentence2": "B", "score": 4.5}\n')
+    _write(tmp_path, "a.tsv", "x\t4.5\tA\tB\n")
+    for name, options in (("a.csv.gz", {}), ("a.jsonl", {}), ("a.tsv", {"columns": [2, 3, 1]})):
+        evaluator = load_sts(tmp_path / name, **options)
+        assert (evaluator.sentences1, evaluator.sentences2, evaluator.scores) == (["A"], ["B"], [4.5])
+
+
+ERRORS = {
+    "absent": (SentenceReader, "a.txt", None, FileNotFoundError, "a.txt"),
+    "empty": (SentenceReader, "a.txt", "", ValueError, "a.txt: nothing to read"),
+    "only blank": (SentenceReader, "a.txt", "\n\n", ValueError, "a.txt: nothing to read.*2 blank"),
+    "only a header": (TripletReader, "a.csv", "sent0,sent1\n", ValueError, "a.csv: nothing to read"),
+    "undecodable": (SentenceReader, "a.txt", b"Ok.\ncaf\xe9\n", ValueError, "a.txt, line 2, byte 4: not UTF-8.*iconv"),
+    "undecodable csv": (SentenceReader, "a.csv", b"text\nOk\ncaf\xe9\n", ValueError, "a.csv, line 3, byte 4"),
+    "utf-16": (SentenceReader, "a.txt", "One.".encode("utf-16"), ValueError, "a.txt, line 1, byte 1"),
+    "no gzip": (SentenceReader, "a.txt", b"", ValueError, "nothing to read"),
+    "missing column": (TripletReader, "a.csv", "sent0,other\nA,B\n", ValueError, r"line 2: no column.*\['sent0', 'other'\]"),
+    "missing json key": (
+        TripletReader, "a.jsonl", '{"sent0": "A", "sent1": "B"}\n{"sent0": "A"}\n', ValueError, "line 2: no column 'sent1'",
+    ),
+    "short row": (TripletReader, "a.csv", "sent0,sent1,hard_neg\nA,B,C\nA,B\n", ValueError, "line 3: no column 'hard_neg'"),
+    "long row": (TripletReader, "a.tsv", 'sent0\tsent1\n"A\tB"\tC\n', ValueError, "line 2: 3 cells.*QUOTE_MINIMAL"),
+    "open quote": (TripletReader, "a.csv", 'sent0,sent1\nA,B\n"C,D\nE,F\n', ValueError, "line 3.*QUOTE_NONE"),
+    "header twice": (TripletReader, "a.csv", "sent0,sent0\nA,B\n", ValueError, "line 1: the header names"),
+    "not json": (SentenceReader, "a.jsonl", '{"text": "A"}\n{oops\n', ValueError, "a.jsonl, line 2: not JSON"),
+    "json list": (SentenceReader, "a.jsonl", '["A"]\n', ValueError, "line 1: expected a JSON object"),
+    "nested json": (SentenceReader, "a.jsonl", '{"text": ["A"]}\n', ValueError, "line 1, column 'text': expected text"),
+    "table wanted": (TripletReader, "a.txt", "A\n", ValueError, "expected a .csv, .tsv or .jsonl"),
+    "label": (
+        NLIReader, "a.csv", "premise,hypothesis,label\nP,H,maybe\n", ValueError, "line 2: unknown label 'maybe'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("reader", "name", "content", "error", "message"), ERRORS.values(), ids=ERRORS)
+def test_errors_name_file_line_and_column(tmp_path, reader, name, content, error, message):
+    if content is not None:
+        _write(tmp_path, name, content)
+    for read in (reader(tmp_path).get_examples, reader(tmp_path).get_dataset):
+        with pytest.raises(error, match=message):
+            read(name)
+
+
+@pytest.mark.parametrize("score", ["good", "nan", "inf", "4,5"])
+def test_a_bad_score(tmp_path, score):
+    path = _write(tmp_path, "s.tsv", f"sentence1\tsentence2\tscore\nA\tB\t1\nA\tB\t{score}\n")
+    with pytest.raises(ValueError, match=f"s.tsv, line 3, column 'score': '{score}' is not a score"):
+        load_sts(path)
+
+
+def test_damaged_gzip(tmp_path):
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(b"One.\n" * 10_000)[:-20])
+    with pytest.raises(ValueError, match="damaged gzip"):
+        SentenceReader().get_dataset(path)
+    path.write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match="damaged gzip"):
+        SentenceReader().get_dataset(path)
+
+
+def test_a_million_lines_stream_to_disk(tmp_path):
+    """Peak memory above the imports stays far below the file's size as Python objects; the rows lie in an Arrow file."""
+    path = tmp_path / "million.txt"
+    with path.open("w") as file:
+        file.writelines(f"This is sentence number {number} of a file that streams.\n" for number in range(1_000_000))
+    code = """
+import resource, sys
+from st_simcse import SentenceReader
+reader = SentenceReader()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+dataset = reader.get_dataset(sys.argv[1])
+assert len(dataset) == 1_000_000 and dataset[999_999]["sentence"].startswith("This is sentence number 999999 ")
+assert dataset.cache_files
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    output = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
+    assert int(output) < 300e6
