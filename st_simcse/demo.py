@@ -48,9 +48,7 @@ def save_tiny_transformer(folder: str | Path, sentences: Iterable[str], width: i
     """The transformer of :func:`tiny_model` as transformers saves it."""
     normalizer, splitter = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
     words = {
-        word
-        for sentence in sentences
-        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(sentence))
+        word for sentence in sentences for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(sentence))
     }
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: index for index, word in enumerate([*special, *sorted(words)])}
@@ -102,7 +100,9 @@ def run_demo(seed: int = 0) -> dict[str, float]:
     return scores
 
 
-def _train(model: SentenceTransformer, loss: UnsupSimCSELoss | SupSimCSELoss, dataset: Dataset, seed: int, epochs: int) -> None:
+def _train(
+    model: SentenceTransformer, loss: UnsupSimCSELoss | SupSimCSELoss, dataset: Dataset, seed: int, epochs: int
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = SentenceTransformerTrainingArguments(
             folder,

@@ -83,8 +83,9 @@ def info_nce(
         {\sum_j \left(e^{sim(h_i, h_j^+)/τ} + \sum_n α^{1[i=j]} e^{sim(h_i, h_{jn}^-)/τ}\right)}
 
     Without hard negatives this is equation 1 (and 4, where the positive is the same sentence under another dropout
-    mask); with them equation 5, where α is the weight of the own hard negative in the ablation of section 6.3. The weight enters as log(α)
-    added to the logit. princeton-nlp/SimCSE's ``--hard_negative_weight`` *is* that logarithm: its 0 is our 1.
+    mask); with them equation 5, where α is the weight of the own hard negative in the ablation of section 6.3. The
+    weight enters as log(α) added to the logit. princeton-nlp/SimCSE's ``--hard_negative_weight`` *is* that logarithm:
+    its 0 is our 1.
 
     Similarities and the log-sum-exp are computed in float32 (float64 for float64 input), also under autocast. A zero
     vector has similarity 0 with everything and gets a zero gradient. A single row without hard negatives has nothing

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ProjectionHead(nn.Module):
-    """Linear + Tanh on top of the sentence embedding: the MLP layer of the ablation on pooling, section 6.3 of the paper.
+    """Linear + Tanh on top of the sentence embedding: the MLP of the paper's ablation on pooling, section 6.3.
 
     Owned by a loss, it is trained by the same optimizer but is no part of the saved model, which is the paper's best
     unsupervised setting ("MLP in training only").

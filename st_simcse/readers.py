@@ -39,6 +39,14 @@ Row = tuple[int, dict[Column, Any]]
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
+_NLI_LABELS = {
+    **dict.fromkeys(("entailment", "0"), "entailment"),
+    **dict.fromkeys(("neutral", "1"), "neutral"),
+    **dict.fromkeys(("contradiction", "2"), "contradiction"),
+    **dict.fromkeys(("-", "-1"), "without a gold label"),
+}
+
+
 class Reader:
     """What the readers share: finding the file, the columns, duplicates, counting, and the three ways out.
 
@@ -244,18 +252,11 @@ class NLIReader(Reader):
         ['A dog runs.', 'An animal moves.', 'A dog sleeps.']
     """
 
-    LABELS = {
-        **dict.fromkeys(("entailment", "0"), "entailment"),
-        **dict.fromkeys(("neutral", "1"), "neutral"),
-        **dict.fromkeys(("contradiction", "2"), "contradiction"),
-        **dict.fromkeys(("-", "-1"), "without a gold label"),
-    }
-
     def _records(self, path: Path) -> Iterator[Record]:
         premises: dict[str, dict[str, list[str]]] = {}
         names = [["premise", "hypothesis", "label"], ["sentence1", "sentence2", "gold_label"]]
         for line, (premise, hypothesis, spelled) in self._cells(path, names):
-            label = self.LABELS.get(spelled.lower())
+            label = _NLI_LABELS.get(spelled.lower())
             if label is None:
                 raise ValueError(
                     f"{path}, line {line}: unknown label {spelled!r}, expected entailment, neutral, contradiction, 0, "

@@ -236,7 +236,7 @@ def test_static_embedding_trains(static_model, sentences, tmp_path, supervised):
 def test_multi_dataset_training_with_evaluation_and_best_model(model, sentences, tmp_path):
     data = DatasetDict(
         unsup=Dataset.from_dict({"sentence": sentences}),
-        sup=Dataset.from_dict({"anchor": sentences, "positive": sentences[::-1], "negative": sentences[1:] + ["No."]}),
+        sup=Dataset.from_dict({"anchor": sentences, "positive": sentences[::-1], "negative": [*sentences[1:], "No."]}),
     )
     losses = {"unsup": UnsupSimCSELoss(model, projection_head=True), "sup": SupSimCSELoss(model)}
     arguments = _arguments(

@@ -122,17 +122,26 @@ def test_pairs_and_several_negatives(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("n.tsv", "premise\thypothesis\tlabel\nP\tE\tentailment\nP\tN\tneutral\nP\tC\tcontradiction\nQ\tE\tentailment\n"),
-        ("n.csv", "label,sentence1,sentence2,gold_label\nx,P,E,Entailment\nx,P,C,CONTRADICTION\nx,Q,?,-\nx,Q,E,neutral\n"),
+        (
+            "n.tsv",
+            "premise\thypothesis\tlabel\nP\tE\tentailment\nP\tN\tneutral\nP\tC\tcontradiction\nQ\tE\tentailment\n",
+        ),
+        (
+            "n.csv",
+            "label,sentence1,sentence2,gold_label\nx,P,E,Entailment\nx,P,C,CONTRADICTION\nx,Q,?,-\nx,Q,E,neutral\n",
+        ),
         (
             "n.jsonl",
             '{"premise": "P", "hypothesis": "C", "label": 2}\n{"premise": "P", "hypothesis": "E", "label": 0}\n'
             '{"premise": "P", "hypothesis": "X", "label": -1}\n{"premise": "P", "hypothesis": "Y", "label": 1}\n',
         ),
-        ("n.jsonl.gz", '{"sentence1": "P", "sentence2": "E", "gold_label": "entailment"}\n'
-            '{"sentence1": "P", "sentence2": "C", "gold_label": "contradiction"}\n'),
+        (
+            "n.jsonl.gz",
+            '{"sentence1": "P", "sentence2": "E", "gold_label": "entailment"}\n'
+            '{"sentence1": "P", "sentence2": "C", "gold_label": "contradiction"}\n',
+        ),
     ],
-)  # fmt: skip
+)
 def test_nli(tmp_path, name, content):
     _write(tmp_path, name, content)
     assert _texts(NLIReader(tmp_path), name) == [["P", "E", "C"]]
@@ -186,11 +195,27 @@ ERRORS = {
     "undecodable csv": (SentenceReader, "a.csv", b"text\nOk\ncaf\xe9\n", ValueError, "a.csv, line 3, byte 4"),
     "utf-16": (SentenceReader, "a.txt", "One.".encode("utf-16"), ValueError, "a.txt, line 1, byte 1"),
     "no gzip": (SentenceReader, "a.txt", b"", ValueError, "nothing to read"),
-    "missing column": (TripletReader, "a.csv", "sent0,other\nA,B\n", ValueError, r"line 2: no column.*\['sent0', 'other'\]"),
-    "missing json key": (
-        TripletReader, "a.jsonl", '{"sent0": "A", "sent1": "B"}\n{"sent0": "A"}\n', ValueError, "line 2: no column 'sent1'",
+    "missing column": (
+        TripletReader,
+        "a.csv",
+        "sent0,other\nA,B\n",
+        ValueError,
+        r"line 2: no column.*\['sent0', 'other'\]",
     ),
-    "short row": (TripletReader, "a.csv", "sent0,sent1,hard_neg\nA,B,C\nA,B\n", ValueError, "line 3: no column 'hard_neg'"),
+    "missing json key": (
+        TripletReader,
+        "a.jsonl",
+        '{"sent0": "A", "sent1": "B"}\n{"sent0": "A"}\n',
+        ValueError,
+        "line 2: no column 'sent1'",
+    ),
+    "short row": (
+        TripletReader,
+        "a.csv",
+        "sent0,sent1,hard_neg\nA,B,C\nA,B\n",
+        ValueError,
+        "line 3: no column 'hard_neg'",
+    ),
     "long row": (TripletReader, "a.tsv", 'sent0\tsent1\n"A\tB"\tC\n', ValueError, "line 2: 3 cells.*QUOTE_MINIMAL"),
     "open quote": (TripletReader, "a.csv", 'sent0,sent1\nA,B\n"C,D\nE,F\n', ValueError, "line 3.*QUOTE_NONE"),
     "header twice": (TripletReader, "a.csv", "sent0,sent0\nA,B\n", ValueError, "line 1: the header names"),
@@ -199,9 +224,13 @@ ERRORS = {
     "nested json": (SentenceReader, "a.jsonl", '{"text": ["A"]}\n', ValueError, "line 1, column 'text': expected text"),
     "table wanted": (TripletReader, "a.txt", "A\n", ValueError, "expected a .csv, .tsv or .jsonl"),
     "label": (
-        NLIReader, "a.csv", "premise,hypothesis,label\nP,H,maybe\n", ValueError, "line 2: unknown label 'maybe'",
+        NLIReader,
+        "a.csv",
+        "premise,hypothesis,label\nP,H,maybe\n",
+        ValueError,
+        "line 2: unknown label 'maybe'",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("reader", "name", "content", "error", "message"), ERRORS.values(), ids=ERRORS)
@@ -231,7 +260,7 @@ def test_damaged_gzip(tmp_path):
 
 
 def test_a_million_lines_stream_to_disk(tmp_path):
-    """Peak memory above the imports stays far below the file's size as Python objects; the rows lie in an Arrow file."""
+    """Peak memory above the imports stays far below that of a million Python objects; the rows lie on disk."""
     path = tmp_path / "million.txt"
     with path.open("w") as file:
         file.writelines(f"This is sentence number {number} of a file that streams.\n" for number in range(1_000_000))

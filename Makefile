@@ -1,0 +1,16 @@
+# make demo   sets up a virtual environment in .venv and runs the demo
+# make test   sets it up with the test tools, then lints and tests
+.PHONY: demo test
+
+.venv/bin/python:
+	python3 -m venv .venv
+
+demo: .venv/bin/python
+	.venv/bin/pip install --quiet --editable .
+	.venv/bin/st-simcse demo
+
+test: .venv/bin/python
+	.venv/bin/pip install --quiet --editable '.[test]'
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pytest -n auto

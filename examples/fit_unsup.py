@@ -1,0 +1,32 @@
+"""Unsupervised SimCSE with InputExamples, a DataLoader and model.fit."""
+
+import argparse
+
+from torch.utils.data import DataLoader
+
+from st_simcse import SentenceReader, UnsupSimCSELoss, build_model, load_sts
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--model", default="bert-base-uncased", help="folder, or name on the hub")
+parser.add_argument("--train_file", required=True, help="one sentence a line")
+parser.add_argument("--dev_file", required=True, help="scored pairs: sentence1, sentence2, score")
+parser.add_argument("--output", default="output/fit_unsup")
+parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to try things out")
+args = parser.parse_args()
+
+model = build_model(args.model, pooling="cls", max_seq_length=32)
+loss = UnsupSimCSELoss(model, projection_head=True)
+loader = DataLoader(SentenceReader().get_examples(args.train_file), batch_size=64, shuffle=True)
+
+# fit warms up for 10,000 steps unless told otherwise: on less data the learning rate would never be reached.
+steps = args.max_steps if args.max_steps > 0 else len(loader)
+model.fit(
+    [(loader, loss)],
+    evaluator=load_sts(args.dev_file),
+    epochs=1,
+    steps_per_epoch=steps,
+    warmup_steps=steps // 10,
+    optimizer_params={"lr": 3e-5},
+    output_path=args.output,
+)
+print(load_sts(args.dev_file)(model))

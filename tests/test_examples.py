@@ -1,0 +1,39 @@
+"""Every example runs on real data with the real pretrained model."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def _run(tmp_path, script, *options):
+    command = [sys.executable, str(EXAMPLES / script), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", ["fit_unsup.py", "fit_sup.py", "trainer_unsup.py", "trainer_sup.py"])
+def test_training_examples(shared, pretrained, tmp_path, script):
+    train_file = shared / ("nli/nli_triplets.csv" if script.endswith("_sup.py") else "wiki/wiki_sentences.txt")
+    # the first 512 rows, under the same name so that the reader sees the same kind of file
+    small = tmp_path / train_file.name
+    small.write_text("".join(train_file.read_text().splitlines(keepends=True)[:512]))
+    dev = tmp_path / "STSB-dev.tsv"
+    dev.write_text("".join((shared / "sts/raw/STSB-dev.tsv").read_text().splitlines(keepends=True)[:300]))
+    options = ["--model", pretrained, "--train_file", small, "--dev_file", dev, "--max_steps", 4]
+    output = _run(tmp_path, script, *options, "--output", tmp_path / "out")
+    # CLS pooling starts below 0.8 on these pairs
+    assert 0.5 < float(re.findall(r"spearman_cosine': (?:np\.float64\()?([0-9.]+)", output)[-1]) < 1
+    assert (tmp_path / "out" / "modules.json").exists()
+
+
+def test_search(pretrained, tmp_path, sentences):
+    (tmp_path / "corpus.txt").write_text("\n".join(sentences))
+    query = "An animal is resting."
+    output = _run(tmp_path, "search.py", "--model", pretrained, "--corpus", tmp_path / "corpus.txt", query)
+    assert "A cat sleeps on the couch." in output.splitlines()[1]
