@@ -11,7 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from st_simcse.tiled import TiledCrossEntropy
+
 __all__ = ["info_nce", "sup_simcse_loss", "unsup_simcse_loss"]
+
+# A similarity matrix of more elements than this is computed in tiles.
+DENSE_ELEMENTS = 2**20
 
 
 def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
@@ -87,9 +92,11 @@ def info_nce(
     weight enters as log(α) added to the logit. princeton-nlp/SimCSE's ``--hard_negative_weight`` *is* that logarithm:
     its 0 is our 1.
 
-    Similarities and the log-sum-exp are computed in float32 (float64 for float64 input), also under autocast. A zero
-    vector has similarity 0 with everything and gets a zero gradient. A single row without hard negatives has nothing
-    to be told apart from: its loss is 0.
+    Similarities and the log-sum-exp are computed in float32 (float64 for float64 input), also under autocast. A matrix
+    of more than ``DENSE_ELEMENTS`` similarities is never held whole: memory then grows with B, not with its square.
+
+    A zero vector has similarity 0 with everything and gets a zero gradient. A single row without hard negatives has
+    nothing to be told apart from: its loss is 0.
 
     Args:
         anchors: (B, d), any floating dtype, any device.
@@ -146,23 +153,23 @@ def info_nce(
         own_negatives = own_negatives.repeat(2 if symmetric else 1, 1)
 
     log_weight = math.log(hard_negative_weight) if hard_negative_weight else -math.inf
-    return _cross_entropy(queries / temperature, torch.cat(candidates), targets, masked, own_negatives, log_weight)
+    columns = torch.cat(candidates) if len(candidates) > 1 else candidates[0]
+    cross_entropy = TiledCrossEntropy.apply if len(queries) * len(columns) > DENSE_ELEMENTS else _dense_cross_entropy
+    return cross_entropy(queries, columns, targets, masked, own_negatives, log_weight, 1 / temperature)
 
 
-def _cross_entropy(
+def _dense_cross_entropy(
     queries: Tensor,
     candidates: Tensor,
     targets: Tensor,
     masked: Tensor | None,
     own_negatives: Tensor | None,
     log_weight: float,
+    scale: float,
 ) -> Tensor:
-    """Mean over rows of the cross-entropy of ``queries @ candidates.T`` with the given target columns.
-
-    ``masked`` (one column a row) is left out of the softmax; ``own_negatives`` (N columns a row) get ``log_weight``.
-    """
+    """:class:`~st_simcse.tiled.TiledCrossEntropy` in the open: the whole matrix, differentiable any number of times."""
     with torch.autocast(queries.device.type, enabled=False):
-        logits = queries @ candidates.T
+        logits = (queries * scale) @ candidates.T
     if masked is not None:
         logits = logits.scatter(1, masked[:, None], -math.inf)
     if own_negatives is not None:

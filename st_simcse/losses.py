@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext, has_static_embedding_input
-from sentence_transformers.base.losses.merged_forward import embed_columns
+from sentence_transformers.base.losses.merged_forward import _chunked_outputs, merge_feature_batches
 from torch import Tensor, nn
 
 from st_simcse.functional import info_nce
@@ -20,6 +20,9 @@ from st_simcse.heads import ProjectionHead
 __all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
 
 logger = logging.getLogger(__name__)
+
+# Enough rows to keep the cores of a CPU busy, few enough to be of like length.
+ROWS_PER_PASS = 64
 
 
 class SimCSELoss(CachedLossMixin, nn.Module):
@@ -64,10 +67,15 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             ValueError: for a number of columns that the loss cannot use, or non-finite embeddings.
         """
         columns = self._columns(list(sentence_features))
+        rows, places = merge_feature_batches(columns), None
+        if rows is not None and "attention_mask" in rows:
+            # Rows of like length share a forward pass, which saves most of the padding; the loss undoes the sorting.
+            order = rows["attention_mask"].sum(1).argsort(descending=True)
+            places = order.argsort().view(len(columns), -1)
+            columns = [{key: value[order] if _has_rows(value, order) else value for key, value in rows.items()}]
         if self.mini_batch_size is not None:
-            return self.forward_cached(columns, labels)
-        embeddings = embed_columns(self.model, columns, separate_first=False)
-        return self.compute_loss_from_embeddings([self._project(column) for column in embeddings], labels)
+            return self.forward_cached(columns, places)
+        return self.calculate_loss([self._embed(column) for column in columns], places)
 
     def embed_minibatch(self, *args: Any, with_grad: bool, **kwargs: Any) -> tuple[Tensor, RandContext | None]:
         # The head belongs to the replayed part of GradCache, so that gradient accumulation and loss scaling reach it.
@@ -78,13 +86,18 @@ class SimCSELoss(CachedLossMixin, nn.Module):
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
-        loss = self.compute_loss_from_embeddings([torch.cat(column) for column in reps], labels)
+        """The loss of a list of embeddings a column; or of one list for all of them and their places (columns, B)."""
+        columns = [torch.cat(column) for column in reps]
+        if labels is not None:
+            columns = [columns[0][places] for places in labels]
+        loss = self.compute_loss_from_embeddings(columns)
         if with_backward:
-            loss.backward()
+            with torch.autocast(loss.device.type, enabled=False):  # would round the backward pass's products
+                loss.backward()
             loss = loss.detach()
         return loss
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor]) -> Tensor:
         """The loss of one (B, d) embedding matrix a column, the projection head already applied."""
         raise NotImplementedError
 
@@ -109,8 +122,18 @@ class SimCSELoss(CachedLossMixin, nn.Module):
     def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         raise NotImplementedError
 
+    def _embed(self, features: dict[str, Tensor]) -> list[Tensor]:
+        """Projected embeddings, from one forward pass on an accelerator and from several of few rows on a CPU."""
+        on_cpu = features["input_ids"].device.type == "cpu" and "attention_mask" in features
+        outputs = _chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
+        return [self._project(output["sentence_embedding"]) for output in outputs]
+
     def _project(self, embeddings: Tensor) -> Tensor:
         return embeddings if self.projection_head is None else self.projection_head(embeddings)
+
+
+def _has_rows(value: Any, order: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape[:1] == order.shape
 
 
 class UnsupSimCSELoss(SimCSELoss):
@@ -167,7 +190,7 @@ class UnsupSimCSELoss(SimCSELoss):
         self.symmetric = symmetric
         self._compare_views = True
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor]) -> Tensor:
         first, second = embeddings
         if self._compare_views and first.requires_grad:
             self._compare_views = False
@@ -254,7 +277,7 @@ class SupSimCSELoss(SimCSELoss):
             raise ValueError(f"hard_negative_weight must be at least 0, got {hard_negative_weight}")
         self.hard_negative_weight = hard_negative_weight
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor]) -> Tensor:
         anchors, positives, *negatives = embeddings
         return info_nce(
             anchors,

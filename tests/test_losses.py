@@ -3,6 +3,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import InputExample, SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
+from sentence_transformers.base.losses import column_merging_disabled
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -39,16 +40,41 @@ def _arguments(folder, **options):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_unsup_is_info_nce_of_two_dropout_views(model, sentences, symmetric):
-    loss = UnsupSimCSELoss(model, temperature=0.1, symmetric=symmetric)
     torch.manual_seed(1)
-    value = loss(_features(model, sentences))
-    # One forward pass over the doubled batch draws the same masks.
-    doubled = model.preprocess(sentences * 2)
-    torch.manual_seed(1)
-    first, second = model(doubled)["sentence_embedding"].detach().chunk(2)
+    value = UnsupSimCSELoss(model, temperature=0.1, symmetric=symmetric)(_features(model, sentences))
+    first, second = _views_embedded_by_hand(model, sentences, 64)
     assert not torch.allclose(first, second)
     expected = info_nce_loop(first, second, temperature=0.1, symmetric=symmetric)
     assert value.item() == pytest.approx(expected, abs=1e-5)
+
+
+def _views_embedded_by_hand(model, sentences, rows):
+    """The two views, from the same random numbers: long texts first, so many rows at a time, padded to the longest."""
+    torch.manual_seed(1)
+    lengths = model.preprocess(sentences * 2)["attention_mask"].sum(1)
+    order = lengths.argsort(descending=True).tolist()
+    parts = []
+    for begin in range(0, len(order), rows):
+        texts = [(sentences * 2)[row] for row in order[begin : begin + rows]]
+        parts.append(model(model.preprocess(texts))["sentence_embedding"])
+    embeddings = torch.cat(parts)
+    place = {row: position for position, row in enumerate(order)}
+    return [embeddings[[place[row + offset] for row in range(len(sentences))]] for offset in (0, len(sentences))]
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+def test_sorting_by_length_changes_nothing(model, sentences, monkeypatch, mini_batch_size):
+    """In passes of two rows, sorted by length, the columns give the loss of whole columns embedded one by one."""
+    model.eval()
+    monkeypatch.setattr("st_simcse.losses.ROWS_PER_PASS", 2)
+    columns = [sentences, sentences[3:] + sentences[:3], ["No.", *sentences[1:]]]
+    loss = SupSimCSELoss(model, mini_batch_size=mini_batch_size)
+    value = loss(_features(model, *columns))
+    with column_merging_disabled():
+        assert loss(_features(model, *columns)).item() == pytest.approx(value.item(), abs=1e-5)
+    embeddings = [model.encode(column, convert_to_tensor=True).cpu() for column in columns]
+    expected = info_nce_loop(embeddings[0], embeddings[1], embeddings[2][:, None])
+    assert value.item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_one_column_equals_two_identical_columns(model, sentences):
@@ -171,23 +197,13 @@ def test_cached_gradients_equal_the_uncached(sentences, supervised, head):
 
 def test_cached_dropout_is_replayed_and_differs_between_views(model, sentences):
     """The cached gradient equals that of an uncached loss whose views are embedded mini-batch by mini-batch."""
-    features = _features(model, sentences)
-    torch.manual_seed(5)
-    cached = UnsupSimCSELoss(model, mini_batch_size=3)(features)
+    torch.manual_seed(1)
+    cached = UnsupSimCSELoss(model, mini_batch_size=3)(_features(model, sentences))
     cached.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    torch.manual_seed(5)
-    views = []
-    for _ in range(2):
-        parts = []
-        for begin in range(0, len(sentences), 3):
-            mask = features[0]["attention_mask"][begin : begin + 3]
-            width = int(mask.any(0).nonzero().max()) + 1
-            tokens = {key: features[0][key][begin : begin + 3, :width] for key in ("input_ids", "attention_mask")}
-            parts.append(model(tokens)["sentence_embedding"])
-        views.append(torch.cat(parts))
+    views = _views_embedded_by_hand(model, sentences, 3)
     assert not torch.allclose(*views)
     cosine = torch.nn.functional.cosine_similarity(views[0][:, None], views[1][None], dim=-1)
     plain = torch.nn.functional.cross_entropy(cosine / 0.05, torch.arange(len(sentences)))

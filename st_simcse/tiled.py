@@ -1,0 +1,89 @@
+"""Cross-entropy of a similarity matrix that never exists whole: loss and gradients a tile of rows at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["TiledCrossEntropy"]
+
+# Rows of a tile; fewer where that many rows of the matrix would take more than the given number of elements.
+TILE_ROWS = 512
+TILE_ELEMENTS = 2**25
+
+
+class TiledCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of ``scale * queries @ candidates.T``, row i against column ``targets[i]``.
+
+    The softmax of a tile is in memory anyway when its loss is known, so its gradients are computed at once and the tile
+    is overwritten by the next: three matrix products in all, as few as with the whole matrix, and memory that grows
+    with the number of candidates instead of its square. Differentiable once.
+
+    Args of ``apply``:
+        queries: (M, d), float32 or float64.
+        candidates: (C, d), same dtype.
+        targets: (M,) int64, a column of each row.
+        masked: (M,) int64, a column that each row leaves out, or None.
+        own_negatives: (M, N) int64, columns whose logit gets ``log_weight`` added, or None.
+        log_weight: may be -inf.
+        scale: the inverse temperature.
+
+    Returns:
+        A scalar in the inputs' dtype.
+
+    Example:
+        >>> rows = torch.eye(3)
+        >>> TiledCrossEntropy.apply(rows, rows, torch.arange(3), None, None, 0.0, 1.0)  # log(e^1 + 2 e^0) - 1
+        tensor(0.5514)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        candidates: Tensor,
+        targets: Tensor,
+        masked: Tensor | None,
+        own_negatives: Tensor | None,
+        log_weight: float,
+        scale: float,
+    ) -> Tensor:
+        # A mean's gradient wants every product divided by the number of rows.
+        mean_scale = scale / len(queries)
+        rows = max(1, min(TILE_ROWS, TILE_ELEMENTS // len(candidates)))
+        wants_queries, wants_candidates = ctx.needs_input_grad[:2]
+        queries_grad = torch.empty_like(queries) if wants_queries else None
+        candidates_grad = torch.zeros_like(candidates) if wants_candidates else None
+        losses = queries.new_empty(len(queries))
+        buffer = queries.new_empty(min(rows, len(queries)), len(candidates))
+        with torch.autocast(queries.device.type, enabled=False):
+            for begin in range(0, len(queries), rows):
+                part = slice(begin, begin + rows)
+                query, target = queries[part], targets[part, None]
+                tile = buffer[: len(query)]
+                torch.addmm(tile, query, candidates.T, beta=0, alpha=scale, out=tile)
+                if masked is not None:
+                    tile.scatter_(1, masked[part, None], -torch.inf)
+                if own_negatives is not None:
+                    own = own_negatives[part]
+                    tile.scatter_add_(1, own, tile.new_full(own.shape, log_weight))
+                positive, largest = tile.gather(1, target).squeeze(1), tile.amax(1)
+                torch.softmax(tile, 1, out=tile)
+                # The largest probability is e^largest / sum, and never underflows as the others may.
+                losses[part] = largest - tile.amax(1).log() - positive
+                tile.scatter_add_(1, target, tile.new_full(target.shape, -1.0))
+                if queries_grad is not None:
+                    torch.addmm(query, tile, candidates, beta=0, alpha=mean_scale, out=queries_grad[part])
+                if candidates_grad is not None:
+                    candidates_grad.addmm_(tile.T, query, alpha=mean_scale)
+        ctx.save_for_backward(queries_grad, candidates_grad)
+        return losses.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (None if grad is None else grad * grad_output for grad in ctx.saved_tensors)
+        return (*gradients, None, None, None, None, None)

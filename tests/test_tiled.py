@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from st_simcse import functional, info_nce, tiled
+from st_simcse.tiled import TiledCrossEntropy
+
+
+def _inputs(rows, width, negatives, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(rows, width), (rows, width)] + ([(rows, negatives, width)] if negatives else [])
+    return [torch.randn(*shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def _value_and_gradients(inputs, *options, autocast=False):
+    anchors, positives, *negatives = inputs
+    # A backward pass belongs outside autocast, which would round its matrix products.
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        loss = info_nce(anchors, positives, negatives[0] if negatives else None, *options)
+    return loss, torch.autograd.grad(loss * 3.0, inputs)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("negatives", "weight"), [(0, 1.0), (1, 1.0), (3, 2.5), (1, 0.0)])
+@pytest.mark.parametrize("rows", [slice(None), slice(100, 250)], ids=["all rows", "a process's rows"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_tiled_equals_dense(monkeypatch, symmetric, negatives, weight, rows, autocast):
+    inputs, options = _inputs(300, 48, negatives), (0.05, weight, symmetric, rows)
+    dense, dense_gradients = _value_and_gradients(inputs, *options, autocast=autocast)
+    monkeypatch.setattr(functional, "DENSE_ELEMENTS", 0)
+    monkeypatch.setattr(tiled, "TILE_ROWS", 64)  # does not divide 300
+    value, gradients = _value_and_gradients(inputs, *options, autocast=autocast)
+    assert type(value.grad_fn).__name__ == "TiledCrossEntropyBackward"
+    assert type(dense.grad_fn).__name__ != "TiledCrossEntropyBackward"
+    assert torch.allclose(value, dense, atol=1e-5)
+    for gradient, expected in zip(gradients, dense_gradients, strict=True):
+        assert torch.allclose(gradient, expected, atol=1e-5)
+
+
+def test_large_matrices_are_tiled_by_themselves():
+    anchors, positives = _inputs(1100, 8, 0)
+    assert type(info_nce(anchors, positives).grad_fn).__name__ == "TiledCrossEntropyBackward"
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gradcheck(monkeypatch, symmetric):
+    monkeypatch.setattr(functional, "DENSE_ELEMENTS", 0)
+    monkeypatch.setattr(tiled, "TILE_ROWS", 2)
+    inputs = _inputs(5, 3, 2, torch.float64)
+    assert torch.autograd.gradcheck(lambda *inputs: info_nce(*inputs, 0.2, 1.7, symmetric), inputs)
+
+
+def test_low_temperatures_do_not_underflow(monkeypatch):
+    """A positive 200 nats below the largest logit has a probability of 0 in float32, yet a finite loss."""
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    value = TiledCrossEntropy.apply(rows, rows.flip(0), torch.arange(2), None, None, 0.0, 100.0)
+    assert value.item() == pytest.approx(200.0)
+
+
+def test_backward_twice_and_no_gradient_wanted(monkeypatch):
+    monkeypatch.setattr(functional, "DENSE_ELEMENTS", 0)
+    anchors, positives = _inputs(8, 4, 0)
+    loss = info_nce(anchors, positives)
+    first = torch.autograd.grad(loss, anchors, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(loss, anchors)[0])
+    constant = info_nce(anchors.detach(), positives)
+    constant.backward()
+    assert anchors.grad is None
+    assert positives.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert info_nce(anchors, positives) == loss
