@@ -1,18 +1,21 @@
 """SimCSE for sentence-transformers: the public names, and nothing else."""
 
+from st_simcse.batching import LengthGroupedBatchSampler
 from st_simcse.evaluation import sts_evaluators
 from st_simcse.functional import info_nce, sup_simcse_loss, unsup_simcse_loss
 from st_simcse.heads import ProjectionHead
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.modeling import build_model
 from st_simcse.readers import NLIReader, SentenceReader, TripletReader, load_sts
-from st_simcse.trainer import SimCSETrainer
+from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments
 
 __all__ = [
+    "LengthGroupedBatchSampler",
     "NLIReader",
     "ProjectionHead",
     "SentenceReader",
     "SimCSETrainer",
+    "SimCSETrainingArguments",
     "SupSimCSELoss",
     "TripletReader",
     "UnsupSimCSELoss",

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import HfArgumentParser, set_seed
 
@@ -19,7 +18,7 @@ from st_simcse.evaluation import format_sts_table, sts_evaluators
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.modeling import build_model
 from st_simcse.readers import NLIReader, SentenceReader, TripletReader, load_sts
-from st_simcse.trainer import SimCSETrainer
+from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments
 
 USAGE = """usage: st-simcse COMMAND [options]
 
@@ -65,20 +64,6 @@ class LossArguments:
 
 
 @dataclass
-class TrainingArguments(SentenceTransformerTrainingArguments):
-    """ST's training arguments with the paper's values as defaults, and the CPU where there is nothing else."""
-
-    output_dir: str | None = field(default="output", metadata={"help": "Where the model and checkpoints go."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training data."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows a batch and device."})
-    learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate."})
-
-    def __post_init__(self) -> None:
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        super().__post_init__()
-
-
-@dataclass
 class EvaluateArguments:
     model: list[str] = field(metadata={"help": "One or several models: folders or names on the hub."})
     sts_dir: str = field(metadata={"help": "Folder with STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv."})
@@ -97,7 +82,7 @@ class DemoArguments:
 def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     """Train, save the model to ``output_dir``, print Spearman before and after, and return it."""
     model_args, data_args, loss_args, args = _parse(
-        "train", argv, ModelArguments, DataArguments, LossArguments, TrainingArguments
+        "train", argv, ModelArguments, DataArguments, LossArguments, SimCSETrainingArguments
     )
     set_seed(args.seed)
     dataset = _read_train_file(data_args)

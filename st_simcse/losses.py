@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Enough rows to keep the cores of a CPU busy, few enough to be of like length.
 ROWS_PER_PASS = 64
+# Mini-batches of few different widths: every width leaves holes of its own in the heap, and caching is for saving memory.
+CACHED_WIDTH_STEP = 16
 
 
 class SimCSELoss(CachedLossMixin, nn.Module):
@@ -70,7 +72,10 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         rows, places = merge_feature_batches(columns), None
         if rows is not None and "attention_mask" in rows:
             # Rows of like length share a forward pass, which saves most of the padding; the loss undoes the sorting.
-            order = rows["attention_mask"].sum(1).argsort(descending=True)
+            lengths = rows["attention_mask"].sum(1)
+            if self.mini_batch_size is not None:
+                lengths = (lengths - 1) // CACHED_WIDTH_STEP
+            order = lengths.argsort(descending=True, stable=True)
             places = order.argsort().view(len(columns), -1)
             columns = [{key: value[order] if _has_rows(value, order) else value for key, value in rows.items()}]
         if self.mini_batch_size is not None:

@@ -1,0 +1,205 @@
+"""One measurement in a process of its own, so that its peak memory is its own too; prints one line of JSON.
+
+Run by run.py; by hand: python benchmarks/measure.py loss --implementation ours --batch 1024
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, disable_progress_bars
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
+from torch import Tensor
+from transformers import TrainerCallback
+
+from st_simcse import (
+    SentenceReader,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    UnsupSimCSELoss,
+    build_model,
+    unsup_simcse_loss,
+)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def reference(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
+    """The unsupervised objective as it is often written: cosine_similarity broadcast to (2B, 2B, d)."""
+    similarities = F.cosine_similarity(embeddings[:, None], embeddings[None], dim=2)
+    similarities = similarities - torch.eye(len(embeddings), device=embeddings.device) * 1e12
+    return F.cross_entropy(similarities / temperature, torch.arange(len(embeddings), device=embeddings.device) ^ 1)
+
+
+def matrix_product(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
+    """The same with the similarities as one matrix product, held whole."""
+    unit = F.normalize(embeddings, dim=1)
+    logits = (unit @ unit.T / temperature).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(embeddings), device=embeddings.device) ^ 1)
+
+
+LOSSES = {"reference": reference, "matrix product": matrix_product, "ours": unsup_simcse_loss}
+
+
+def measure_loss(implementation: str, batch: int, width: int, repeat: int) -> dict[str, float]:
+    """Forward and backward of the loss of ``batch`` rows (both views); "bare products" are its three products alone."""
+    embeddings = torch.randn(batch, width, device=DEVICE, requires_grad=True)
+    if implementation == "bare products":
+        left, right = embeddings.detach()[: 512 if batch > 8192 else batch], embeddings.detach()
+
+        def step() -> None:
+            for _ in range(0, batch, len(left)):  # of the whole matrix at once where it fits
+                similarities = left @ right.T
+                _ = similarities @ right, similarities.T @ left
+    else:
+
+        def step() -> None:
+            embeddings.grad = None
+            LOSSES[implementation](embeddings).backward()
+
+    return _timed(step, repeat)
+
+
+def measure_training(recipe: str, model: str, corpus: str, batch: int, steps: int, bf16: bool) -> dict[str, float]:
+    """Seconds a step of the Trainer's own loop, from ST's recipe (doubled sentences) or from ours."""
+    sentences = SentenceReader().get_dataset(corpus).shuffle(seed=0).select(range(batch * (steps + 2)))["sentence"][:]
+    encoder = build_model(model, pooling="mean", device=DEVICE)
+    ours = recipe.startswith("ours")
+    options = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": batch,
+        "learning_rate": 3e-5,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "use_cpu": DEVICE == "cpu",
+        "bf16": bf16,
+    }
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        if ours:
+            extra = {"tokenize_once": "tokenized" in recipe, "group_by_length": "grouped" in recipe}
+            arguments = SimCSETrainingArguments(folder, torch_compile="compiled" in recipe, **options, **extra)
+            data, trainer = Dataset.from_dict({"sentence": sentences}), SimCSETrainer
+        else:
+            arguments = SentenceTransformerTrainingArguments(folder, **options)
+            data, trainer = Dataset.from_dict({"a": sentences, "b": sentences}), SentenceTransformerTrainer
+        loss = UnsupSimCSELoss(encoder) if ours else MultipleNegativesRankingLoss(encoder)
+        trainer(model=encoder, args=arguments, train_dataset=data, loss=loss, callbacks=[clock]).train()
+    # The first two steps warm up.
+    return {"seconds": (clock.ticks[-1] - clock.ticks[1]) / steps, "sentences": batch}
+
+
+def measure_cached(recipe: str, model: str, corpus: str, batch: int, mini_batch: int) -> dict[str, float]:
+    """One training step with gradient caching: seconds and peak memory beyond the loaded model."""
+    sentences = SentenceReader().get_dataset(corpus)["sentence"][:batch]
+    encoder = build_model(model, pooling="mean", device=DEVICE).train()
+    ours = recipe == "ours"
+    loss = (UnsupSimCSELoss if ours else CachedMultipleNegativesRankingLoss)(encoder, mini_batch_size=mini_batch)
+
+    def step(rows: int = batch) -> None:
+        features = [encoder.preprocess(sentences[:rows]) for _ in range(1 if ours else 2)]
+        features = [{k: v.to(DEVICE) if torch.is_tensor(v) else v for k, v in column.items()} for column in features]
+        # Autocast as accelerate applies it: to the model's forward pass, wherever that runs.
+        loss(features, None).backward()
+
+    with_autocast = torch.autocast(DEVICE, dtype=torch.bfloat16)
+    encoder.forward = with_autocast(encoder.forward)
+    model_only = _reset_peak()
+    step(4 * mini_batch)  # warms up
+    encoder.zero_grad(set_to_none=False)
+    return _timed(step, 1, warm_up=False) | {"bytes": _peak() - model_only}
+
+
+def measure_reading(lines: int) -> dict[str, float]:
+    """A text file of so many lines, ready for training."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lines.txt")
+        with path.open("w") as file:
+            for number in range(lines):
+                file.write(
+                    f"This is sentence number {number} of a text file, about as long as those of Wikipedia are.\n"
+                )
+        return _timed(lambda: SentenceReader().get_dataset(path), 1, warm_up=False)
+
+
+class _Clock(TrainerCallback):
+    def __init__(self) -> None:
+        self.ticks: list[float] = []
+
+    def on_step_end(self, *args: object, **kwargs: object) -> None:
+        _synchronize()
+        self.ticks.append(time.perf_counter())
+
+
+def _synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def _reset_peak() -> int:
+    """Forget the peak so far; the memory in use now, in bytes."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident set starts anew
+    return _resident("VmRSS")
+
+
+def _peak() -> int:
+    return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else _resident("VmHWM")
+
+
+def _resident(entry: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
+
+
+def _timed(step: Callable[[], object], repeat: int, warm_up: bool = True) -> dict[str, float]:
+    before, seconds = _reset_peak(), []
+    for _ in range(repeat + warm_up):
+        _synchronize()
+        began = time.perf_counter()
+        step()
+        _synchronize()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": statistics.median(seconds[warm_up:]), "bytes": _peak() - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, options in {
+        "loss": {"implementation": str, "batch": int, "width": int, "repeat": int},
+        "training": {"recipe": str, "model": str, "corpus": str, "batch": int, "steps": int, "bf16": int},
+        "cached": {"recipe": str, "model": str, "corpus": str, "batch": int, "mini_batch": int},
+        "reading": {"lines": int},
+    }.items():
+        command = commands.add_parser(name)
+        for option, kind in options.items():
+            command.add_argument(f"--{option}", type=kind, required=True)
+    arguments = vars(parser.parse_args())
+    command = arguments.pop("command")
+    if "bf16" in arguments:
+        arguments["bf16"] = bool(arguments["bf16"])
+    disable_progress_bars()
+    logging.disable(logging.WARNING)
+    print(json.dumps(globals()[f"measure_{command}"](**arguments)))
+
+
+if __name__ == "__main__":
+    main()

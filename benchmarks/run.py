@@ -1,0 +1,172 @@
+"""Every ratio of the README in one run: python benchmarks/run.py --model MODEL --corpus wiki_sentences.txt
+
+Measurements that are compared run in turn, each in a process of its own, and the medians of their ratios are printed.
+Takes about half an hour on two cores. Needs the extra "benchmarks" (matplotlib) for the plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+
+MEASURE = Path(__file__).parent / "measure.py"
+IMPLEMENTATIONS = ("reference", "matrix product", "ours", "bare products")
+# Beyond these batches (rows of both views) an implementation takes minutes or all the memory.
+LARGEST = {"reference": 256, "matrix product": 8192, "ours": 65536, "bare products": 65536}
+
+
+def measure(command: str, **options: Any) -> dict[str, float]:
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    process = subprocess.run([sys.executable, str(MEASURE), command, *words], capture_output=True, text=True)
+    if process.returncode:
+        sys.exit(f"{command} {' '.join(words)} failed:\n{process.stderr[-3000:]}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def in_turn(pairs: int, candidates: dict[str, dict[str, Any]], command: str) -> dict[str, list[dict[str, float]]]:
+    """The measurements of every candidate, taken one after the other, so many times."""
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in candidates}
+    for _ in range(pairs):
+        for name, options in candidates.items():
+            results[name].append(measure(command, **options))
+    return results
+
+
+def ratio(results: dict[str, list[dict[str, float]]], name: str, base: str, key: str = "seconds") -> float:
+    return statistics.median(one[key] / other[key] for one, other in zip(results[name], results[base], strict=True))
+
+
+def median(results: list[dict[str, float]], key: str = "seconds") -> float:
+    return statistics.median(result[key] for result in results)
+
+
+def table(*rows: list[str]) -> None:
+    for number, row in enumerate(rows):
+        print(f"| {' | '.join(row)} |")
+        if not number:
+            print(f"|{' --- |' * len(row)}")
+    print(flush=True)
+
+
+def loss_functions(pairs: int, width: int, plot: Path | None, largest: int) -> None:
+    print(f"\n### The loss alone, forward and backward, d = {width}\n")
+    batches = [batch for batch in (64, 256, 1024, 4096, 8192, 16384, 32768, 65536) if batch <= largest]
+    seconds: dict[str, dict[int, float]] = {name: {} for name in IMPLEMENTATIONS}
+    memory: dict[str, dict[int, float]] = {name: {} for name in IMPLEMENTATIONS}
+    rows = []
+    for batch in batches:
+        repeat = 5 if batch <= 8192 else 1
+        names = [name for name in IMPLEMENTATIONS if batch <= LARGEST[name]]
+        results = in_turn(
+            pairs if batch <= 8192 else 1,
+            {name: {"implementation": name, "batch": batch, "width": width, "repeat": repeat} for name in names},
+            "loss",
+        )
+        for name in names:
+            seconds[name][batch] = median(results[name])
+            memory[name][batch] = median(results[name], "bytes") / 2**20
+        cells = [f"{1e3 * seconds[name][batch]:,.1f} ms" if name in names else "" for name in IMPLEMENTATIONS]
+        peak = [f"{memory[name][batch]:,.0f} MiB" if name in names else "" for name in ("matrix product", "ours")]
+        rows.append([f"{batch:,}", *cells, f"{ratio(results, 'ours', 'bare products'):.2f}", *peak])
+    peaks = ["matrix product, peak", "ours, peak"]
+    table(["rows (both views)", *IMPLEMENTATIONS, "ours / bare", *peaks], *rows)
+    if plot:
+        figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+        for axis, values, label in ((axes[0], seconds, "seconds"), (axes[1], memory, "MiB beyond the embeddings")):
+            for name in IMPLEMENTATIONS:
+                points = {batch: value for batch, value in values[name].items() if value > 0}
+                if name != "bare products" or axis is axes[0]:
+                    axis.plot(list(points), list(points.values()), marker="o", label=name)
+            axis.set(xscale="log", yscale="log", xlabel="rows in the batch (both views)", ylabel=label)
+            axis.grid(alpha=0.3)
+            axis.legend()
+        figure.suptitle(f"InfoNCE, forward and backward, d = {width}: {device_name()}")
+        figure.tight_layout()
+        figure.savefig(plot, dpi=120)
+        print(f"![growth with the batch]({plot.name})\n")
+
+
+def training(pairs: int, model: str, corpus: str, steps: int) -> None:
+    print("\n### A training step of the Trainer, batch 64, 32 tokens\n")
+    common = {"model": model, "corpus": corpus, "batch": 64, "steps": steps}
+    recipes = {
+        "ST: MultipleNegativesRankingLoss, doubled column, float32 (default)": ("st", 0),
+        "ST, bf16": ("st", 1),
+        "ours, float32": ("ours", 0),
+        "ours, bf16 (default)": ("ours", 1),
+        "ours, bf16, tokenized once": ("ours tokenized", 1),
+        "ours, bf16, batches grouped by length": ("ours grouped", 1),
+    }
+    results = in_turn(
+        pairs,
+        {name: {"recipe": recipe, "bf16": bf16, **common} for name, (recipe, bf16) in recipes.items()},
+        "training",
+    )
+    default, same = list(recipes)[:2]
+    rows = []
+    for name, (_, bf16) in recipes.items():
+        base = same if bf16 else default
+        speed = 64 / median(results[name])
+        rows.append([name, f"{speed:.1f}", f"{ratio(results, default, name):.2f}", f"{ratio(results, base, name):.2f}"])
+    table(["recipe", "sentences/s", "times ST's default", "times ST at the same precision"], *rows)
+
+
+def cached(pairs: int, model: str, corpus: str, batch: int) -> None:
+    print(f"\n### One step with gradient caching, batch {batch:,}, mini-batches of 64, bf16\n")
+    common = {"model": model, "corpus": corpus, "batch": batch, "mini_batch": 64}
+    results = in_turn(pairs, {recipe: {"recipe": recipe, **common} for recipe in ("st", "ours")}, "cached")
+    rows = [
+        [name, f"{median(results[key]):.1f} s", f"{median(results[key], 'bytes') / 2**20:,.0f} MiB"]
+        for key, name in (("st", "ST: CachedMultipleNegativesRankingLoss"), ("ours", "ours"))
+    ]
+    ratios = [f"{ratio(results, 'ours', 'st', key):.2f}" for key in ("seconds", "bytes")]
+    table(["loss", "time", "peak beyond the model"], *rows, ["ours / ST", *ratios])
+
+
+def reading(lines: int) -> None:
+    print(f"\n### A text file of {lines:,} lines, ready for training\n")
+    result = measure("reading", lines=lines)
+    table(["time", "peak beyond the imports"], [f"{result['seconds']:.1f} s", f"{result['bytes'] / 2**20:,.0f} MiB"])
+
+
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.cpu.get_capabilities().get('cpu_name', platform.processor())}, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="folder or name of a transformer")
+    parser.add_argument("--corpus", required=True, help="one sentence a line, at least 4,096 of them")
+    parser.add_argument("--pairs", type=int, default=3, help="how often each comparison is repeated")
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--largest", type=int, default=65536, help="largest batch of the loss alone")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--cached_batch", type=int, default=4096)
+    parser.add_argument("--lines", type=int, default=1_000_000)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--only", nargs="+", default=["reading", "loss", "training", "cached"])
+    args = parser.parse_args()
+    print(f"{device_name()}; torch {torch.__version__}; medians of {args.pairs} measurements in turn")
+    if "reading" in args.only:
+        reading(args.lines)
+    if "training" in args.only:
+        training(args.pairs, args.model, args.corpus, args.steps)
+    if "cached" in args.only:
+        cached(args.pairs, args.model, args.corpus, args.cached_batch)
+    if "loss" in args.only:
+        loss_functions(args.pairs, args.width, args.plot, args.largest)
+
+
+if __name__ == "__main__":
+    main()

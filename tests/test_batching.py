@@ -1,0 +1,103 @@
+import pytest
+import torch
+from datasets import Dataset
+
+from st_simcse import LengthGroupedBatchSampler, SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss
+from st_simcse.batching import TokenCollator, tokenize
+from st_simcse.demo import tiny_model
+
+
+def _sampler(dataset, batch_size=8, **options):
+    options = {"drop_last": False, "generator": torch.Generator(), "seed": 3} | options
+    return LengthGroupedBatchSampler(dataset, batch_size=batch_size, **options)
+
+
+def test_batches_hold_every_row_once_and_are_of_like_length(shared):
+    sentences = (shared / "wiki" / "wiki_sentences.txt").read_text().splitlines()[:1001]
+    batches = list(_sampler(Dataset.from_dict({"sentence": sentences})))
+    assert sorted(row for batch in batches for row in batch) == list(range(1001))
+    assert [len(batch) for batch in batches].count(8) == 125
+
+    def padding(batches):
+        lengths = [[len(sentences[row]) for row in batch] for batch in batches]
+        return sum(max(batch) * len(batch) - sum(batch) for batch in lengths)
+
+    in_order = [list(range(begin, min(begin + 8, 1001))) for begin in range(0, 1001, 8)]
+    assert padding(batches) < 0.2 * padding(in_order)
+
+
+def test_batches_are_shuffled_anew_and_reproducibly_each_epoch():
+    dataset = Dataset.from_dict({"a": ["x" * (i % 37 + 1) for i in range(200)], "b": ["y"] * 200, "label": [0] * 200})
+    first, again, other = (_sampler(dataset, valid_label_columns=["label"]) for _ in range(3))
+    other.set_epoch(1)
+    batches = list(first)
+    assert batches == list(again)
+    assert batches != list(other)
+    longest = [max(len(dataset[row]["a"]) for row in batch) for batch in batches]
+    assert longest != sorted(longest, reverse=True)
+    assert len(list(_sampler(dataset, batch_size=64, drop_last=True, valid_label_columns=["label"]))) == 3
+
+
+def test_token_collator_pads_as_the_model_does(model, sentences):
+    dataset = tokenize(Dataset.from_dict({"anchor": sentences, "positive": sentences[::-1]}), model)
+    batch = TokenCollator(model)([dataset[row] for row in range(len(sentences))])
+    for column, texts in (("anchor", sentences), ("positive", sentences[::-1])):
+        expected = model.preprocess(texts)
+        for key in ("input_ids", "attention_mask"):
+            assert torch.equal(batch[f"{column}_{key}"], expected[key])
+
+
+def test_tokenize_once_refuses_a_static_embedding(static_model):
+    with pytest.raises(ValueError, match="no attention mask"):
+        tokenize(Dataset.from_dict({"sentence": ["One."]}), static_model)
+
+
+def _trained(sentences, folder, **options):
+    model = tiny_model(sentences, width=32).to("cpu")
+    arguments = SimCSETrainingArguments(
+        str(folder), per_device_train_batch_size=4, num_train_epochs=2, report_to="none", save_strategy="no", **options
+    )
+    dataset = Dataset.from_dict({"sentence": sentences})
+    trainer = SimCSETrainer(model=model, args=arguments, train_dataset=dataset, loss=UnsupSimCSELoss(model))
+    trainer.train()
+    return trainer
+
+
+def test_tokenize_once_trains_to_the_same_weights(sentences, tmp_path):
+    plain = _trained(sentences, tmp_path, bf16=False).model.state_dict()
+    once = _trained(sentences, tmp_path, bf16=False, tokenize_once=True).model.state_dict()
+    start = tiny_model(sentences, width=32).state_dict()
+    assert any(not torch.equal(plain[name], start[name].cpu()) for name in plain)
+    for name, weight in plain.items():
+        assert torch.equal(weight, once[name]), name
+
+
+def test_tokenize_once_needs_a_dataset(model, tmp_path):
+    arguments = SimCSETrainingArguments(str(tmp_path), tokenize_once=True)
+    with pytest.raises(ValueError, match="needs a datasets.Dataset, got dict"):
+        SimCSETrainer(model=model, args=arguments, train_dataset={}, loss=UnsupSimCSELoss(model))
+
+
+def test_group_by_length_reaches_the_trainer(sentences, tmp_path):
+    trainer = _trained(sentences, tmp_path, group_by_length=True)
+    assert isinstance(
+        trainer.get_batch_sampler(trainer.train_dataset, 4, False, generator=torch.Generator()),
+        LengthGroupedBatchSampler,
+    )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_is_on_where_it_is_fast_and_can_be_turned_off(monkeypatch, tmp_path, caplog, fast):
+    monkeypatch.setattr("st_simcse.trainer._computes_in_bf16", lambda use_cpu: fast)
+    assert SimCSETrainingArguments(str(tmp_path)).bf16 is fast
+    assert [message.startswith("Training in bf16") for message in caplog.messages] == [True] * fast
+    caplog.clear()
+    assert SimCSETrainingArguments(str(tmp_path), bf16=False).bf16 is False
+    assert SimCSETrainingArguments(str(tmp_path), bf16=True).bf16 is True
+    assert not caplog.messages
+
+
+def test_torch_compile_trains(sentences, tmp_path):
+    trainer = _trained(sentences, tmp_path, bf16=False, torch_compile=True)
+    assert trainer.state.global_step == 4
+    assert trainer.model.encode(sentences).shape == (8, 32)
