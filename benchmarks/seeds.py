@@ -10,10 +10,12 @@ import argparse
 import logging
 import statistics
 import tempfile
+from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import set_seed
 
@@ -53,7 +55,15 @@ def main() -> None:
         print(f"| {' | '.join(cells)} | {statistics.stdev(scores):.2f} |", flush=True)
 
 
-def train(model_name, pooling, sentences, seed, evaluator, ours, **options):  # noqa: ANN001, ANN201
+def train(
+    model_name: str,
+    pooling: str,
+    sentences: list[str],
+    seed: int,
+    evaluator: EmbeddingSimilarityEvaluator,
+    ours: bool,
+    **options: Any,
+) -> float:
     set_seed(seed)
     model = build_model(model_name, pooling=pooling)
     with tempfile.TemporaryDirectory() as folder:

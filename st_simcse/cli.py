@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from datasets import Dataset
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import HfArgumentParser, set_seed
@@ -85,6 +86,7 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         "train", argv, ModelArguments, DataArguments, LossArguments, SimCSETrainingArguments
     )
     set_seed(args.seed)
+    args.enable_jit_checkpoint = True  # SIGTERM saves a checkpoint before it ends the training
     dataset = _read_train_file(data_args)
     evaluators = [load_sts(path) for path in (data_args.dev_file, data_args.test_file) if path]
     model = build_model(
@@ -108,7 +110,12 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         evaluator=evaluators[0] if data_args.dev_file else None,
     )
     results = {"before": _spearman(evaluators, model)}
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    resume = args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
+    if trainer.state.global_step < trainer.state.max_steps:
+        print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, after saving a checkpoint: ")
+        print("the same command with --resume_from_checkpoint last goes on from there")
+        return results
     results["after"] = _spearman(evaluators, model)
     model.save_pretrained(args.output_dir)
     if evaluators:
@@ -150,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         commands[command](rest)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         sys.exit(f"st-simcse {command}: {error}")
 
 

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext, has_static_embedding_input
 from sentence_transformers.base.losses.merged_forward import _chunked_outputs, merge_feature_batches
+from sentence_transformers.util.distributed import get_world_size
 from torch import Tensor, nn
 
+from st_simcse.distributed import gather_rows, is_distributed
 from st_simcse.functional import info_nce
 from st_simcse.heads import ProjectionHead
 
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Enough rows to keep the cores of a CPU busy, few enough to be of like length.
 ROWS_PER_PASS = 64
-# Mini-batches of few different widths: every width leaves holes of its own in the heap, and caching is for saving memory.
+# Cached mini-batches have few different widths: each leaves holes of its own in the heap, and caching saves memory.
 CACHED_WIDTH_STEP = 16
 
 
@@ -36,6 +38,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         temperature: float,
         projection_head: bool | nn.Module,
         mini_batch_size: int | None,
+        gather_across_devices: bool,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -54,6 +57,9 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         self.projection_head = projection_head or None
         self.mini_batch_size = mini_batch_size
         self.uses_gradient_cache = mini_batch_size is not None
+        self.gather_across_devices = gather_across_devices
+        # Set by whatever keeps the head equal in several processes; see st_simcse.distributed.
+        self.is_synchronized = False
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         """The loss of one batch.
@@ -66,8 +72,14 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             A float32 scalar.
 
         Raises:
-            ValueError: for a number of columns that the loss cannot use, or non-finite embeddings.
+            ValueError: for a number of columns that the loss cannot use, non-finite embeddings, and a projection head
+                in several processes without SimCSETrainer.
         """
+        if self.projection_head is not None and not self.is_synchronized and is_distributed():
+            raise ValueError(
+                "in several processes a projection head would drift apart, since DistributedDataParallel wraps the "
+                "model alone: train with SimCSETrainer, which keeps it equal"
+            )
         columns = self._columns(list(sentence_features))
         rows, places = merge_feature_batches(columns), None
         if rows is not None and "attention_mask" in rows:
@@ -111,6 +123,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             "temperature": self.temperature,
             "projection_head": self.projection_head is not None,
             "mini_batch_size": self.mini_batch_size,
+            "gather_across_devices": self.gather_across_devices,
         }
 
     @property
@@ -133,6 +146,17 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         outputs = _chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
         return [self._project(output["sentence_embedding"]) for output in outputs]
 
+    def _info_nce(self, anchors: Tensor, positives: Tensor, negatives: Tensor | None = None, **options: Any) -> Tensor:
+        """This process's part of the loss over the rows of all; the mean over processes is the loss of all rows."""
+        if not self.gather_across_devices:
+            return info_nce(anchors, positives, negatives, self.temperature, **options)
+        (anchors, rows), (positives, _) = gather_rows(anchors), gather_rows(positives)
+        if negatives is not None:
+            negatives, _ = gather_rows(negatives)
+        # Processes count alike in the mean over them, however many rows each has.
+        share = (rows.stop - rows.start) * get_world_size() / len(anchors)
+        return share * info_nce(anchors, positives, negatives, self.temperature, anchor_rows=rows, **options)
+
     def _project(self, embeddings: Tensor) -> Tensor:
         return embeddings if self.projection_head is None else self.projection_head(embeddings)
 
@@ -154,6 +178,7 @@ class UnsupSimCSELoss(SimCSELoss):
             never becomes part of the saved model.
         mini_batch_size: embed this many rows at a time with gradient caching, so that memory no longer grows with the
             batch size; the gradients are the same, and every view keeps its own dropout mask.
+        gather_across_devices: the rows of all processes are negatives of each other, with gradients to all of them.
 
     Inputs:
         +--------------------------------------------+--------+
@@ -190,8 +215,9 @@ class UnsupSimCSELoss(SimCSELoss):
         symmetric: bool = False,
         projection_head: bool | nn.Module = False,
         mini_batch_size: int | None = None,
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(model, temperature, projection_head, mini_batch_size)
+        super().__init__(model, temperature, projection_head, mini_batch_size, gather_across_devices)
         self.symmetric = symmetric
         self._compare_views = True
 
@@ -200,7 +226,7 @@ class UnsupSimCSELoss(SimCSELoss):
         if self._compare_views and first.requires_grad:
             self._compare_views = False
             self._warn_if_equal(first.detach(), second.detach())
-        return info_nce(first, second, temperature=self.temperature, symmetric=self.symmetric)
+        return self._info_nce(first, second, symmetric=self.symmetric)
 
     def get_config_dict(self) -> dict[str, Any]:
         return super().get_config_dict() | {"symmetric": self.symmetric}
@@ -236,7 +262,7 @@ class SupSimCSELoss(SimCSELoss):
             paper's choice; princeton-nlp/SimCSE's argument of this name is log(α).
         projection_head: as in :class:`UnsupSimCSELoss`. Where the paper keeps the MLP at test time, build the model
             with ``build_model(..., dense=True)`` instead.
-        mini_batch_size: as in :class:`UnsupSimCSELoss`.
+        mini_batch_size, gather_across_devices: as in :class:`UnsupSimCSELoss`.
 
     Inputs:
         +-------------------------------------------------------+--------+
@@ -276,21 +302,17 @@ class SupSimCSELoss(SimCSELoss):
         hard_negative_weight: float = 1.0,
         projection_head: bool | nn.Module = False,
         mini_batch_size: int | None = None,
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(model, temperature, projection_head, mini_batch_size)
+        super().__init__(model, temperature, projection_head, mini_batch_size, gather_across_devices)
         if not hard_negative_weight >= 0:
             raise ValueError(f"hard_negative_weight must be at least 0, got {hard_negative_weight}")
         self.hard_negative_weight = hard_negative_weight
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor]) -> Tensor:
         anchors, positives, *negatives = embeddings
-        return info_nce(
-            anchors,
-            positives,
-            torch.stack(negatives, dim=1) if negatives else None,
-            temperature=self.temperature,
-            hard_negative_weight=self.hard_negative_weight,
-        )
+        stacked = torch.stack(negatives, dim=1) if negatives else None
+        return self._info_nce(anchors, positives, stacked, hard_negative_weight=self.hard_negative_weight)
 
     def get_config_dict(self) -> dict[str, Any]:
         return super().get_config_dict() | {"hard_negative_weight": self.hard_negative_weight}

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,13 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_simcse.batching import LengthGroupedBatchSampler, TokenCollator, tokenize
+from st_simcse.distributed import EvenBatchSampler, LossSynchronizer
 
 __all__ = ["SimCSETrainer", "SimCSETrainingArguments"]
 
@@ -57,11 +66,11 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and _computes_in_bf16(self.use_cpu)
             if self.bf16:
-                logger.warning(
-                    "Training in bf16, which this hardware is fast at; bf16=False (--bf16 false) keeps float32"
-                )
+                logger.warning("Training in bf16, which is fast here; bf16=False (--bf16 false) keeps float32")
         if self.group_by_length:
             self.batch_sampler = LengthGroupedBatchSampler
+        # In several processes ST drops the last batches, which need not be equal; SimCSETrainer deals them out evenly.
+        self.drops_last_batches = self.dataloader_drop_last
         super().__post_init__()
 
 
@@ -71,12 +80,52 @@ def _computes_in_bf16(use_cpu: bool) -> bool:
     return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-class SimCSETrainer(SentenceTransformerTrainer):
-    """SentenceTransformerTrainer that saves the projection head with every checkpoint and resumes with it.
+def last_complete_checkpoint(folder: str | Path) -> str:
+    """The newest checkpoint in a folder that was saved to its end; newer ones that were cut off are logged.
 
-    A checkpoint of the plain trainer holds the model alone, since that is what inference needs. Resumed from it, a
-    projection head starts anew while the optimizer goes on with the old one's moments. Without a head both trainers
-    do the same. With ``tokenize_once`` in its arguments it tokenizes the training data beforehand.
+    Raises:
+        ValueError: if there is none.
+    """
+    for path in sorted(_checkpoints(folder), key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        try:
+            # What a checkpoint writes last.
+            TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+        except (OSError, ValueError, TypeError):
+            logger.warning("%s was cut off while it was saved: trying the one before it", path)
+        else:
+            return str(path)
+    raise ValueError(f"{folder} has no complete checkpoint to resume from")
+
+
+def _checkpoints(folder: str | Path) -> list[Path]:
+    return [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
+
+
+def _check_writable(folder: str | Path) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"cannot write to the output folder {folder}: {error}") from error
+
+
+@contextmanager
+def _naming_damage(checkpoint: str | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{checkpoint} cannot be read and is probably damaged ({error}): resume from an earlier checkpoint"
+        ) from error
+
+
+class SimCSETrainer(SentenceTransformerTrainer):
+    """SentenceTransformerTrainer that looks after the projection head, and after several processes.
+
+    It saves the head with every checkpoint and resumes with it, keeps it equal in all processes, and deals the last
+    batches of an epoch out evenly. A checkpoint of the plain trainer holds the model alone, since that is what
+    inference needs: resumed from it, a projection head starts anew while the optimizer goes on with the old one's
+    moments. With ``tokenize_once`` in its arguments it tokenizes the training data beforehand.
 
     Takes what SentenceTransformerTrainer takes.
 
@@ -98,6 +147,39 @@ class SimCSETrainer(SentenceTransformerTrainer):
             train_dataset = tokenize(train_dataset, model)
             options["data_collator"] = TokenCollator(model)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **options)
+        self.add_callback(LossSynchronizer(self._losses().values()))
+
+    def get_batch_sampler(
+        self, dataset: Dataset, batch_size: int, drop_last: bool, **kwargs: Any
+    ) -> DefaultBatchSampler | None:
+        if self.args.world_size == 1:
+            return super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)
+        drop_last = getattr(self.args, "drops_last_batches", drop_last)
+        batches = super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)
+        return None if batches is None else EvenBatchSampler(batches, self.args.world_size)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As the plain trainer does; ``resume_from_checkpoint=True`` takes the last checkpoint that is complete.
+
+        Raises:
+            OSError: at once, if nothing can be written to ``output_dir``; or later, if a checkpoint cannot be saved.
+            ValueError: if the checkpoint to resume from is damaged, or none is complete.
+        """
+        _check_writable(self.args.output_dir)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except Exception as error:
+            path = Path(self._get_output_dir(trial=None), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            shutil.rmtree(path, ignore_errors=True)
+            raise OSError(
+                f"could not save {path}: {error}. What there was of it has been removed; earlier checkpoints are as "
+                "they were, and training can resume from them once there is room to write"
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -105,25 +187,33 @@ class SimCSETrainer(SentenceTransformerTrainer):
             save_file(weights, Path(output_dir or self.args.output_dir, LOSS_WEIGHTS_NAME))
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
-        super()._load_from_checkpoint(checkpoint_path)
         weights = self._loss_weights()
-        if not weights:
-            return
         path = Path(checkpoint_path, LOSS_WEIGHTS_NAME)
-        if not path.exists():
+        if weights and not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing: the loss has weights of its own, but the checkpoint was saved without them. Train "
                 "with SimCSETrainer from the start, or drop resume_from_checkpoint and load the checkpoint as a model"
             )
-        with torch.no_grad():
-            for name, saved in load_file(path).items():
+        with _naming_damage(checkpoint_path), torch.no_grad():
+            super()._load_from_checkpoint(checkpoint_path)
+            for name, saved in load_file(path).items() if weights else ():
                 weights[name].copy_(saved)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _naming_damage(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _naming_damage(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _loss_weights(self) -> dict[str, torch.Tensor]:
-        losses = self.loss if isinstance(self.loss, dict) else {"": self.loss}
         return {
             f"{dataset}.{name}".lstrip("."): tensor.detach()
-            for dataset, loss in losses.items()
+            for dataset, loss in self._losses().items()
             for name, tensor in loss.state_dict().items()
             if not name.startswith("model.")
         }
+
+    def _losses(self) -> dict[str, torch.nn.Module]:
+        return self.loss if isinstance(self.loss, dict) else {"": self.loss}
