@@ -19,7 +19,7 @@ from st_simcse.evaluation import format_sts_table, sts_evaluators
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.modeling import build_model
 from st_simcse.readers import NLIReader, SentenceReader, TripletReader, load_sts
-from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments
+from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSigterm
 
 USAGE = """usage: st-simcse COMMAND [options]
 
@@ -86,7 +86,6 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         "train", argv, ModelArguments, DataArguments, LossArguments, SimCSETrainingArguments
     )
     set_seed(args.seed)
-    args.enable_jit_checkpoint = True  # SIGTERM saves a checkpoint before it ends the training
     dataset = _read_train_file(data_args)
     evaluators = [load_sts(path) for path in (data_args.dev_file, data_args.test_file) if path]
     model = build_model(
@@ -108,12 +107,13 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         train_dataset=dataset,
         loss=loss,
         evaluator=evaluators[0] if data_args.dev_file else None,
+        callbacks=[StopOnSigterm()],
     )
     results = {"before": _spearman(evaluators, model)}
     resume = args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
     if trainer.state.global_step < trainer.state.max_steps:
-        print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, after saving a checkpoint: ")
+        print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, after saving a checkpoint;")
         print("the same command with --resume_from_checkpoint last goes on from there")
         return results
     results["after"] = _spearman(evaluators, model)

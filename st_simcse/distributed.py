@@ -14,7 +14,7 @@ from sentence_transformers.util import all_gather_with_grad
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-__all__ = ["EvenBatchSampler", "LossSynchronizer", "gather_rows", "is_distributed"]
+__all__ = ["EvenBatchSampler", "LossSynchronizer", "any_process", "gather_rows", "is_distributed"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,15 @@ logger = logging.getLogger(__name__)
 def is_distributed() -> bool:
     """Whether this is one of several processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    if is_distributed():
+        on_device = torch.tensor(flag, dtype=torch.int, device=torch.accelerator.current_accelerator() or "cpu")
+        dist.all_reduce(on_device, op=dist.ReduceOp.MAX)
+        flag = bool(on_device)
+    return flag
 
 
 def gather_rows(tensor: Tensor) -> tuple[Tensor, slice]:

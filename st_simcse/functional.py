@@ -16,7 +16,7 @@ from st_simcse.tiled import TiledCrossEntropy
 __all__ = ["info_nce", "sup_simcse_loss", "unsup_simcse_loss"]
 
 # A similarity matrix of more elements than this is computed in tiles.
-DENSE_ELEMENTS = 2**20
+DENSE_ELEMENTS = 2**18
 
 
 def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:

@@ -81,15 +81,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
                 "model alone: train with SimCSETrainer, which keeps it equal"
             )
         columns = self._columns(list(sentence_features))
-        rows, places = merge_feature_batches(columns), None
-        if rows is not None and "attention_mask" in rows:
-            # Rows of like length share a forward pass, which saves most of the padding; the loss undoes the sorting.
-            lengths = rows["attention_mask"].sum(1)
-            if self.mini_batch_size is not None:
-                lengths = (lengths - 1) // CACHED_WIDTH_STEP
-            order = lengths.argsort(descending=True, stable=True)
-            places = order.argsort().view(len(columns), -1)
-            columns = [{key: value[order] if _has_rows(value, order) else value for key, value in rows.items()}]
+        columns, places = self._sort_by_length(columns)
         if self.mini_batch_size is not None:
             return self.forward_cached(columns, places)
         return self.calculate_loss([self._embed(column) for column in columns], places)
@@ -139,6 +131,22 @@ class SimCSELoss(CachedLossMixin, nn.Module):
 
     def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         raise NotImplementedError
+
+    def _sort_by_length(self, columns: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+        """The rows of all columns as one, the longest first, and where the columns' rows (columns, B) are now.
+
+        Rows of like length share a forward pass, which saves most of the padding. Columns that are no rows of tokens,
+        such as a StaticEmbedding's, stay as they are.
+        """
+        rows = merge_feature_batches(columns)
+        if rows is None or "attention_mask" not in rows:
+            return columns, None
+        lengths = rows["attention_mask"].sum(1)
+        if self.mini_batch_size is not None:
+            lengths = (lengths - 1) // CACHED_WIDTH_STEP
+        order = lengths.argsort(descending=True, stable=True)
+        features = {key: value[order] if _has_rows(value, order) else value for key, value in rows.items()}
+        return [features], order.argsort().view(len(columns), -1)
 
     def _embed(self, features: dict[str, Tensor]) -> list[Tensor]:
         """Projected embeddings, from one forward pass on an accelerator and from several of few rows on a CPU."""

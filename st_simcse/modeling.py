@@ -25,6 +25,9 @@ def build_model(
 ) -> SentenceTransformer:
     """A SentenceTransformer of a pretrained transformer and one of the paper's poolings (section 6.3).
 
+    Weights are read from safetensors files only, and code that comes with a model is not run unless
+    ``trust_remote_code=True`` is passed.
+
     Args:
         name_or_path: a folder, or a model's name on the Hugging Face hub.
         pooling: ``cls`` the last layer's first token, before BERT's own pooler; ``mean`` the average of the last
@@ -52,6 +55,8 @@ def build_model(
     if average_layers:
         config = transformer_kwargs.pop("config_kwargs", {})
         transformer_kwargs["config_kwargs"] = config | {"output_hidden_states": True}
+    # Pickled weights could run code.
+    transformer_kwargs["model_kwargs"] = {"use_safetensors": True} | transformer_kwargs.get("model_kwargs", {})
     _use_cache_when_offline(name_or_path, transformer_kwargs)
     transformer = Transformer(name_or_path, max_seq_length=max_seq_length, **transformer_kwargs)
     width = transformer.get_embedding_dimension()

@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError
 from sentence_transformers import InputExample
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
@@ -100,14 +100,31 @@ class Reader:
         try:
             # The folder is new every time: a cached table would hide both a changed file and what was skipped.
             return Dataset.from_generator(
-                self._read_dicts, gen_kwargs={"filename": str(filename)}, cache_dir=tempfile.mkdtemp(dir=_scratch())
+                self._read_dicts, gen_kwargs={"filenames": [str(filename)]}, cache_dir=tempfile.mkdtemp(dir=_scratch())
             )
         except DatasetGenerationError as error:
             raise (error.__cause__ or error) from None
 
-    def _read_dicts(self, filename: str) -> Iterator[dict[str, str]]:
-        for record in self._read(filename):
-            yield dict(zip(self._names(len(record)), record, strict=True))
+    def get_iterable_dataset(self, *filenames: str | os.PathLike[str]) -> IterableDataset:
+        """Files that are read while training goes on, for data that is too large to copy.
+
+        Every file is a shard; ``.shuffle(seed, buffer_size)`` shuffles the files and, within a buffer, their rows. The
+        trainer needs ``max_steps``, because nobody has counted the rows. What is skipped is logged file by file.
+        Raises what :meth:`get_examples` raises, when it comes to the row.
+        """
+        if missing := [str(name) for name in filenames if not Path(self.dataset_folder, name).exists()]:
+            raise FileNotFoundError(f"no such file(s): {', '.join(missing)}")
+        width = len(next(self._read(filenames[0])))
+        return IterableDataset.from_generator(
+            self._read_dicts,
+            features=Features({name: Value("string") for name in self._names(width)}),
+            gen_kwargs={"filenames": [str(name) for name in filenames]},
+        )
+
+    def _read_dicts(self, filenames: list[str]) -> Iterator[dict[str, str]]:
+        for filename in filenames:
+            for record in self._read(filename):
+                yield dict(zip(self._names(len(record)), record, strict=True))
 
     def _read(self, filename: str | os.PathLike[str]) -> Iterator[Record]:
         path = Path(self.dataset_folder, filename)

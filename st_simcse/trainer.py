@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +21,12 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_simcse.batching import LengthGroupedBatchSampler, TokenCollator, tokenize
-from st_simcse.distributed import EvenBatchSampler, LossSynchronizer
+from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, any_process
 
 __all__ = ["SimCSETrainer", "SimCSETrainingArguments"]
 
@@ -119,6 +120,30 @@ def _naming_damage(checkpoint: str | None) -> Iterator[None]:
         ) from error
 
 
+class StopOnSigterm(TrainerCallback):
+    """SIGTERM ends the training after the step that is under way, with a checkpoint, instead of at once.
+
+    Unlike the just-in-time checkpoint of transformers it never falls between a step's backward pass and its update, so
+    the resumed run is the same as an undisturbed one.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.previous = signal.signal(signal.SIGTERM, self._request)
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        if any_process(self.requested):
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, self.previous)
+
+    def _request(self, *args: Any) -> None:
+        self.requested = True
+
+
 class SimCSETrainer(SentenceTransformerTrainer):
     """SentenceTransformerTrainer that looks after the projection head, and after several processes.
 
@@ -131,6 +156,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
 
     Raises:
         FileNotFoundError: on resuming with a head from a checkpoint that has none.
+        OSError: at once, if nothing can be written to ``output_dir``.
         ValueError: for ``tokenize_once`` with data or a model that does not allow it.
     """
 
@@ -141,6 +167,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
         train_dataset: Any = None,
         **options: Any,
     ) -> None:
+        if args is not None and args.output_dir:
+            _check_writable(args.output_dir)
         if getattr(args, "tokenize_once", False):
             if not isinstance(train_dataset, Dataset):
                 raise ValueError(f"tokenize_once needs a datasets.Dataset, got {type(train_dataset).__name__}")
@@ -162,10 +190,9 @@ class SimCSETrainer(SentenceTransformerTrainer):
         """As the plain trainer does; ``resume_from_checkpoint=True`` takes the last checkpoint that is complete.
 
         Raises:
-            OSError: at once, if nothing can be written to ``output_dir``; or later, if a checkpoint cannot be saved.
+            OSError: if a checkpoint cannot be saved.
             ValueError: if the checkpoint to resume from is damaged, or none is complete.
         """
-        _check_writable(self.args.output_dir)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)

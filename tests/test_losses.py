@@ -318,6 +318,7 @@ def test_config_and_citation(model):
         "temperature": 0.1,
         "projection_head": True,
         "mini_batch_size": None,
+        "gather_across_devices": False,
         "symmetric": True,
     }
     sup = SupSimCSELoss(model, hard_negative_weight=2.0, mini_batch_size=8)

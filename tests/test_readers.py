@@ -1,12 +1,25 @@
 import csv
 import gzip
+import io
+import json
 import logging
 import subprocess
 import sys
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from st_simcse import NLIReader, SentenceReader, TripletReader, load_sts
+from st_simcse import (
+    NLIReader,
+    SentenceReader,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    SupSimCSELoss,
+    TripletReader,
+    load_sts,
+)
 
 
 def _write(folder, name, content):
@@ -276,3 +289,96 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
     output = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
     assert int(output) < 300e6
+
+
+def test_files_stream_as_shards(tmp_path):
+    for part in range(3):
+        _write(tmp_path, f"{part}.txt.gz", "\n".join(f"Sentence {part}.{row}." for row in range(50)))
+    stream = SentenceReader(tmp_path).get_iterable_dataset("0.txt.gz", "1.txt.gz", "2.txt.gz")
+    assert stream.num_shards == 3
+    expected = [f"Sentence {part}.{row}." for part in range(3) for row in range(50)]
+    assert [row["sentence"] for row in stream] == expected
+    shuffled = [row["sentence"] for row in stream.shuffle(seed=1, buffer_size=20)]
+    assert shuffled != expected
+    assert sorted(shuffled) == sorted(expected)
+    with pytest.raises(FileNotFoundError, match=r"3.txt, 4.txt"):
+        SentenceReader(tmp_path).get_iterable_dataset("0.txt.gz", "3.txt", "4.txt")
+
+
+def test_training_on_a_stream(tmp_path, model, sentences):
+    _write(
+        tmp_path,
+        "a.csv",
+        "sent0,sent1\n" + "\n".join(f"{a},{b}" for a, b in zip(sentences, sentences[::-1], strict=True)),
+    )
+    stream = TripletReader(tmp_path).get_iterable_dataset("a.csv", "a.csv").shuffle(seed=0, buffer_size=4)
+    arguments = SimCSETrainingArguments(
+        str(tmp_path / "out"), max_steps=5, per_device_train_batch_size=4, report_to="none", save_strategy="no"
+    )
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer = SimCSETrainer(model=model, args=arguments, train_dataset=stream, loss=SupSimCSELoss(model))
+    trainer.train()
+    assert trainer.state.global_step == 5
+    assert any(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00"), min_size=1, max_size=30).filter(
+    lambda text: text.strip().strip("\ufeff") == text.strip() != ""
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=8),
+    ending=st.sampled_from(["\n", "\r\n"]),
+    bom=st.booleans(),
+)
+def test_no_valid_row_is_ever_lost(tmp_path_factory, rows, ending, bom):
+    """Whatever the text, what a csv or json writer wrote comes back row by row."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    expected = [[cell.strip() for cell in row] for row in rows]
+    start = b"\xef\xbb\xbf" if bom else b""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator=ending).writerows([("sent0", "sent1"), *rows])
+    (folder / "a.csv").write_bytes(start + buffer.getvalue().encode())
+    assert _texts(TripletReader(folder), "a.csv") == expected
+    lines = [json.dumps(dict(zip(("sent0", "sent1"), row, strict=True)), ensure_ascii=False) for row in rows]
+    (folder / "a.jsonl").write_bytes(start + ending.join(lines).encode())
+    assert _texts(TripletReader(folder), "a.jsonl") == expected
+    (folder / "a.txt").write_bytes(start + ending.join(row[0] for row in rows).encode())
+    assert [texts[0] for texts in _texts(SentenceReader(folder), "a.txt")] == [row[0] for row in expected]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.one_of(
+        st.binary(max_size=200),
+        st.text(alphabet='a,"\t\n\r\x00{}:[]é1', max_size=80).map(lambda text: ("sent0,sent1\n" + text).encode()),
+        st.text(alphabet='a,"\t\n\r\x00{}:[]é1', max_size=80).map(lambda text: ("sent0\tsent1\n" + text).encode()),
+        st.text(alphabet='a"\n\x00{}:[]1,', max_size=80).map(
+            lambda text: ('{"sent0": "a", "sent1": "b"}\n' + text).encode()
+        ),
+    ),
+    name=st.sampled_from(["f.txt", "f.csv", "f.tsv", "f.jsonl", "f.txt.gz", "f.csv.gz"]),
+    reader=st.sampled_from([SentenceReader, TripletReader, NLIReader]),
+    compressed=st.booleans(),
+)
+def test_any_bytes_are_read_or_refused_with_the_files_name(tmp_path_factory, data, name, reader, compressed):
+    path = tmp_path_factory.mktemp("fuzz") / name
+    path.write_bytes(gzip.compress(data) if compressed else data)
+    try:
+        examples = reader().get_examples(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+        assert "line" in str(error) or "nothing to read" in str(error) or "expected a .csv" in str(error)
+    else:
+        assert examples
+        assert all(text.strip() for example in examples for text in example.texts)
+
+
+def test_huge_lines(tmp_path):
+    huge = "word " * 200_000
+    _write(tmp_path, "a.txt", f"One.\n{huge}\nTwo.\n")
+    assert [len(texts[0]) for texts in _texts(SentenceReader(tmp_path), "a.txt")] == [4, len(huge) - 1, 4]
+    _write(tmp_path, "a.csv", f'sentence\nOne.\n"{huge}"\nTwo.\n')
+    assert [len(texts[0]) for texts in _texts(SentenceReader(tmp_path), "a.csv")] == [4, len(huge) - 1, 4]

@@ -25,6 +25,7 @@ def _value_and_gradients(inputs, *options, autocast=False):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_tiled_equals_dense(monkeypatch, symmetric, negatives, weight, rows, autocast):
     inputs, options = _inputs(300, 48, negatives), (0.05, weight, symmetric, rows)
+    monkeypatch.setattr(functional, "DENSE_ELEMENTS", 2**30)
     dense, dense_gradients = _value_and_gradients(inputs, *options, autocast=autocast)
     monkeypatch.setattr(functional, "DENSE_ELEMENTS", 0)
     monkeypatch.setattr(tiled, "TILE_ROWS", 64)  # does not divide 300
