@@ -24,7 +24,7 @@ __all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
 logger = logging.getLogger(__name__)
 
 # Enough rows to keep the cores of a CPU busy, few enough to be of like length.
-ROWS_PER_PASS = 64
+ROWS_PER_PASS = 48
 # Cached mini-batches have few different widths: each leaves holes of its own in the heap, and caching saves memory.
 CACHED_WIDTH_STEP = 16
 

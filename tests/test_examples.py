@@ -1,11 +1,15 @@
 """Every example runs on real data with the real pretrained model."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from sentence_transformers import SentenceTransformer
+
+from st_simcse import build_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -37,3 +41,18 @@ def test_search(pretrained, tmp_path, sentences):
     query = "An animal is resting."
     output = _run(tmp_path, "search.py", "--model", pretrained, "--corpus", tmp_path / "corpus.txt", query)
     assert "A cat sleeps on the couch." in output.splitlines()[1]
+
+
+def test_distributed(shared, pretrained, tmp_path):
+    small = tmp_path / "wiki.txt"
+    small.write_text("".join((shared / "wiki/wiki_sentences.txt").read_text().splitlines(keepends=True)[:99]))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = ["--model", pretrained, "--train_file", small, "--batch", 32, "--output", tmp_path / "out"]
+    command = [*launch, str(EXAMPLES / "distributed.py"), *map(str, options)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    start = build_model(pretrained, pooling="cls", device="cpu")
+    text = "A cat sleeps."
+    assert 1e-4 < abs(saved.encode(text) - start.encode(text)).max() < 1
