@@ -5,6 +5,9 @@ import os
 # Before any library that talks to the hub: no test may wait for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores: threads of their own would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from importlib.util import find_spec
 from pathlib import Path

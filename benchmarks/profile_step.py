@@ -1,4 +1,4 @@
-"""Where the time of one training step goes: python benchmarks/profile_step.py --model MODEL --corpus wiki_sentences.txt"""
+"""Where the time of a training step goes: python benchmarks/profile_step.py --model MODEL --corpus SENTENCES.txt"""
 
 from __future__ import annotations
 
