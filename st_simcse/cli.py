@@ -98,7 +98,9 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     loss = _loss(model, dataset, loss_args)
     if data_args.dev_file and args.eval_strategy == "no":
         args.eval_strategy = args.save_strategy = "steps"
-        args.eval_steps = args.save_steps = 125
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * len(dataset) / rows)
+        args.eval_steps = args.save_steps = max(1, min(125, steps))  # the paper's interval, and once at least
         args.load_best_model_at_end, args.greater_is_better = True, True
         args.metric_for_best_model = f"eval_{evaluators[0].name}_spearman_cosine"
     trainer = SimCSETrainer(
