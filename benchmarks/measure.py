@@ -104,7 +104,7 @@ def measure_training(recipe: str, model: str, corpus: str, batch: int, steps: in
     return {"seconds": (clock.ticks[-1] - clock.ticks[1]) / steps, "sentences": batch}
 
 
-def measure_cached(recipe: str, model: str, corpus: str, batch: int, mini_batch: int) -> dict[str, float]:
+def measure_cached(recipe: str, model: str, corpus: str, batch: int, mini_batch: int, bf16: bool) -> dict[str, float]:
     """One training step with gradient caching: seconds and peak memory beyond the loaded model."""
     sentences = SentenceReader().get_dataset(corpus)["sentence"][:batch]
     encoder = build_model(model, pooling="mean", device=DEVICE).train()
@@ -117,7 +117,7 @@ def measure_cached(recipe: str, model: str, corpus: str, batch: int, mini_batch:
         # Autocast as accelerate applies it: to the model's forward pass, wherever that runs.
         loss(features, None).backward()
 
-    with_autocast = torch.autocast(DEVICE, dtype=torch.bfloat16)
+    with_autocast = torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=bf16)
     encoder.forward = with_autocast(encoder.forward)
     model_only = _reset_peak()
     step(4 * mini_batch)  # warms up
@@ -186,7 +186,7 @@ def main() -> None:
     for name, options in {
         "loss": {"implementation": str, "batch": int, "width": int, "repeat": int},
         "training": {"recipe": str, "model": str, "corpus": str, "batch": int, "steps": int, "bf16": int},
-        "cached": {"recipe": str, "model": str, "corpus": str, "batch": int, "mini_batch": int},
+        "cached": {"recipe": str, "model": str, "corpus": str, "batch": int, "mini_batch": int, "bf16": int},
         "reading": {"lines": int},
     }.items():
         command = commands.add_parser(name)

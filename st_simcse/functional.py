@@ -6,6 +6,7 @@ The equations are those of Gao et al., *SimCSE: Simple Contrastive Learning of S
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,10 @@ def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
         tensor(0.5514)
     """
     _check_interleaved(embeddings, 2, "[a0, a0', a1, a1', ...]")
-    return info_nce(embeddings[0::2], embeddings[1::2], temperature=temperature, symmetric=True)
+    _check_temperature(temperature)
+    views = _normalize(embeddings, "embeddings")
+    rows = torch.arange(len(views), device=views.device)
+    return _cross_entropy(views, views, rows ^ 1, rows, None, 0.0, 1 / temperature)
 
 
 def sup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
@@ -123,8 +127,7 @@ def info_nce(
         >>> info_nce(anchors, anchors, hard_negatives=anchors.flip(0), temperature=1.0, hard_negative_weight=0.0)
         tensor(0.8620)
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    _check_temperature(temperature)
     if not 0 <= hard_negative_weight < math.inf:
         raise ValueError(
             f"hard_negative_weight is the factor α of the own hard negative and must be at least 0, got "
@@ -133,29 +136,37 @@ def info_nce(
     _check_shapes(anchors, positives, hard_negatives)
 
     anchors, positives = _normalize(anchors, "anchors"), _normalize(positives, "positives")
-    queries = anchors[anchor_rows]
-    candidates = [positives]
+    first = torch.arange(len(anchors), device=anchors.device)[anchor_rows]
     if symmetric:
-        queries = torch.cat([queries, positives[anchor_rows]])
-        candidates = [positives, anchors]
+        candidates = [anchors, positives]
+        rows = torch.cat([first, first + len(anchors)])
+        targets, masked = torch.cat([first + len(anchors), first]), rows
+    else:
+        candidates, targets, masked = [positives], first, None
+    own_negatives = None
     if hard_negatives is not None:
         candidates.append(_normalize(hard_negatives.flatten(0, -2), "hard_negatives"))
+        if hard_negative_weight != 1:
+            per_row = len(candidates[-1]) // len(anchors)
+            begin = sum(map(len, candidates[:-1])) + first * per_row
+            own_negatives = begin[:, None] + torch.arange(per_row, device=first.device)
+            own_negatives = own_negatives.repeat(2 if symmetric else 1, 1)
 
-    rows = torch.arange(len(anchors), device=anchors.device)[anchor_rows]
-    # Candidates are positives, then (symmetric) anchors, then hard negatives row by row.
-    targets = torch.cat([rows, rows + len(anchors)]) if symmetric else rows
-    masked = torch.cat([rows + len(anchors), rows]) if symmetric else None
-    own_negatives = None
-    if hard_negatives is not None and hard_negative_weight != 1:
-        per_row = len(candidates[-1]) // len(anchors)
-        first = (2 if symmetric else 1) * len(anchors) + rows * per_row
-        own_negatives = first[:, None] + torch.arange(per_row, device=rows.device)
-        own_negatives = own_negatives.repeat(2 if symmetric else 1, 1)
-
-    log_weight = math.log(hard_negative_weight) if hard_negative_weight else -math.inf
     columns = torch.cat(candidates) if len(candidates) > 1 else candidates[0]
-    cross_entropy = TiledCrossEntropy.apply if len(queries) * len(columns) > DENSE_ELEMENTS else _dense_cross_entropy
-    return cross_entropy(queries, columns, targets, masked, own_negatives, log_weight, 1 / temperature)
+    if not symmetric:
+        queries = anchors[anchor_rows]
+    elif len(rows) == len(columns):
+        queries = columns
+    else:
+        queries = columns[rows]
+    log_weight = math.log(hard_negative_weight) if hard_negative_weight else -math.inf
+    return _cross_entropy(queries, columns, targets, masked, own_negatives, log_weight, 1 / temperature)
+
+
+def _cross_entropy(queries: Tensor, candidates: Tensor, *options: Any) -> Tensor:
+    """Mean cross-entropy of ``scale * queries @ candidates.T``, see :class:`~st_simcse.tiled.TiledCrossEntropy`."""
+    large = len(queries) * len(candidates) > DENSE_ELEMENTS
+    return (TiledCrossEntropy.apply if large else _dense_cross_entropy)(queries, candidates, *options)
 
 
 def _dense_cross_entropy(
@@ -189,6 +200,11 @@ def _normalize(embeddings: Tensor, name: str) -> Tensor:
         )
     # Dividing by infinity, not by a small epsilon, keeps a zero row's gradient at zero instead of 1/epsilon.
     return embeddings / norms.masked_fill(norms == 0, math.inf)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a positive number, got {temperature}")
 
 
 def _check_shapes(anchors: Tensor, positives: Tensor, hard_negatives: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 __all__ = ["TiledCrossEntropy"]
 
 # Rows of a tile; fewer where that many rows of the matrix would take more than the given number of elements.
-TILE_ROWS = 512
+TILE_ROWS = 1024
 TILE_ELEMENTS = 2**25
 
 

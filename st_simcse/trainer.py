@@ -65,7 +65,7 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and _computes_in_bf16(self.use_cpu)
+            self.bf16 = not self.fp16 and computes_in_bf16(self.use_cpu)
             if self.bf16:
                 logger.warning("Training in bf16, which is fast here; bf16=False (--bf16 false) keeps float32")
         if self.group_by_length:
@@ -75,7 +75,7 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         super().__post_init__()
 
 
-def _computes_in_bf16(use_cpu: bool) -> bool:
+def computes_in_bf16(use_cpu: bool) -> bool:
     if not use_cpu and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
