@@ -131,7 +131,9 @@ def training(pairs: int, model: str, corpus: str, steps: int) -> None:
 
 
 def cached(pairs: int, model: str, corpus: str, batch: int) -> None:
-    print(f"\n### One step with gradient caching, batch {batch:,}, mini-batches of 64, {'bf16' if BF16 else 'float32'}\n")
+    print(
+        f"\n### One step with gradient caching, batch {batch:,}, mini-batches of 64, {'bf16' if BF16 else 'float32'}\n"
+    )
     common = {"model": model, "corpus": corpus, "batch": batch, "mini_batch": 64, "bf16": int(BF16)}
     results = in_turn(pairs, {recipe: {"recipe": recipe, **common} for recipe in ("st", "ours")}, "cached")
     rows = [

@@ -1,7 +1,8 @@
 """SimCSE for sentence-transformers: the public names, and nothing else."""
 
 from st_simcse.batching import LengthGroupedBatchSampler
-from st_simcse.evaluation import sts_evaluators
+from st_simcse.checkpoints import load_simcse, save_transformer
+from st_simcse.evaluation import AlignmentUniformityEvaluator, sts_evaluators
 from st_simcse.functional import info_nce, sup_simcse_loss, unsup_simcse_loss
 from st_simcse.heads import ProjectionHead
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
@@ -10,6 +11,7 @@ from st_simcse.readers import NLIReader, SentenceReader, TripletReader, load_sts
 from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments
 
 __all__ = [
+    "AlignmentUniformityEvaluator",
     "LengthGroupedBatchSampler",
     "NLIReader",
     "ProjectionHead",
@@ -21,7 +23,9 @@ __all__ = [
     "UnsupSimCSELoss",
     "build_model",
     "info_nce",
+    "load_simcse",
     "load_sts",
+    "save_transformer",
     "sts_evaluators",
     "sup_simcse_loss",
     "unsup_simcse_loss",

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
 import logging
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import HfArgumentParser, set_seed
 
-from st_simcse.evaluation import format_sts_table, sts_evaluators
+from st_simcse.checkpoints import load_model, save_transformer
+from st_simcse.evaluation import (
+    AlignmentUniformityEvaluator,
+    format_table,
+    mteb_scores,
+    sts_evaluators,
+    sts_scores,
+)
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.modeling import build_model
+from st_simcse.plots import plot_alignment_uniformity, plot_scores
+from st_simcse.presets import PRESETS, preset_options
 from st_simcse.readers import NLIReader, SentenceReader, TripletReader, load_sts
 from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSigterm
 
 USAGE = """usage: st-simcse COMMAND [options]
 
   train     train a model on a file of sentences, triplets or NLI rows
+  presets   the paper's recipes, for train --preset
   evaluate  Spearman's correlation of one or several models on the seven STS tasks
+  export    save a model for users of transformers' AutoModel
+  serve     a page to search a file of sentences, on this machine
   demo      both objectives on a tiny model and a generated corpus: no network, no files
 
 st-simcse COMMAND --help lists the options."""
@@ -53,6 +70,14 @@ class DataArguments:
         default=None, metadata={"help": "Scored pairs; evaluated during training, the best checkpoint is kept."}
     )
     test_file: str | None = field(default=None, metadata={"help": "Scored pairs, evaluated before and after."})
+    alignment_uniformity: bool = field(
+        default=False,
+        metadata={"help": "Log alignment and uniformity of the dev file at each evaluation, and draw them."},
+    )
+    preset: str | None = field(default=None, metadata={"help": "A recipe of the paper; other options override it."})
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Train once a seed, each in a folder of its own; report mean and spread."}
+    )
 
 
 @dataclass
@@ -62,17 +87,44 @@ class LossArguments:
     projection_head: bool = field(default=False, metadata={"help": "Train with an MLP that is not saved."})
     hard_negative_weight: float = field(default=1.0, metadata={"help": "Supervised: weight of own hard negatives."})
     mini_batch_size: int | None = field(default=None, metadata={"help": "Rows a forward pass (gradient caching)."})
+    gather_across_devices: bool = field(
+        default=False, metadata={"help": "The rows of all processes are negatives of each other."}
+    )
+    mask_duplicates: bool = field(default=True, metadata={"help": "Equal texts of a batch are no negatives."})
+    false_negative_threshold: float | None = field(
+        default=None, metadata={"help": "Leave out negatives that are more similar than this."}
+    )
+    mlm_weight: float = field(default=0.0, metadata={"help": "Factor of the masked-language-model loss."})
 
 
 @dataclass
 class EvaluateArguments:
     model: list[str] = field(metadata={"help": "One or several models: folders or names on the hub."})
-    sts_dir: str = field(metadata={"help": "Folder with STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv."})
+    sts_dir: str | None = field(
+        default=None, metadata={"help": "Folder with STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv."}
+    )
     pooling: Literal["as saved", "cls", "mean", "first_last_avg", "last2_avg"] = field(
         default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}
     )
     max_seq_length: int | None = field(default=None, metadata={"help": "Texts are cut off after so many tokens."})
     batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
+    json_file: str | None = field(default=None, metadata={"help": "Write the numbers here too, as JSON."})
+    csv_file: str | None = field(default=None, metadata={"help": "The same as CSV."})
+    plot_file: str | None = field(default=None, metadata={"help": "Draw a bar chart of them (.png, .svg, .pdf)."})
+    mteb: bool = field(default=False, metadata={"help": "MTEB's tasks on the data that the package mteb downloads."})
+
+
+@dataclass
+class ExportArguments:
+    model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
+    output_dir: str = field(metadata={"help": "Where the transformer and its tokenizer go."})
+
+
+@dataclass
+class ServeArguments:
+    model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
+    corpus: str = field(metadata={"help": "Sentences to search: .txt, or a table with the column sentence or text."})
+    port: int = field(default=7860, metadata={"help": "The page is at http://127.0.0.1:PORT."})
 
 
 @dataclass
@@ -81,13 +133,48 @@ class DemoArguments:
 
 
 def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Train, save the model to ``output_dir``, print Spearman before and after, and return it."""
-    model_args, data_args, loss_args, args = _parse(
-        "train", argv, ModelArguments, DataArguments, LossArguments, SimCSETrainingArguments
-    )
+    """Train, save the model to ``output_dir``, print Spearman before and after, and return it.
+
+    With ``--seeds`` the rows are those of the single seeds, and their mean and spread (standard deviation).
+    """
+    data_args = _parse_train(argv)[1]
+    if not data_args.seeds:
+        results = _train_once(*_parse_train(argv))
+    else:
+        output_dir = _parse_train(argv)[3].output_dir
+        results = {}
+        for seed in data_args.seeds:
+            once = ["--seed", str(seed), "--output_dir", str(Path(output_dir, f"seed-{seed}"))]
+            scores = _train_once(*_parse_train([*argv, *once]))
+            results["before"] = scores["before"]
+            results[f"seed {seed}"] = scores["after"]
+        seeds = [scores for name, scores in results.items() if name != "before"]
+        for name, statistic in (("mean", statistics.mean), ("spread", statistics.stdev)):
+            if len(seeds) > 1:
+                results[name] = {test: statistic(scores[test] for scores in seeds) for test in seeds[0]}
+    if results["before"]:
+        percent = {name: {test: 100 * value for test, value in scores.items()} for name, scores in results.items()}
+        print(format_table(percent, corner="Spearman x 100"))
+    return results
+
+
+def _parse_train(argv: Sequence[str]) -> tuple[Any, ...]:
+    types = (ModelArguments, DataArguments, LossArguments, SimCSETrainingArguments)
+    preset = next((argv[place + 1] for place, word in enumerate(argv[:-1]) if word == "--preset"), None)
+    return _parse("train", [*(preset_options(preset) if preset else []), *argv], *types)
+
+
+def _train_once(
+    model_args: ModelArguments, data_args: DataArguments, loss_args: LossArguments, args: SimCSETrainingArguments
+) -> dict[str, dict[str, float]]:
     set_seed(args.seed)
     dataset = _read_train_file(data_args)
     evaluators = [load_sts(path) for path in (data_args.dev_file, data_args.test_file) if path]
+    during_training: list[BaseEvaluator] = evaluators[:1] if data_args.dev_file else []
+    if data_args.alignment_uniformity:
+        if not data_args.dev_file:
+            raise ValueError("--alignment_uniformity needs --dev_file")
+        during_training.append(AlignmentUniformityEvaluator.from_sts(evaluators[0]))
     model = build_model(
         model_args.model_name_or_path,
         model_args.pooling,
@@ -100,7 +187,8 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         args.eval_strategy = args.save_strategy = "steps"
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * len(dataset) / rows)
-        args.eval_steps = args.save_steps = max(1, min(125, steps))  # the paper's interval, and once at least
+        # The interval of the paper's code, and once at least.
+        args.eval_steps = args.save_steps = max(1, min(int(args.eval_steps or 125), steps))
         args.load_best_model_at_end, args.greater_is_better = True, True
         args.metric_for_best_model = f"eval_{evaluators[0].name}_spearman_cosine"
     trainer = SimCSETrainer(
@@ -108,7 +196,7 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         args=args,
         train_dataset=dataset,
         loss=loss,
-        evaluator=evaluators[0] if data_args.dev_file else None,
+        evaluator=during_training or None,
         callbacks=[StopOnSigterm()],
     )
     results = {"before": _spearman(evaluators, model)}
@@ -120,26 +208,67 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         return results
     results["after"] = _spearman(evaluators, model)
     model.save_pretrained(args.output_dir)
-    if evaluators:
-        print(_format_before_after(results))
     print(f"saved to {args.output_dir}")
+    if data_args.alignment_uniformity:
+        path = Path(args.output_dir, "alignment_uniformity.png")
+        plot_alignment_uniformity({model_args.pooling: trainer.state.log_history}, path)
+        print(f"drew {path}")
     return results
+
+
+def presets(argv: Sequence[str]) -> None:
+    """Print the presets as the options that they stand for."""
+    for name in argv or PRESETS:
+        print(f"{name}:\n  {' '.join(preset_options(name))}")
 
 
 def evaluate(argv: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Print the paper's STS table for each model, and return the numbers."""
+    """Print the paper's STS table, a row a model, and return it; to files too where asked."""
     (args,) = _parse("evaluate", argv, EvaluateArguments)
-    evaluator = sts_evaluators(args.sts_dir, batch_size=args.batch_size)
-    results = {}
+    if (args.sts_dir is None) != args.mteb:
+        raise ValueError("pass either --sts_dir with the folder of the data, or --mteb for MTEB's own")
+    evaluator = None if args.mteb else sts_evaluators(args.sts_dir, batch_size=args.batch_size)
+    rows = {}
     for name in args.model:
         if args.pooling == "as saved":
-            model = SentenceTransformer(name)
+            model = load_model(name)
             model.max_seq_length = args.max_seq_length or model.max_seq_length
         else:
             model = build_model(name, args.pooling, args.max_seq_length or 128)
-        results[name] = evaluator(model)
-    print(format_sts_table(results))
-    return results
+        rows[name] = mteb_scores(model) if evaluator is None else sts_scores(evaluator(model))
+    print(format_table(rows))
+    if args.json_file:
+        Path(args.json_file).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    if args.csv_file:
+        with Path(args.csv_file).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["model", *next(iter(rows.values()))])
+            writer.writeheader()
+            writer.writerows({"model": name, **row} for name, row in rows.items())
+    if args.plot_file:
+        plot_scores(rows, args.plot_file, "Spearman's correlation × 100")
+    return rows
+
+
+def export(argv: Sequence[str]) -> str:
+    """Save a model for AutoModel and print how its users get the embeddings."""
+    (args,) = _parse("export", argv, ExportArguments)
+    expression = save_transformer(load_model(args.model), args.output_dir)
+    print(
+        f"saved to {args.output_dir}; the embeddings of texts are\n\n"
+        f'tokenizer, model = (kind.from_pretrained("{args.output_dir}") for kind in (AutoTokenizer, AutoModel))\n'
+        'inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")\n'
+        f"outputs = model(**inputs)\nembeddings = {expression}"
+    )
+    return expression
+
+
+def serve(argv: Sequence[str]) -> None:
+    """Serve the search page until interrupted."""
+    from st_simcse.serve import search_page
+
+    (args,) = _parse("serve", argv, ServeArguments)
+    page = search_page(load_model(args.model), args.corpus)
+    page.launch(server_name="127.0.0.1", server_port=args.port)
 
 
 def demo(argv: Sequence[str]) -> dict[str, float]:
@@ -152,14 +281,16 @@ def demo(argv: Sequence[str]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``st-simcse``; errors in the input end it with a line, not a traceback."""
-    commands: dict[str, Callable[[Sequence[str]], Any]] = {"train": train, "evaluate": evaluate, "demo": demo}
+    commands: dict[str, Callable[[Sequence[str]], Any]] = {
+        command.__name__: command for command in (train, presets, evaluate, export, serve, demo)
+    }
     command, *rest = sys.argv[1:] if argv is None else argv or [""]
     if command not in commands:
         sys.exit(USAGE if command in ("-h", "--help") else f"{USAGE}\n\nunknown command {command!r}")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         commands[command](rest)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, SafetensorError) as error:
         sys.exit(f"st-simcse {command}: {error}")
 
 
@@ -190,13 +321,6 @@ def _loss(model: SentenceTransformer, dataset: Dataset, args: LossArguments) -> 
 
 def _spearman(evaluators: list[EmbeddingSimilarityEvaluator], model: SentenceTransformer) -> dict[str, float]:
     return {evaluator.name: evaluator(model)[f"{evaluator.name}_spearman_cosine"] for evaluator in evaluators}
-
-
-def _format_before_after(results: dict[str, dict[str, float]]) -> str:
-    names = list(results["before"])
-    rows = [["Spearman x 100", *names], ["---"] * (len(names) + 1)]
-    rows += [[stage, *(f"{100 * scores[name]:.2f}" for name in names)] for stage, scores in results.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from sentence_transformers.util import all_gather_with_grad
+from sentence_transformers.util import all_gather
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -53,7 +53,8 @@ def gather_rows(tensor: Tensor) -> tuple[Tensor, slice]:
     dist.all_gather(sizes, own_size)
     counts = [int(size) for size in sizes]
     padding = [0, 0] * (tensor.ndim - 1) + [0, max(counts) - len(tensor)]
-    parts = all_gather_with_grad(F.pad(tensor, padding)).split(max(counts))
+    padded = F.pad(tensor, padding)
+    parts = all_gather(padded, with_grad=padded.is_floating_point()).split(max(counts))
     begin = sum(counts[: dist.get_rank()])
     rows = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
     return rows, slice(begin, begin + len(tensor))

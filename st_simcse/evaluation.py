@@ -1,16 +1,21 @@
-"""The seven STS tasks of the paper as ST evaluators, in the "all" setting, and their table."""
+"""The paper's evaluation as ST evaluators: the seven STS tasks and their table, alignment and uniformity."""
 
 from __future__ import annotations
 
+import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, SequentialEvaluator
 
+from st_simcse.functional import alignment, uniformity
 from st_simcse.readers import load_sts
 
-__all__ = ["format_sts_table", "sts_evaluators"]
+__all__ = ["AlignmentUniformityEvaluator", "format_table", "mteb_scores", "sts_evaluators", "sts_scores"]
 
 STS_TASKS = {
     "STS12": "STS12",
@@ -21,6 +26,8 @@ STS_TASKS = {
     "STS-B": "STSB-test",
     "SICK-R": "SICKR-test",
 }
+
+MTEB_TASKS = STS_TASKS | {"STS-B": "STSBenchmark", "SICK-R": "SICK-R"}
 
 
 def sts_evaluators(folder: str | os.PathLike[str], batch_size: int = 64) -> SequentialEvaluator:
@@ -45,7 +52,7 @@ def sts_evaluators(folder: str | os.PathLike[str], batch_size: int = 64) -> Sequ
         ::
 
             results = sts_evaluators("sts")(model)
-            print(format_sts_table({"my model": results}))
+            print(format_table({"my model": sts_scores(results)}))
     """
     paths = {task: Path(folder, f"{stem}.tsv") for task, stem in STS_TASKS.items()}
     if missing := [path.name for path in paths.values() if not path.exists()]:
@@ -54,21 +61,126 @@ def sts_evaluators(folder: str | os.PathLike[str], batch_size: int = 64) -> Sequ
     return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
 
 
-def format_sts_table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """The paper's table as Markdown: a row a model, Spearman times 100, and the average.
-
-    Args:
-        results: what :func:`sts_evaluators` returned, by model name.
+def sts_scores(results: Mapping[str, float]) -> dict[str, float]:
+    """A row of the paper's table: Spearman × 100 by task, and the average, from what :func:`sts_evaluators` returned.
 
     Example:
-        >>> scores = {f"{task}_spearman_cosine": 0.5 for task in STS_TASKS}
-        >>> print(format_sts_table({"half": scores | {"sequential_score": 0.5}}))
-        | model | STS12 | STS13 | STS14 | STS15 | STS16 | STS-B | SICK-R | Avg. |
-        | --- | --- | --- | --- | --- | --- | --- | --- | --- |
-        | half | 50.00 | 50.00 | 50.00 | 50.00 | 50.00 | 50.00 | 50.00 | 50.00 |
+        >>> results = {f"{task}_spearman_cosine": 0.5 for task in STS_TASKS} | {"sequential_score": 0.5}
+        >>> sts_scores(results)["Avg."]
+        50.0
     """
-    rows = [["model", *STS_TASKS, "Avg."], ["---"] * (len(STS_TASKS) + 2)]
-    for model, scores in results.items():
-        values = [scores[f"{task}_spearman_cosine"] for task in STS_TASKS] + [scores["sequential_score"]]
-        rows.append([model, *(f"{100 * value:.2f}" for value in values)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    scores = {task: 100 * results[f"{task}_spearman_cosine"] for task in STS_TASKS}
+    return scores | {"Avg.": 100 * results["sequential_score"]}
+
+
+def mteb_scores(model: SentenceTransformer) -> dict[str, float]:
+    """The same row as MTEB computes it, with the data that the package mteb downloads. Its SICK-R has all splits.
+
+    Raises:
+        ImportError: without the package mteb.
+    """
+    try:
+        import mteb
+    except ImportError as error:
+        raise ImportError("MTEB's tasks need the package mteb: pip install mteb") from error
+
+    tasks = mteb.get_tasks(tasks=list(MTEB_TASKS.values()), languages=["eng"])
+    results = {result.task_name: result for result in mteb.evaluate(model, tasks, cache=None).task_results}
+    scores = {task: 100 * results[name].get_score() for task, name in MTEB_TASKS.items()}
+    return scores | {"Avg.": sum(scores.values()) / len(scores)}
+
+
+def format_table(rows: Mapping[str, Mapping[str, float]], corner: str = "model") -> str:
+    """Rows of numbers by name as a Markdown table with two decimals.
+
+    Args:
+        rows: numbers by row and column, the same columns in every row.
+        corner: what stands above the names.
+
+    Example:
+        >>> print(format_table({"half": {"STS-B": 50.0, "Avg.": 50.0}}))
+        | model | STS-B | Avg. |
+        | --- | --- | --- |
+        | half | 50.00 | 50.00 |
+    """
+    header = [corner, *next(iter(rows.values()))]
+    cells = [header, ["---"] * len(header)]
+    cells += [[name, *(f"{value:.2f}" for value in row.values())] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+class AlignmentUniformityEvaluator(BaseEvaluator):
+    """Alignment and uniformity of a model on scored pairs: equations 2 and 3 of the paper, for both less is better.
+
+    Positive pairs are those with a score above ``positive_threshold``; uniformity is over all sentences.
+
+    Args:
+        sentences1: first sentences of the pairs.
+        sentences2: second sentences.
+        scores: their similarities; on the scale of the STS benchmark, 0 to 5, for the default threshold.
+        name: prefix of the metrics, ``{name}_alignment`` and ``{name}_uniformity``.
+        batch_size: sentences a forward pass.
+        positive_threshold: the paper's is 4.
+        write_csv: append the numbers to ``alignment_uniformity_{name}_results.csv`` in the output folder.
+
+    Raises:
+        ValueError: if no pair is scored above the threshold.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> pairs = ["A dog runs.", "A cat sleeps."], ["A hound runs.", "A train stops."], [4.8, 0.2]
+        >>> evaluator = AlignmentUniformityEvaluator(*pairs, name="dev")
+        >>> sorted(evaluator(tiny_model(["A dog runs."])))
+        ['dev_alignment', 'dev_uniformity']
+    """
+
+    def __init__(
+        self,
+        sentences1: Sequence[str],
+        sentences2: Sequence[str],
+        scores: Sequence[float],
+        name: str = "",
+        batch_size: int = 64,
+        positive_threshold: float = 4.0,
+        write_csv: bool = True,
+    ) -> None:
+        super().__init__()
+        self.positives = [index for index, score in enumerate(scores) if score > positive_threshold]
+        if not self.positives:
+            raise ValueError(
+                f"no pair is scored above {positive_threshold}: pass a positive_threshold on the scale of these scores"
+            )
+        self.sentences1, self.sentences2 = list(sentences1), list(sentences2)
+        self.name = name
+        self.batch_size = batch_size
+        self.write_csv = write_csv
+        self.csv_file = f"alignment_uniformity{'_' + name if name else ''}_results.csv"
+        self.greater_is_better = False
+        self.primary_metric = "uniformity"
+
+    @classmethod
+    def from_sts(cls, evaluator: EmbeddingSimilarityEvaluator, **options: Any) -> AlignmentUniformityEvaluator:
+        """The evaluator on the pairs of another, such as :func:`~st_simcse.load_sts` makes."""
+        options = {"name": evaluator.name, "batch_size": evaluator.batch_size} | options
+        return cls(evaluator.sentences1, evaluator.sentences2, evaluator.scores, **options)
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        texts = list(dict.fromkeys(self.sentences1 + self.sentences2))
+        rows = {text: row for row, text in enumerate(texts)}
+        embeddings = self.embed_inputs(model, texts, batch_size=self.batch_size, convert_to_tensor=True)
+        first, second = (
+            embeddings[[rows[side[index]] for index in self.positives]] for side in (self.sentences1, self.sentences2)
+        )
+        metrics = {"alignment": float(alignment(first, second)), "uniformity": float(uniformity(embeddings))}
+        if output_path is not None and self.write_csv:
+            path = Path(output_path, self.csv_file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_new = not path.exists()
+            with path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerows([["epoch", "steps", *metrics]] * is_new + [[epoch, steps, *metrics.values()]])
+        metrics = self.prefix_name_to_metrics(metrics, self.name)
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics

@@ -6,6 +6,7 @@ The equations are those of Gao et al., *SimCSE: Simple Contrastive Learning of S
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from st_simcse.tiled import TiledCrossEntropy
 
-__all__ = ["info_nce", "sup_simcse_loss", "unsup_simcse_loss"]
+__all__ = ["alignment", "info_nce", "sup_simcse_loss", "uniformity", "unsup_simcse_loss"]
 
 # A similarity matrix of more elements than this is computed in tiles.
 DENSE_ELEMENTS = 2**18
@@ -45,7 +46,7 @@ def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
     _check_temperature(temperature)
     views = _normalize(embeddings, "embeddings")
     rows = torch.arange(len(views), device=views.device)
-    return _cross_entropy(views, views, rows ^ 1, rows, None, 0.0, 1 / temperature)
+    return _cross_entropy(views, views, rows ^ 1, torch.stack([rows, rows]), None, 0.0, 1 / temperature, None)
 
 
 def sup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
@@ -81,6 +82,8 @@ def info_nce(
     hard_negative_weight: float = 1.0,
     symmetric: bool = False,
     anchor_rows: slice = slice(None),
+    text_keys: Sequence[Tensor] | None = None,
+    false_negative_threshold: float | None = None,
 ) -> Tensor:
     r"""InfoNCE over cosine similarities with in-batch negatives: equations 1, 4 and 5 of the paper.
 
@@ -112,6 +115,11 @@ def info_nce(
             the hard negatives), so the two anchors share one loss as in :func:`unsup_simcse_loss`.
         anchor_rows: the rows whose loss is averaged; the others serve as negatives only. Of a batch gathered from
             several processes each process takes its own rows.
+        text_keys: int64 numbers that say which texts are the same, in the shapes of ``anchors``, ``positives`` and
+            ``hard_negatives`` without their last dimension. A candidate that is the row's own anchor or positive in
+            another place of the batch is no negative, nor is the positive of another row with the same anchor: they
+            are left out of the sum.
+        false_negative_threshold: leave out the negatives whose cosine similarity to the anchor exceeds this.
 
     Returns:
         The mean cross-entropy in nats: a float32 scalar (float64 for float64 input).
@@ -126,6 +134,9 @@ def info_nce(
         tensor(0.3133)
         >>> info_nce(anchors, anchors, hard_negatives=anchors.flip(0), temperature=1.0, hard_negative_weight=0.0)
         tensor(0.8620)
+        >>> keys = [torch.tensor([7, 7]), torch.tensor([8, 9])]  # one anchor, two positives: neither is a negative
+        >>> info_nce(anchors, anchors, temperature=1.0, text_keys=keys)
+        tensor(0.)
     """
     _check_temperature(temperature)
     if not 0 <= hard_negative_weight < math.inf:
@@ -138,11 +149,11 @@ def info_nce(
     anchors, positives = _normalize(anchors, "anchors"), _normalize(positives, "positives")
     first = torch.arange(len(anchors), device=anchors.device)[anchor_rows]
     if symmetric:
-        candidates = [anchors, positives]
-        rows = torch.cat([first, first + len(anchors)])
-        targets, masked = torch.cat([first + len(anchors), first]), rows
+        views = torch.cat([anchors, positives])
+        rows, targets = torch.cat([first, first + len(anchors)]), torch.cat([first + len(anchors), first])
+        candidates, queries = [views], views if len(rows) == len(views) else views[rows]
     else:
-        candidates, targets, masked = [positives], first, None
+        candidates, queries, rows, targets = [positives], anchors[anchor_rows], None, first
     own_negatives = None
     if hard_negatives is not None:
         candidates.append(_normalize(hard_negatives.flatten(0, -2), "hard_negatives"))
@@ -153,18 +164,114 @@ def info_nce(
             own_negatives = own_negatives.repeat(2 if symmetric else 1, 1)
 
     columns = torch.cat(candidates) if len(candidates) > 1 else candidates[0]
-    if not symmetric:
-        queries = anchors[anchor_rows]
-    elif len(rows) == len(columns):
-        queries = columns
-    else:
-        queries = columns[rows]
     log_weight = math.log(hard_negative_weight) if hard_negative_weight else -math.inf
-    return _cross_entropy(queries, columns, targets, masked, own_negatives, log_weight, 1 / temperature)
+    return _cross_entropy(
+        queries,
+        columns,
+        targets,
+        _left_out(targets, rows, first, text_keys, symmetric),
+        own_negatives,
+        log_weight,
+        1 / temperature,
+        false_negative_threshold,
+    )
+
+
+def alignment(embeddings: Tensor, positives: Tensor) -> Tensor:
+    r"""How far positive pairs lie apart on the unit sphere: equation 2 of the paper. Smaller is better.
+
+    .. math:: \ell_{align} = E_{(x, x^+)} \lVert f(x) - f(x^+) \rVert^2
+
+    Args:
+        embeddings: (N, d), any floating dtype; normalized here.
+        positives: (N, d).
+
+    Returns:
+        A float32 scalar (float64 for float64 input) between 0 and 4.
+
+    Raises:
+        ValueError: for shapes that differ, no rows, and NaN or infinite embeddings.
+
+    Example:
+        >>> alignment(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]]))  # a right angle
+        tensor(2.)
+    """
+    _check_shapes(embeddings, positives, None)
+    difference = _normalize(embeddings, "embeddings") - _normalize(positives, "positives")
+    return difference.square().sum(1).mean()
+
+
+def uniformity(embeddings: Tensor) -> Tensor:
+    r"""How evenly embeddings are spread over the unit sphere: equation 3 of the paper. Smaller is better.
+
+    .. math:: \ell_{uniform} = \log E_{x, y} e^{-2 \lVert f(x) - f(y) \rVert^2}
+
+    The mean is over all pairs of different rows; memory grows with their number.
+
+    Args:
+        embeddings: (N, d), any floating dtype; normalized here.
+
+    Returns:
+        A float32 scalar (float64 for float64 input), at most 0.
+
+    Raises:
+        ValueError: for fewer than two rows, and NaN or infinite embeddings.
+
+    Example:
+        >>> uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))  # log(e^(-2 * 4))
+        tensor(-8.)
+    """
+    if embeddings.ndim != 2 or len(embeddings) < 2:
+        raise ValueError(f"uniformity needs (N, d) with at least two rows, got {tuple(embeddings.shape)}")
+    squared_distances = torch.pdist(_normalize(embeddings, "embeddings")).square()
+    return squared_distances.mul(-2).exp().mean().log()
+
+
+def _left_out(
+    targets: Tensor, rows: Tensor | None, first: Tensor, text_keys: Sequence[Tensor] | None, symmetric: bool
+) -> Tensor | None:
+    """Places (2, K) of the similarity matrix that are no negatives: a row's own column, columns of the same text."""
+    pairs = []
+    if rows is not None:
+        pairs.append(torch.stack([torch.arange(len(rows), device=rows.device), rows]))
+    if text_keys is not None:
+        anchor_keys, positive_keys = text_keys[:2]
+        begin = len(anchor_keys) if symmetric else 0
+        candidate_keys = torch.cat([anchor_keys] * symmetric + [keys.flatten() for keys in text_keys[1:]])
+        repeats = 2 if symmetric else 1
+        own_anchor, own_positive = anchor_keys[first].repeat(repeats), positive_keys[first].repeat(repeats)
+        same = [equal_pairs(own_anchor, candidate_keys), equal_pairs(own_positive, candidate_keys)]
+        positive_of_same_anchor = equal_pairs(own_anchor, anchor_keys)
+        positive_of_same_anchor[1] += begin
+        same = torch.cat([*same, positive_of_same_anchor], dim=1)
+        pairs.append(same[:, same[1] != targets[same[0]]])
+    return torch.cat(pairs, dim=1) if pairs else None
+
+
+def equal_pairs(left: Tensor, right: Tensor) -> Tensor:
+    """All (i, j) with ``left[i] == right[j]``, without comparing every i with every j.
+
+    Args:
+        left: (M,) int64.
+        right: (C,) int64.
+
+    Returns:
+        (2, K) int64: the i and the j, in order of i.
+
+    Example:
+        >>> equal_pairs(torch.tensor([5, 7]), torch.tensor([7, 5, 6, 7]))
+        tensor([[0, 1, 1],
+                [1, 0, 3]])
+    """
+    ordered, places = right.sort(stable=True)
+    begin = torch.searchsorted(ordered, left)
+    counts = torch.searchsorted(ordered, left, right=True) - begin
+    rows = torch.arange(len(left), device=left.device).repeat_interleave(counts)
+    within = torch.arange(len(rows), device=left.device) - (counts.cumsum(0) - counts)[rows]
+    return torch.stack([rows, places[begin[rows] + within]])
 
 
 def _cross_entropy(queries: Tensor, candidates: Tensor, *options: Any) -> Tensor:
-    """Mean cross-entropy of ``scale * queries @ candidates.T``, see :class:`~st_simcse.tiled.TiledCrossEntropy`."""
     large = len(queries) * len(candidates) > DENSE_ELEMENTS
     return (TiledCrossEntropy.apply if large else _dense_cross_entropy)(queries, candidates, *options)
 
@@ -173,16 +280,20 @@ def _dense_cross_entropy(
     queries: Tensor,
     candidates: Tensor,
     targets: Tensor,
-    masked: Tensor | None,
+    left_out: Tensor | None,
     own_negatives: Tensor | None,
     log_weight: float,
     scale: float,
+    threshold: float | None,
 ) -> Tensor:
     """:class:`~st_simcse.tiled.TiledCrossEntropy` in the open: the whole matrix, differentiable any number of times."""
     with torch.autocast(queries.device.type, enabled=False):
         logits = (queries * scale) @ candidates.T
-    if masked is not None:
-        logits = logits.scatter(1, masked[:, None], -math.inf)
+    if threshold is not None:
+        similar = (logits > threshold * scale).scatter(1, targets[:, None], False)
+        logits = logits.masked_fill(similar, -math.inf)
+    if left_out is not None:
+        logits = logits.index_put(tuple(left_out), logits.new_tensor(-math.inf))
     if own_negatives is not None:
         logits = logits.scatter_add(1, own_negatives, torch.full_like(own_negatives, log_weight, dtype=logits.dtype))
     return F.cross_entropy(logits, targets)

@@ -16,8 +16,10 @@ from sentence_transformers.util.distributed import get_world_size
 from torch import Tensor, nn
 
 from st_simcse.distributed import gather_rows, is_distributed
+from st_simcse.duplicates import text_keys
 from st_simcse.functional import info_nce
 from st_simcse.heads import ProjectionHead
+from st_simcse.mlm import MaskedLanguageModel
 
 __all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
 
@@ -39,6 +41,9 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         projection_head: bool | nn.Module,
         mini_batch_size: int | None,
         gather_across_devices: bool,
+        mask_duplicates: bool,
+        false_negative_threshold: float | None,
+        mlm_weight: float,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -50,14 +55,23 @@ class SimCSELoss(CachedLossMixin, nn.Module):
                 "a StaticEmbedding model cannot be cut into mini-batches, and its activations are small: leave "
                 "mini_batch_size out and raise the batch size instead"
             )
+        if not mlm_weight >= 0:
+            raise ValueError(f"mlm_weight must be at least 0, got {mlm_weight}")
+        if mlm_weight and mini_batch_size is not None:
+            raise ValueError("mlm_weight does not go with mini_batch_size: its forward pass takes the whole batch")
         self.model = model
         self.temperature = temperature
         if projection_head is True:
             projection_head = ProjectionHead(model.get_embedding_dimension()).to(model.device, model.dtype)
         self.projection_head = projection_head or None
+        self.embedding_dimension = model.get_embedding_dimension()
         self.mini_batch_size = mini_batch_size
         self.uses_gradient_cache = mini_batch_size is not None
         self.gather_across_devices = gather_across_devices
+        self.mask_duplicates = mask_duplicates
+        self.false_negative_threshold = false_negative_threshold
+        self.mlm_weight = mlm_weight
+        self.masked_language_model = MaskedLanguageModel(model) if mlm_weight else None
         # Set by whatever keeps the head equal in several processes; see st_simcse.distributed.
         self.is_synchronized = False
 
@@ -75,16 +89,23 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             ValueError: for a number of columns that the loss cannot use, non-finite embeddings, and a projection head
                 in several processes without SimCSETrainer.
         """
-        if self.projection_head is not None and not self.is_synchronized and is_distributed():
+        owns_weights = self.projection_head is not None or self.masked_language_model is not None
+        if owns_weights and not self.is_synchronized and is_distributed():
             raise ValueError(
-                "in several processes a projection head would drift apart, since DistributedDataParallel wraps the "
-                "model alone: train with SimCSETrainer, which keeps it equal"
+                "in several processes the weights of a loss, such as a projection head's, would drift apart, since "
+                "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
             )
-        columns = self._columns(list(sentence_features))
-        columns, places = self._sort_by_length(columns)
+        texts = list(sentence_features)
+        columns = self._columns(texts)
+        keys = [text_keys(column) for column in columns] if self.mask_duplicates else [None]
+        rows, places = self._sort_by_length(columns)
+        layout = (places, None if None in keys else keys)
         if self.mini_batch_size is not None:
-            return self.forward_cached(columns, places)
-        return self.calculate_loss([self._embed(column) for column in columns], places)
+            return self.forward_cached(rows, layout)
+        # Before the model's forward pass, which may write into the features.
+        auxiliary = sum(self.masked_language_model(column) for column in texts) if self.masked_language_model else 0.0
+        loss = self.calculate_loss([self._embed(column) for column in rows], layout)
+        return loss + self.mlm_weight / len(texts) * auxiliary
 
     def embed_minibatch(self, *args: Any, with_grad: bool, **kwargs: Any) -> tuple[Tensor, RandContext | None]:
         # The head belongs to the replayed part of GradCache, so that gradient accumulation and loss scaling reach it.
@@ -93,21 +114,32 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             return self._project(embeddings), random_state
 
     def calculate_loss(
-        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+        self,
+        reps: list[list[Tensor]],
+        labels: tuple[Tensor | None, list[Tensor] | None] = (None, None),
+        *,
+        with_backward: bool = False,
     ) -> Tensor:
-        """The loss of a list of embeddings a column; or of one list for all of them and their places (columns, B)."""
+        """The loss of a list of embeddings a column; or of one list for all columns.
+
+        ``labels`` says where the columns' rows are in that one list, (columns, B), and which texts are the same.
+        """
         columns = [torch.cat(column) for column in reps]
-        if labels is not None:
-            columns = [columns[0][places] for places in labels]
-        loss = self.compute_loss_from_embeddings(columns)
+        places, keys = labels
+        if places is not None:
+            columns = [columns[0][column_places] for column_places in places]
+        loss = self.compute_loss_from_embeddings(columns, keys)
         if with_backward:
             with torch.autocast(loss.device.type, enabled=False):  # would round the backward pass's products
                 loss.backward()
             loss = loss.detach()
         return loss
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor]) -> Tensor:
-        """The loss of one (B, d) embedding matrix a column, the projection head already applied."""
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], keys: list[Tensor] | None = None) -> Tensor:
+        """The loss of one (B, d) embedding matrix a column, the projection head already applied.
+
+        ``keys`` are (B,) int64 a column, equal for equal texts.
+        """
         raise NotImplementedError
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -116,6 +148,9 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             "projection_head": self.projection_head is not None,
             "mini_batch_size": self.mini_batch_size,
             "gather_across_devices": self.gather_across_devices,
+            "mask_duplicates": self.mask_duplicates,
+            "false_negative_threshold": self.false_negative_threshold,
+            "mlm_weight": self.mlm_weight,
         }
 
     @property
@@ -154,19 +189,37 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         outputs = _chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
         return [self._project(output["sentence_embedding"]) for output in outputs]
 
-    def _info_nce(self, anchors: Tensor, positives: Tensor, negatives: Tensor | None = None, **options: Any) -> Tensor:
+    def _info_nce(
+        self,
+        anchors: Tensor,
+        positives: Tensor,
+        negatives: Tensor | None = None,
+        keys: list[Tensor] | None = None,
+        **options: Any,
+    ) -> Tensor:
         """This process's part of the loss over the rows of all; the mean over processes is the loss of all rows."""
+        options |= {"temperature": self.temperature, "false_negative_threshold": self.false_negative_threshold}
         if not self.gather_across_devices:
-            return info_nce(anchors, positives, negatives, self.temperature, **options)
+            return info_nce(anchors, positives, negatives, text_keys=keys, **options)
         (anchors, rows), (positives, _) = gather_rows(anchors), gather_rows(positives)
         if negatives is not None:
             negatives, _ = gather_rows(negatives)
+        if keys is not None:
+            keys = [gather_rows(column)[0] for column in keys]
         # Processes count alike in the mean over them, however many rows each has.
         share = (rows.stop - rows.start) * get_world_size() / len(anchors)
-        return share * info_nce(anchors, positives, negatives, self.temperature, anchor_rows=rows, **options)
+        return share * info_nce(anchors, positives, negatives, anchor_rows=rows, text_keys=keys, **options)
 
     def _project(self, embeddings: Tensor) -> Tensor:
-        return embeddings if self.projection_head is None else self.projection_head(embeddings)
+        if self.projection_head is None:
+            return embeddings
+        # MatryoshkaLoss replaces calculate_loss, or hands over truncated embeddings.
+        if "calculate_loss" in vars(self) or embeddings.shape[-1] != self.embedding_dimension:
+            raise ValueError(
+                "MatryoshkaLoss truncates the embeddings that are trained, so that a projection head on top of them "
+                "cannot be of one width: leave projection_head out"
+            )
+        return self.projection_head(embeddings)
 
 
 def _has_rows(value: Any, order: Tensor) -> bool:
@@ -187,6 +240,11 @@ class UnsupSimCSELoss(SimCSELoss):
         mini_batch_size: embed this many rows at a time with gradient caching, so that memory no longer grows with the
             batch size; the gradients are the same, and every view keeps its own dropout mask.
         gather_across_devices: the rows of all processes are negatives of each other, with gradients to all of them.
+        mask_duplicates: the same text in another row of the batch is no negative; by its tokens, and in the rows of
+            all processes if they are gathered.
+        false_negative_threshold: negatives whose cosine similarity to the anchor is above this are left out.
+        mlm_weight: factor of the masked-language-model loss that is added (the paper's λ, 0.1 in its ablation); 15%
+            of the tokens are to be predicted, see :class:`~st_simcse.mlm.MaskedLanguageModel`. 0 leaves it out.
 
     Inputs:
         +--------------------------------------------+--------+
@@ -224,17 +282,29 @@ class UnsupSimCSELoss(SimCSELoss):
         projection_head: bool | nn.Module = False,
         mini_batch_size: int | None = None,
         gather_across_devices: bool = False,
+        mask_duplicates: bool = True,
+        false_negative_threshold: float | None = None,
+        mlm_weight: float = 0.0,
     ) -> None:
-        super().__init__(model, temperature, projection_head, mini_batch_size, gather_across_devices)
+        super().__init__(
+            model,
+            temperature,
+            projection_head,
+            mini_batch_size,
+            gather_across_devices,
+            mask_duplicates,
+            false_negative_threshold,
+            mlm_weight,
+        )
         self.symmetric = symmetric
         self._compare_views = True
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor]) -> Tensor:
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], keys: list[Tensor] | None = None) -> Tensor:
         first, second = embeddings
         if self._compare_views and first.requires_grad:
             self._compare_views = False
             self._warn_if_equal(first.detach(), second.detach())
-        return self._info_nce(first, second, symmetric=self.symmetric)
+        return self._info_nce(first, second, keys=keys, symmetric=self.symmetric)
 
     def get_config_dict(self) -> dict[str, Any]:
         return super().get_config_dict() | {"symmetric": self.symmetric}
@@ -270,7 +340,9 @@ class SupSimCSELoss(SimCSELoss):
             paper's choice; princeton-nlp/SimCSE's argument of this name is log(α).
         projection_head: as in :class:`UnsupSimCSELoss`. Where the paper keeps the MLP at test time, build the model
             with ``build_model(..., dense=True)`` instead.
-        mini_batch_size, gather_across_devices: as in :class:`UnsupSimCSELoss`.
+        mini_batch_size, gather_across_devices, false_negative_threshold, mlm_weight: as in :class:`UnsupSimCSELoss`.
+        mask_duplicates: the positives of an anchor that stands in several rows, and texts equal to a row's own anchor
+            or positive, are no negatives of it.
 
     Inputs:
         +-------------------------------------------------------+--------+
@@ -311,16 +383,30 @@ class SupSimCSELoss(SimCSELoss):
         projection_head: bool | nn.Module = False,
         mini_batch_size: int | None = None,
         gather_across_devices: bool = False,
+        mask_duplicates: bool = True,
+        false_negative_threshold: float | None = None,
+        mlm_weight: float = 0.0,
     ) -> None:
-        super().__init__(model, temperature, projection_head, mini_batch_size, gather_across_devices)
+        super().__init__(
+            model,
+            temperature,
+            projection_head,
+            mini_batch_size,
+            gather_across_devices,
+            mask_duplicates,
+            false_negative_threshold,
+            mlm_weight,
+        )
         if not hard_negative_weight >= 0:
             raise ValueError(f"hard_negative_weight must be at least 0, got {hard_negative_weight}")
         self.hard_negative_weight = hard_negative_weight
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor]) -> Tensor:
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], keys: list[Tensor] | None = None) -> Tensor:
         anchors, positives, *negatives = embeddings
+        if negatives and keys is not None:
+            keys = [*keys[:2], torch.stack(keys[2:], dim=1)]
         stacked = torch.stack(negatives, dim=1) if negatives else None
-        return self._info_nce(anchors, positives, stacked, hard_negative_weight=self.hard_negative_weight)
+        return self._info_nce(anchors, positives, stacked, keys=keys, hard_negative_weight=self.hard_negative_weight)
 
     def get_config_dict(self) -> dict[str, Any]:
         return super().get_config_dict() | {"hard_negative_weight": self.hard_negative_weight}

@@ -26,17 +26,18 @@ class TiledCrossEntropy(torch.autograd.Function):
         queries: (M, d), float32 or float64.
         candidates: (C, d), same dtype.
         targets: (M,) int64, a column of each row.
-        masked: (M,) int64, a column that each row leaves out, or None.
+        left_out: (2, K) int64, the rows and columns of the places to leave out, or None.
         own_negatives: (M, N) int64, columns whose logit gets ``log_weight`` added, or None.
         log_weight: may be -inf.
         scale: the inverse temperature.
+        threshold: leave out what is more similar than this and not the target, or None.
 
     Returns:
         A scalar in the inputs' dtype.
 
     Example:
         >>> rows = torch.eye(3)
-        >>> TiledCrossEntropy.apply(rows, rows, torch.arange(3), None, None, 0.0, 1.0)  # log(e^1 + 2 e^0) - 1
+        >>> TiledCrossEntropy.apply(rows, rows, torch.arange(3), None, None, 0.0, 1.0, None)  # log(e^1 + 2 e^0) - 1
         tensor(0.5514)
     """
 
@@ -46,10 +47,11 @@ class TiledCrossEntropy(torch.autograd.Function):
         queries: Tensor,
         candidates: Tensor,
         targets: Tensor,
-        masked: Tensor | None,
+        left_out: Tensor | None,
         own_negatives: Tensor | None,
         log_weight: float,
         scale: float,
+        threshold: float | None,
     ) -> Tensor:
         # A mean's gradient wants every product divided by the number of rows.
         mean_scale = scale / len(queries)
@@ -59,21 +61,29 @@ class TiledCrossEntropy(torch.autograd.Function):
         candidates_grad = torch.zeros_like(candidates) if wants_candidates else None
         losses = queries.new_empty(len(queries))
         buffer = queries.new_empty(min(rows, len(queries)), len(candidates))
+        if left_out is not None:
+            left_out = left_out[:, left_out[0].argsort()]
+            begins = torch.arange(0, len(queries) + rows, rows, device=queries.device)
+            ends_of_tiles = torch.searchsorted(left_out[0], begins).tolist()
         with torch.autocast(queries.device.type, enabled=False):
             for begin in range(0, len(queries), rows):
                 part = slice(begin, begin + rows)
                 query, target = queries[part], targets[part, None]
                 tile = buffer[: len(query)]
                 torch.addmm(tile, query, candidates.T, beta=0, alpha=scale, out=tile)
-                if masked is not None:
-                    tile.scatter_(1, masked[part, None], -torch.inf)
+                positive = tile.gather(1, target)
+                if threshold is not None:
+                    tile.masked_fill_(tile > threshold * scale, -torch.inf).scatter_(1, target, positive)
+                if left_out is not None:
+                    places = slice(*ends_of_tiles[begin // rows : begin // rows + 2])
+                    tile[left_out[0, places] - begin, left_out[1, places]] = -torch.inf
                 if own_negatives is not None:
                     own = own_negatives[part]
                     tile.scatter_add_(1, own, tile.new_full(own.shape, log_weight))
-                positive, largest = tile.gather(1, target).squeeze(1), tile.amax(1)
+                largest = tile.amax(1)
                 torch.softmax(tile, 1, out=tile)
                 # The largest probability is e^largest / sum, and never underflows as the others may.
-                losses[part] = largest - tile.amax(1).log() - positive
+                losses[part] = largest - tile.amax(1).log() - positive.squeeze(1)
                 tile.scatter_add_(1, target, tile.new_full(target.shape, -1.0))
                 if queries_grad is not None:
                     torch.addmm(query, tile, candidates, beta=0, alpha=mean_scale, out=queries_grad[part])
@@ -86,4 +96,4 @@ class TiledCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if grad is None else grad * grad_output for grad in ctx.saved_tensors)
-        return (*gradients, None, None, None, None, None)
+        return (*gradients, None, None, None, None, None, None)

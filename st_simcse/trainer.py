@@ -235,11 +235,13 @@ class SimCSETrainer(SentenceTransformerTrainer):
             super()._load_rng_state(checkpoint)
 
     def _loss_weights(self) -> dict[str, torch.Tensor]:
+        """What belongs to the losses alone, by name; the model's weights, also those a loss shares, are not."""
+        models = {id(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())}
         return {
             f"{dataset}.{name}".lstrip("."): tensor.detach()
             for dataset, loss in self._losses().items()
-            for name, tensor in loss.state_dict().items()
-            if not name.startswith("model.")
+            for name, tensor in (*loss.named_parameters(), *loss.named_buffers())
+            if id(tensor) not in models
         }
 
     def _losses(self) -> dict[str, torch.nn.Module]:

@@ -36,24 +36,61 @@ def sup_loop(embeddings, temperature):
     return total / len(anchors)
 
 
-def info_nce_loop(anchors, positives, negatives=None, temperature=0.05, weight=1.0, symmetric=False, rows=None):
-    """The paper's sums written out; negatives are (B, N, d)."""
+def info_nce_loop(
+    anchors,
+    positives,
+    negatives=None,
+    temperature=0.05,
+    weight=1.0,
+    symmetric=False,
+    rows=None,
+    keys=None,
+    threshold=math.inf,
+):
+    """The paper's sums written out; negatives are (B, N, d), and keys say which texts are the same."""
     a, p = _rows(anchors), _rows(positives)
     n = _rows(negatives) if negatives is not None else [[] for _ in a]
-    directions = [(a, p), (p, a)] if symmetric else [(a, p)]
+    # Without keys every text is another one.
+    a_keys, p_keys = [keys[0].tolist(), keys[1].tolist()] if keys else [[("a", i) for i in range(len(a))]] * 2
+    n_keys = (
+        keys[2].reshape(len(a), -1).tolist() if keys and negatives is not None else [[None] * len(own) for own in n]
+    )
     losses = []
     for i in rows if rows is not None else range(len(a)):
-        for queries, keys in directions:
-            denominator = sum(math.exp(_cosine(queries[i], key) / temperature) for key in keys)
-            if symmetric:
-                denominator += sum(
-                    math.exp(_cosine(queries[i], query) / temperature) for j, query in enumerate(queries) if j != i
-                )
-            for j, own in enumerate(n):
-                factor = weight if i == j else 1.0
-                denominator += sum(factor * math.exp(_cosine(queries[i], key) / temperature) for key in own)
-            losses.append(math.log(denominator) - _cosine(queries[i], keys[i]) / temperature)
+        for anchor_is_first in (True, False) if symmetric else (True,):
+            query, key = (a[i], p[i]) if anchor_is_first else (p[i], a[i])
+            terms = []  # vector, factor, text, whether it is the positive of a row with this row's anchor
+            for j in range(len(a)):
+                same_anchor = keys is not None and a_keys[j] == a_keys[i]
+                if j != i or anchor_is_first:
+                    terms.append((p[j], 1.0, p_keys[j] if keys else None, same_anchor))
+                if symmetric and (j != i or not anchor_is_first):
+                    terms.append((a[j], 1.0, a_keys[j] if keys else None, False))
+                terms += [
+                    (vector, weight if i == j else 1.0, text, False)
+                    for vector, text in zip(n[j], n_keys[j], strict=True)
+                ]
+            denominator = math.exp(_cosine(query, key) / temperature)
+            for vector, factor, text, same_anchor in terms:
+                is_positive = vector is key
+                is_same_text = text is not None and text in (a_keys[i], p_keys[i])
+                if not (is_positive or is_same_text or same_anchor or _cosine(query, vector) > threshold):
+                    denominator += factor * math.exp(_cosine(query, vector) / temperature)
+            losses.append(math.log(denominator) - _cosine(query, key) / temperature)
     return sum(losses) / len(losses)
+
+
+def alignment_loop(embeddings, positives):
+    total = 0.0
+    for u, v in zip(_rows(embeddings), _rows(positives), strict=True):
+        total += 2 - 2 * _cosine(u, v)
+    return total / len(embeddings)
+
+
+def uniformity_loop(embeddings):
+    rows = _rows(embeddings)
+    values = [math.exp(-2 * (2 - 2 * _cosine(u, v))) for i, u in enumerate(rows) for v in rows[:i]]
+    return math.log(sum(values) / len(values))
 
 
 def finite_difference(function, tensor, step=1e-6):

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from st_simcse import info_nce, sup_simcse_loss, unsup_simcse_loss
-from tests.reference import finite_difference, info_nce_loop, sup_loop, unsup_loop
+from st_simcse.functional import alignment, equal_pairs, uniformity
+from tests.reference import (
+    alignment_loop,
+    finite_difference,
+    info_nce_loop,
+    sup_loop,
+    uniformity_loop,
+    unsup_loop,
+)
 
 
 def _embeddings(*shape, dtype=torch.float64, seed=0):
@@ -21,12 +29,28 @@ CASES = {
     "symmetric, weighted": {"negatives": 2, "weight": 0.5, "symmetric": True},
     "some rows": {"negatives": 2, "weight": 3.0, "rows": range(1, 4)},
     "some rows, symmetric": {"negatives": 1, "weight": 3.0, "rows": range(2, 5), "symmetric": True},
+    # The keys of five anchors, of their positives, and of their hard negatives.
+    "same sentences": {"keys": [[1, 2, 1, 3, 1], [1, 2, 1, 3, 1]], "symmetric": True},
+    "same anchors and positives": {"keys": [[1, 1, 2, 3, 4], [5, 6, 7, 7, 1]]},
+    "same texts everywhere": {
+        "negatives": 2,
+        "weight": 2.0,
+        "keys": [[1, 1, 2, 3, 4], [5, 6, 7, 7, 1], [5, 1, 7, 8] * 2 + [2, 9]],
+    },
+    "same texts, some rows": {
+        "negatives": 1,
+        "rows": range(1, 4),
+        "keys": [[1, 1, 2, 3, 4], [5, 6, 7, 7, 1], [5, 1, 7, 3, 9]],
+    },
+    "threshold": {"negatives": 1, "threshold": 0.3},
+    "threshold, symmetric, weighted": {"negatives": 2, "threshold": 0.2, "weight": 2.0, "symmetric": True},
 }
 
 
 def _both(anchors, positives, negatives, temperature, case):
     """The case's loss by the package and by the loop."""
     rows = case.get("rows")
+    keys = [torch.tensor(column) for column in case["keys"]] if "keys" in case else None
     ours = info_nce(
         anchors,
         positives,
@@ -35,9 +59,19 @@ def _both(anchors, positives, negatives, temperature, case):
         case.get("weight", 1.0),
         case.get("symmetric", False),
         slice(rows.start, rows.stop) if rows else slice(None),
+        keys,
+        case.get("threshold"),
     )
     loop = info_nce_loop(
-        anchors, positives, negatives, temperature, case.get("weight", 1.0), case.get("symmetric", False), rows
+        anchors,
+        positives,
+        negatives,
+        temperature,
+        case.get("weight", 1.0),
+        case.get("symmetric", False),
+        rows,
+        keys,
+        case.get("threshold", math.inf),
     )
     return ours, loop
 
@@ -63,6 +97,24 @@ def test_info_nce_equals_the_loop_and_finite_differences(case, temperature):
             return _both(*arguments, *[None] * (3 - len(arguments)), temperature, case)[1]
 
         assert torch.allclose(tensor.grad, finite_difference(moved_loop, tensor.detach()), atol=1e-6)
+
+
+def test_equal_pairs_are_all_equal_pairs():
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randint(5, (13,), generator=generator), torch.randint(7, (17,), generator=generator)
+    expected = [[i, j] for i in range(13) for j in range(17) if left[i] == right[j]]
+    assert sorted(equal_pairs(left, right).T.tolist()) == expected
+    assert equal_pairs(left, right + 100).shape == (2, 0)
+
+
+def test_alignment_and_uniformity_equal_the_loops():
+    embeddings, positives = _embeddings(7, 4), _embeddings(7, 4, seed=1)
+    assert float(alignment(embeddings, positives)) == pytest.approx(alignment_loop(embeddings, positives), abs=1e-9)
+    assert float(uniformity(embeddings)) == pytest.approx(uniformity_loop(embeddings), abs=1e-9)
+    with pytest.raises(ValueError, match="at least two rows"):
+        uniformity(embeddings[:1])
+    with pytest.raises(ValueError, match=r"must both be \(B, d\)"):
+        alignment(embeddings, positives[:3])
 
 
 @pytest.mark.parametrize("rows", [2, 4, 10])

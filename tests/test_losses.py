@@ -6,7 +6,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments as Argume
 from sentence_transformers.base.losses import column_merging_disabled
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from torch.utils.data import DataLoader, SequentialSampler
 
 from st_simcse import ProjectionHead, SupSimCSELoss, UnsupSimCSELoss
@@ -68,7 +68,7 @@ def test_sorting_by_length_changes_nothing(model, sentences, monkeypatch, mini_b
     model.eval()
     monkeypatch.setattr("st_simcse.losses.ROWS_PER_PASS", 2)
     columns = [sentences, sentences[3:] + sentences[:3], ["No.", *sentences[1:]]]
-    loss = SupSimCSELoss(model, mini_batch_size=mini_batch_size)
+    loss = SupSimCSELoss(model, mini_batch_size=mini_batch_size, mask_duplicates=False)
     value = loss(_features(model, *columns))
     with column_merging_disabled():
         assert loss(_features(model, *columns)).item() == pytest.approx(value.item(), abs=1e-5)
@@ -86,11 +86,92 @@ def test_one_column_equals_two_identical_columns(model, sentences):
     assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize(("kind", "mini_batch_size"), [("transformer", None), ("transformer", 3), ("static", None)])
+def test_equal_texts_are_no_negatives(model, static_model, sentences, kind, mini_batch_size):
+    """By their tokens, in whatever column they stand, whether or not columns can be merged."""
+    model = (model if kind == "transformer" else static_model).eval()
+    anchors = [sentences[0], sentences[0].upper(), *sentences[2:]]  # the tokenizer lower-cases
+    columns = [anchors, sentences[3:] + sentences[:3], [sentences[5], sentences[2], *sentences[2:]]]
+    embeddings = [model.encode(column, convert_to_tensor=True).cpu() for column in columns]
+    texts = sorted({text.lower() for column in columns for text in column})
+    keys = [torch.tensor([texts.index(text.lower()) for text in column]) for column in columns]
+    options = {"hard_negative_weight": 2.0, "mini_batch_size": mini_batch_size}
+    for mask_duplicates in (True, False):
+        loss = SupSimCSELoss(model, mask_duplicates=mask_duplicates, **options)
+        expected = info_nce_loop(
+            embeddings[0], embeddings[1], embeddings[2][:, None], weight=2.0, keys=keys if mask_duplicates else None
+        )
+        assert loss(_features(model, *columns)).item() == pytest.approx(expected, abs=1e-4)
+
+    repeated = [*sentences[:5], sentences[0], sentences[0], sentences[3]]
+    keys = [torch.tensor([0, 1, 2, 3, 4, 0, 0, 3])] * 2
+    first = model.encode(repeated, convert_to_tensor=True).cpu()
+    value = UnsupSimCSELoss(model, symmetric=True, mini_batch_size=mini_batch_size)(_features(model, repeated))
+    assert value.item() == pytest.approx(info_nce_loop(first, first, symmetric=True, keys=keys), abs=1e-4)
+
+
+def test_similar_negatives_are_left_out_above_the_threshold(model, sentences):
+    model.eval()
+    embeddings = model.encode(sentences, convert_to_tensor=True).cpu()
+    values = {}
+    for threshold in (0.9, 0.99, 2.0):
+        loss = UnsupSimCSELoss(model, temperature=1.0, false_negative_threshold=threshold)
+        values[threshold] = loss(_features(model, sentences)).item()
+        expected = info_nce_loop(embeddings, embeddings, temperature=1.0, threshold=threshold)
+        assert values[threshold] == pytest.approx(expected, abs=1e-4)
+    assert values[0.9] < values[2.0]
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+def test_matryoshka_around_ours_is_the_sum_over_truncated_embeddings(model, sentences, supervised, mini_batch_size):
+    model.eval()
+    columns = [sentences, sentences[3:] + sentences[:3]]
+    loss = (SupSimCSELoss if supervised else UnsupSimCSELoss)(model, mini_batch_size=mini_batch_size)
+    value = MatryoshkaLoss(model, loss, [32, 16, 8], [1.0, 0.5, 2.0])(_features(model, *columns), None)
+    first, second = (model.encode(column, convert_to_tensor=True).cpu() for column in columns)
+    keys = [torch.arange(8), torch.arange(8).roll(-3)]
+    expected = sum(
+        weight * info_nce_loop(first[:, :width], second[:, :width], keys=keys)
+        for width, weight in ((32, 1.0), (16, 0.5), (8, 2.0))
+    )
+    assert value.item() == pytest.approx(expected, abs=1e-3)
+    value.backward()
+    assert model[0].model.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+def test_matryoshka_does_not_go_with_a_head(model, sentences, mini_batch_size):
+    loss = UnsupSimCSELoss(model, projection_head=True, mini_batch_size=mini_batch_size)
+    with pytest.raises(ValueError, match="leave projection_head out"):
+        MatryoshkaLoss(model, loss, [32, 16])(_features(model, sentences), None)
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+def test_mlm_is_added_to_the_loss(model, sentences, supervised):
+    model.eval()
+    columns = [sentences, sentences[::-1]] if supervised else [sentences]
+    kind = SupSimCSELoss if supervised else UnsupSimCSELoss
+    plain = kind(model)(_features(model, *columns))
+    loss = kind(model, mlm_weight=0.1).eval()
+    torch.manual_seed(3)
+    value = loss(_features(model, *columns))
+    torch.manual_seed(3)
+    auxiliary = sum(loss.masked_language_model(features) for features in _features(model, *columns))
+    assert value.item() == pytest.approx(plain.item() + 0.1 * auxiliary.item() / len(columns), abs=1e-5)
+    value.backward()
+    assert all(parameter.grad is not None for parameter in loss.masked_language_model.parameters())
+    with pytest.raises(ValueError, match="mlm_weight does not go with mini_batch_size"):
+        kind(model, mlm_weight=0.1, mini_batch_size=4)
+    with pytest.raises(ValueError, match="mlm_weight must be at least 0"):
+        kind(model, mlm_weight=-0.1)
+
+
 @pytest.mark.parametrize("negatives", [0, 1, 2])
 def test_sup_is_info_nce_of_the_columns(model, sentences, negatives):
     model.eval()
     columns = [sentences[offset:] + sentences[:offset] for offset in range(2 + negatives)]
-    value = SupSimCSELoss(model, hard_negative_weight=2.0)(_features(model, *columns))
+    value = SupSimCSELoss(model, hard_negative_weight=2.0, mask_duplicates=False)(_features(model, *columns))
     anchors, positives, *others = (model.encode(column, convert_to_tensor=True) for column in columns)
     expected = info_nce_loop(anchors, positives, torch.stack(others, 1) if others else None, weight=2.0)
     assert value.item() == pytest.approx(expected, abs=1e-4)
@@ -99,7 +180,7 @@ def test_sup_is_info_nce_of_the_columns(model, sentences, negatives):
 def test_unsup_without_symmetry_equals_multiple_negatives_ranking(model, sentences):
     model.eval()
     columns = [sentences, sentences[1:] + sentences[:1]]
-    ours = UnsupSimCSELoss(model)(_features(model, *columns))
+    ours = UnsupSimCSELoss(model, mask_duplicates=False)(_features(model, *columns))
     theirs = MultipleNegativesRankingLoss(model, scale=20.0)(_features(model, *columns), None)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
 
@@ -319,6 +400,9 @@ def test_config_and_citation(model):
         "projection_head": True,
         "mini_batch_size": None,
         "gather_across_devices": False,
+        "mask_duplicates": True,
+        "false_negative_threshold": None,
+        "mlm_weight": 0.0,
         "symmetric": True,
     }
     sup = SupSimCSELoss(model, hard_negative_weight=2.0, mini_batch_size=8)

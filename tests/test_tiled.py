@@ -23,8 +23,15 @@ def _value_and_gradients(inputs, *options, autocast=False):
 @pytest.mark.parametrize(("negatives", "weight"), [(0, 1.0), (1, 1.0), (3, 2.5), (1, 0.0)])
 @pytest.mark.parametrize("rows", [slice(None), slice(100, 250)], ids=["all rows", "a process's rows"])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_tiled_equals_dense(monkeypatch, symmetric, negatives, weight, rows, autocast):
-    inputs, options = _inputs(300, 48, negatives), (0.05, weight, symmetric, rows)
+@pytest.mark.parametrize("threshold", [None, 0.1])
+def test_tiled_equals_dense(monkeypatch, symmetric, negatives, weight, rows, autocast, threshold):
+    # Few different texts in 300 rows: many places of the matrix are left out.
+    generator = torch.Generator().manual_seed(1)
+    keys = [
+        torch.randint(100, (300, *shape), generator=generator)
+        for shape in [(), (), (negatives,)][: 2 + (negatives > 0)]
+    ]
+    inputs, options = _inputs(300, 48, negatives), (0.05, weight, symmetric, rows, keys, threshold)
     monkeypatch.setattr(functional, "DENSE_ELEMENTS", 2**30)
     dense, dense_gradients = _value_and_gradients(inputs, *options, autocast=autocast)
     monkeypatch.setattr(functional, "DENSE_ELEMENTS", 0)
@@ -53,7 +60,7 @@ def test_gradcheck(monkeypatch, symmetric):
 def test_low_temperatures_do_not_underflow(monkeypatch):
     """A positive 200 nats below the largest logit has a probability of 0 in float32, yet a finite loss."""
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    value = TiledCrossEntropy.apply(rows, rows.flip(0), torch.arange(2), None, None, 0.0, 100.0)
+    value = TiledCrossEntropy.apply(rows, rows.flip(0), torch.arange(2), None, None, 0.0, 100.0, None)
     assert value.item() == pytest.approx(200.0)
 
 

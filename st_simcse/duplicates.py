@@ -1,0 +1,43 @@
+"""Which texts of a batch are the same: a number a row, equal for equal tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["text_keys"]
+
+# Odd, so that its powers modulo 2^64 never become 0; otherwise arbitrary.
+_MULTIPLIER = 6364136223846793005
+
+
+def text_keys(features: dict[str, Any]) -> Tensor | None:
+    """A polynomial hash of every row's tokens, padding left out, alike in all batches and processes.
+
+    Args:
+        features: a column as the model's tokenizer gives it: ``input_ids`` (B, L) with an ``attention_mask``, or the
+            flat ``input_ids`` and ``offsets`` of a StaticEmbedding.
+
+    Returns:
+        (B,) int64; None for inputs that are no rows of tokens.
+
+    Example:
+        >>> ids = torch.tensor([[5, 6, 0], [5, 6, 7], [0, 5, 6]])
+        >>> keys = text_keys({"input_ids": ids, "attention_mask": (ids > 0).long()})
+        >>> (keys == keys[0]).tolist()
+        [True, False, True]
+    """
+    ids, mask, offsets = (features.get(name) for name in ("input_ids", "attention_mask", "offsets"))
+    if ids is not None and ids.ndim == 2 and mask is not None:
+        count, mask = len(ids), mask.bool()
+        rows, positions, ids = mask.nonzero()[:, 0], (mask.cumsum(1) - 1)[mask], ids[mask]
+    elif ids is not None and ids.ndim == 1 and offsets is not None:
+        count, flat = len(offsets), torch.arange(len(ids), device=ids.device)
+        rows = torch.searchsorted(offsets, flat, right=True) - 1
+        positions = flat - offsets[rows]
+    else:
+        return None
+    powers = torch.full((len(ids),), _MULTIPLIER, device=ids.device).cumprod(0)  # modulo 2^64
+    return torch.zeros(count, dtype=torch.int64, device=ids.device).index_add(0, rows, (ids + 1) * powers[positions])

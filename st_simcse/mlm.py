@@ -1,0 +1,67 @@
+"""Masked language modelling as an auxiliary objective on the transformer that a loss trains."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
+
+__all__ = ["MaskedLanguageModel"]
+
+logger = logging.getLogger(__name__)
+
+
+class MaskedLanguageModel(nn.Module):
+    """The cross-entropy of masked tokens: the auxiliary objective of the paper, section 6.3 (its ablation with MLM).
+
+    The prediction head is that of the pretrained checkpoint where it has one, a new one otherwise; it belongs to the
+    loss and is no part of the saved model. Its output embedding is tied to the model's input embedding.
+
+    Args:
+        model: a SentenceTransformer on a transformer that transformers knows a masked language model of.
+        probability: share of the tokens to predict, of which 80% become the mask token, 10% a random one.
+
+    Raises:
+        ValueError: if the model has no transformer, or its tokenizer no mask token.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run."])
+        >>> loss = MaskedLanguageModel(model, probability=0.5)(model.preprocess(["Two dogs run."] * 8))
+        >>> bool(loss > 0)
+        True
+    """
+
+    def __init__(self, model: SentenceTransformer, probability: float = 0.15) -> None:
+        super().__init__()
+        transformer = model.transformers_model
+        if transformer is None or getattr(model.tokenizer, "mask_token", None) is None:
+            raise ValueError("masked language modelling needs a transformer whose tokenizer has a mask token")
+        try:
+            # The transformer came from there a moment ago, so nothing needs to be downloaded.
+            whole = AutoModelForMaskedLM.from_pretrained(
+                transformer.config._name_or_path, use_safetensors=True, local_files_only=True, dtype=transformer.dtype
+            )
+        except OSError:
+            logger.warning("The transformer's checkpoint is gone: the masked language model's head starts anew")
+            whole = AutoModelForMaskedLM.from_config(transformer.config).to(transformer.dtype)
+        setattr(whole, whole.base_model_prefix, transformer)
+        whole.tie_weights()
+        whole.to(transformer.device)
+        # In a list, so that the transformer inside does not count as a part of this module too.
+        self._whole = [whole]
+        self.head = nn.ModuleDict({name: child for name, child in whole.named_children() if child is not transformer})
+        self.collator = DataCollatorForLanguageModeling(model.tokenizer, mlm_probability=probability)
+
+    def forward(self, features: dict[str, Any]) -> Tensor:
+        """The mean cross-entropy over the masked tokens of the rows: a scalar, 0 if no token was drawn."""
+        ids = features["input_ids"]
+        masked_ids, labels = self.collator.torch_mask_tokens(ids.cpu().clone())
+        if not (labels != -100).any():
+            return torch.zeros((), device=ids.device)
+        inputs = {name: features[name] for name in ("attention_mask", "token_type_ids") if name in features}
+        return self._whole[0](input_ids=masked_ids.to(ids.device), labels=labels.to(ids.device), **inputs).loss

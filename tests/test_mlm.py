@@ -1,0 +1,80 @@
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForMaskedLM
+
+from st_simcse import SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss, build_model
+from st_simcse.mlm import MaskedLanguageModel
+
+
+@pytest.fixture
+def checkpoint(tiny_bert, tmp_path):
+    """A BERT with a prediction head that has been trained, as far as its weights tell."""
+    model = AutoModelForMaskedLM.from_pretrained(tiny_bert)
+    torch.nn.init.normal_(model.cls.predictions.bias)
+    model.save_pretrained(tmp_path / "mlm")
+    build_model(tiny_bert).tokenizer.save_pretrained(tmp_path / "mlm")
+    return str(tmp_path / "mlm")
+
+
+def test_the_loss_is_that_of_transformers_with_the_checkpoints_head(checkpoint, sentences):
+    model = build_model(checkpoint, device="cpu").eval()
+    mlm = MaskedLanguageModel(model, probability=0.5).eval()
+    features = model.preprocess(sentences)
+    torch.manual_seed(0)
+    value = mlm(features)
+    torch.manual_seed(0)
+    ids, labels = mlm.collator.torch_mask_tokens(features["input_ids"].clone())
+    theirs = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
+    logits = theirs(ids, attention_mask=features["attention_mask"]).logits.double()
+    chosen = labels != -100
+    expected = -logits.log_softmax(-1)[chosen].gather(1, labels[chosen, None]).mean()
+    assert value.item() == pytest.approx(expected.item(), abs=1e-5)
+    special = torch.tensor(model.tokenizer.all_special_ids)
+    assert not torch.isin(features["input_ids"][chosen], special).any()
+
+
+def test_fifteen_percent_are_masked(checkpoint, sentences):
+    mlm = MaskedLanguageModel(build_model(checkpoint, device="cpu"))
+    ids = mlm._whole[0].get_input_embeddings().weight.new_full((200, 50), 9, dtype=torch.long)
+    _, labels = mlm.collator.torch_mask_tokens(ids)
+    assert (labels != -100).float().mean().item() == pytest.approx(0.15, abs=0.02)
+
+
+def test_the_transformer_is_shared_and_the_head_stays_behind(checkpoint, sentences, tmp_path):
+    model = build_model(checkpoint, pooling="mean", device="cpu")
+    loss = UnsupSimCSELoss(model, mlm_weight=0.1)
+    head = loss.masked_language_model
+    assert head._whole[0].get_output_embeddings().weight is model[0].model.get_input_embeddings().weight
+    before = {name: parameter.detach().clone() for name, parameter in loss.named_parameters()}
+    arguments = SimCSETrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=3,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        report_to="none",
+        save_steps=3,
+    )
+    data = Dataset.from_dict({"sentence": sentences})
+    trainer = SimCSETrainer(model=model, args=arguments, train_dataset=data, loss=loss)
+    trainer.train()
+    moved = [name for name, parameter in loss.named_parameters() if not torch.equal(before[name], parameter)]
+    assert any(name.startswith("masked_language_model") for name in moved)
+    assert any(name.startswith("model") for name in moved)
+    # The checkpoint holds the head once, and not the transformer again.
+    assert not any("encoder" in name or "word_embeddings" in name for name in trainer._loss_weights())
+    assert any("transform" in name for name in trainer._loss_weights())
+    model.save_pretrained(str(tmp_path / "saved"))
+    saved = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert {name for name, _ in saved.named_parameters()} == {name for name, _ in model.named_parameters()}
+
+
+def test_a_checkpoint_that_is_gone_gives_a_new_head(model, caplog):
+    MaskedLanguageModel(model)
+    assert "head starts anew" in caplog.text
+
+
+def test_a_static_embedding_has_no_masked_language_model(static_model):
+    with pytest.raises(ValueError, match="a transformer whose tokenizer has a mask token"):
+        MaskedLanguageModel(static_model)
