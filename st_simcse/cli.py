@@ -175,6 +175,7 @@ def _train_once(
         if not data_args.dev_file:
             raise ValueError("--alignment_uniformity needs --dev_file")
         during_training.append(AlignmentUniformityEvaluator.from_sts(evaluators[0]))
+        args.eval_on_start = True  # where the path begins
     model = build_model(
         model_args.model_name_or_path,
         model_args.pooling,

@@ -82,7 +82,7 @@ def mteb_scores(model: SentenceTransformer) -> dict[str, float]:
     try:
         import mteb
     except ImportError as error:
-        raise ImportError("MTEB's tasks need the package mteb: pip install mteb") from error
+        raise ImportError('MTEB needs its package: pip install "st_simcse[mteb]"') from error
 
     tasks = mteb.get_tasks(tasks=list(MTEB_TASKS.values()), languages=["eng"])
     results = {result.task_name: result for result in mteb.evaluate(model, tasks, cache=None).task_results}
@@ -169,7 +169,7 @@ class AlignmentUniformityEvaluator(BaseEvaluator):
     ) -> dict[str, float]:
         texts = list(dict.fromkeys(self.sentences1 + self.sentences2))
         rows = {text: row for row, text in enumerate(texts)}
-        embeddings = self.embed_inputs(model, texts, batch_size=self.batch_size, convert_to_tensor=True)
+        embeddings = model.encode(texts, batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False)
         first, second = (
             embeddings[[rows[side[index]] for index in self.positives]] for side in (self.sentences1, self.sentences2)
         )

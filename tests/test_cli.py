@@ -1,10 +1,13 @@
+import csv
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_simcse import cli
+from st_simcse import build_model, cli, load_sts
 
 
 def _scored_pairs(path, sentences):
@@ -73,7 +76,100 @@ def test_evaluate_several_models(shared, tmp_path, tiny_bert, capsys, monkeypatc
     cli.main()
     tables = capsys.readouterr().out
     assert tables.count("| model | STS12 |") == 2
-    assert f"{100 * results[tiny_bert]['STS12_spearman_cosine']:.2f}" in tables
+    assert f"| {results[tiny_bert]['STS12']:.2f} | {results[tiny_bert]['STS13']:.2f} |" in tables
+
+
+def test_evaluate_side_by_side_into_files(shared, tmp_path, tiny_bert, capsys):
+    for path in (shared / "sts" / "raw").glob("*.tsv"):
+        (tmp_path / path.name).write_text("".join(path.read_text().splitlines(keepends=True)[:50]))
+    build_model(tiny_bert, pooling="mean", dense=True).save_pretrained(str(tmp_path / "other"))
+    outputs = {kind: str(tmp_path / f"out.{kind}") for kind in ("json", "csv", "png")}
+    files = ["--json_file", outputs["json"], "--csv_file", outputs["csv"], "--plot_file", outputs["png"]]
+    models = [tiny_bert, str(tmp_path / "other")]
+    rows = cli.evaluate(["--model", *models, "--sts_dir", str(tmp_path), *files])
+    assert list(rows) == models
+    assert rows[models[0]] != rows[models[1]]
+    assert capsys.readouterr().out.count("\n| /") == 2
+    assert json.loads(Path(outputs["json"]).read_text()) == rows
+    with Path(outputs["csv"]).open(newline="") as file:
+        table = {row.pop("model"): {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)}
+    assert table == rows
+    assert Path(outputs["png"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("options", [[], ["--sts_dir", "sts", "--mteb"]])
+def test_evaluate_wants_one_kind_of_data(options):
+    with pytest.raises(ValueError, match="either --sts_dir .* or --mteb"):
+        cli.evaluate(["--model", "x", *options])
+
+
+def test_seeds_report_mean_and_spread(tmp_path, tiny_bert, sentences, capsys):
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    test = _scored_pairs(tmp_path / "test.tsv", sentences)
+    options = ["--test_file", test, "--learning_rate", "0.01", "--save_strategy", "no", "--pooling", "mean"]
+    results = _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options, "--seeds", "3", "4", "5")
+    scores = [results[f"seed {seed}"]["test"] for seed in (3, 4, 5)]
+    mean = sum(scores) / 3
+    assert results["mean"]["test"] == pytest.approx(mean)
+    assert results["spread"]["test"] == pytest.approx((sum((score - mean) ** 2 for score in scores) / 2) ** 0.5)
+    table = capsys.readouterr().out
+    assert f"| mean | {100 * mean:.2f} |" in table
+    assert "| seed 4 | " in table
+    for seed in (3, 4, 5):
+        model = SentenceTransformer(str(tmp_path / "out" / f"seed-{seed}"))
+        value = load_sts(test)(model)["test_spearman_cosine"]
+        assert value == pytest.approx(results[f"seed {seed}"]["test"], abs=1e-4)
+    alone = _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options, "--seed", "4")
+    assert alone["after"] == results["seed 4"]
+
+
+def test_alignment_and_uniformity_are_logged_and_drawn(tmp_path, tiny_bert, sentences):
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    dev = _scored_pairs(tmp_path / "dev.tsv", sentences)
+    options = [
+        "--per_device_train_batch_size",
+        "4",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "1",
+        "--save_steps",
+        "2",
+    ]
+    _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--dev_file", dev, "--alignment_uniformity", *options)
+    state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
+    points = [entry for entry in state["log_history"] if "eval_dev_uniformity" in entry]
+    assert [point["step"] for point in points] == [0, 1, 2]
+    assert all(point["eval_dev_alignment"] >= 0 >= point["eval_dev_uniformity"] for point in points)
+    assert (tmp_path / "out" / "alignment_uniformity.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="--alignment_uniformity needs --dev_file"):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--alignment_uniformity")
+
+
+def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
+    made = []
+    monkeypatch.setattr(cli, "SimCSETrainer", lambda **options: made.append(options["loss"]) or sys.exit("enough"))
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    options = ["--no_mask_duplicates", "--mlm_weight", "0.1", "--false_negative_threshold", "0.9", "--symmetric"]
+    with pytest.raises(SystemExit, match="enough"):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
+    config = made[0].get_config_dict()
+    assert (config["mask_duplicates"], config["mlm_weight"], config["false_negative_threshold"]) == (False, 0.1, 0.9)
+    assert config["symmetric"]
+
+
+def test_export(tmp_path, tiny_bert, sentences, capsys):
+    model = build_model(tiny_bert, dense=True)
+    model.save_pretrained(str(tmp_path / "model"))
+    expression = cli.export(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "plain")])
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"embeddings = {expression}\n")
+    code = "from transformers import AutoModel, AutoTokenizer\n" + printed.split("\n\n", 1)[1]
+    namespace = {"texts": sentences}
+    exec(code, namespace)
+    assert namespace["embeddings"].tolist() == [
+        pytest.approx(row, abs=1e-5) for row in model.encode(sentences).tolist()
+    ]
 
 
 @pytest.mark.parametrize(

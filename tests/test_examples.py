@@ -36,6 +36,16 @@ def test_training_examples(shared, pretrained, tmp_path, script):
     assert (tmp_path / "out" / "modules.json").exists()
 
 
+def test_chinese(shared, pretrained, tmp_path):
+    for split in ("dev", "test"):
+        rows = (shared / f"sts/zh/STSB-{split}.tsv").read_text().splitlines(keepends=True)
+        (tmp_path / f"STSB-{split}.tsv").write_text("".join(rows[:200]))
+    files = ["--dev_file", tmp_path / "STSB-dev.tsv", "--test_file", tmp_path / "STSB-test.tsv"]
+    output = _run(tmp_path, "chinese.py", "--model", pretrained, *files, "--max_steps", 3)
+    before, after = (float(value) for value in re.findall(r"spearman_cosine': (?:np\.float64\()?([0-9.]+)", output))
+    assert 0.1 < before != after < 1
+
+
 def test_search(pretrained, tmp_path, sentences):
     (tmp_path / "corpus.txt").write_text("\n".join(sentences))
     query = "An animal is resting."

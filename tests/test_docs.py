@@ -1,0 +1,104 @@
+"""The code of README and docs runs as it stands, on small files and a tiny model under the names that it uses."""
+
+import contextlib
+import gzip
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import set_seed
+
+from st_simcse import cli
+from st_simcse.demo import save_tiny_transformer
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "README.zh.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+CHINESE = ["一个男人在弹吉他。", "有人在演奏音乐。", "两只狗在公园里跑。", "一个女人在看书。"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, sentences, shared):
+    """The working folder of somebody who follows the page."""
+    monkeypatch.chdir(tmp_path)
+    set_seed(0)
+    # BERT's poolings need layers to average, and the save of a published checkpoint a pooler.
+    save_tiny_transformer("bert-base-uncased", [*sentences, *CHINESE], width=32, layers=2)
+    Path("princeton-nlp").mkdir()
+    for alias in ("bert-base-chinese", "princeton-nlp/sup-simcse-bert-base-uncased"):
+        Path(alias).symlink_to(tmp_path / "bert-base-uncased")
+    Path("old").mkdir()
+    for path in Path("bert-base-uncased").iterdir():
+        if path.name == "model.safetensors":
+            torch.save(load_file(path), "old/pytorch_model.bin")
+        else:
+            Path("old", path.name).symlink_to(path.absolute())
+    for name in ("sentences.txt", "wiki1m_for_simcse.txt"):
+        Path(name).write_text("\n".join(sentences))
+    Path("zh.txt").write_text("\n".join(CHINESE))
+    pairs = zip(sentences, sentences[3:] + sentences[:3], strict=True)
+    rows = [f"{a}\t{b}\t{score}" for score, (a, b) in enumerate(pairs)]
+    for name in ("STSB-dev.tsv", "STSB-test.tsv"):
+        Path(name).write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
+    rows = [f"{a},{b},{a} Not." for a, b in zip(sentences, sentences[::-1], strict=True)]
+    Path("nli_for_simcse.csv").write_text("\n".join(["sent0,sent1,hard_neg", *rows]))
+    for part in range(2):
+        Path(f"part-{part}.txt.gz").write_bytes(gzip.compress("\n".join(sentences).encode()))
+    Path("sts").mkdir()
+    for path in (shared / "sts" / "raw").glob("*.tsv"):
+        Path("sts", path.name).write_text("".join(path.read_text().splitlines(keepends=True)[:40]))
+    Path("examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+def _blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_page_runs(page, folder):
+    namespace = {}
+    for block in _blocks(page, "python"):
+        exec(compile(block, page, "exec"), namespace)
+    assert namespace or page == "docs/reproduce.md"
+    for line in "\n".join(_blocks(page, "bash")).replace("\\\n", " ").splitlines():
+        _run(shlex.split(line, comments=True))
+
+
+def _run(words):
+    """What a person types, cut short: one step, the presets' large model being the tiny one here."""
+    match words:
+        case ["pip", *_] | ["make", *_]:
+            pass  # what CI does before it comes here
+        case ["st-simcse", "serve" | "demo", *_]:
+            pass  # test_serve, test_demo
+        case ["st-simcse", "train", *options]:
+            with contextlib.redirect_stdout(None):
+                cli.main(["train", *options, "--max_steps", "1", "--report_to", "none", "--use_cpu", "--bf16", "false"])
+        case ["st-simcse", *rest]:
+            cli.main(rest)
+        case ["torchrun", *options]:
+            _launch(["-m", "torch.distributed.run", "--standalone", *options])
+        case ["accelerate", "launch", *options]:
+            as_on_gpus = ["--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+            _launch(["-m", "accelerate.commands.launch", "--main_process_port=0", *as_on_gpus, *options])
+        case _:
+            pytest.fail(f"no way to run {words}")
+
+
+def _launch(command):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *command, "--batch", "4", "--max_steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", (ROOT / page).read_text()):
+            assert link.startswith("https://") or (ROOT / page).parent.joinpath(link).exists(), (page, link)

@@ -1,0 +1,55 @@
+import pytest
+
+from st_simcse import cli
+from st_simcse.presets import PRESETS, preset_options
+
+# Table of batch sizes and learning rates in appendix A of the paper.
+TABLE = {
+    "unsup-bert-base": (64, 3e-5),
+    "unsup-bert-large": (64, 1e-5),
+    "unsup-roberta-base": (512, 1e-5),
+    "unsup-roberta-large": (512, 3e-5),
+    "sup-bert-base": (512, 5e-5),
+    "sup-bert-large": (512, 1e-5),
+    "sup-roberta-base": (512, 5e-5),
+    "sup-roberta-large": (512, 1e-5),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_presets_parse_to_the_papers_values(name):
+    model, data, loss, arguments = cli._parse_train(["--preset", name, "--train_file", "x", "--bf16", "false"])
+    assert (arguments.per_device_train_batch_size, arguments.learning_rate) == TABLE[name]
+    unsupervised = name.startswith("unsup")
+    assert (loss.projection_head, model.dense) == (unsupervised, not unsupervised)
+    assert (model.pooling, model.max_seq_length, loss.temperature) == ("cls", 32, 0.05)
+    assert arguments.num_train_epochs == (1 if unsupervised else 3)
+    assert (arguments.eval_steps, arguments.lr_scheduler_type, arguments.warmup_steps) == (250, "linear", 0)
+    assert ("roberta" in model.model_name_or_path, "large" in model.model_name_or_path) == (
+        "roberta" in name,
+        "large" in name,
+    )
+    assert data.train_file == "x"
+
+
+def test_options_override_the_preset_wherever_they_stand():
+    rest = ["--train_file", "x", "--bf16", "false"]
+    for argv in (
+        ["--preset", "sup-bert-base", "--learning_rate", "1", "--dense", "false", *rest],
+        ["--learning_rate", "1", "--dense", "false", "--preset", "sup-bert-base", *rest],
+    ):
+        model, _, _, arguments = cli._parse_train(argv)
+        assert (arguments.learning_rate, model.dense, arguments.per_device_train_batch_size) == (1.0, False, 512)
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="unknown preset 'bert': choose one of unsup-bert-base"):
+        preset_options("bert")
+
+
+def test_presets_are_printed(capsys):
+    cli.main(["presets"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in PRESETS)
+    cli.main(["presets", "sup-roberta-large"])
+    assert capsys.readouterr().out.splitlines()[1].strip() == " ".join(preset_options("sup-roberta-large"))
