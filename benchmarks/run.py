@@ -62,7 +62,7 @@ def table(*rows: list[str]) -> None:
 
 def loss_functions(pairs: int, width: int, plot: Path | None, largest: int) -> None:
     print(f"\n### The loss alone, forward and backward, d = {width}\n")
-    batches = [batch for batch in (64, 256, 1024, 4096, 8192, 16384, 32768, 65536) if batch <= largest]
+    batches = [batch for batch in (64, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536) if batch <= largest]
     seconds: dict[str, dict[int, float]] = {name: {} for name in IMPLEMENTATIONS}
     memory: dict[str, dict[int, float]] = {name: {} for name in IMPLEMENTATIONS}
     rows = []
