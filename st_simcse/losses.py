@@ -99,7 +99,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         columns = self._columns(texts)
         keys = [text_keys(column) for column in columns] if self.mask_duplicates else [None]
         rows, places = self._sort_by_length(columns)
-        layout = (places, None if None in keys else keys)
+        layout = (places, None if any(key is None for key in keys) else keys)
         if self.mini_batch_size is not None:
             return self.forward_cached(rows, layout)
         # Before the model's forward pass, which may write into the features.

@@ -68,6 +68,8 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
             self.bf16 = not self.fp16 and computes_in_bf16(self.use_cpu)
             if self.bf16:
                 logger.warning("Training in bf16, which is fast here; bf16=False (--bf16 false) keeps float32")
+        elif self.bf16 and self.use_cpu and not computes_in_bf16(use_cpu=True):
+            logger.warning("This CPU has to emulate bf16, many times slower than float32: bf16=False (--bf16 false)")
         if self.group_by_length:
             self.batch_sampler = LengthGroupedBatchSampler
         # In several processes ST drops the last batches, which need not be equal; SimCSETrainer deals them out evenly.
@@ -76,6 +78,7 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
 
 
 def computes_in_bf16(use_cpu: bool) -> bool:
+    """Whether the device multiplies matrices in bf16 faster than in float32."""
     if not use_cpu and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

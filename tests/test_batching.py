@@ -93,8 +93,9 @@ def test_bf16_is_on_where_it_is_fast_and_can_be_turned_off(monkeypatch, tmp_path
     assert [message.startswith("Training in bf16") for message in caplog.messages] == [True] * fast
     caplog.clear()
     assert SimCSETrainingArguments(str(tmp_path), bf16=False).bf16 is False
-    assert SimCSETrainingArguments(str(tmp_path), bf16=True).bf16 is True
     assert not caplog.messages
+    assert SimCSETrainingArguments(str(tmp_path), bf16=True).bf16 is True
+    assert [message.startswith("This CPU has to emulate bf16") for message in caplog.messages] == [True] * (not fast)
 
 
 def test_torch_compile_trains(sentences, tmp_path):
