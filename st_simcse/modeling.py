@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling, T
 from torch import nn, tensor
 
 __all__ = ["build_model"]
+
+logger = logging.getLogger(__name__)
 
 PoolingMode = Literal["cls", "mean", "first_last_avg", "last2_avg"]
 
@@ -33,7 +36,8 @@ def build_model(
         pooling: ``cls`` the last layer's first token, before BERT's own pooler; ``mean`` the average of the last
             layer's tokens; ``first_last_avg`` and ``last2_avg`` the tokens' average over the first and the last, or
             the last two layers.
-        max_seq_length: longer texts are cut off after so many tokens; 32 is the paper's.
+        max_seq_length: longer texts are cut off after so many tokens; 32 is the paper's. At most what the
+            model reads.
         dense: append the MLP (Linear + Tanh) as a Dense module that stays at inference, as in the paper's supervised
             models. For an MLP in training only leave it out and pass ``projection_head=True`` to the loss.
         device: where the model is put; ST chooses when left out.
@@ -58,7 +62,12 @@ def build_model(
     # Pickled weights could run code.
     transformer_kwargs["model_kwargs"] = {"use_safetensors": True} | transformer_kwargs.get("model_kwargs", {})
     _use_cache_when_offline(name_or_path, transformer_kwargs)
-    transformer = Transformer(name_or_path, max_seq_length=max_seq_length, **transformer_kwargs)
+    transformer = Transformer(name_or_path, **transformer_kwargs)
+    longest = transformer.max_seq_length
+    if longest is not None and max_seq_length > longest:
+        logger.warning("max_seq_length is %d: %s reads no longer texts", longest, name_or_path)
+    else:
+        transformer.max_seq_length = max_seq_length
     width = transformer.get_embedding_dimension()
     modules: list[nn.Module] = [transformer]
     if average_layers:

@@ -67,7 +67,8 @@ def test_the_code_of_a_page_runs(page, folder):
         exec(compile(block, page, "exec"), namespace)
     assert namespace or page == "docs/reproduce.md"
     for line in "\n".join(_blocks(page, "bash")).replace("\\\n", " ").splitlines():
-        _run(shlex.split(line, comments=True))
+        if words := shlex.split(line, comments=True):
+            _run(words)
 
 
 def _run(words):

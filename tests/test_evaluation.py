@@ -71,7 +71,7 @@ def test_no_positive_pairs_is_an_error():
         AlignmentUniformityEvaluator(["A"], ["B"], [0.9])
 
 
-def test_mteb_agrees_on_the_same_pairs(shared, tiny_bert, monkeypatch):
+def test_mteb_agrees_on_the_same_pairs(shared, pretrained, monkeypatch):
     """MTEB itself, its seven tasks reading the first rows of our files instead of downloading its own."""
     files = {"STSBenchmark": "STSB-test", "SICK-R": "SICKR-test"}
 
@@ -82,7 +82,7 @@ def test_mteb_agrees_on_the_same_pairs(shared, tiny_bert, monkeypatch):
         task.dataset, task.data_loaded = DatasetDict({split: rows for split in task.metadata.eval_splits}), True
 
     monkeypatch.setattr("mteb.abstasks.AbsTask.load_data", load_data)
-    model = build_model(tiny_bert, pooling="mean")
+    model = build_model(pretrained, pooling="mean")
     scores = mteb_scores(model)
     ours = sts_evaluators(shared / "sts" / "raw")
     for evaluator in ours.evaluators:

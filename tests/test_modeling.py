@@ -65,6 +65,13 @@ def test_options_reach_the_transformer(tiny_bert):
     assert options == {"hidden_dropout_prob": 0.25}
 
 
+def test_texts_are_no_longer_than_the_model_reads(tiny_bert, caplog):
+    model = build_model(tiny_bert, max_seq_length=128)
+    assert model.max_seq_length == 64
+    assert "max_seq_length is 64" in caplog.text
+    assert model.encode("word " * 100).shape == (32,)
+
+
 def test_unknown_pooling(tiny_bert):
     with pytest.raises(ValueError, match="choose cls, mean, first_last_avg or last2_avg"):
         build_model(tiny_bert, pooling="max")

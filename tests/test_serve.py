@@ -15,7 +15,7 @@ def test_the_page_finds_what_is_most_similar(tmp_path, sentences):
     try:
         _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
         client = Client(url, verbose=False)
-        found = client.predict(sentences[2], 3, -1.0, api_name="/search")["data"]
+        found = client.predict(sentences[2], 3, 0.0, api_name="/search")["data"]
         assert client.predict("  ", 3, 0.0, api_name="/search")["data"] == []
         assert client.predict(sentences[2], 8, 0.9999, api_name="/search")["data"] == [[1.0, sentences[2]]]
     finally:
