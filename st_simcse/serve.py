@@ -56,7 +56,9 @@ def search_page(model: SentenceTransformer, corpus: str | os.PathLike[str]) -> B
             results = gradio.Slider(1, 50, value=5, step=1, label="Results")
             threshold = gradio.Slider(0.0, 1.0, value=0.3, step=0.05, label="Least cosine similarity")
         button = gradio.Button("Search", variant="primary")
-        table = gradio.Dataframe(headers=["cosine", "sentence"], label="Most similar", wrap=True)
+        table = gradio.Dataframe(
+            headers=["cosine", "sentence"], label="Most similar", wrap=True, column_widths=["15%", "85%"]
+        )
         for event in (button.click, query.submit):
             event(search, [query, results, threshold], table, api_name="search")
     return page
