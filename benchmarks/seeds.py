@@ -36,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "symmetric": {"symmetric": True},
     "threshold": {"false_negative_threshold": 0.9},
     "mlm": {"mlm_weight": 0.1},
+    "queue": {"queue_size": 160},
     "matryoshka": {},
 }
 

@@ -95,6 +95,7 @@ class LossArguments:
         default=None, metadata={"help": "Leave out negatives that are more similar than this."}
     )
     mlm_weight: float = field(default=0.0, metadata={"help": "Factor of the masked-language-model loss."})
+    queue_size: int = field(default=0, metadata={"help": "Unsupervised: negatives from earlier batches."})
 
 
 @dataclass
@@ -314,9 +315,9 @@ def _read_train_file(args: DataArguments) -> Dataset:
 def _loss(model: SentenceTransformer, dataset: Dataset, args: LossArguments) -> UnsupSimCSELoss | SupSimCSELoss:
     options = dataclasses.asdict(args)
     unsupervised = len(dataset.column_names) == 1
-    other = "hard_negative_weight" if unsupervised else "symmetric"
-    if options.pop(other) != getattr(LossArguments, other):
-        raise ValueError(f"--{other} does not go with {'sentences' if unsupervised else 'triplets'}")
+    for other in ["hard_negative_weight"] if unsupervised else ["symmetric", "queue_size"]:
+        if options.pop(other) != getattr(LossArguments, other):
+            raise ValueError(f"--{other} does not go with {'sentences' if unsupervised else 'triplets'}")
     return UnsupSimCSELoss(model, **options) if unsupervised else SupSimCSELoss(model, **options)
 
 

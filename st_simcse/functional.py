@@ -84,6 +84,7 @@ def info_nce(
     anchor_rows: slice = slice(None),
     text_keys: Sequence[Tensor] | None = None,
     false_negative_threshold: float | None = None,
+    shared_negatives: Tensor | None = None,
 ) -> Tensor:
     r"""InfoNCE over cosine similarities with in-batch negatives: equations 1, 4 and 5 of the paper.
 
@@ -115,11 +116,12 @@ def info_nce(
             the hard negatives), so the two anchors share one loss as in :func:`unsup_simcse_loss`.
         anchor_rows: the rows whose loss is averaged; the others serve as negatives only. Of a batch gathered from
             several processes each process takes its own rows.
-        text_keys: int64 numbers that say which texts are the same, in the shapes of ``anchors``, ``positives`` and
-            ``hard_negatives`` without their last dimension. A candidate that is the row's own anchor or positive in
-            another place of the batch is no negative, nor is the positive of another row with the same anchor: they
-            are left out of the sum.
+        text_keys: int64 numbers that say which texts are the same, in the shapes of ``anchors``, ``positives``,
+            ``hard_negatives`` and ``shared_negatives``, as far as given, without their last dimension. A candidate
+            that is the row's own anchor or positive in another place of the batch is no negative, nor is the positive
+            of another row with the same anchor: they are left out of the sum.
         false_negative_threshold: leave out the negatives whose cosine similarity to the anchor exceeds this.
+        shared_negatives: (M, d), further negatives of every anchor, such as those of a queue.
 
     Returns:
         The mean cross-entropy in nats: a float32 scalar (float64 for float64 input).
@@ -145,6 +147,11 @@ def info_nce(
             f"{hard_negative_weight} (princeton-nlp/SimCSE's argument is log(α): pass its exponential)"
         )
     _check_shapes(anchors, positives, hard_negatives)
+    if shared_negatives is not None and (shared_negatives.ndim != 2 or shared_negatives.shape[1] != anchors.shape[1]):
+        raise ValueError(
+            f"shared_negatives must be (M, d) with the anchors' d, got {tuple(shared_negatives.shape)} for anchors "
+            f"{tuple(anchors.shape)}"
+        )
 
     anchors, positives = _normalize(anchors, "anchors"), _normalize(positives, "positives")
     first = torch.arange(len(anchors), device=anchors.device)[anchor_rows]
@@ -162,6 +169,9 @@ def info_nce(
             begin = sum(map(len, candidates[:-1])) + first * per_row
             own_negatives = begin[:, None] + torch.arange(per_row, device=first.device)
             own_negatives = own_negatives.repeat(2 if symmetric else 1, 1)
+
+    if shared_negatives is not None:
+        candidates.append(_normalize(shared_negatives, "shared_negatives"))
 
     columns = torch.cat(candidates) if len(candidates) > 1 else candidates[0]
     log_weight = math.log(hard_negative_weight) if hard_negative_weight else -math.inf

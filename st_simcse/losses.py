@@ -20,6 +20,7 @@ from st_simcse.duplicates import text_keys
 from st_simcse.functional import info_nce
 from st_simcse.heads import ProjectionHead
 from st_simcse.mlm import MaskedLanguageModel
+from st_simcse.momentum import MomentumQueue
 
 __all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
 
@@ -72,6 +73,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         self.false_negative_threshold = false_negative_threshold
         self.mlm_weight = mlm_weight
         self.masked_language_model = MaskedLanguageModel(model) if mlm_weight else None
+        self.queue: MomentumQueue | None = None
         # Set by whatever keeps the head equal in several processes; see st_simcse.distributed.
         self.is_synchronized = False
 
@@ -96,15 +98,19 @@ class SimCSELoss(CachedLossMixin, nn.Module):
                 "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
             )
         texts = list(sentence_features)
+        first = dict(texts[0])  # a copy, because a model writes its outputs into the features it is given
         columns = self._columns(texts)
         keys = [text_keys(column) for column in columns] if self.mask_duplicates else [None]
         rows, places = self._sort_by_length(columns)
         layout = (places, None if any(key is None for key in keys) else keys)
         if self.mini_batch_size is not None:
-            return self.forward_cached(rows, layout)
+            loss = self.forward_cached(rows, layout)
+            self._enqueue(first, keys[0])
+            return loss
         # Before the model's forward pass, which may write into the features.
         auxiliary = sum(self.masked_language_model(column) for column in texts) if self.masked_language_model else 0.0
         loss = self.calculate_loss([self._embed(column) for column in rows], layout)
+        self._enqueue(first, keys[0])
         return loss + self.mlm_weight / len(texts) * auxiliary
 
     def embed_minibatch(self, *args: Any, with_grad: bool, **kwargs: Any) -> tuple[Tensor, RandContext | None]:
@@ -199,16 +205,27 @@ class SimCSELoss(CachedLossMixin, nn.Module):
     ) -> Tensor:
         """This process's part of the loss over the rows of all; the mean over processes is the loss of all rows."""
         options |= {"temperature": self.temperature, "false_negative_threshold": self.false_negative_threshold}
+        queued_keys = []
+        if self._uses_queue():
+            options["shared_negatives"], *queued_keys = self.queue.negatives()
         if not self.gather_across_devices:
+            keys = keys and [*keys, *queued_keys]
             return info_nce(anchors, positives, negatives, text_keys=keys, **options)
         (anchors, rows), (positives, _) = gather_rows(anchors), gather_rows(positives)
         if negatives is not None:
             negatives, _ = gather_rows(negatives)
         if keys is not None:
-            keys = [gather_rows(column)[0] for column in keys]
+            keys = [gather_rows(column)[0] for column in keys] + queued_keys
         # Processes count alike in the mean over them, however many rows each has.
         share = (rows.stop - rows.start) * get_world_size() / len(anchors)
         return share * info_nce(anchors, positives, negatives, anchor_rows=rows, text_keys=keys, **options)
+
+    def _uses_queue(self) -> bool:
+        return self.queue is not None and self.model.training and torch.is_grad_enabled()
+
+    def _enqueue(self, features: dict[str, Tensor], keys: Tensor | None) -> None:
+        if self._uses_queue():
+            self.queue.enqueue(self.model, self.projection_head, features, keys, self.mini_batch_size)
 
     def _project(self, embeddings: Tensor) -> Tensor:
         if self.projection_head is None:
@@ -245,6 +262,9 @@ class UnsupSimCSELoss(SimCSELoss):
         false_negative_threshold: negatives whose cosine similarity to the anchor is above this are left out.
         mlm_weight: factor of the masked-language-model loss that is added (the paper's λ, 0.1 in its ablation); 15%
             of the tokens are to be predicted, see :class:`~st_simcse.mlm.MaskedLanguageModel`. 0 leaves it out.
+        queue_size: so many sentences of earlier batches are negatives too, embedded by a
+            :class:`~st_simcse.momentum.MomentumQueue` (ESimCSE: 2.5 times the batch). 0 leaves it out. Every process
+            has a queue of its own.
 
     Inputs:
         +--------------------------------------------+--------+
@@ -285,6 +305,7 @@ class UnsupSimCSELoss(SimCSELoss):
         mask_duplicates: bool = True,
         false_negative_threshold: float | None = None,
         mlm_weight: float = 0.0,
+        queue_size: int = 0,
     ) -> None:
         super().__init__(
             model,
@@ -297,6 +318,9 @@ class UnsupSimCSELoss(SimCSELoss):
             mlm_weight,
         )
         self.symmetric = symmetric
+        self.queue_size = queue_size
+        if queue_size:
+            self.queue = MomentumQueue(model, self.projection_head, queue_size)
         self._compare_views = True
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], keys: list[Tensor] | None = None) -> Tensor:
@@ -307,7 +331,7 @@ class UnsupSimCSELoss(SimCSELoss):
         return self._info_nce(first, second, keys=keys, symmetric=self.symmetric)
 
     def get_config_dict(self) -> dict[str, Any]:
-        return super().get_config_dict() | {"symmetric": self.symmetric}
+        return super().get_config_dict() | {"symmetric": self.symmetric, "queue_size": self.queue_size}
 
     def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         if len(columns) not in (1, 2):

@@ -151,11 +151,12 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
     monkeypatch.setattr(cli, "SimCSETrainer", lambda **options: made.append(options["loss"]) or sys.exit("enough"))
     (tmp_path / "a.txt").write_text("\n".join(sentences))
     options = ["--no_mask_duplicates", "--mlm_weight", "0.1", "--false_negative_threshold", "0.9", "--symmetric"]
+    options += ["--queue_size", "5"]
     with pytest.raises(SystemExit, match="enough"):
         _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
     config = made[0].get_config_dict()
     assert (config["mask_duplicates"], config["mlm_weight"], config["false_negative_threshold"]) == (False, 0.1, 0.9)
-    assert config["symmetric"]
+    assert (config["symmetric"], config["queue_size"]) == (True, 5)
 
 
 def test_export(tmp_path, tiny_bert, sentences, capsys):

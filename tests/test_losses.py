@@ -404,6 +404,7 @@ def test_config_and_citation(model):
         "false_negative_threshold": None,
         "mlm_weight": 0.0,
         "symmetric": True,
+        "queue_size": 0,
     }
     sup = SupSimCSELoss(model, hard_negative_weight=2.0, mini_batch_size=8)
     assert sup.get_config_dict()["hard_negative_weight"] == 2.0
