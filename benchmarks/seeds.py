@@ -37,6 +37,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "threshold": {"false_negative_threshold": 0.9},
     "mlm": {"mlm_weight": 0.1},
     "queue": {"queue_size": 160},
+    "focal": {"focal_margin": 0.2},
     "matryoshka": {},
 }
 

@@ -95,6 +95,7 @@ class LossArguments:
         default=None, metadata={"help": "Leave out negatives that are more similar than this."}
     )
     mlm_weight: float = field(default=0.0, metadata={"help": "Factor of the masked-language-model loss."})
+    focal_margin: float | None = field(default=None, metadata={"help": "The margin m of Focal-InfoNCE."})
     queue_size: int = field(default=0, metadata={"help": "Unsupervised: negatives from earlier batches."})
 
 

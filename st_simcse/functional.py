@@ -46,7 +46,7 @@ def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
     _check_temperature(temperature)
     views = _normalize(embeddings, "embeddings")
     rows = torch.arange(len(views), device=views.device)
-    return _cross_entropy(views, views, rows ^ 1, torch.stack([rows, rows]), None, 0.0, 1 / temperature, None)
+    return _cross_entropy(views, views, rows ^ 1, torch.stack([rows, rows]), None, 0.0, 1 / temperature, None, None)
 
 
 def sup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
@@ -85,6 +85,7 @@ def info_nce(
     text_keys: Sequence[Tensor] | None = None,
     false_negative_threshold: float | None = None,
     shared_negatives: Tensor | None = None,
+    focal_margin: float | None = None,
 ) -> Tensor:
     r"""InfoNCE over cosine similarities with in-batch negatives: equations 1, 4 and 5 of the paper.
 
@@ -122,6 +123,8 @@ def info_nce(
             of another row with the same anchor: they are left out of the sum.
         false_negative_threshold: leave out the negatives whose cosine similarity to the anchor exceeds this.
         shared_negatives: (M, d), further negatives of every anchor, such as those of a queue.
+        focal_margin: the m of Focal-InfoNCE (Hou and Li, Findings of EMNLP 2023): a positive's similarity s counts as
+            s², a negative's as s (s + m), which weighs hard negatives up and easy ones down.
 
     Returns:
         The mean cross-entropy in nats: a float32 scalar (float64 for float64 input).
@@ -184,6 +187,7 @@ def info_nce(
         log_weight,
         1 / temperature,
         false_negative_threshold,
+        focal_margin,
     )
 
 
@@ -295,13 +299,17 @@ def _dense_cross_entropy(
     log_weight: float,
     scale: float,
     threshold: float | None,
+    focal_margin: float | None,
 ) -> Tensor:
     """:class:`~st_simcse.tiled.TiledCrossEntropy` in the open: the whole matrix, differentiable any number of times."""
     with torch.autocast(queries.device.type, enabled=False):
-        logits = (queries * scale) @ candidates.T
+        similarities = queries @ candidates.T
+    logits = similarities * scale
+    is_target = torch.zeros_like(similarities, dtype=torch.bool).scatter(1, targets[:, None], True)
+    if focal_margin is not None:
+        logits = logits * torch.where(is_target, similarities, similarities + focal_margin)
     if threshold is not None:
-        similar = (logits > threshold * scale).scatter(1, targets[:, None], False)
-        logits = logits.masked_fill(similar, -math.inf)
+        logits = logits.masked_fill((similarities > threshold) & ~is_target, -math.inf)
     if left_out is not None:
         logits = logits.index_put(tuple(left_out), logits.new_tensor(-math.inf))
     if own_negatives is not None:

@@ -45,6 +45,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         mask_duplicates: bool,
         false_negative_threshold: float | None,
         mlm_weight: float,
+        focal_margin: float | None,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -71,6 +72,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         self.gather_across_devices = gather_across_devices
         self.mask_duplicates = mask_duplicates
         self.false_negative_threshold = false_negative_threshold
+        self.focal_margin = focal_margin
         self.mlm_weight = mlm_weight
         self.masked_language_model = MaskedLanguageModel(model) if mlm_weight else None
         self.queue: MomentumQueue | None = None
@@ -157,6 +159,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             "mask_duplicates": self.mask_duplicates,
             "false_negative_threshold": self.false_negative_threshold,
             "mlm_weight": self.mlm_weight,
+            "focal_margin": self.focal_margin,
         }
 
     @property
@@ -204,7 +207,11 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         **options: Any,
     ) -> Tensor:
         """This process's part of the loss over the rows of all; the mean over processes is the loss of all rows."""
-        options |= {"temperature": self.temperature, "false_negative_threshold": self.false_negative_threshold}
+        options |= {
+            "temperature": self.temperature,
+            "false_negative_threshold": self.false_negative_threshold,
+            "focal_margin": self.focal_margin,
+        }
         queued_keys = []
         if self._uses_queue():
             options["shared_negatives"], *queued_keys = self.queue.negatives()
@@ -262,6 +269,8 @@ class UnsupSimCSELoss(SimCSELoss):
         false_negative_threshold: negatives whose cosine similarity to the anchor is above this are left out.
         mlm_weight: factor of the masked-language-model loss that is added (the paper's λ, 0.1 in its ablation); 15%
             of the tokens are to be predicted, see :class:`~st_simcse.mlm.MaskedLanguageModel`. 0 leaves it out.
+        focal_margin: the m of Focal-InfoNCE, which weighs hard negatives up, see :func:`~st_simcse.info_nce`; 0.2, for
+            example. None leaves it out.
         queue_size: so many sentences of earlier batches are negatives too, embedded by a
             :class:`~st_simcse.momentum.MomentumQueue` (ESimCSE: 2.5 times the batch). 0 leaves it out. Every process
             has a queue of its own.
@@ -305,6 +314,7 @@ class UnsupSimCSELoss(SimCSELoss):
         mask_duplicates: bool = True,
         false_negative_threshold: float | None = None,
         mlm_weight: float = 0.0,
+        focal_margin: float | None = None,
         queue_size: int = 0,
     ) -> None:
         super().__init__(
@@ -316,6 +326,7 @@ class UnsupSimCSELoss(SimCSELoss):
             mask_duplicates,
             false_negative_threshold,
             mlm_weight,
+            focal_margin,
         )
         self.symmetric = symmetric
         self.queue_size = queue_size
@@ -364,7 +375,8 @@ class SupSimCSELoss(SimCSELoss):
             paper's choice; princeton-nlp/SimCSE's argument of this name is log(α).
         projection_head: as in :class:`UnsupSimCSELoss`. Where the paper keeps the MLP at test time, build the model
             with ``build_model(..., dense=True)`` instead.
-        mini_batch_size, gather_across_devices, false_negative_threshold, mlm_weight: as in :class:`UnsupSimCSELoss`.
+        mini_batch_size, gather_across_devices, false_negative_threshold, mlm_weight, focal_margin: as in
+            :class:`UnsupSimCSELoss`.
         mask_duplicates: the positives of an anchor that stands in several rows, and texts equal to a row's own anchor
             or positive, are no negatives of it.
 
@@ -410,6 +422,7 @@ class SupSimCSELoss(SimCSELoss):
         mask_duplicates: bool = True,
         false_negative_threshold: float | None = None,
         mlm_weight: float = 0.0,
+        focal_margin: float | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -420,6 +433,7 @@ class SupSimCSELoss(SimCSELoss):
             mask_duplicates,
             false_negative_threshold,
             mlm_weight,
+            focal_margin,
         )
         if not hard_negative_weight >= 0:
             raise ValueError(f"hard_negative_weight must be at least 0, got {hard_negative_weight}")

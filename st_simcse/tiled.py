@@ -31,13 +31,15 @@ class TiledCrossEntropy(torch.autograd.Function):
         log_weight: may be -inf.
         scale: the inverse temperature.
         threshold: leave out what is more similar than this and not the target, or None.
+        focal_margin: the m by which a similarity s becomes s (s + m), the target's s², or None.
 
     Returns:
         A scalar in the inputs' dtype.
 
     Example:
         >>> rows = torch.eye(3)
-        >>> TiledCrossEntropy.apply(rows, rows, torch.arange(3), None, None, 0.0, 1.0, None)  # log(e^1 + 2 e^0) - 1
+        >>> options = {"left_out": None, "own_negatives": None, "log_weight": 0.0, "scale": 1.0}
+        >>> TiledCrossEntropy.apply(rows, rows, torch.arange(3), *options.values(), None, None)  # log(e^1 + 2 e^0) - 1
         tensor(0.5514)
     """
 
@@ -52,6 +54,7 @@ class TiledCrossEntropy(torch.autograd.Function):
         log_weight: float,
         scale: float,
         threshold: float | None,
+        focal_margin: float | None,
     ) -> Tensor:
         # A mean's gradient wants every product divided by the number of rows.
         mean_scale = scale / len(queries)
@@ -70,10 +73,20 @@ class TiledCrossEntropy(torch.autograd.Function):
                 part = slice(begin, begin + rows)
                 query, target = queries[part], targets[part, None]
                 tile = buffer[: len(query)]
-                torch.addmm(tile, query, candidates.T, beta=0, alpha=scale, out=tile)
+                # Scaled by the product itself where nothing needs the similarities as they are.
+                raw = threshold is not None or focal_margin is not None
+                torch.addmm(tile, query, candidates.T, beta=0, alpha=1 if raw else scale, out=tile)
+                similar = None if threshold is None else (tile > threshold).scatter_(1, target, False)
                 positive = tile.gather(1, target)
-                if threshold is not None:
-                    tile.masked_fill_(tile > threshold * scale, -torch.inf).scatter_(1, target, positive)
+                if focal_margin is not None:
+                    slopes = (2 * tile).add_(focal_margin).scatter_(1, target, 2 * positive)
+                    positive.square_()
+                    tile.mul_(tile + focal_margin).scatter_(1, target, positive)
+                if raw:
+                    positive *= scale
+                    tile *= scale
+                if similar is not None:
+                    tile.masked_fill_(similar, -torch.inf)
                 if left_out is not None:
                     places = slice(*ends_of_tiles[begin // rows : begin // rows + 2])
                     tile[left_out[0, places] - begin, left_out[1, places]] = -torch.inf
@@ -85,6 +98,8 @@ class TiledCrossEntropy(torch.autograd.Function):
                 # The largest probability is e^largest / sum, and never underflows as the others may.
                 losses[part] = largest - tile.amax(1).log() - positive.squeeze(1)
                 tile.scatter_add_(1, target, tile.new_full(target.shape, -1.0))
+                if focal_margin is not None:
+                    tile *= slopes
                 if queries_grad is not None:
                     torch.addmm(query, tile, candidates, beta=0, alpha=mean_scale, out=queries_grad[part])
                 if candidates_grad is not None:
@@ -96,4 +111,4 @@ class TiledCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if grad is None else grad * grad_output for grad in ctx.saved_tensors)
-        return (*gradients, None, None, None, None, None, None)
+        return (*gradients, None, None, None, None, None, None, None)

@@ -46,6 +46,7 @@ def info_nce_loop(
     rows=None,
     keys=None,
     threshold=math.inf,
+    focal=None,
 ):
     """The paper's sums written out; negatives are (B, N, d), and keys say which texts are the same."""
     a, p = _rows(anchors), _rows(positives)
@@ -70,13 +71,16 @@ def info_nce_loop(
                     (vector, weight if i == j else 1.0, text, False)
                     for vector, text in zip(n[j], n_keys[j], strict=True)
                 ]
-            denominator = math.exp(_cosine(query, key) / temperature)
+            positive = _cosine(query, key) if focal is None else _cosine(query, key) ** 2
+            denominator = math.exp(positive / temperature)
             for vector, factor, text, same_anchor in terms:
                 is_positive = vector is key
                 is_same_text = text is not None and text in (a_keys[i], p_keys[i])
                 if not (is_positive or is_same_text or same_anchor or _cosine(query, vector) > threshold):
-                    denominator += factor * math.exp(_cosine(query, vector) / temperature)
-            losses.append(math.log(denominator) - _cosine(query, key) / temperature)
+                    negative = _cosine(query, vector)
+                    negative *= 1 if focal is None else negative + focal
+                    denominator += factor * math.exp(negative / temperature)
+            losses.append(math.log(denominator) - positive / temperature)
     return sum(losses) / len(losses)
 
 

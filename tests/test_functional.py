@@ -42,6 +42,8 @@ CASES = {
         "rows": range(1, 4),
         "keys": [[1, 1, 2, 3, 4], [5, 6, 7, 7, 1], [5, 1, 7, 3, 9]],
     },
+    "focal": {"negatives": 1, "focal": 0.3},
+    "focal, symmetric, weighted": {"negatives": 2, "focal": 0.1, "weight": 2.0, "symmetric": True},
     "threshold": {"negatives": 1, "threshold": 0.3},
     "threshold, symmetric, weighted": {"negatives": 2, "threshold": 0.2, "weight": 2.0, "symmetric": True},
 }
@@ -61,6 +63,7 @@ def _both(anchors, positives, negatives, temperature, case):
         slice(rows.start, rows.stop) if rows else slice(None),
         keys,
         case.get("threshold"),
+        focal_margin=case.get("focal"),
     )
     loop = info_nce_loop(
         anchors,
@@ -72,6 +75,7 @@ def _both(anchors, positives, negatives, temperature, case):
         rows,
         keys,
         case.get("threshold", math.inf),
+        case.get("focal"),
     )
     return ours, loop
 

@@ -122,6 +122,13 @@ def test_similar_negatives_are_left_out_above_the_threshold(model, sentences):
     assert values[0.9] < values[2.0]
 
 
+def test_focal_margin_reaches_the_objective(model, sentences):
+    model.eval()
+    embeddings = model.encode(sentences, convert_to_tensor=True).cpu()
+    value = SupSimCSELoss(model, focal_margin=0.2, mask_duplicates=False)(_features(model, sentences, sentences))
+    assert value.item() == pytest.approx(info_nce_loop(embeddings, embeddings, focal=0.2), abs=1e-3)
+
+
 @pytest.mark.parametrize("supervised", [False, True])
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
 def test_matryoshka_around_ours_is_the_sum_over_truncated_embeddings(model, sentences, supervised, mini_batch_size):
@@ -403,6 +410,7 @@ def test_config_and_citation(model):
         "mask_duplicates": True,
         "false_negative_threshold": None,
         "mlm_weight": 0.0,
+        "focal_margin": None,
         "symmetric": True,
         "queue_size": 0,
     }

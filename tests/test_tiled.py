@@ -23,15 +23,15 @@ def _value_and_gradients(inputs, *options, autocast=False):
 @pytest.mark.parametrize(("negatives", "weight"), [(0, 1.0), (1, 1.0), (3, 2.5), (1, 0.0)])
 @pytest.mark.parametrize("rows", [slice(None), slice(100, 250)], ids=["all rows", "a process's rows"])
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("threshold", [None, 0.1])
-def test_tiled_equals_dense(monkeypatch, symmetric, negatives, weight, rows, autocast, threshold):
+@pytest.mark.parametrize(("threshold", "focal"), [(None, None), (0.1, None), (0.1, 0.3)])
+def test_tiled_equals_dense(monkeypatch, symmetric, negatives, weight, rows, autocast, threshold, focal):
     # Few different texts in 300 rows: many places of the matrix are left out.
     generator = torch.Generator().manual_seed(1)
     keys = [
         torch.randint(100, (300, *shape), generator=generator)
         for shape in [(), (), (negatives,)][: 2 + (negatives > 0)]
     ]
-    inputs, options = _inputs(300, 48, negatives), (0.05, weight, symmetric, rows, keys, threshold)
+    inputs, options = _inputs(300, 48, negatives), (0.05, weight, symmetric, rows, keys, threshold, None, focal)
     monkeypatch.setattr(functional, "DENSE_ELEMENTS", 2**30)
     dense, dense_gradients = _value_and_gradients(inputs, *options, autocast=autocast)
     monkeypatch.setattr(functional, "DENSE_ELEMENTS", 0)
@@ -50,17 +50,18 @@ def test_large_matrices_are_tiled_by_themselves():
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_gradcheck(monkeypatch, symmetric):
+@pytest.mark.parametrize("focal", [None, 0.3])
+def test_gradcheck(monkeypatch, symmetric, focal):
     monkeypatch.setattr(functional, "DENSE_ELEMENTS", 0)
     monkeypatch.setattr(tiled, "TILE_ROWS", 2)
     inputs = _inputs(5, 3, 2, torch.float64)
-    assert torch.autograd.gradcheck(lambda *inputs: info_nce(*inputs, 0.2, 1.7, symmetric), inputs)
+    assert torch.autograd.gradcheck(lambda *inputs: info_nce(*inputs, 0.2, 1.7, symmetric, focal_margin=focal), inputs)
 
 
 def test_low_temperatures_do_not_underflow(monkeypatch):
     """A positive 200 nats below the largest logit has a probability of 0 in float32, yet a finite loss."""
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    value = TiledCrossEntropy.apply(rows, rows.flip(0), torch.arange(2), None, None, 0.0, 100.0, None)
+    value = TiledCrossEntropy.apply(rows, rows.flip(0), torch.arange(2), None, None, 0.0, 100.0, None, None)
     assert value.item() == pytest.approx(200.0)
 
 
