@@ -111,7 +111,7 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     backbone = transformer.model
     if rest:
         dense = rest[0]
-        pooler = getattr(getattr(backbone, "pooler", None), "dense", None)
+        pooler = _pooler(backbone)
         fits = isinstance(dense, Dense) and isinstance(dense.activation_function, nn.Tanh) and mode == "cls"
         if not fits or pooler is None or pooler.weight.shape != dense.linear.weight.shape:
             raise ValueError(
@@ -119,7 +119,7 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
                 f"pooler, and only where the architecture has one; this model has {kinds} with {mode!r} pooling"
             )
         backbone = copy.deepcopy(backbone)
-        backbone.pooler.dense.load_state_dict(dense.linear.state_dict())
+        _pooler(backbone).load_state_dict(dense.linear.state_dict())
         expression = "outputs.pooler_output"
     elif mode == "cls":
         expression = "outputs.last_hidden_state[:, 0]"
@@ -141,6 +141,10 @@ def _dense(weight: Tensor, bias: Tensor) -> Dense:
     return dense
 
 
+def _pooler(transformer: PreTrainedModel) -> nn.Linear | None:
+    return getattr(getattr(transformer, "pooler", None), "dense", None)
+
+
 def _mlp(transformer: PreTrainedModel, path: Path) -> tuple[Tensor, Tensor]:
     if path.exists():
         with safe_open(path, "pt") as file:
@@ -151,7 +155,7 @@ def _mlp(transformer: PreTrainedModel, path: Path) -> tuple[Tensor, Tensor]:
             f"{path} has no MLP, that is none of {', '.join(_MLP_NAMES)}: if it was trained without supervision, pass "
             "supervised=False"
         )
-    pooler = getattr(getattr(transformer, "pooler", None), "dense", None)
+    pooler = _pooler(transformer)
     if pooler is None:
         raise ValueError(f"{type(transformer).__name__} has no pooler that a supervised SimCSE checkpoint would fill")
     return pooler.weight, pooler.bias

@@ -139,14 +139,14 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
 
     With ``--seeds`` the rows are those of the single seeds, and their mean and spread (standard deviation).
     """
-    data_args = _parse_train(argv)[1]
+    arguments = _parse_train(argv)
+    _, data_args, _, training_args = arguments
     if not data_args.seeds:
-        results = _train_once(*_parse_train(argv))
+        results = _train_once(*arguments)
     else:
-        output_dir = _parse_train(argv)[3].output_dir
         results = {}
         for seed in data_args.seeds:
-            once = ["--seed", str(seed), "--output_dir", str(Path(output_dir, f"seed-{seed}"))]
+            once = ["--seed", str(seed), "--output_dir", str(Path(training_args.output_dir, f"seed-{seed}"))]
             scores = _train_once(*_parse_train([*argv, *once]))
             results["before"] = scores["before"]
             results[f"seed {seed}"] = scores["after"]

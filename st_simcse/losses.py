@@ -63,10 +63,10 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             raise ValueError("mlm_weight does not go with mini_batch_size: its forward pass takes the whole batch")
         self.model = model
         self.temperature = temperature
-        if projection_head is True:
-            projection_head = ProjectionHead(model.get_embedding_dimension()).to(model.device, model.dtype)
-        self.projection_head = projection_head or None
         self.embedding_dimension = model.get_embedding_dimension()
+        if projection_head is True:
+            projection_head = ProjectionHead(self.embedding_dimension).to(model.device, model.dtype)
+        self.projection_head = projection_head or None
         self.mini_batch_size = mini_batch_size
         self.uses_gradient_cache = mini_batch_size is not None
         self.gather_across_devices = gather_across_devices
@@ -102,7 +102,8 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         texts = list(sentence_features)
         first = dict(texts[0])  # a copy, because a model writes its outputs into the features it is given
         columns = self._columns(texts)
-        keys = [text_keys(column) for column in columns] if self.mask_duplicates else [None]
+        # Of the texts as they came: a single column of sentences is both of its views.
+        keys = [text_keys(text) if self.mask_duplicates else None for text in texts] * (len(columns) // len(texts))
         rows, places = self._sort_by_length(columns)
         layout = (places, None if any(key is None for key in keys) else keys)
         if self.mini_batch_size is not None:
