@@ -146,9 +146,14 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     else:
         results = {}
         for seed in data_args.seeds:
-            once = ["--seed", str(seed), "--output_dir", str(Path(training_args.output_dir, f"seed-{seed}"))]
-            scores = _train_once(*_parse_train([*argv, *once]))
+            folder = Path(training_args.output_dir, f"seed-{seed}")
+            once = _parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
+            if not any(folder.glob("checkpoint-*")):  # resuming a run that had not come to this seed
+                once[-1].resume_from_checkpoint = None
+            scores = _train_once(*once)
             results["before"] = scores["before"]
+            if "after" not in scores:  # stopped
+                break
             results[f"seed {seed}"] = scores["after"]
         seeds = [scores for name, scores in results.items() if name != "before"]
         for name, statistic in (("mean", statistics.mean), ("spread", statistics.stdev)):

@@ -233,7 +233,9 @@ class SimCSELoss(CachedLossMixin, nn.Module):
 
     def _enqueue(self, features: dict[str, Tensor], keys: Tensor | None) -> None:
         if self._uses_queue():
-            self.queue.enqueue(self.model, self.projection_head, features, keys, self.mini_batch_size)
+            self.queue.enqueue(
+                self.model, self.projection_head, features, keys, self.mini_batch_size, self.gather_across_devices
+            )
 
     def _project(self, embeddings: Tensor) -> Tensor:
         if self.projection_head is None:
@@ -273,8 +275,8 @@ class UnsupSimCSELoss(SimCSELoss):
         focal_margin: the m of Focal-InfoNCE, which weighs hard negatives up, see :func:`~st_simcse.info_nce`; 0.2, for
             example. None leaves it out.
         queue_size: so many sentences of earlier batches are negatives too, embedded by a
-            :class:`~st_simcse.momentum.MomentumQueue` (ESimCSE: 2.5 times the batch). 0 leaves it out. Every process
-            has a queue of its own.
+            :class:`~st_simcse.momentum.MomentumQueue` (ESimCSE: 2.5 times the batch). 0 leaves it out. With
+            gather_across_devices it holds the rows of all processes, else every process has a queue of its own.
 
     Inputs:
         +--------------------------------------------+--------+

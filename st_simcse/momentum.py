@@ -10,6 +10,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.merged_forward import _chunked_outputs
 from torch import Tensor, nn
 
+from st_simcse.distributed import gather_rows
+
 __all__ = ["MomentumQueue"]
 
 
@@ -74,8 +76,12 @@ class MomentumQueue(nn.Module):
         features: dict[str, Any],
         keys: Tensor | None,
         mini_batch_size: int | None = None,
+        gather: bool = False,
     ) -> None:
-        """Let the copy follow the model, then embed a column with it and put the rows in front of the queue."""
+        """Let the copy follow the model, then embed a column with it and put the rows in front of the queue.
+
+        With ``gather`` the rows of all processes, so that their queues stay the same.
+        """
         # At first the copy is the model: heads of several processes are made equal only when training begins.
         step = 1.0 if self.filled == 0 else 1 - self.momentum
         pairs = [(self.encoder, model)] + ([(self.head, head)] if self.head is not None else [])
@@ -85,6 +91,9 @@ class MomentumQueue(nn.Module):
         outputs = _chunked_outputs(self.encoder, dict(features), mini_batch_size, task=None)
         rows = torch.cat([output["sentence_embedding"] for output in outputs])
         rows = rows if self.head is None else self.head(rows)
+        if gather:
+            rows = gather_rows(rows)[0]
+            keys = None if keys is None else gather_rows(keys)[0]
         size = len(self.embeddings)
         self.filled.add_(len(rows)).clamp_(max=size)
         self.embeddings.copy_(torch.cat([rows.to(self.embeddings.dtype), self.embeddings])[:size])

@@ -33,6 +33,9 @@ def _loss(model, options, gather):
 
 
 def _gradients(loss, columns):
+    if loss.queue is not None:  # fill it first
+        loss([loss.model_for_tokens.preprocess(column[::-1]) for column in columns]).backward()
+        loss.zero_grad()
     value = loss([loss.model_for_tokens.preprocess(column) for column in columns])
     value.backward()
     names = (name.replace(".module", "") for name, _ in loss.named_parameters())
@@ -53,6 +56,7 @@ def check_gradients():
         (False, {"symmetric": True}),
         (False, {"projection_head": True}),
         (False, {"mini_batch_size": 3}),
+        (False, {"queue_size": len(ROWS)}),
     ]:
         for elements in (0, functional.DENSE_ELEMENTS):  # tiled, then dense
             functional.DENSE_ELEMENTS, kept = elements, functional.DENSE_ELEMENTS

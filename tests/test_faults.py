@@ -103,6 +103,22 @@ def test_sigterm_saves_a_checkpoint_and_stops(tmp_path, command):
         assert torch.equal(weight, _weights(tmp_path / "out")[name]), name
 
 
+def test_sigterm_between_seeds_and_resume(tmp_path, command):
+    seeds = ["--seeds", "1", "2"]
+    process = _slow_run([*command(tmp_path / "out"), *seeds], 0.1)
+    _wait_for(tmp_path / "out" / "seed-1" / "checkpoint-10" / "trainer_state.json", process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output[-3000:]
+    assert "after saving a checkpoint" in output
+    assert not (tmp_path / "out" / "seed-2").exists()
+    cli.train([*command(tmp_path / "out"), *seeds, "--resume_from_checkpoint", "last"])
+    cli.train([*command(tmp_path / "whole"), *seeds])
+    for seed in ("seed-1", "seed-2"):
+        for name, weight in _weights(tmp_path / "whole" / seed).items():
+            assert torch.equal(weight, _weights(tmp_path / "out" / seed)[name]), (seed, name)
+
+
 def test_damaged_checkpoints(tmp_path, command, caplog):
     cli.train(command(tmp_path / "out"))
     expected = _weights(tmp_path / "out")
