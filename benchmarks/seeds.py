@@ -38,6 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mlm": {"mlm_weight": 0.1},
     "queue": {"queue_size": 160},
     "focal": {"focal_margin": 0.2},
+    "dropout_free": {"dropout_free_negatives": True},
     "matryoshka": {},
 }
 

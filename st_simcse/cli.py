@@ -97,6 +97,9 @@ class LossArguments:
     mlm_weight: float = field(default=0.0, metadata={"help": "Factor of the masked-language-model loss."})
     focal_margin: float | None = field(default=None, metadata={"help": "The margin m of Focal-InfoNCE."})
     queue_size: int = field(default=0, metadata={"help": "Unsupervised: negatives from earlier batches."})
+    dropout_free_negatives: bool = field(
+        default=False, metadata={"help": "Unsupervised: dropout in positive pairs only."}
+    )
 
 
 @dataclass
@@ -321,7 +324,8 @@ def _read_train_file(args: DataArguments) -> Dataset:
 def _loss(model: SentenceTransformer, dataset: Dataset, args: LossArguments) -> UnsupSimCSELoss | SupSimCSELoss:
     options = dataclasses.asdict(args)
     unsupervised = len(dataset.column_names) == 1
-    for other in ["hard_negative_weight"] if unsupervised else ["symmetric", "queue_size"]:
+    of_unsupervised = ["symmetric", "queue_size", "dropout_free_negatives"]
+    for other in ["hard_negative_weight"] if unsupervised else of_unsupervised:
         if options.pop(other) != getattr(LossArguments, other):
             raise ValueError(f"--{other} does not go with {'sentences' if unsupervised else 'triplets'}")
     return UnsupSimCSELoss(model, **options) if unsupervised else SupSimCSELoss(model, **options)

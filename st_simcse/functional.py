@@ -44,9 +44,9 @@ def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
     """
     _check_interleaved(embeddings, 2, "[a0, a0', a1, a1', ...]")
     _check_temperature(temperature)
-    views = _normalize(embeddings, "embeddings")
+    views = normalize(embeddings, "embeddings")
     rows = torch.arange(len(views), device=views.device)
-    return _cross_entropy(views, views, rows ^ 1, torch.stack([rows, rows]), None, 0.0, 1 / temperature, None, None)
+    return _cross_entropy(views, views, rows ^ 1, torch.stack([rows, rows]), None, 0.0, 1 / temperature, *[None] * 3)
 
 
 def sup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
@@ -86,6 +86,7 @@ def info_nce(
     false_negative_threshold: float | None = None,
     shared_negatives: Tensor | None = None,
     focal_margin: float | None = None,
+    positive_similarities: Tensor | None = None,
 ) -> Tensor:
     r"""InfoNCE over cosine similarities with in-batch negatives: equations 1, 4 and 5 of the paper.
 
@@ -125,6 +126,8 @@ def info_nce(
         shared_negatives: (M, d), further negatives of every anchor, such as those of a queue.
         focal_margin: the m of Focal-InfoNCE (Hou and Li, Findings of EMNLP 2023): a positive's similarity s counts as
             s², a negative's as s (s + m), which weighs hard negatives up and easy ones down.
+        positive_similarities: (B,), the cosine similarities of the rows with their positives, where these are not to
+            be ``anchors`` times ``positives``: for pairs that are embedded otherwise than the negatives are.
 
     Returns:
         The mean cross-entropy in nats: a float32 scalar (float64 for float64 input).
@@ -150,13 +153,17 @@ def info_nce(
             f"{hard_negative_weight} (princeton-nlp/SimCSE's argument is log(α): pass its exponential)"
         )
     _check_shapes(anchors, positives, hard_negatives)
+    if positive_similarities is not None and positive_similarities.shape != anchors.shape[:1]:
+        raise ValueError(
+            f"positive_similarities must be one a row, got {tuple(positive_similarities.shape)} for {len(anchors)} rows"
+        )
     if shared_negatives is not None and (shared_negatives.ndim != 2 or shared_negatives.shape[1] != anchors.shape[1]):
         raise ValueError(
             f"shared_negatives must be (M, d) with the anchors' d, got {tuple(shared_negatives.shape)} for anchors "
             f"{tuple(anchors.shape)}"
         )
 
-    anchors, positives = _normalize(anchors, "anchors"), _normalize(positives, "positives")
+    anchors, positives = normalize(anchors, "anchors"), normalize(positives, "positives")
     first = torch.arange(len(anchors), device=anchors.device)[anchor_rows]
     if symmetric:
         views = torch.cat([anchors, positives])
@@ -166,7 +173,7 @@ def info_nce(
         candidates, queries, rows, targets = [positives], anchors[anchor_rows], None, first
     own_negatives = None
     if hard_negatives is not None:
-        candidates.append(_normalize(hard_negatives.flatten(0, -2), "hard_negatives"))
+        candidates.append(normalize(hard_negatives.flatten(0, -2), "hard_negatives"))
         if hard_negative_weight != 1:
             per_row = len(candidates[-1]) // len(anchors)
             begin = sum(map(len, candidates[:-1])) + first * per_row
@@ -174,9 +181,11 @@ def info_nce(
             own_negatives = own_negatives.repeat(2 if symmetric else 1, 1)
 
     if shared_negatives is not None:
-        candidates.append(_normalize(shared_negatives, "shared_negatives"))
+        candidates.append(normalize(shared_negatives, "shared_negatives"))
 
     columns = torch.cat(candidates) if len(candidates) > 1 else candidates[0]
+    if positive_similarities is not None:
+        positive_similarities = positive_similarities[anchor_rows].repeat(2 if symmetric else 1).to(columns.dtype)
     log_weight = math.log(hard_negative_weight) if hard_negative_weight else -math.inf
     return _cross_entropy(
         queries,
@@ -188,6 +197,7 @@ def info_nce(
         1 / temperature,
         false_negative_threshold,
         focal_margin,
+        positive_similarities,
     )
 
 
@@ -211,7 +221,7 @@ def alignment(embeddings: Tensor, positives: Tensor) -> Tensor:
         tensor(2.)
     """
     _check_shapes(embeddings, positives, None)
-    difference = _normalize(embeddings, "embeddings") - _normalize(positives, "positives")
+    difference = normalize(embeddings, "embeddings") - normalize(positives, "positives")
     return difference.square().sum(1).mean()
 
 
@@ -237,7 +247,7 @@ def uniformity(embeddings: Tensor) -> Tensor:
     """
     if embeddings.ndim != 2 or len(embeddings) < 2:
         raise ValueError(f"uniformity needs (N, d) with at least two rows, got {tuple(embeddings.shape)}")
-    squared_distances = torch.pdist(_normalize(embeddings, "embeddings")).square()
+    squared_distances = torch.pdist(normalize(embeddings, "embeddings")).square()
     return squared_distances.mul(-2).exp().mean().log()
 
 
@@ -300,10 +310,13 @@ def _dense_cross_entropy(
     scale: float,
     threshold: float | None,
     focal_margin: float | None,
+    positive_similarities: Tensor | None,
 ) -> Tensor:
     """:class:`~st_simcse.tiled.TiledCrossEntropy` in the open: the whole matrix, differentiable any number of times."""
     with torch.autocast(queries.device.type, enabled=False):
         similarities = queries @ candidates.T
+    if positive_similarities is not None:
+        similarities = similarities.scatter(1, targets[:, None], positive_similarities[:, None])
     logits = similarities * scale
     is_target = torch.zeros_like(similarities, dtype=torch.bool).scatter(1, targets[:, None], True)
     if focal_margin is not None:
@@ -317,7 +330,7 @@ def _dense_cross_entropy(
     return F.cross_entropy(logits, targets)
 
 
-def _normalize(embeddings: Tensor, name: str) -> Tensor:
+def normalize(embeddings: Tensor, name: str) -> Tensor:
     """Rows of unit length in float32 or float64; zero rows stay zero, with a zero gradient."""
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)

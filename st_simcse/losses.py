@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from st_simcse.distributed import gather_rows, is_distributed
 from st_simcse.duplicates import text_keys
-from st_simcse.functional import info_nce
+from st_simcse.functional import info_nce, normalize
 from st_simcse.heads import ProjectionHead
 from st_simcse.mlm import MaskedLanguageModel
 from st_simcse.momentum import MomentumQueue
@@ -76,6 +76,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         self.mlm_weight = mlm_weight
         self.masked_language_model = MaskedLanguageModel(model) if mlm_weight else None
         self.queue: MomentumQueue | None = None
+        self.dropout_free_negatives = False
         # Set by whatever keeps the head equal in several processes; see st_simcse.distributed.
         self.is_synchronized = False
 
@@ -112,7 +113,10 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             return loss
         # Before the model's forward pass, which may write into the features.
         auxiliary = sum(self.masked_language_model(column) for column in texts) if self.masked_language_model else 0.0
-        loss = self.calculate_loss([self._embed(column) for column in rows], layout)
+        embedded = [self._embed(column) for column in rows]
+        if self.dropout_free_negatives:
+            embedded.append(self._embed_without_dropout(first))
+        loss = self.calculate_loss(embedded, layout)
         self._enqueue(first, keys[0])
         return loss + self.mlm_weight / len(texts) * auxiliary
 
@@ -129,14 +133,14 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         *,
         with_backward: bool = False,
     ) -> Tensor:
-        """The loss of a list of embeddings a column; or of one list for all columns.
+        """The loss of a list of embeddings a column; or of one list for all columns that were merged.
 
-        ``labels`` says where the columns' rows are in that one list, (columns, B), and which texts are the same.
+        ``labels`` says where the columns' rows are in that list, (columns, B), and which texts are the same.
         """
         columns = [torch.cat(column) for column in reps]
         places, keys = labels
         if places is not None:
-            columns = [columns[0][column_places] for column_places in places]
+            columns = [*columns[0][places], *columns[1:]]
         loss = self.compute_loss_from_embeddings(columns, keys)
         if with_backward:
             with torch.autocast(loss.device.type, enabled=False):  # would round the backward pass's products
@@ -199,6 +203,12 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         outputs = _chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
         return [self._project(output["sentence_embedding"]) for output in outputs]
 
+    def _embed_without_dropout(self, features: dict[str, Tensor]) -> list[Tensor]:
+        (rows,), places = self._sort_by_length([dict(features)])
+        with _evaluation_mode(self):
+            embeddings = self._embed(rows)
+        return embeddings if places is None else [torch.cat(embeddings)[places[0]]]
+
     def _info_nce(
         self,
         anchors: Tensor,
@@ -220,6 +230,8 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             keys = keys and [*keys, *queued_keys]
             return info_nce(anchors, positives, negatives, text_keys=keys, **options)
         (anchors, rows), (positives, _) = gather_rows(anchors), gather_rows(positives)
+        if "positive_similarities" in options:
+            options["positive_similarities"], _ = gather_rows(options["positive_similarities"])
         if negatives is not None:
             negatives, _ = gather_rows(negatives)
         if keys is not None:
@@ -253,6 +265,19 @@ def _has_rows(value: Any, order: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape[:1] == order.shape
 
 
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """No dropout in what is in training mode, and afterwards as it was; what is frozen stays so."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 class UnsupSimCSELoss(SimCSELoss):
     """Unsupervised SimCSE: a sentence and itself under another dropout mask are a positive pair (paper, equation 4).
 
@@ -277,6 +302,9 @@ class UnsupSimCSELoss(SimCSELoss):
         queue_size: so many sentences of earlier batches are negatives too, embedded by a
             :class:`~st_simcse.momentum.MomentumQueue` (ESimCSE: 2.5 times the batch). 0 leaves it out. With
             gather_across_devices it holds the rows of all processes, else every process has a queue of its own.
+        dropout_free_negatives: dropout is noise to negatives, so as in SimCSE++ (Xu et al., EMNLP 2023) only positive
+            pairs have it: the two views are compared with each other, and negatives are compared as embedded by one
+            more forward pass without dropout.
 
     Inputs:
         +--------------------------------------------+--------+
@@ -319,6 +347,7 @@ class UnsupSimCSELoss(SimCSELoss):
         mlm_weight: float = 0.0,
         focal_margin: float | None = None,
         queue_size: int = 0,
+        dropout_free_negatives: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -335,17 +364,30 @@ class UnsupSimCSELoss(SimCSELoss):
         self.queue_size = queue_size
         if queue_size:
             self.queue = MomentumQueue(model, self.projection_head, queue_size)
+        if dropout_free_negatives and mini_batch_size is not None:
+            raise ValueError(
+                "dropout_free_negatives does not go with mini_batch_size: their forward pass takes the whole batch"
+            )
+        self.dropout_free_negatives = dropout_free_negatives
         self._compare_views = True
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], keys: list[Tensor] | None = None) -> Tensor:
-        first, second = embeddings
+        first, second, *dropout_free = embeddings
         if self._compare_views and first.requires_grad:
             self._compare_views = False
             self._warn_if_equal(first.detach(), second.detach())
-        return self._info_nce(first, second, keys=keys, symmetric=self.symmetric)
+        if not dropout_free:
+            return self._info_nce(first, second, keys=keys, symmetric=self.symmetric)
+        similarities = (normalize(first, "the first views") * normalize(second, "the second views")).sum(1)
+        options = {"keys": keys, "symmetric": self.symmetric, "positive_similarities": similarities}
+        return self._info_nce(dropout_free[0], dropout_free[0], **options)
 
     def get_config_dict(self) -> dict[str, Any]:
-        return super().get_config_dict() | {"symmetric": self.symmetric, "queue_size": self.queue_size}
+        return super().get_config_dict() | {
+            "symmetric": self.symmetric,
+            "queue_size": self.queue_size,
+            "dropout_free_negatives": self.dropout_free_negatives,
+        }
 
     def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         if len(columns) not in (1, 2):

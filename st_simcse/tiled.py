@@ -32,14 +32,16 @@ class TiledCrossEntropy(torch.autograd.Function):
         scale: the inverse temperature.
         threshold: leave out what is more similar than this and not the target, or None.
         focal_margin: the m by which a similarity s becomes s (s + m), the target's s², or None.
+        positive_similarities: (M,), same dtype, in place of the products at the targets, or None.
 
     Returns:
         A scalar in the inputs' dtype.
 
     Example:
         >>> rows = torch.eye(3)
-        >>> options = {"left_out": None, "own_negatives": None, "log_weight": 0.0, "scale": 1.0}
-        >>> TiledCrossEntropy.apply(rows, rows, torch.arange(3), *options.values(), None, None)  # log(e^1 + 2 e^0) - 1
+        >>> left_out, own_negatives, log_weight, scale, *rest = None, None, 0.0, 1.0, None, None, None
+        >>> options = (left_out, own_negatives, log_weight, scale, *rest)
+        >>> TiledCrossEntropy.apply(rows, rows, torch.arange(3), *options)  # log(e^1 + 2 e^0) - 1
         tensor(0.5514)
     """
 
@@ -55,6 +57,7 @@ class TiledCrossEntropy(torch.autograd.Function):
         scale: float,
         threshold: float | None,
         focal_margin: float | None,
+        positive_similarities: Tensor | None,
     ) -> Tensor:
         # A mean's gradient wants every product divided by the number of rows.
         mean_scale = scale / len(queries)
@@ -62,6 +65,7 @@ class TiledCrossEntropy(torch.autograd.Function):
         wants_queries, wants_candidates = ctx.needs_input_grad[:2]
         queries_grad = torch.empty_like(queries) if wants_queries else None
         candidates_grad = torch.zeros_like(candidates) if wants_candidates else None
+        positives_grad = None if positive_similarities is None else torch.empty_like(positive_similarities)
         losses = queries.new_empty(len(queries))
         buffer = queries.new_empty(min(rows, len(queries)), len(candidates))
         if left_out is not None:
@@ -76,6 +80,8 @@ class TiledCrossEntropy(torch.autograd.Function):
                 # Scaled by the product itself where nothing needs the similarities as they are.
                 raw = threshold is not None or focal_margin is not None
                 torch.addmm(tile, query, candidates.T, beta=0, alpha=1 if raw else scale, out=tile)
+                if positive_similarities is not None:
+                    tile.scatter_(1, target, positive_similarities[part, None] * (1 if raw else scale))
                 similar = None if threshold is None else (tile > threshold).scatter_(1, target, False)
                 positive = tile.gather(1, target)
                 if focal_margin is not None:
@@ -100,15 +106,20 @@ class TiledCrossEntropy(torch.autograd.Function):
                 tile.scatter_add_(1, target, tile.new_full(target.shape, -1.0))
                 if focal_margin is not None:
                     tile *= slopes
+                if positives_grad is not None:
+                    positives_grad[part] = mean_scale * tile.gather(1, target).squeeze(1)
+                    tile.scatter_(1, target, 0.0)
                 if queries_grad is not None:
                     torch.addmm(query, tile, candidates, beta=0, alpha=mean_scale, out=queries_grad[part])
                 if candidates_grad is not None:
                     candidates_grad.addmm_(tile.T, query, alpha=mean_scale)
-        ctx.save_for_backward(queries_grad, candidates_grad)
+        ctx.save_for_backward(queries_grad, candidates_grad, positives_grad)
         return losses.mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (None if grad is None else grad * grad_output for grad in ctx.saved_tensors)
-        return (*gradients, None, None, None, None, None, None, None)
+        queries_grad, candidates_grad, positives_grad = (
+            None if grad is None else grad * grad_output for grad in ctx.saved_tensors
+        )
+        return queries_grad, candidates_grad, None, None, None, None, None, None, None, positives_grad

@@ -56,7 +56,7 @@ def check_gradients():
         (False, {"symmetric": True}),
         (False, {"projection_head": True}),
         (False, {"mini_batch_size": 3}),
-        (False, {"queue_size": len(ROWS)}),
+        (False, {"queue_size": len(ROWS), "dropout_free_negatives": True}),
     ]:
         for elements in (0, functional.DENSE_ELEMENTS):  # tiled, then dense
             functional.DENSE_ELEMENTS, kept = elements, functional.DENSE_ELEMENTS

@@ -47,8 +47,12 @@ def info_nce_loop(
     keys=None,
     threshold=math.inf,
     focal=None,
+    similarities=None,
 ):
-    """The paper's sums written out; negatives are (B, N, d), and keys say which texts are the same."""
+    """The paper's sums written out; negatives are (B, N, d), and keys say which texts are the same.
+
+    ``similarities`` are those of the positives, where they are not to be their cosines.
+    """
     a, p = _rows(anchors), _rows(positives)
     n = _rows(negatives) if negatives is not None else [[] for _ in a]
     # Without keys every text is another one.
@@ -71,7 +75,8 @@ def info_nce_loop(
                     (vector, weight if i == j else 1.0, text, False)
                     for vector, text in zip(n[j], n_keys[j], strict=True)
                 ]
-            positive = _cosine(query, key) if focal is None else _cosine(query, key) ** 2
+            positive = _cosine(query, key) if similarities is None else float(similarities[i])
+            positive = positive if focal is None else positive**2
             denominator = math.exp(positive / temperature)
             for vector, factor, text, same_anchor in terms:
                 is_positive = vector is key

@@ -103,6 +103,34 @@ def test_info_nce_equals_the_loop_and_finite_differences(case, temperature):
         assert torch.allclose(tensor.grad, finite_difference(moved_loop, tensor.detach()), atol=1e-6)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("focal", [None, 0.3])
+def test_positives_with_similarities_of_their_own(symmetric, focal):
+    anchors, positives = _embeddings(5, 4), _embeddings(5, 4, seed=1)
+    similarities = torch.linspace(-0.5, 0.9, 5, dtype=torch.float64, requires_grad=True)
+    rows, keys = range(1, 4), [torch.tensor([1, 2, 1, 3, 4])] * 2
+
+    def loop(similarities):
+        options = {"rows": rows, "keys": keys, "focal": focal, "similarities": similarities}
+        return info_nce_loop(anchors, positives, temperature=0.2, symmetric=symmetric, **options)
+
+    value = info_nce(
+        anchors,
+        positives,
+        temperature=0.2,
+        symmetric=symmetric,
+        anchor_rows=slice(1, 4),
+        text_keys=keys,
+        focal_margin=focal,
+        positive_similarities=similarities,
+    )
+    assert value.item() == pytest.approx(loop(similarities.detach()), abs=1e-9)
+    value.backward()
+    assert torch.allclose(similarities.grad, finite_difference(loop, similarities.detach()), atol=1e-6)
+    with pytest.raises(ValueError, match=r"positive_similarities must be one a row, got \(4,\) for 5 rows"):
+        info_nce(anchors, positives, positive_similarities=similarities[1:])
+
+
 def test_equal_pairs_are_all_equal_pairs():
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randint(5, (13,), generator=generator), torch.randint(7, (17,), generator=generator)

@@ -129,6 +129,38 @@ def test_focal_margin_reaches_the_objective(model, sentences):
     assert value.item() == pytest.approx(info_nce_loop(embeddings, embeddings, focal=0.2), abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["transformer", "static"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_dropout_is_in_the_positive_pairs_alone(model, static_model, sentences, monkeypatch, kind, symmetric):
+    model = model if kind == "transformer" else static_model
+    monkeypatch.setattr("st_simcse.losses.ROWS_PER_PASS", 3)
+    model.train()
+    frozen = model[0].eval() if kind == "static" else model[0].model.encoder.eval()
+    loss = UnsupSimCSELoss(model, symmetric=symmetric, projection_head=True, dropout_free_negatives=True)
+    seen = []
+    original = loss.compute_loss_from_embeddings
+    loss.compute_loss_from_embeddings = lambda embeddings, keys: seen.extend(embeddings) or original(embeddings, keys)
+    repeated = [*sentences[:6], sentences[0], sentences[3]]
+    value = loss(_features(model, repeated))
+    assert model.training
+    assert not frozen.training
+    first, second, dropout_free = (embeddings.detach().cpu() for embeddings in seen)
+    similarities = torch.tensor([torch.dot(a, b) / a.norm() / b.norm() for a, b in zip(first, second, strict=True)])
+    assert similarities.max() < 0.9999
+    quiet = model.eval().encode(repeated, convert_to_tensor=True).clone()  # also leaves dropout out
+    assert torch.allclose(loss.projection_head(quiet).detach().cpu(), dropout_free, atol=1e-5)
+    keys = [torch.tensor([0, 1, 2, 3, 4, 5, 0, 3])] * 2
+    expected = info_nce_loop(dropout_free, dropout_free, symmetric=symmetric, keys=keys, similarities=similarities)
+    assert value.item() == pytest.approx(expected, abs=1e-4)
+    gradients = torch.autograd.grad(value, seen)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_dropout_free_negatives_in_mini_batches_are_refused(model):
+    with pytest.raises(ValueError, match="dropout_free_negatives does not go with mini_batch_size"):
+        UnsupSimCSELoss(model, mini_batch_size=3, dropout_free_negatives=True)
+
+
 @pytest.mark.parametrize("supervised", [False, True])
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
 def test_matryoshka_around_ours_is_the_sum_over_truncated_embeddings(model, sentences, supervised, mini_batch_size):
@@ -413,6 +445,7 @@ def test_config_and_citation(model):
         "focal_margin": None,
         "symmetric": True,
         "queue_size": 0,
+        "dropout_free_negatives": False,
     }
     sup = SupSimCSELoss(model, hard_negative_weight=2.0, mini_batch_size=8)
     assert sup.get_config_dict()["hard_negative_weight"] == 2.0

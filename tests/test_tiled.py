@@ -56,12 +56,23 @@ def test_gradcheck(monkeypatch, symmetric, focal):
     monkeypatch.setattr(tiled, "TILE_ROWS", 2)
     inputs = _inputs(5, 3, 2, torch.float64)
     assert torch.autograd.gradcheck(lambda *inputs: info_nce(*inputs, 0.2, 1.7, symmetric, focal_margin=focal), inputs)
+    similarities = torch.linspace(-0.5, 0.9, 5, dtype=torch.float64, requires_grad=True)
+
+    def with_similarities(*inputs):
+        *embeddings, similarities = inputs
+        options = {"focal_margin": focal, "positive_similarities": similarities}
+        return info_nce(*embeddings, 0.2, 1.7, symmetric, **options)
+
+    assert torch.autograd.gradcheck(with_similarities, (*inputs, similarities))
+    value = with_similarities(*inputs, similarities)
+    monkeypatch.setattr(functional, "DENSE_ELEMENTS", 2**30)
+    assert value.item() == pytest.approx(with_similarities(*inputs, similarities).item(), abs=1e-9)
 
 
 def test_low_temperatures_do_not_underflow(monkeypatch):
     """A positive 200 nats below the largest logit has a probability of 0 in float32, yet a finite loss."""
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    value = TiledCrossEntropy.apply(rows, rows.flip(0), torch.arange(2), None, None, 0.0, 100.0, None, None)
+    value = TiledCrossEntropy.apply(rows, rows.flip(0), torch.arange(2), None, None, 0.0, 100.0, None, None, None)
     assert value.item() == pytest.approx(200.0)
 
 
