@@ -8,6 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from st_simcse import SentenceReader, UnsupSimCSELoss, build_model
+from st_simcse.trainer import computes_in_bf16
 
 # What a profiler's row belongs to; the rest is "other".
 GROUPS = {
@@ -38,7 +39,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    for bf16 in (False, True):
+    for bf16 in (False, True) if computes_in_bf16(model.device.type == "cpu") else (False,):
         step(bf16)
         with profile(activities=[ProfilerActivity.CPU]) as run:
             step(bf16)
