@@ -197,3 +197,7 @@ def test_an_option_of_the_other_objective_is_refused(tmp_path, tiny_bert, senten
     (tmp_path / "a.txt").write_text("\n".join(sentences))
     with pytest.raises(ValueError, match="--hard_negative_weight does not go with sentences"):
         _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--hard_negative_weight", "2")
+    (tmp_path / "b.csv").write_text("anchor,positive\n" + "A man plays.,A man plays a guitar.\n" * 8)
+    for option in ("--symmetric", "--dropout_free_negatives"):
+        with pytest.raises(ValueError, match=f"{option} does not go with triplets"):
+            _train(tmp_path, tiny_bert, tmp_path / "b.csv", option)
