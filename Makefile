@@ -13,4 +13,4 @@ test: .venv/bin/python
 	.venv/bin/pip install --quiet --editable '.[test]'
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/pytest -n auto
+	.venv/bin/pytest -n auto --dist worksteal
