@@ -33,7 +33,7 @@ from st_simcse.modeling import build_model
 from st_simcse.plots import plot_alignment_uniformity, plot_scores
 from st_simcse.presets import PRESETS, preset_options
 from st_simcse.readers import NLIReader, SentenceReader, TripletReader, load_sts
-from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSigterm
+from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSigterm, checkpoints
 
 USAGE = """usage: st-simcse COMMAND [options]
 
@@ -151,7 +151,7 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         for seed in data_args.seeds:
             folder = Path(training_args.output_dir, f"seed-{seed}")
             once = _parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
-            if not any(folder.glob("checkpoint-*")):  # resuming a run that had not come to this seed
+            if not checkpoints(folder):  # resuming a run that had not come to this seed
                 once[-1].resume_from_checkpoint = None
             scores = _train_once(*once)
             results["before"] = scores["before"]

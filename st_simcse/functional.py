@@ -331,7 +331,23 @@ def _dense_cross_entropy(
 
 
 def normalize(embeddings: Tensor, name: str) -> Tensor:
-    """Rows of unit length in float32 or float64; zero rows stay zero, with a zero gradient."""
+    """Rows of unit length in float32 or float64; zero rows stay zero, with a zero gradient.
+
+    Args:
+        embeddings: (..., d), any floating dtype.
+        name: what the error calls them.
+
+    Returns:
+        The same shape in float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for NaN or infinite embeddings; the message lists the rows.
+
+    Example:
+        >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "rows")
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
     if not torch.isfinite(norms).all():

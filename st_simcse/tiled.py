@@ -39,9 +39,9 @@ class TiledCrossEntropy(torch.autograd.Function):
 
     Example:
         >>> rows = torch.eye(3)
-        >>> left_out, own_negatives, log_weight, scale, *rest = None, None, 0.0, 1.0, None, None, None
-        >>> options = (left_out, own_negatives, log_weight, scale, *rest)
-        >>> TiledCrossEntropy.apply(rows, rows, torch.arange(3), *options)  # log(e^1 + 2 e^0) - 1
+        >>> options = {"left_out": None, "own_negatives": None, "log_weight": 0.0, "scale": 1.0}
+        >>> options |= {"threshold": None, "focal_margin": None, "positive_similarities": None}
+        >>> TiledCrossEntropy.apply(rows, rows, torch.arange(3), *options.values())  # log(e^1 + 2 e^0) - 1
         tensor(0.5514)
     """
 
@@ -61,6 +61,9 @@ class TiledCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         # A mean's gradient wants every product divided by the number of rows.
         mean_scale = scale / len(queries)
+        # Scaled by the product itself where nothing needs the similarities as they are.
+        raw = threshold is not None or focal_margin is not None
+        product_scale = 1 if raw else scale
         rows = max(1, min(TILE_ROWS, TILE_ELEMENTS // len(candidates)))
         wants_queries, wants_candidates = ctx.needs_input_grad[:2]
         queries_grad = torch.empty_like(queries) if wants_queries else None
@@ -77,11 +80,9 @@ class TiledCrossEntropy(torch.autograd.Function):
                 part = slice(begin, begin + rows)
                 query, target = queries[part], targets[part, None]
                 tile = buffer[: len(query)]
-                # Scaled by the product itself where nothing needs the similarities as they are.
-                raw = threshold is not None or focal_margin is not None
-                torch.addmm(tile, query, candidates.T, beta=0, alpha=1 if raw else scale, out=tile)
+                torch.addmm(tile, query, candidates.T, beta=0, alpha=product_scale, out=tile)
                 if positive_similarities is not None:
-                    tile.scatter_(1, target, positive_similarities[part, None] * (1 if raw else scale))
+                    tile.scatter_(1, target, positive_similarities[part, None] * product_scale)
                 similar = None if threshold is None else (tile > threshold).scatter_(1, target, False)
                 positive = tile.gather(1, target)
                 if focal_margin is not None:

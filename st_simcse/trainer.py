@@ -90,7 +90,7 @@ def last_complete_checkpoint(folder: str | Path) -> str:
     Raises:
         ValueError: if there is none.
     """
-    for path in sorted(_checkpoints(folder), key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+    for path in sorted(checkpoints(folder), key=lambda path: int(path.name.split("-")[-1]), reverse=True):
         try:
             # What a checkpoint writes last.
             TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
@@ -101,7 +101,13 @@ def last_complete_checkpoint(folder: str | Path) -> str:
     raise ValueError(f"{folder} has no complete checkpoint to resume from")
 
 
-def _checkpoints(folder: str | Path) -> list[Path]:
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints of a training run, complete or not, in no order.
+
+    Example:
+        >>> checkpoints(getfixture("tmp_path"))  # nothing has been saved there
+        []
+    """
     return [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
 
 
