@@ -10,13 +10,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext, has_static_embedding_input
-from sentence_transformers.base.losses.merged_forward import _chunked_outputs, merge_feature_batches
 from sentence_transformers.util.distributed import get_world_size
 from torch import Tensor, nn
 
 from st_simcse.distributed import gather_rows, is_distributed
 from st_simcse.duplicates import text_keys
+from st_simcse.embedding import (
+    CachedLossMixin,
+    RandContext,
+    chunked_outputs,
+    has_static_embedding_input,
+    merge_feature_batches,
+)
 from st_simcse.functional import info_nce, normalize
 from st_simcse.heads import ProjectionHead
 from st_simcse.mlm import MaskedLanguageModel
@@ -200,7 +205,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
     def _embed(self, features: dict[str, Tensor]) -> list[Tensor]:
         """Projected embeddings, from one forward pass on an accelerator and from several of few rows on a CPU."""
         on_cpu = features["input_ids"].device.type == "cpu" and "attention_mask" in features
-        outputs = _chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
+        outputs = chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
         return [self._project(output["sentence_embedding"]) for output in outputs]
 
     def _embed_without_dropout(self, features: dict[str, Tensor]) -> list[Tensor]:

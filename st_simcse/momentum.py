@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.losses.merged_forward import _chunked_outputs
 from torch import Tensor, nn
 
 from st_simcse.distributed import gather_rows
+from st_simcse.embedding import chunked_outputs
 
 __all__ = ["MomentumQueue"]
 
@@ -88,7 +88,7 @@ class MomentumQueue(nn.Module):
         for followers, leaders in pairs:
             for follower, leader in zip(followers.parameters(), leaders.parameters(), strict=True):
                 follower.lerp_(leader.detach(), step)
-        outputs = _chunked_outputs(self.encoder, dict(features), mini_batch_size, task=None)
+        outputs = chunked_outputs(self.encoder, dict(features), mini_batch_size, task=None)
         rows = torch.cat([output["sentence_embedding"] for output in outputs])
         rows = rows if self.head is None else self.head(rows)
         if gather:
