@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, SequentialEvaluator
 
-from st_simcse.functional import alignment, uniformity
+from st_simcse.objective import alignment, uniformity
 from st_simcse.readers import load_sts
 
 __all__ = ["AlignmentUniformityEvaluator", "format_table", "mteb_scores", "sts_evaluators", "sts_scores"]

@@ -22,10 +22,19 @@ from st_simcse.embedding import (
     has_static_embedding_input,
     merge_feature_batches,
 )
-from st_simcse.functional import info_nce, normalize
 from st_simcse.heads import ProjectionHead
 from st_simcse.mlm import MaskedLanguageModel
 from st_simcse.momentum import MomentumQueue
+from st_simcse.objective import (
+    Batch,
+    Comparison,
+    Edit,
+    FocalMargin,
+    OwnNegativeWeight,
+    SimilarityThreshold,
+    info_nce,
+    normalize,
+)
 
 __all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
 
@@ -223,17 +232,16 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         **options: Any,
     ) -> Tensor:
         """This process's part of the loss over the rows of all; the mean over processes is the loss of all rows."""
-        options |= {
-            "temperature": self.temperature,
-            "false_negative_threshold": self.false_negative_threshold,
-            "focal_margin": self.focal_margin,
-        }
+        edits = self._edits()
+        comparison = Comparison(symmetric=getattr(self, "symmetric", False))
         queued_keys = []
         if self._uses_queue():
             options["shared_negatives"], *queued_keys = self.queue.negatives()
         if not self.gather_across_devices:
             keys = keys and [*keys, *queued_keys]
-            return info_nce(anchors, positives, negatives, text_keys=keys, **options)
+            return info_nce(
+                Batch(anchors, positives, negatives, text_keys=keys, **options), self.temperature, edits, comparison
+            )
         (anchors, rows), (positives, _) = gather_rows(anchors), gather_rows(positives)
         if "positive_similarities" in options:
             options["positive_similarities"], _ = gather_rows(options["positive_similarities"])
@@ -243,7 +251,16 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             keys = [gather_rows(column)[0] for column in keys] + queued_keys
         # Processes count alike in the mean over them, however many rows each has.
         share = (rows.stop - rows.start) * get_world_size() / len(anchors)
-        return share * info_nce(anchors, positives, negatives, anchor_rows=rows, text_keys=keys, **options)
+        batch = Batch(anchors, positives, negatives, text_keys=keys, rows=rows, **options)
+        return share * info_nce(batch, self.temperature, edits, comparison)
+
+    def _edits(self) -> list[Edit]:
+        edits: list[Edit] = []
+        if self.focal_margin is not None:
+            edits.append(FocalMargin(self.focal_margin))
+        if self.false_negative_threshold is not None:
+            edits.append(SimilarityThreshold(self.false_negative_threshold))
+        return edits
 
     def _uses_queue(self) -> bool:
         return self.queue is not None and self.model.training and torch.is_grad_enabled()
@@ -382,9 +399,9 @@ class UnsupSimCSELoss(SimCSELoss):
             self._compare_views = False
             self._warn_if_equal(first.detach(), second.detach())
         if not dropout_free:
-            return self._info_nce(first, second, keys=keys, symmetric=self.symmetric)
+            return self._info_nce(first, second, keys=keys)
         similarities = (normalize(first, "the first views") * normalize(second, "the second views")).sum(1)
-        options = {"keys": keys, "symmetric": self.symmetric, "positive_similarities": similarities}
+        options = {"keys": keys, "positive_similarities": similarities}
         return self._info_nce(dropout_free[0], dropout_free[0], **options)
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -494,7 +511,11 @@ class SupSimCSELoss(SimCSELoss):
         if negatives and keys is not None:
             keys = [*keys[:2], torch.stack(keys[2:], dim=1)]
         stacked = torch.stack(negatives, dim=1) if negatives else None
-        return self._info_nce(anchors, positives, stacked, keys=keys, hard_negative_weight=self.hard_negative_weight)
+        return self._info_nce(anchors, positives, stacked, keys=keys)
+
+    def _edits(self) -> list[Edit]:
+        weight = self.hard_negative_weight
+        return [*super()._edits(), *([OwnNegativeWeight(weight)] if weight != 1 else [])]
 
     def get_config_dict(self) -> dict[str, Any]:
         return super().get_config_dict() | {"hard_negative_weight": self.hard_negative_weight}

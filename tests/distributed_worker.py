@@ -12,7 +12,8 @@ from sentence_transformers import SentenceTransformerTrainer
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import SENTENCES
-from st_simcse import SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss, build_model, functional
+from st_simcse import SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss, build_model
+from st_simcse.objective import cross_entropy
 from tests.test_losses import _without_dropout
 
 ROWS = [f"{first} {second}" for first in SENTENCES for second in SENTENCES][::3]
@@ -58,8 +59,8 @@ def check_gradients():
         (False, {"mini_batch_size": 3}),
         (False, {"queue_size": len(ROWS), "dropout_free_negatives": True}),
     ]:
-        for elements in (0, functional.DENSE_ELEMENTS):  # tiled, then dense
-            functional.DENSE_ELEMENTS, kept = elements, functional.DENSE_ELEMENTS
+        for elements in (0, cross_entropy.DENSE_ELEMENTS):  # tiled, then dense
+            cross_entropy.DENSE_ELEMENTS, kept = elements, cross_entropy.DENSE_ELEMENTS
             columns = COLUMNS if supervised else COLUMNS[:2]
             options["supervised"] = supervised
             alone = _loss(_model(), options, gather=False)
@@ -83,7 +84,7 @@ def check_gradients():
                     dist.all_reduce(got)
                     got = got / processes
                 assert torch.allclose(got, grad, atol=1e-5), (options, name, (got - grad).abs().max())
-            functional.DENSE_ELEMENTS = kept
+            cross_entropy.DENSE_ELEMENTS = kept
     print("gradients equal")
 
 

@@ -1,7 +1,8 @@
 import torch
 
 from st_simcse import build_model
-from st_simcse.duplicates import KnownPositives, text_keys
+from st_simcse.duplicates import text_keys
+from st_simcse.objective import KnownPositives
 
 
 def test_keys_are_equal_for_equal_tokens_only(shared, pretrained):

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from st_simcse import info_nce, sup_simcse_loss, unsup_simcse_loss
-from st_simcse.functional import alignment, uniformity
+from st_simcse import sup_simcse_loss, unsup_simcse_loss
+from st_simcse.objective import alignment, uniformity
+from tests.contrast import contrast
 from tests.reference import (
     alignment_loop,
     finite_difference,
@@ -61,7 +62,7 @@ def _both(anchors, positives, negatives, temperature, case):
     keys = [torch.tensor(column) for column in case["keys"]] if "keys" in case else None
     if keys and negatives is not None:
         keys[2] = keys[2].view(negatives.shape[:-1])
-    ours = info_nce(
+    ours = contrast(
         anchors,
         positives,
         negatives,
@@ -71,7 +72,7 @@ def _both(anchors, positives, negatives, temperature, case):
         slice(rows.start, rows.stop) if rows else slice(None),
         keys,
         case.get("threshold"),
-        focal_margin=case.get("focal"),
+        focal=case.get("focal"),
     )
     loop = info_nce_loop(
         anchors,
@@ -122,29 +123,29 @@ def test_positives_with_similarities_of_their_own(symmetric, focal):
         options = {"rows": rows, "keys": keys, "focal": focal, "similarities": similarities}
         return info_nce_loop(anchors, positives, temperature=0.2, symmetric=symmetric, **options)
 
-    value = info_nce(
+    value = contrast(
         anchors,
         positives,
         temperature=0.2,
         symmetric=symmetric,
-        anchor_rows=slice(1, 4),
-        text_keys=keys,
-        focal_margin=focal,
-        positive_similarities=similarities,
+        rows=slice(1, 4),
+        keys=keys,
+        focal=focal,
+        similarities=similarities,
     )
     assert value.item() == pytest.approx(loop(similarities.detach()), abs=1e-9)
     value.backward()
     assert torch.allclose(similarities.grad, finite_difference(loop, similarities.detach()), atol=1e-6)
     with pytest.raises(ValueError, match=r"positive_similarities must be one a row, got \(4,\) for 5 rows"):
-        info_nce(anchors, positives, positive_similarities=similarities[1:])
+        contrast(anchors, positives, similarities=similarities[1:])
 
 
 def test_anchors_and_positives_may_swap_roles():
     """Rows that share a positive are as those that share an anchor."""
     anchors, positives = _embeddings(4, 6), _embeddings(4, 6, seed=1)
     keys = [torch.tensor([0, 1, 2, 3]), torch.tensor([4, 4, 5, 6])]
-    value = info_nce(anchors, positives, symmetric=True, text_keys=keys)
-    assert value.item() == pytest.approx(info_nce(positives, anchors, symmetric=True, text_keys=keys[::-1]).item())
+    value = contrast(anchors, positives, symmetric=True, keys=keys)
+    assert value.item() == pytest.approx(contrast(positives, anchors, symmetric=True, keys=keys[::-1]).item())
 
 
 def test_every_candidate_needs_a_key():
@@ -153,9 +154,9 @@ def test_every_candidate_needs_a_key():
     with pytest.raises(
         ValueError, match=r"of shapes \[\(2,\), \(2,\), \(2, 3\), \(2,\)\]; got \[\(2,\), \(2,\), \(2,\)\]"
     ):
-        info_nce(anchors, positives, negatives, shared_negatives=shared, text_keys=[keys] * 3)
+        contrast(anchors, positives, negatives, shared=shared, keys=[keys] * 3)
     with pytest.raises(ValueError, match="text_keys must be one tensor for"):
-        info_nce(anchors, positives, text_keys=[keys, keys[:1]])
+        contrast(anchors, positives, keys=[keys, keys[:1]])
 
 
 def test_alignment_and_uniformity_equal_the_loops():
@@ -164,7 +165,7 @@ def test_alignment_and_uniformity_equal_the_loops():
     assert float(uniformity(embeddings)) == pytest.approx(uniformity_loop(embeddings), abs=1e-9)
     with pytest.raises(ValueError, match="at least two rows"):
         uniformity(embeddings[:1])
-    with pytest.raises(ValueError, match=r"must both be \(B, d\)"):
+    with pytest.raises(ValueError, match=r"must both be \(N, d\)"):
         alignment(embeddings, positives[:3])
 
 
@@ -193,7 +194,7 @@ def test_weight_is_the_exponential_of_princetons_argument():
     logits = torch.cat([cosine(anchors[:, None], other[None], dim=-1) for other in (positives, negatives)], 1) / 0.05
     logits[:, 4:] += own_weight * torch.eye(4, dtype=torch.float64)
     expected = torch.nn.functional.cross_entropy(logits, torch.arange(4))
-    ours = info_nce(anchors, positives, negatives, hard_negative_weight=math.exp(own_weight))
+    ours = contrast(anchors, positives, negatives, weight=math.exp(own_weight))
     assert float(ours) == pytest.approx(float(expected), abs=1e-9)
 
 
@@ -211,7 +212,7 @@ def test_lower_precision_only_rounds_the_input(dtype, tolerance):
 def test_autocast_does_not_lower_the_similarities():
     anchors, positives = _embeddings(16, 32, dtype=torch.float32), _embeddings(16, 32, dtype=torch.float32, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = info_nce(anchors, positives)
+        loss = contrast(anchors, positives)
     assert float(loss) == pytest.approx(info_nce_loop(anchors, positives), abs=1e-5)
 
 
@@ -219,7 +220,7 @@ def test_zero_vectors_have_similarity_zero_and_zero_gradient():
     anchors, positives = _embeddings(3, 4), _embeddings(3, 4, seed=1)
     anchors[1] = 0
     anchors.requires_grad_()
-    loss = info_nce(anchors, positives, temperature=1.0)
+    loss = contrast(anchors, positives, temperature=1.0)
     others = anchors.detach()[[0, 2]]
     # the zero row's three logits are all 0, so its own loss is log 3
     logits = torch.nn.functional.cosine_similarity(others[:, None], positives[None], dim=-1)
@@ -232,9 +233,9 @@ def test_zero_vectors_have_similarity_zero_and_zero_gradient():
 
 def test_one_row_batches():
     row, negative = _embeddings(1, 4), _embeddings(1, 4, seed=1)
-    for loss in (info_nce(row, row.clone()), info_nce(row, row.clone(), symmetric=True)):
+    for loss in (contrast(row, row.clone()), contrast(row, row.clone(), symmetric=True)):
         assert float(loss) == pytest.approx(0, abs=1e-12)
-    assert float(info_nce(row, row.clone(), negative)) == pytest.approx(info_nce_loop(row, row, negative[None]))
+    assert float(contrast(row, row.clone(), negative)) == pytest.approx(info_nce_loop(row, row, negative[None]))
 
 
 ROW = torch.ones(2, 4)
@@ -247,19 +248,19 @@ ROW = torch.ones(2, 4)
         (lambda: unsup_simcse_loss(torch.ones(0, 4)), "multiple of 2 rows"),
         (lambda: sup_simcse_loss(torch.ones(4, 4)), "multiple of 3 rows"),
         (lambda: sup_simcse_loss(torch.ones(3)), r"got shape \(3,\)"),
-        (lambda: info_nce(ROW, torch.ones(3, 4)), r"anchors \(2, 4\), positives \(3, 4\)"),
-        (lambda: info_nce(torch.ones(2), torch.ones(2)), r"must both be \(B, d\)"),
-        (lambda: info_nce(torch.ones(0, 4), torch.ones(0, 4)), "at least one row"),
-        (lambda: info_nce(ROW, ROW, torch.ones(2, 5)), "hard_negatives must be"),
-        (lambda: info_nce(ROW, ROW, torch.ones(3, 4)), "hard_negatives must be"),
-        (lambda: info_nce(ROW, ROW, torch.ones(2, 0, 4)), "hard_negatives must be"),
-        (lambda: info_nce(ROW.long(), ROW), "floating point"),
-        (lambda: info_nce(ROW, ROW, temperature=0), "temperature must be a positive number"),
-        (lambda: info_nce(ROW, ROW, temperature=-1), "temperature must be a positive number"),
-        (lambda: info_nce(ROW, ROW, temperature=math.nan), "temperature must be a positive number"),
-        (lambda: info_nce(ROW, ROW, ROW, hard_negative_weight=-0.5), "pass its exponential"),
-        (lambda: info_nce(ROW, torch.tensor([[1.0] * 4, [math.nan] * 4])), r"positives .* row\(s\) \[1\] of 2"),
-        (lambda: info_nce(torch.tensor([[math.inf] * 4, [1.0] * 4]), ROW), r"anchors .* row\(s\) \[0\] of 2"),
+        (lambda: contrast(ROW, torch.ones(3, 4)), r"anchors \(2, 4\), positives \(3, 4\)"),
+        (lambda: contrast(torch.ones(2), torch.ones(2)), r"must both be \(B, d\)"),
+        (lambda: contrast(torch.ones(0, 4), torch.ones(0, 4)), "at least one row"),
+        (lambda: contrast(ROW, ROW, torch.ones(2, 5)), "hard_negatives must be"),
+        (lambda: contrast(ROW, ROW, torch.ones(3, 4)), "hard_negatives must be"),
+        (lambda: contrast(ROW, ROW, torch.ones(2, 0, 4)), "hard_negatives must be"),
+        (lambda: contrast(ROW.long(), ROW), "floating point"),
+        (lambda: contrast(ROW, ROW, temperature=0), "temperature must be a positive number"),
+        (lambda: contrast(ROW, ROW, temperature=-1), "temperature must be a positive number"),
+        (lambda: contrast(ROW, ROW, temperature=math.nan), "temperature must be a positive number"),
+        (lambda: contrast(ROW, ROW, ROW, weight=-0.5), "pass its exponential"),
+        (lambda: contrast(ROW, torch.tensor([[1.0] * 4, [math.nan] * 4])), r"positives .* row\(s\) \[1\] of 2"),
+        (lambda: contrast(torch.tensor([[math.inf] * 4, [1.0] * 4]), ROW), r"anchors .* row\(s\) \[0\] of 2"),
     ],
 )
 def test_bad_input_is_a_clear_value_error(call, message):
@@ -272,5 +273,5 @@ def test_gradcheck():
     negatives = _embeddings(4, 2, 3, seed=2).requires_grad_()
     for symmetric in (False, True):
         assert torch.autograd.gradcheck(
-            lambda *inputs, symmetric=symmetric: info_nce(*inputs, 0.2, 1.7, symmetric), (anchors, positives, negatives)
+            lambda *inputs, symmetric=symmetric: contrast(*inputs, 0.2, 1.7, symmetric), (anchors, positives, negatives)
         )

@@ -5,9 +5,10 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
-from st_simcse import SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss, info_nce
+from st_simcse import SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss
 from st_simcse.demo import tiny_model
 from st_simcse.momentum import MomentumQueue
+from tests.contrast import contrast
 from tests.reference import finite_difference, info_nce_loop
 
 
@@ -19,9 +20,9 @@ def test_shared_negatives_are_hard_negatives_of_every_anchor():
     for symmetric in (False, True):
         # The loop wants N a row; its sum runs over all of them anyway.
         expected = info_nce_loop(anchors, positives, shared.detach().view(4, 2, 5), symmetric=symmetric)
-        value = info_nce(anchors, positives, symmetric=symmetric, shared_negatives=shared)
+        value = contrast(anchors, positives, symmetric=symmetric, shared=shared)
         assert value.item() == pytest.approx(expected, abs=1e-9)
-    gradient = torch.autograd.grad(info_nce(anchors, positives, shared_negatives=shared), shared)[0]
+    gradient = torch.autograd.grad(contrast(anchors, positives, shared=shared), shared)[0]
     loop = finite_difference(lambda moved: info_nce_loop(anchors, positives, moved.view(4, 2, 5)), shared.detach())
     assert torch.allclose(gradient, loop, atol=1e-6)
     keys = [torch.tensor([0, 1, 2, 3])] * 2
@@ -29,10 +30,10 @@ def test_shared_negatives_are_hard_negatives_of_every_anchor():
     expected = info_nce_loop(
         anchors, positives, shared.detach().view(4, 2, 5), keys=[*keys, shared_keys], symmetric=True
     )
-    value = info_nce(anchors, positives, symmetric=True, shared_negatives=shared, text_keys=[*keys, shared_keys])
+    value = contrast(anchors, positives, symmetric=True, shared=shared, keys=[*keys, shared_keys])
     assert value.item() == pytest.approx(expected, abs=1e-9)
     with pytest.raises(ValueError, match=r"shared_negatives must be \(M, d\)"):
-        info_nce(anchors, positives, shared_negatives=torch.zeros(3, 4))
+        contrast(anchors, positives, shared=torch.zeros(3, 4))
 
 
 @pytest.mark.parametrize("mini_batch_size", [None, 3])

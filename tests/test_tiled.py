@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from st_simcse import functional, info_nce, tiled
-from st_simcse.tiled import TiledCrossEntropy
+from st_simcse.objective import Problem, cross_entropy
+from tests.contrast import contrast
 
 
 def _inputs(rows, width, negatives, dtype=torch.float32):
@@ -16,7 +16,7 @@ def _value_and_gradients(inputs, *options, autocast=False):
     anchors, positives, *negatives = inputs
     # A backward pass belongs outside autocast, which would round its matrix products.
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        loss = info_nce(anchors, positives, negatives[0] if negatives else None, *options)
+        loss = contrast(anchors, positives, negatives[0] if negatives else None, *options)
     return loss, torch.autograd.grad(loss * 3.0, inputs)
 
 
@@ -35,13 +35,14 @@ def test_tiled_equals_dense(monkeypatch, symmetric, negatives, weight, rows, aut
     # float64 but under autocast, which lowers no float64: there is no rounding to hide behind.
     dtype, tolerance = (torch.float32, 1e-5) if autocast else (torch.float64, 1e-12)
     inputs, options = _inputs(300, 48, negatives, dtype), (0.05, weight, symmetric, rows, keys, threshold, None, focal)
-    monkeypatch.setattr(functional, "DENSE_ELEMENTS", 2**30)
+    monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", 2**30)
     dense, dense_gradients = _value_and_gradients(inputs, *options, autocast=autocast)
-    monkeypatch.setattr(functional, "DENSE_ELEMENTS", 0)
-    monkeypatch.setattr(tiled, "TILE_ROWS", 64)  # does not divide 300
+    monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", 0)
+    monkeypatch.setattr(cross_entropy, "EDITED_TILE_ROWS", 64)
+    monkeypatch.setattr(cross_entropy, "TILE_ROWS", 64)  # does not divide 300
     value, gradients = _value_and_gradients(inputs, *options, autocast=autocast)
-    assert type(value.grad_fn).__name__ == "TiledCrossEntropyBackward"
-    assert type(dense.grad_fn).__name__ != "TiledCrossEntropyBackward"
+    assert type(value.grad_fn).__name__ == "_TiledCrossEntropyBackward"
+    assert type(dense.grad_fn).__name__ != "_TiledCrossEntropyBackward"
     assert torch.allclose(value, dense, rtol=tolerance, atol=tolerance)
     for gradient, expected in zip(gradients, dense_gradients, strict=True):
         assert torch.allclose(gradient, expected, rtol=tolerance, atol=tolerance)
@@ -49,48 +50,50 @@ def test_tiled_equals_dense(monkeypatch, symmetric, negatives, weight, rows, aut
 
 def test_large_matrices_are_tiled_by_themselves():
     anchors, positives = _inputs(1100, 8, 0)
-    assert type(info_nce(anchors, positives).grad_fn).__name__ == "TiledCrossEntropyBackward"
+    assert type(contrast(anchors, positives).grad_fn).__name__ == "_TiledCrossEntropyBackward"
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("focal", [None, 0.3])
 def test_gradcheck(monkeypatch, symmetric, focal):
-    monkeypatch.setattr(functional, "DENSE_ELEMENTS", 0)
-    monkeypatch.setattr(tiled, "TILE_ROWS", 2)
+    monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", 0)
+    monkeypatch.setattr(cross_entropy, "EDITED_TILE_ROWS", 64)
+    monkeypatch.setattr(cross_entropy, "TILE_ROWS", 2)
     inputs = _inputs(5, 3, 2, torch.float64)
-    assert torch.autograd.gradcheck(lambda *inputs: info_nce(*inputs, 0.2, 1.7, symmetric, focal_margin=focal), inputs)
+    assert torch.autograd.gradcheck(lambda *inputs: contrast(*inputs, 0.2, 1.7, symmetric, focal=focal), inputs)
     similarities = torch.linspace(-0.5, 0.9, 5, dtype=torch.float64, requires_grad=True)
 
     def with_similarities(*inputs):
         *embeddings, similarities = inputs
-        options = {"focal_margin": focal, "positive_similarities": similarities}
-        return info_nce(*embeddings, 0.2, 1.7, symmetric, **options)
+        options = {"focal": focal, "similarities": similarities}
+        return contrast(*embeddings, 0.2, 1.7, symmetric, **options)
 
     assert torch.autograd.gradcheck(with_similarities, (*inputs, similarities))
     value = with_similarities(*inputs, similarities)
-    monkeypatch.setattr(functional, "DENSE_ELEMENTS", 2**30)
+    monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", 2**30)
     assert value.item() == pytest.approx(with_similarities(*inputs, similarities).item(), abs=1e-9)
 
 
 def test_low_temperatures_do_not_underflow(monkeypatch):
     """A positive 200 nats below the largest logit has a probability of 0 in float32, yet a finite loss."""
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    value = TiledCrossEntropy.apply(rows, rows.flip(0), torch.arange(2), *[None] * 3, 0.0, 100.0, *[None] * 3)
+    monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", 0)
+    value = cross_entropy.cross_entropy(Problem(rows, rows.flip(0), torch.arange(2), scale=100.0))
     assert value.item() == pytest.approx(200.0)
 
 
 def test_backward_twice_and_no_gradient_wanted(monkeypatch):
-    monkeypatch.setattr(functional, "DENSE_ELEMENTS", 0)
+    monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", 0)
     anchors, positives = _inputs(8, 4, 0)
-    loss = info_nce(anchors, positives)
+    loss = contrast(anchors, positives)
     first = torch.autograd.grad(loss, anchors, retain_graph=True)[0]
     assert torch.equal(first, torch.autograd.grad(loss, anchors)[0])
-    constant = info_nce(anchors.detach(), positives)
+    constant = contrast(anchors.detach(), positives)
     constant.backward()
     assert anchors.grad is None
     assert positives.grad.abs().sum() > 0
     with torch.no_grad():
-        assert info_nce(anchors, positives) == loss
+        assert contrast(anchors, positives) == loss
 
 
 class _LargestTensor(TorchFunctionMode):
@@ -108,14 +111,15 @@ class _LargestTensor(TorchFunctionMode):
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_memory_for_equal_texts_is_linear_in_their_number(monkeypatch, symmetric):
-    monkeypatch.setattr(functional, "DENSE_ELEMENTS", 0)
-    monkeypatch.setattr(tiled, "TILE_ROWS", 16)
+    monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", 0)
+    monkeypatch.setattr(cross_entropy, "EDITED_TILE_ROWS", 64)
+    monkeypatch.setattr(cross_entropy, "TILE_ROWS", 16)
     largest = []
     for rows in (500, 1000):
         # One anchor with many positives, some of them equal: every candidate is a positive of every anchor.
         keys = [torch.zeros(rows, dtype=torch.int64), torch.arange(rows) // 2]
         with _LargestTensor() as watched:
-            value = info_nce(*_inputs(rows, 4, 0), symmetric=symmetric, text_keys=keys)
+            value = contrast(*_inputs(rows, 4, 0), symmetric=symmetric, keys=keys)
         largest.append(watched.bytes)
         assert symmetric or value.item() == 0
     assert largest[1] <= 2 * largest[0]

@@ -1,0 +1,36 @@
+"""The objective: tensors in, a scalar out. Knows no model, no file and no process."""
+
+from st_simcse.objective.batch import Batch, Comparison
+from st_simcse.objective.cross_entropy import row_losses
+from st_simcse.objective.edits import (
+    AngularMargin,
+    FocalMargin,
+    HardnessWeighting,
+    OwnNegativeWeight,
+    SimilarityThreshold,
+)
+from st_simcse.objective.functional import info_nce, sup_simcse_loss, unsup_simcse_loss
+from st_simcse.objective.geometry import alignment, normalize, uniformity
+from st_simcse.objective.known_positives import KnownPositives
+from st_simcse.objective.problem import Edit, Problem, Tile
+
+__all__ = [
+    "AngularMargin",
+    "Batch",
+    "Comparison",
+    "Edit",
+    "FocalMargin",
+    "HardnessWeighting",
+    "KnownPositives",
+    "OwnNegativeWeight",
+    "Problem",
+    "SimilarityThreshold",
+    "Tile",
+    "alignment",
+    "info_nce",
+    "normalize",
+    "row_losses",
+    "sup_simcse_loss",
+    "uniformity",
+    "unsup_simcse_loss",
+]

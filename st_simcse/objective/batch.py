@@ -1,0 +1,237 @@
+"""Embeddings of a batch, and who of them is compared with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from st_simcse.objective.geometry import normalize
+from st_simcse.objective.known_positives import KnownPositives
+from st_simcse.objective.problem import Problem
+
+__all__ = ["Batch", "Comparison"]
+
+Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Who is compared with whom. The names are those of ST's MultipleNegativesRankingLoss: a query is an anchor.
+
+    Args:
+        directions: ``query_to_doc`` compares anchors with positives and hard negatives, and has to be there;
+            ``query_to_query`` with the other anchors; ``doc_to_query`` positives with anchors; ``doc_to_doc`` positives
+            with the positives and hard negatives of other rows. All four are GTE's objective (Li et al., 2023).
+        partition_mode: one softmax over a row's directions (``joint``), or one each, whose losses are averaged
+            (``per_direction``: for the two directions that hold a positive).
+        symmetric: the positives are anchors too. Each of the 2B rows is classified against the 2B - 1 other rows and
+            the hard negatives, as in :func:`~st_simcse.unsup_simcse_loss`. Stands in place of the directions.
+
+    Raises:
+        ValueError: for directions that do not exist, lack ``query_to_doc`` or do not go with the partition mode.
+
+    Example:
+        >>> Comparison(directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction").symmetric
+        False
+    """
+
+    directions: Sequence[Direction] = ("query_to_doc",)
+    partition_mode: Literal["joint", "per_direction"] = "joint"
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.directions) - set(_DIRECTIONS):
+            raise ValueError(f"unknown direction(s) {sorted(unknown)}: choose from {', '.join(_DIRECTIONS)}")
+        if "query_to_doc" not in self.directions:
+            raise ValueError("the direction query_to_doc holds the positive pair and cannot be left out")
+        if self.partition_mode not in ("joint", "per_direction"):
+            raise ValueError(f"partition_mode is joint or per_direction, got {self.partition_mode!r}")
+        if self.partition_mode == "per_direction" and {"query_to_query", "doc_to_doc"} & set(self.directions):
+            raise ValueError(
+                "query_to_query and doc_to_doc hold no positive, so that they have no loss of their own: pass "
+                "partition_mode='joint'"
+            )
+        if self.symmetric and tuple(self.directions) != ("query_to_doc",):
+            raise ValueError("symmetric=True says who is compared with whom: leave directions out")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Embeddings of any floating dtype on any device, and what is known of their texts.
+
+    Args:
+        anchors: (B, d).
+        positives: (B, d); row i belongs to anchor i.
+        hard_negatives: (B, d) or (B, N, d); row i belongs to anchor i, and is an ordinary negative for the others.
+        shared_negatives: (M, d), further negatives of every anchor, such as those of a queue.
+        text_keys: int64 numbers that say which texts are the same: one tensor for ``anchors``, ``positives``,
+            ``hard_negatives`` and ``shared_negatives`` each, as far as these are given, in their shapes without the
+            last dimension. A candidate is no negative of a query whose positives include the same text, or that is the
+            same text, and is left out of the sum. The positives of a text are those of all rows with that anchor; if
+            positives are compared too, also the anchors of all rows with that positive.
+        positive_similarities: (B,), the cosine similarities of the rows with their positives, where these are not to
+            be ``anchors`` times ``positives``: for pairs that are embedded otherwise than the negatives are.
+        rows: the rows whose loss is averaged; the others serve as negatives only. Of a batch gathered from several
+            processes each process takes its own rows.
+
+    Raises:
+        ValueError: for shapes that do not fit, text keys missing, no rows, and an integer dtype.
+
+    Example:
+        >>> Batch(torch.eye(2), torch.eye(3))
+        Traceback (most recent call last):
+        ...
+        ValueError: anchors and positives must both be (B, d), got anchors (2, 2), positives (3, 3)
+    """
+
+    anchors: Tensor
+    positives: Tensor
+    hard_negatives: Tensor | None = None
+    shared_negatives: Tensor | None = None
+    text_keys: Sequence[Tensor] | None = None
+    positive_similarities: Tensor | None = None
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    def __post_init__(self) -> None:
+        _check_shapes(self.anchors, self.positives, self.hard_negatives)
+        rows, shared = self.anchors.shape[:1], self.shared_negatives
+        if self.positive_similarities is not None and self.positive_similarities.shape != rows:
+            raise ValueError(
+                f"positive_similarities must be one a row, got {tuple(self.positive_similarities.shape)} for {rows[0]} "
+                "rows"
+            )
+        if shared is not None and (shared.ndim != 2 or shared.shape[1] != self.anchors.shape[1]):
+            raise ValueError(
+                f"shared_negatives must be (M, d) with the anchors' d, got {tuple(shared.shape)} for anchors "
+                f"{tuple(self.anchors.shape)}"
+            )
+        if self.text_keys is not None:
+            _check_keys(self.text_keys, self.anchors, self.positives, self.hard_negatives, shared)
+
+    def problems(self, comparison: Comparison, scale: float) -> list[Problem]:
+        """The softmaxes to average over: a Problem for each that is to count alike.
+
+        Raises:
+            ValueError: for NaN or infinite embeddings; the message lists the rows.
+        """
+        anchors, positives = normalize(self.anchors, "anchors"), normalize(self.positives, "positives")
+        others = [
+            normalize(tensor.flatten(0, -2), name)
+            for name in ("hard_negatives", "shared_negatives")
+            if (tensor := getattr(self, name)) is not None
+        ]
+        if comparison.partition_mode == "per_direction":
+            problems = [self._problem(anchors, positives, others, Comparison(), scale)]
+            if "doc_to_query" in comparison.directions:
+                keys = None if self.text_keys is None else [self.text_keys[1], self.text_keys[0]]
+                turned = Batch(
+                    positives,
+                    anchors,
+                    text_keys=keys,
+                    positive_similarities=self.positive_similarities,
+                    rows=self.rows,
+                )
+                problems.append(turned._problem(positives, anchors, [], Comparison(), scale))
+            return problems
+        return [self._problem(anchors, positives, others, comparison, scale)]
+
+    def _problem(
+        self, anchors: Tensor, positives: Tensor, others: list[Tensor], comparison: Comparison, scale: float
+    ) -> Problem:
+        directions = _DIRECTIONS if comparison.symmetric else comparison.directions
+        with_anchors = set(directions) != {"query_to_doc"}
+        kinds = 1 if {"doc_to_query", "doc_to_doc"}.isdisjoint(directions) else 2
+        own = torch.arange(len(anchors), device=anchors.device)[self.rows]
+        of_positives = own + len(anchors) * with_anchors  # the columns of the rows' positives
+        candidates = torch.cat([*[anchors] * with_anchors, positives, *others])
+
+        own_negatives = None
+        if self.hard_negatives is not None:
+            per_row = len(others[0]) // len(anchors)
+            own_negatives = own[:, None] * per_row + torch.arange(per_row, device=own.device)
+            own_negatives += len(anchors) * (1 + with_anchors)
+        own_columns = None
+        if with_anchors:
+            of_anchors, of_docs = own[:, None], of_positives[:, None]
+            if own_negatives is not None and not comparison.symmetric:
+                of_docs = torch.cat([of_docs, own_negatives], dim=1)
+            own_columns = _in_turn([of_anchors.expand_as(of_docs), of_docs][:kinds])
+        similarities = self.positive_similarities
+        if similarities is not None:
+            similarities = _in_turn([similarities[self.rows].to(candidates.dtype)] * kinds)
+        return Problem(
+            queries=_in_turn([anchors[self.rows], positives[self.rows]][:kinds]),
+            candidates=candidates,
+            targets=_in_turn([of_positives, own][:kinds]),
+            scale=scale,
+            own_columns=own_columns,
+            known_positives=self._known_positives(with_anchors, kinds),
+            excluded=_excluded(directions, kinds, len(anchors) * with_anchors, candidates),
+            own_negatives=None if own_negatives is None else _in_turn([own_negatives] * kinds),
+            positive_similarities=similarities,
+            group=1 if comparison.symmetric else kinds,
+        )
+
+    def _known_positives(self, with_anchors: bool, kinds: int) -> KnownPositives | None:
+        """None if no place but the targets and the rows themselves is to be left out."""
+        if self.text_keys is None:
+            return None
+        anchors, positives, *others = self.text_keys
+        pairs = torch.stack([anchors, positives])
+        pairs = torch.cat([pairs, pairs.flip(0)], dim=1) if kinds == 2 else pairs
+        queries = _in_turn([anchors[self.rows], positives[self.rows]][:kinds])
+        candidates = torch.cat([*[anchors] * with_anchors, positives, *(keys.flatten() for keys in others)])
+        known = KnownPositives(queries, candidates, pairs)
+        return known if known.count() > (1 + with_anchors) * len(queries) else None
+
+
+def _in_turn(kinds: Sequence[Tensor]) -> Tensor:
+    """The first rows of all, then the second ones, so that the rows of one softmax lie together."""
+    return kinds[0] if len(kinds) == 1 else torch.stack(list(kinds), dim=1).flatten(0, 1)
+
+
+def _excluded(directions: Sequence[str], kinds: int, anchors: int, candidates: Tensor) -> Tensor | None:
+    """(kinds, C): which columns, the first of them anchors, are not in the directions of a kind of rows."""
+    of_anchors = ["query_to_query" not in directions, "doc_to_query" not in directions][:kinds]
+    of_docs = [False, "doc_to_doc" not in directions][:kinds]
+    if not (anchors and any(of_anchors + of_docs)):
+        return None
+    excluded = torch.zeros(kinds, len(candidates), dtype=torch.bool, device=candidates.device)
+    for kind in range(kinds):
+        excluded[kind, :anchors], excluded[kind, anchors:] = of_anchors[kind], of_docs[kind]
+    return excluded
+
+
+def _check_shapes(anchors: Tensor, positives: Tensor, hard_negatives: Tensor | None) -> None:
+    shapes = f"anchors {tuple(anchors.shape)}, positives {tuple(positives.shape)}"
+    tensors = [anchors, positives]
+    if hard_negatives is not None:
+        shapes += f", hard_negatives {tuple(hard_negatives.shape)}"
+        tensors.append(hard_negatives)
+    if not all(tensor.is_floating_point() for tensor in tensors):
+        raise ValueError(f"embeddings must be floating point, got {[str(tensor.dtype) for tensor in tensors]}")
+    if anchors.ndim != 2 or anchors.shape != positives.shape:
+        raise ValueError(f"anchors and positives must both be (B, d), got {shapes}")
+    if 0 in anchors.shape:
+        raise ValueError(f"a batch needs at least one row and one dimension, got {shapes}")
+    if hard_negatives is not None and (
+        hard_negatives.ndim not in (2, 3)
+        or (len(hard_negatives), hard_negatives.shape[-1]) != tuple(anchors.shape)
+        or 0 in hard_negatives.shape
+    ):
+        raise ValueError(f"hard_negatives must be (B, d) or (B, N, d) with the anchors' B and d, got {shapes}")
+
+
+def _check_keys(text_keys: Sequence[Tensor], *embeddings: Tensor | None) -> None:
+    expected = [tuple(tensor.shape[:-1]) for tensor in embeddings if tensor is not None]
+    shapes = [tuple(keys.shape) for keys in text_keys]
+    if shapes != expected:
+        raise ValueError(
+            "text_keys must be one tensor for anchors, positives, hard_negatives and shared_negatives each, as far as "
+            f"these are given, of shapes {expected}; got {shapes}"
+        )

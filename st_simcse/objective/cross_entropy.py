@@ -1,0 +1,147 @@
+"""The one equation, over the whole similarity matrix or a tile of its rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from st_simcse.objective.problem import Edit, Problem, Tile
+
+__all__ = ["cross_entropy", "row_losses"]
+
+# A similarity matrix of more elements than this is computed in tiles.
+DENSE_ELEMENTS = 2**18
+# Rows of a tile; fewer where that many rows of the matrix would take more than the given number of elements.
+TILE_ROWS = 1024
+TILE_ELEMENTS = 2**25
+# With edits autograd keeps several matrices as large as the tile.
+EDITED_TILE_ROWS = 256
+
+
+def cross_entropy(problem: Problem, edits: Sequence[Edit] = ()) -> Tensor:
+    """The mean of :func:`row_losses` over all softmaxes of a problem; a large matrix never exists whole.
+
+    Args:
+        problem: who is compared with whom.
+        edits: what changes the logits, in this order.
+
+    Returns:
+        A scalar in the dtype of the problem's embeddings. Differentiable any number of times up to ``DENSE_ELEMENTS``
+        similarities, once beyond them.
+
+    Example:
+        >>> rows = torch.eye(3)
+        >>> cross_entropy(Problem(rows, rows, torch.arange(3), scale=1.0))  # log(e^1 + 2 e^0) - 1
+        tensor(0.5514)
+    """
+    if len(problem.queries) * len(problem.candidates) <= DENSE_ELEMENTS:
+        return row_losses(problem.tile(), edits).mean()
+    return _TiledCrossEntropy.apply(
+        problem.queries, problem.candidates, problem.positive_similarities, problem, tuple(edits)
+    )
+
+
+def row_losses(tile: Tile, edits: Sequence[Edit] = ()) -> Tensor:
+    r"""The cross-entropy of each softmax of a tile, in nats.
+
+    With l the edited logits, scale times similarity before the edits, of the columns that are not left out,
+
+    .. math:: \log \sum_j e^{l_{ij}} - l_{i, target(i)}
+
+    where the sum goes over all columns of all rows of a group.
+
+    Returns:
+        (m / group,), in the tile's dtype.
+    """
+    problem = tile.problem
+    logits = tile.similarities * problem.scale
+    for edit in edits:
+        logits = edit(logits, tile)
+    # A clone, since an edit may have kept its result for the gradient.
+    logits = problem.leave_out_(logits.clone() if edits else logits, tile.rows)
+    first_of_groups = problem.targets[tile.rows, None][:: problem.group]
+    positives = logits[:: problem.group].gather(1, first_of_groups).squeeze(1)
+    return logits.reshape(len(positives), -1).logsumexp(1) - positives
+
+
+class _TiledCrossEntropy(torch.autograd.Function):
+    """:func:`row_losses` and their gradients a tile of rows at a time.
+
+    The softmax of a tile is in memory anyway when its loss is known, so its gradients are computed at once and the tile
+    is overwritten by the next: three matrix products in all, as few as with the whole matrix, and memory that grows
+    with the number of candidates instead of its square.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        candidates: Tensor,
+        positive_similarities: Tensor | None,
+        problem: Problem,
+        edits: tuple[Edit, ...],
+    ) -> Tensor:
+        wants_queries, wants_candidates, wants_positives = ctx.needs_input_grad[:3]
+        queries_grad = torch.empty_like(queries) if wants_queries else None
+        candidates_grad = torch.zeros_like(candidates) if wants_candidates else None
+        positives_grad = torch.empty_like(positive_similarities) if positive_similarities is not None else None
+        losses = queries.new_empty(len(queries) // problem.group)
+        rows = min(EDITED_TILE_ROWS if edits else TILE_ROWS, TILE_ELEMENTS // len(candidates))
+        rows = max(1, rows // problem.group) * problem.group
+        buffer = queries.new_empty(min(rows, len(queries)), len(candidates))
+        with torch.autocast(queries.device.type, enabled=False):
+            for begin in range(0, len(queries), rows):
+                part = slice(begin, min(begin + rows, len(queries)))
+                groups = slice(part.start // problem.group, part.stop // problem.group)
+                gradients = _edited_gradients if edits else _plain_gradients
+                losses[groups], tile, factor = gradients(problem, part, edits, buffer[: part.stop - part.start])
+                factor /= len(losses)  # as the gradient of their mean wants it
+                if positives_grad is not None:
+                    target = problem.targets[part, None]
+                    positives_grad[part] = tile.gather(1, target).squeeze(1) * factor
+                    tile.scatter_(1, target, 0.0)
+                if queries_grad is not None:
+                    torch.addmm(queries[part], tile, candidates, beta=0, alpha=factor, out=queries_grad[part])
+                if candidates_grad is not None:
+                    candidates_grad.addmm_(tile.T, queries[part], alpha=factor)
+        ctx.save_for_backward(queries_grad, candidates_grad, positives_grad if wants_positives else None)
+        return losses.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if grad is None else grad * grad_output for grad in ctx.saved_tensors), None, None
+
+
+def _edited_gradients(
+    problem: Problem, rows: slice, edits: Sequence[Edit], buffer: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    """The losses of a tile, and their gradients with respect to its similarities: a matrix, and a factor for it."""
+    similarities = problem.tile(rows).similarities.detach().requires_grad_()
+    with torch.enable_grad():
+        losses = row_losses(problem.tile(rows, similarities), edits)
+        (gradient,) = torch.autograd.grad(losses.sum(), similarities)
+    return losses.detach(), gradient, 1.0
+
+
+def _plain_gradients(
+    problem: Problem, rows: slice, edits: Sequence[Edit], buffer: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    """The same without edits, in place: the gradient of a logit is its probability, less one for the positive."""
+    target = problem.targets[rows, None]
+    torch.addmm(buffer, problem.queries[rows], problem.candidates.T, beta=0, alpha=problem.scale, out=buffer)
+    if problem.positive_similarities is not None:
+        buffer.scatter_(1, target, problem.positive_similarities[rows, None] * problem.scale)
+    first_of_groups = target[:: problem.group]
+    positives = buffer[:: problem.group].gather(1, first_of_groups).squeeze(1)
+    softmaxes = problem.leave_out_(buffer, rows).view(len(positives), -1)
+    largest = softmaxes.amax(1)
+    torch.softmax(softmaxes, 1, out=softmaxes)
+    # The largest probability is e^largest / sum, and never underflows as the others may.
+    losses = largest - softmaxes.amax(1).log() - positives
+    softmaxes.scatter_add_(1, first_of_groups, softmaxes.new_full(first_of_groups.shape, -1.0))
+    return losses, buffer, problem.scale

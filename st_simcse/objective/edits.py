@@ -1,0 +1,199 @@
+"""What may change a logit before the softmax; every edit works in float32 on a tile of the similarity matrix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from st_simcse.objective.problem import Tile
+
+__all__ = ["AngularMargin", "FocalMargin", "HardnessWeighting", "OwnNegativeWeight", "SimilarityThreshold"]
+
+
+@dataclass(frozen=True)
+class FocalMargin:
+    r"""Focal-InfoNCE: hard negatives weigh more, easy ones less (Hou and Li, Findings of EMNLP 2023).
+
+    With s the cosine similarity, a positive's logit is s² / τ, a negative's s (s + m) / τ.
+
+    Args:
+        margin: m; 0.2, for example.
+
+    Example:
+        >>> from st_simcse.objective import Problem, row_losses
+        >>> rows = torch.eye(2)
+        >>> row_losses(Problem(rows, rows, torch.arange(2), scale=1.0).tile(), [FocalMargin(0.2)])
+        tensor([0.3133, 0.3133])
+    """
+
+    margin: float
+    citation: ClassVar[str] = """
+@inproceedings{hou2023focal,
+    title = {Improving Contrastive Learning of Sentence Embeddings with Focal {InfoNCE}},
+    author = {Hou, Pengyue and Li, Xingyu},
+    booktitle = {Findings of the Association for Computational Linguistics: EMNLP},
+    year = {2023},
+}
+"""
+
+    def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
+        similarities = tile.similarities
+        return logits * torch.where(tile.is_positive, similarities, similarities + self.margin)
+
+
+@dataclass(frozen=True)
+class SimilarityThreshold:
+    """Negatives more similar to the query than this are left out: they may be false negatives.
+
+    Args:
+        threshold: a cosine similarity.
+
+    Raises:
+        ValueError: for a threshold that no similarity exceeds, or all do.
+
+    Example:
+        >>> from st_simcse.objective import Problem, row_losses
+        >>> rows = torch.ones(2, 1)  # two equal rows
+        >>> row_losses(Problem(rows, rows, torch.arange(2), scale=1.0).tile(), [SimilarityThreshold(0.9)])
+        tensor([0., 0.])
+    """
+
+    threshold: float
+
+    def __post_init__(self) -> None:
+        if not -1 < self.threshold < 1:
+            raise ValueError(f"a threshold of cosine similarities lies between -1 and 1, got {self.threshold}")
+
+    def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
+        similar = (tile.similarities > self.threshold) & ~tile.is_positive
+        return logits.masked_fill(similar, -math.inf)
+
+
+@dataclass(frozen=True)
+class OwnNegativeWeight:
+    """The weight α of a row's own hard negatives in its softmax (SimCSE, section 6.3): log(α) on their logits.
+
+    princeton-nlp/SimCSE's ``--hard_negative_weight`` *is* that logarithm: its 0 is our 1.
+
+    Args:
+        weight: α ≥ 0; 0 leaves them out.
+
+    Raises:
+        ValueError: for a weight out of range.
+
+    Example:
+        >>> from st_simcse.objective import Problem, row_losses
+        >>> rows, own = torch.eye(2), torch.tensor([[1], [0]])
+        >>> row_losses(Problem(rows, rows, torch.arange(2), 1.0, own_negatives=own).tile(), [OwnNegativeWeight(0.0)])
+        tensor([0., 0.])
+    """
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(
+                f"the weight is the factor α of the own hard negatives and must be at least 0, got {self.weight} "
+                "(princeton-nlp/SimCSE's argument is log(α): pass its exponential)"
+            )
+
+    def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
+        log_weight = math.log(self.weight) if self.weight else -math.inf
+        return torch.where(tile.is_own_negative, logits + log_weight, logits)
+
+
+@dataclass(frozen=True)
+class AngularMargin:
+    r"""ArcCSE: a positive must be nearer than the negatives by an angle (Zhang et al., ACL 2022, section 3.2).
+
+    With θ the angle between an anchor and its positive, the positive's logit is cos(θ + m) / τ.
+
+    Args:
+        margin: m in radians, between 0 and π / 2; 10 degrees, 0.1745, in the paper.
+
+    Raises:
+        ValueError: for a margin out of range.
+
+    Example:
+        >>> from st_simcse.objective import Problem
+        >>> rows = torch.eye(2)
+        >>> AngularMargin(math.pi / 3)(rows, Problem(rows, rows, torch.arange(2), scale=1.0).tile())
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]])
+    """
+
+    margin: float
+    citation: ClassVar[str] = """
+@inproceedings{zhang2022arccse,
+    title = {A Contrastive Framework for Learning Sentence Representations from Pairwise and Triple-wise Perspective in
+        Angular Space},
+    author = {Zhang, Yuhao and Zhu, Hongji and Wang, Yongliang and Xu, Nan and Li, Xiaobo and Zhao, Binqiang},
+    booktitle = {Association for Computational Linguistics (ACL)},
+    year = {2022},
+}
+"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.margin < math.pi / 2:
+            raise ValueError(f"an angular margin lies between 0 and π / 2 radians, got {self.margin}")
+
+    def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
+        cosine = tile.similarities
+        # At an angle of 0 the sine has no finite slope; equal views are not to be torn apart by an infinite one.
+        sine = (1 - cosine.square()).clamp_min(1e-12).sqrt()
+        moved = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
+        return torch.where(tile.is_positive, moved * tile.problem.scale, logits)
+
+
+@dataclass(frozen=True)
+class HardnessWeighting:
+    r"""Similar negatives weigh more: α times their similarity, as a constant, on top of their logits.
+
+    The ``hardness_mode`` and ``hardness_strength`` of ST's MultipleNegativesRankingLoss (Lan et al., LLaVE, 2025,
+    equation 5; EmbeddingGemma, 2025, for the hard negatives alone).
+
+    Args:
+        strength: α ≥ 0; 9 in LLaVE, 5 in EmbeddingGemma.
+        mode: which negatives: those of other rows, a row's own hard negatives, or both.
+
+    Raises:
+        ValueError: for a negative strength or an unknown mode.
+
+    Example:
+        >>> from st_simcse.objective import Problem, row_losses
+        >>> rows = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+        >>> row_losses(Problem(rows, rows, torch.arange(2), scale=1.0).tile(), [HardnessWeighting(5.0)])
+        tensor([2.6716, 2.6716])
+    """
+
+    strength: float
+    mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] = "in_batch_negatives"
+    citation: ClassVar[str] = """
+@misc{lan2025llave,
+    title = {{LLaVE}: Large Language and Vision Embedding Models with Hardness-Weighted Contrastive Learning},
+    author = {Lan, Zhibin and Niu, Liqiang and Meng, Fandong and Zhou, Jie and Su, Jinsong},
+    year = {2025},
+    eprint = {2503.04812},
+    archivePrefix = {arXiv},
+}
+"""
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise ValueError(f"a hardness strength is at least 0, got {self.strength}")
+        if self.mode not in ("in_batch_negatives", "hard_negatives", "all_negatives"):
+            raise ValueError(
+                f"unknown hardness mode {self.mode!r}: choose in_batch_negatives, hard_negatives or all_negatives"
+            )
+
+    def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
+        weighted = ~tile.is_positive
+        if self.mode == "in_batch_negatives":
+            weighted = weighted & ~tile.is_own_negative
+        elif self.mode == "hard_negatives":
+            weighted = tile.is_own_negative
+        return logits + self.strength * tile.similarities.detach() * weighted

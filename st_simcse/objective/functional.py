@@ -1,0 +1,133 @@
+"""InfoNCE over embedding matrices: tensors in, a scalar out.
+
+The equations are those of Gao et al., *SimCSE: Simple Contrastive Learning of Sentence Embeddings*, EMNLP 2021.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from st_simcse.objective.batch import Batch, Comparison
+from st_simcse.objective.cross_entropy import cross_entropy
+from st_simcse.objective.geometry import normalize
+from st_simcse.objective.problem import Edit, Problem
+
+__all__ = ["info_nce", "sup_simcse_loss", "unsup_simcse_loss"]
+
+
+def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
+    """Unsupervised SimCSE over interleaved views, both views of a sentence being anchors.
+
+    Row ``i`` is classified against all other rows; its label is ``i ^ 1`` (0 and 1 are each other's positive, 2 and 3,
+    and so on). It is :func:`info_nce` with ``Comparison(symmetric=True)`` on the even and the odd rows.
+
+    Args:
+        embeddings: ``[a0, a0', a1, a1', ...]`` of shape (2B, d), any floating dtype.
+        temperature: softmax temperature τ > 0; a Keras-style ``scale`` of 20 is a temperature of 0.05.
+
+    Returns:
+        The mean cross-entropy over the 2B anchors, in nats: a float32 scalar (float64 for float64 input).
+
+    Raises:
+        ValueError: for an odd row count, and as :func:`info_nce` does.
+
+    Example:
+        >>> views = torch.eye(2).repeat_interleave(2, dim=0)  # two sentences, each with two equal views
+        >>> unsup_simcse_loss(views, temperature=1.0)  # log(e^1 + 2 e^0) - 1
+        tensor(0.5514)
+    """
+    _check_interleaved(embeddings, 2, "[a0, a0', a1, a1', ...]")
+    _check_temperature(temperature)
+    views = normalize(embeddings, "embeddings")
+    rows = torch.arange(len(views), device=views.device)
+    return cross_entropy(Problem(views, views, rows ^ 1, 1 / temperature, own_columns=rows[:, None]))
+
+
+def sup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
+    """Supervised SimCSE over interleaved triplets: equation 5 of the paper.
+
+    Every anchor is classified against all positives and all hard negatives of the batch. It is :func:`info_nce` with
+    one hard negative a row.
+
+    Args:
+        embeddings: ``[anchor0, positive0, negative0, anchor1, ...]`` of shape (3B, d), any floating dtype.
+        temperature: softmax temperature τ > 0.
+
+    Returns:
+        The mean cross-entropy over the B anchors, in nats: a float32 scalar (float64 for float64 input).
+
+    Raises:
+        ValueError: for a row count that is no multiple of three, and as :func:`info_nce` does.
+
+    Example:
+        >>> triplet = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> sup_simcse_loss(triplet, temperature=1.0)  # log(e^1 + e^0) - 1
+        tensor(0.3133)
+    """
+    _check_interleaved(embeddings, 3, "[anchor0, positive0, negative0, anchor1, ...]")
+    return info_nce(Batch(embeddings[0::3], embeddings[1::3], embeddings[2::3]), temperature)
+
+
+def info_nce(
+    batch: Batch, temperature: float = 0.05, edits: Sequence[Edit] = (), comparison: Comparison | None = None
+) -> Tensor:
+    r"""InfoNCE over cosine similarities with in-batch negatives: equations 1, 4 and 5 of the paper.
+
+    With sim the cosine similarity, τ the temperature and N hard negatives a row, the loss of row i is
+
+    .. math::
+        -\log \frac{e^{sim(h_i, h_i^+)/τ}}
+        {\sum_j \left(e^{sim(h_i, h_j^+)/τ} + \sum_n e^{sim(h_i, h_{jn}^-)/τ}\right)}
+
+    Without hard negatives this is equation 1 (and 4, where the positive is the same sentence under another dropout
+    mask); with them equation 5.
+
+    Similarities and the log-sum-exp are computed in float32 (float64 for float64 input), also under autocast. Of a
+    large batch the similarity matrix is never held whole: memory then grows with B, not with its square.
+
+    A zero vector has similarity 0 with everything and gets a zero gradient. A single row without hard negatives has
+    nothing to be told apart from: its loss is 0.
+
+    Args:
+        batch: the embeddings, and what is known of their texts.
+        temperature: τ > 0.
+        edits: what changes the logits before the softmax, in this order; see :mod:`st_simcse.objective.edits`.
+        comparison: who is compared with whom; every anchor with the positives and hard negatives when left out.
+
+    Returns:
+        The mean cross-entropy in nats: a float32 scalar (float64 for float64 input).
+
+    Raises:
+        ValueError: for a temperature out of range, and NaN or infinite embeddings (the message lists the rows).
+
+    Example:
+        >>> from st_simcse.objective import OwnNegativeWeight
+        >>> anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> info_nce(Batch(anchors, positives=anchors), temperature=1.0)  # log(e^1 + e^0) - 1
+        tensor(0.3133)
+        >>> info_nce(Batch(anchors, anchors, hard_negatives=anchors.flip(0)), 1.0, [OwnNegativeWeight(0.0)])
+        tensor(0.8620)
+        >>> keys = [torch.tensor([7, 7]), torch.tensor([8, 9])]  # one anchor, two positives: neither is a negative
+        >>> info_nce(Batch(anchors, anchors, text_keys=keys), temperature=1.0)
+        tensor(0.)
+    """
+    _check_temperature(temperature)
+    losses = [cross_entropy(problem, edits) for problem in batch.problems(comparison or Comparison(), 1 / temperature)]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a positive number, got {temperature}")
+
+
+def _check_interleaved(embeddings: Tensor, views: int, layout: str) -> None:
+    if embeddings.ndim != 2 or len(embeddings) % views or not len(embeddings):
+        raise ValueError(
+            f"expected {layout} of shape ({views}B, d), that is a multiple of {views} rows, got shape "
+            f"{tuple(embeddings.shape)}"
+        )

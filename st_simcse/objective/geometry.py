@@ -1,0 +1,93 @@
+"""Embeddings on the unit sphere: normalization, alignment and uniformity."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["alignment", "normalize", "uniformity"]
+
+
+def normalize(embeddings: Tensor, name: str) -> Tensor:
+    """Rows of unit length in float32 or float64; zero rows stay zero, with a zero gradient.
+
+    Args:
+        embeddings: (..., d), any floating dtype.
+        name: what the error calls them.
+
+    Returns:
+        The same shape in float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: for NaN or infinite embeddings; the message lists the rows.
+
+    Example:
+        >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "rows")
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+    if not torch.isfinite(norms).all():
+        rows = (~torch.isfinite(norms).squeeze(-1)).nonzero().squeeze(-1).tolist()
+        raise ValueError(
+            f"{name} has NaN or infinite values in row(s) {rows} of {len(embeddings)}: look at these sentences, lower "
+            "the learning rate, or train in bf16 or float32 instead of fp16"
+        )
+    # Dividing by infinity, not by a small epsilon, keeps a zero row's gradient at zero instead of 1/epsilon.
+    return embeddings / norms.masked_fill(norms == 0, math.inf)
+
+
+def alignment(embeddings: Tensor, positives: Tensor) -> Tensor:
+    r"""How far positive pairs lie apart on the unit sphere: equation 2 of the paper. Smaller is better.
+
+    .. math:: \ell_{align} = E_{(x, x^+)} \lVert f(x) - f(x^+) \rVert^2
+
+    Args:
+        embeddings: (N, d), any floating dtype; normalized here.
+        positives: (N, d).
+
+    Returns:
+        A float32 scalar (float64 for float64 input) between 0 and 4.
+
+    Raises:
+        ValueError: for shapes that differ, no rows, and NaN or infinite embeddings.
+
+    Example:
+        >>> alignment(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]]))  # a right angle
+        tensor(2.)
+    """
+    if embeddings.ndim != 2 or embeddings.shape != positives.shape or not len(embeddings):
+        raise ValueError(
+            f"embeddings and positives must both be (N, d), got {tuple(embeddings.shape)} and {tuple(positives.shape)}"
+        )
+    difference = normalize(embeddings, "embeddings") - normalize(positives, "positives")
+    return difference.square().sum(1).mean()
+
+
+def uniformity(embeddings: Tensor) -> Tensor:
+    r"""How evenly embeddings are spread over the unit sphere: equation 3 of the paper. Smaller is better.
+
+    .. math:: \ell_{uniform} = \log E_{x, y} e^{-2 \lVert f(x) - f(y) \rVert^2}
+
+    The mean is over all pairs of different rows; memory grows with their number.
+
+    Args:
+        embeddings: (N, d), any floating dtype; normalized here.
+
+    Returns:
+        A float32 scalar (float64 for float64 input), at most 0.
+
+    Raises:
+        ValueError: for fewer than two rows, and NaN or infinite embeddings.
+
+    Example:
+        >>> uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))  # log(e^(-2 * 4))
+        tensor(-8.)
+    """
+    if embeddings.ndim != 2 or len(embeddings) < 2:
+        raise ValueError(f"uniformity needs (N, d) with at least two rows, got {tuple(embeddings.shape)}")
+    squared_distances = torch.pdist(normalize(embeddings, "embeddings")).square()
+    return squared_distances.mul(-2).exp().mean().log()
