@@ -40,9 +40,9 @@ def cross_entropy(problem: Problem, edits: Sequence[Edit] = ()) -> Tensor:
     """
     if len(problem.queries) * len(problem.candidates) <= DENSE_ELEMENTS:
         return row_losses(problem.tile(), edits).mean()
-    return _TiledCrossEntropy.apply(
-        problem.queries, problem.candidates, problem.positive_similarities, problem, tuple(edits)
-    )
+    inputs = problem.queries, problem.candidates, problem.positive_similarities
+    loss: Tensor = _TiledCrossEntropy.apply(*inputs, problem, tuple(edits))  # type: ignore[no-untyped-call]
+    return loss
 
 
 def row_losses(tile: Tile, edits: Sequence[Edit] = ()) -> Tensor:

@@ -52,9 +52,6 @@ class SimilarityThreshold:
     Args:
         threshold: a cosine similarity.
 
-    Raises:
-        ValueError: for a threshold that no similarity exceeds, or all do.
-
     Example:
         >>> from st_simcse.objective import Problem, row_losses
         >>> rows = torch.ones(2, 1)  # two equal rows
@@ -63,10 +60,6 @@ class SimilarityThreshold:
     """
 
     threshold: float
-
-    def __post_init__(self) -> None:
-        if not -1 < self.threshold < 1:
-            raise ValueError(f"a threshold of cosine similarities lies between -1 and 1, got {self.threshold}")
 
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
         similar = (tile.similarities > self.threshold) & ~tile.is_positive

@@ -29,7 +29,7 @@ def normalize(embeddings: Tensor, name: str) -> Tensor:
                 [0.0000, 0.0000]])
     """
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    norms = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
     if not torch.isfinite(norms).all():
         rows = (~torch.isfinite(norms).squeeze(-1)).nonzero().squeeze(-1).tolist()
         raise ValueError(

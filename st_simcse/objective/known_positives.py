@@ -28,14 +28,14 @@ class KnownPositives:
     """
 
     def __init__(self, queries: Tensor, candidates: Tensor, pairs: Tensor) -> None:
-        keys, numbers = torch.cat([queries, candidates, *pairs]).unique(return_inverse=True)
+        keys, numbers = torch.unique(torch.cat([queries, candidates, *pairs]), return_inverse=True)
         self.size = len(keys)
         self.queries, self.candidates, left, right = numbers.split(
             [len(queries), len(candidates), *[pairs.shape[1]] * 2]
         )
         # Every text is a positive of itself.
         left, right = (torch.cat([side, self.queries]) for side in (left, right))
-        pairs = (left * self.size + right).unique()
+        pairs = torch.unique(left * self.size + right)
         self.texts, self.positives = pairs // self.size, pairs % self.size
 
     def count(self) -> int:
@@ -45,7 +45,7 @@ class KnownPositives:
 
     def mask(self, rows: slice = slice(None)) -> Tensor:
         """A new bool matrix (rows, C), true where a candidate is a positive of the row's query."""
-        texts, places = self.queries[rows].unique(return_inverse=True)
+        texts, places = torch.unique(self.queries[rows], return_inverse=True)
         place_of_text = self.queries.new_full((self.size,), -1).index_copy(
             0, texts, torch.arange(len(texts), device=texts.device)
         )

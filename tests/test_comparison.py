@@ -1,0 +1,94 @@
+"""Directions, partition modes and hardness weighting against sentence-transformers' own loss, in float64."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+
+from st_simcse.objective import Batch, Comparison, HardnessWeighting, cross_entropy, info_nce
+
+OTHERS = ("query_to_query", "doc_to_query", "doc_to_doc")
+JOINT = [("query_to_doc", *chosen) for number in range(4) for chosen in combinations(OTHERS, number)]
+
+
+def _columns(negatives):
+    generator = torch.Generator().manual_seed(0)
+    shape = 7, 5
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2 + negatives)
+    ]
+
+
+def _same(ours, theirs, columns):
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-9)
+    for gradient, expected in zip(*(torch.autograd.grad(loss, columns) for loss in (ours, theirs)), strict=True):
+        assert torch.allclose(gradient, expected, atol=1e-9)
+
+
+@pytest.fixture(params=["dense", "tiled"])
+def _kernel(request, monkeypatch):
+    if request.param == "tiled":
+        monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", 0)
+        for rows in ("TILE_ROWS", "EDITED_TILE_ROWS"):
+            monkeypatch.setattr(cross_entropy, rows, 5)  # cuts groups of two unless it is rounded
+
+
+@pytest.mark.usefixtures("_kernel")
+@pytest.mark.parametrize("negatives", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("directions", "mode"), [(d, "joint") for d in JOINT] + [(("query_to_doc", "doc_to_query"), "per_direction")]
+)
+def test_directions_are_those_of_sentence_transformers(directions, mode, negatives):
+    columns = _columns(negatives)
+    peer = MultipleNegativesRankingLoss(None, directions=directions, partition_mode=mode)
+    anchors, positives, *others = columns
+    batch = Batch(anchors, positives, torch.stack(others, 1) if others else None)
+    ours = info_nce(batch, comparison=Comparison(directions, mode))
+    _same(ours, peer.compute_loss_from_embeddings(columns, None), columns)
+
+
+@pytest.mark.usefixtures("_kernel")
+@pytest.mark.parametrize("mode", ["in_batch_negatives", "hard_negatives", "all_negatives"])
+def test_hardness_weighting_is_that_of_sentence_transformers(mode):
+    columns = _columns(2)
+    peer = MultipleNegativesRankingLoss(None, hardness_mode=mode, hardness_strength=5.0)
+    ours = info_nce(Batch(columns[0], columns[1], torch.stack(columns[2:], 1)), edits=[HardnessWeighting(5.0, mode)])
+    _same(ours, peer.compute_loss_from_embeddings(columns, None), columns)
+
+
+@pytest.mark.usefixtures("_kernel")
+def test_the_loss_of_some_rows_is_that_of_a_process_with_them():
+    """The mean over two processes' rows is the loss of all rows, whatever the directions."""
+    anchors, positives, negatives = _columns(1)
+    whole = info_nce(Batch(anchors, positives, negatives), comparison=Comparison(JOINT[-1]))
+    parts = [
+        info_nce(Batch(anchors, positives, negatives, rows=rows), comparison=Comparison(JOINT[-1]))
+        for rows in (slice(0, 3), slice(3, 7))
+    ]
+    assert (3 * parts[0] + 4 * parts[1]).item() / 7 == pytest.approx(whole.item())
+
+
+def test_duplicates_are_no_negatives_in_any_direction():
+    """Two rows with the same texts: what is left of each softmax is its own pair, once an direction."""
+    row = torch.randn(1, 4, dtype=torch.float64)
+    keys = [torch.tensor([1, 1]), torch.tensor([2, 2])]
+    batch = Batch(row.repeat(2, 1), row.repeat(2, 1), text_keys=keys)
+    assert info_nce(batch, comparison=Comparison(("query_to_doc", "query_to_query"))).item() == pytest.approx(0)
+    joint = info_nce(batch, comparison=Comparison(("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")))
+    assert joint.item() == pytest.approx(torch.tensor(2.0).log().item())  # the pair, from both sides
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"directions": ("doc_to_query",)}, "query_to_doc holds the positive pair"),
+        ({"directions": ("query_to_doc", "doc_to_fox")}, r"unknown direction\(s\) \['doc_to_fox'\]"),
+        ({"directions": JOINT[-1], "partition_mode": "per_direction"}, "pass partition_mode='joint'"),
+        ({"partition_mode": "split"}, "joint or per_direction, got 'split'"),
+        ({"symmetric": True, "directions": JOINT[-1]}, "leave directions out"),
+    ],
+)
+def test_comparisons_that_are_none(options, message):
+    with pytest.raises(ValueError, match=message):
+        Comparison(**options)

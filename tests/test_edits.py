@@ -1,0 +1,69 @@
+"""Edits against loops of their equations; FocalMargin, SimilarityThreshold and OwnNegativeWeight: test_functional."""
+
+import math
+
+import pytest
+import torch
+
+from st_simcse.objective import AngularMargin, Batch, HardnessWeighting, OwnNegativeWeight, cross_entropy, info_nce
+from tests.reference import finite_difference
+
+
+def _angular_loop(anchors, positives, temperature, margin):
+    losses = []
+    for i, anchor in enumerate(anchors.tolist()):
+        cosines = []
+        for positive in positives.tolist():
+            dot = sum(a * b for a, b in zip(anchor, positive, strict=True))
+            cosines.append(dot / math.hypot(*anchor) / math.hypot(*positive))
+        own = math.cos(math.acos(cosines[i]) + margin) / temperature
+        others = [math.exp(cosine / temperature) for j, cosine in enumerate(cosines) if j != i]
+        losses.append(math.log(math.exp(own) + sum(others)) - own)
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_angular_margin(monkeypatch, tiled):
+    if tiled:
+        monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", 0)
+        monkeypatch.setattr(cross_entropy, "EDITED_TILE_ROWS", 2)
+    generator = torch.Generator().manual_seed(0)
+    anchors, positives = (torch.randn(5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    value = info_nce(Batch(anchors.requires_grad_(), positives), 0.5, [AngularMargin(0.3)])
+    assert value.item() == pytest.approx(_angular_loop(anchors, positives, 0.5, 0.3), abs=1e-9)
+    value.backward()
+    expected = finite_difference(lambda moved: _angular_loop(moved, positives, 0.5, 0.3), anchors.detach())
+    assert torch.allclose(anchors.grad, expected, atol=1e-6)
+
+
+def test_equal_views_have_finite_gradients_under_an_angular_margin():
+    rows = torch.eye(3, requires_grad=True)
+    info_nce(Batch(rows, rows.detach()), 1.0, [AngularMargin(0.2)]).backward()
+    assert torch.isfinite(rows.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AngularMargin(2.0), "between 0 and π / 2"),
+        (lambda: HardnessWeighting(-1.0), "at least 0, got -1.0"),
+        (lambda: HardnessWeighting(1.0, "easy"), "unknown hardness mode 'easy'"),
+        (lambda: OwnNegativeWeight(math.inf), "pass its exponential"),
+    ],
+)
+def test_values_out_of_range(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_an_edit_of_a_user_may_keep_its_result_for_the_gradient(monkeypatch):
+    """Places are left out of a copy: exp() needs its own result again in the backward pass."""
+    rows = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    keys = [torch.tensor([0, 0, 1, 2]), torch.tensor([3, 4, 5, 6])]
+    batch = Batch(rows, rows.detach().flip(0), text_keys=keys)
+    losses = []
+    for elements in (2**18, 0):
+        monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", elements)
+        losses.append(info_nce(batch, 1.0, [lambda logits, tile: logits.exp()]))
+    gradients = [torch.autograd.grad(loss, rows)[0] for loss in losses]
+    assert torch.allclose(*gradients)
