@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -49,6 +49,8 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         >>> SimCSETrainingArguments(bf16=False, tokenize_once=True).learning_rate
         3e-05
     """
+
+    _argument_group_name: ClassVar[str] = "training"  # where HfArgumentParser lists them
 
     output_dir: str | None = field(default="output", metadata={"help": "Where the model and checkpoints go."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training data."})

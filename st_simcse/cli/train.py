@@ -1,54 +1,35 @@
-"""The command line: parses, calls the rest of the package, prints the tables."""
+"""``st-simcse train``: reads the data, makes model and loss, trains, and prints the scores before and after."""
 
 from __future__ import annotations
 
-import csv
+import argparse
 import dataclasses
-import json
-import logging
 import statistics
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
-from st_simcse.checkpoints import load_model, save_transformer
-from st_simcse.evaluation import (
-    AlignmentUniformityEvaluator,
-    format_table,
-    mteb_scores,
-    sts_evaluators,
-    sts_scores,
-)
+from st_simcse.cli.parsing import parse
+from st_simcse.evaluation import AlignmentUniformityEvaluator, format_table
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.modeling import build_model
-from st_simcse.plots import plot_alignment_uniformity, plot_scores
-from st_simcse.presets import PRESETS, preset_options
+from st_simcse.plots import plot_alignment_uniformity
+from st_simcse.presets import preset_options
 from st_simcse.readers import NLIReader, SentenceReader, TripletReader, load_sts
 from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSigterm, checkpoints
-
-USAGE = """usage: st-simcse COMMAND [options]
-
-  train     train a model on a file of sentences, triplets or NLI rows
-  presets   the paper's recipes, for train --preset
-  evaluate  Spearman's correlation of one or several models on the seven STS tasks
-  export    save a model for users of transformers' AutoModel
-  serve     a page to search a file of sentences, on this machine
-  demo      both objectives on a tiny model and a generated corpus: no network, no files
-
-st-simcse COMMAND --help lists the options."""
 
 
 @dataclass
 class ModelArguments:
+    _argument_group_name: ClassVar[str] = "model"
+
     model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
     pooling: Literal["cls", "mean", "first_last_avg", "last2_avg"] = field(
         default="cls", metadata={"help": "How token embeddings become a sentence embedding."}
@@ -59,6 +40,8 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
+    _argument_group_name: ClassVar[str] = "data"
+
     train_file: str = field(metadata={"help": "Sentences (.txt) or a table (.csv, .tsv, .jsonl); .gz is fine."})
     train_format: Literal["auto", "sentences", "triplets", "nli"] = field(
         default="auto", metadata={"help": "auto: .txt files hold sentences, tables hold triplets."}
@@ -82,6 +65,8 @@ class DataArguments:
 
 @dataclass
 class LossArguments:
+    _argument_group_name: ClassVar[str] = "objective"
+
     temperature: float = field(default=0.05, metadata={"help": "Softmax temperature."})
     symmetric: bool = field(default=False, metadata={"help": "Unsupervised: both views are anchors."})
     projection_head: bool = field(default=False, metadata={"help": "Train with an MLP that is not saved."})
@@ -102,42 +87,7 @@ class LossArguments:
     )
 
 
-@dataclass
-class EvaluateArguments:
-    model: list[str] = field(metadata={"help": "One or several models: folders or names on the hub."})
-    sts_dir: str | None = field(
-        default=None, metadata={"help": "Folder with STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv."}
-    )
-    pooling: Literal["as saved", "cls", "mean", "first_last_avg", "last2_avg"] = field(
-        default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}
-    )
-    max_seq_length: int | None = field(default=None, metadata={"help": "Texts are cut off after so many tokens."})
-    batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
-    json_file: str | None = field(default=None, metadata={"help": "Write the numbers here too, as JSON."})
-    csv_file: str | None = field(default=None, metadata={"help": "The same as CSV."})
-    plot_file: str | None = field(default=None, metadata={"help": "Draw a bar chart of them (.png, .svg, .pdf)."})
-    mteb: bool = field(default=False, metadata={"help": "MTEB's tasks on the data that the package mteb downloads."})
-
-
-@dataclass
-class ExportArguments:
-    model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
-    output_dir: str = field(metadata={"help": "Where the transformer and its tokenizer go."})
-
-
-@dataclass
-class ServeArguments:
-    model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
-    corpus: str = field(metadata={"help": "Sentences to search: .txt, or a table with the column sentence or text."})
-    port: int = field(default=7860, metadata={"help": "The page is at http://127.0.0.1:PORT."})
-
-
-@dataclass
-class DemoArguments:
-    seed: int = field(default=0, metadata={"help": "Of the corpus, the weights and the training."})
-
-
-def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
+def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     """Train, save the model to ``output_dir``, print Spearman before and after, and return it.
 
     With ``--seeds`` the rows are those of the single seeds, and their mean and spread (standard deviation).
@@ -169,9 +119,15 @@ def train(argv: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 def _parse_train(argv: Sequence[str]) -> tuple[Any, ...]:
-    types = (ModelArguments, DataArguments, LossArguments, SimCSETrainingArguments)
-    preset = next((argv[place + 1] for place, word in enumerate(argv[:-1]) if word == "--preset"), None)
-    return _parse("train", [*(preset_options(preset) if preset else []), *argv], *types)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--preset", nargs="?")
+    preset = finder.parse_known_args(argv)[0].preset
+    return parse(
+        "train",
+        [*(preset_options(preset) if preset else []), *argv],
+        *(ModelArguments, DataArguments, LossArguments, SimCSETrainingArguments),
+        example="st-simcse train --model_name_or_path bert-base-uncased --train_file sentences.txt --projection_head",
+    )
 
 
 def _train_once(
@@ -227,88 +183,6 @@ def _train_once(
     return results
 
 
-def presets(argv: Sequence[str]) -> None:
-    """Print the presets as the options that they stand for."""
-    for name in argv or PRESETS:
-        print(f"{name}:\n  {' '.join(preset_options(name))}")
-
-
-def evaluate(argv: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Print the paper's STS table, a row a model, and return it; to files too where asked."""
-    (args,) = _parse("evaluate", argv, EvaluateArguments)
-    if (args.sts_dir is None) != args.mteb:
-        raise ValueError("pass either --sts_dir with the folder of the data, or --mteb for MTEB's own")
-    evaluator = None if args.mteb else sts_evaluators(args.sts_dir, batch_size=args.batch_size)
-    rows = {}
-    for name in args.model:
-        if args.pooling == "as saved":
-            model = load_model(name)
-            model.max_seq_length = args.max_seq_length or model.max_seq_length
-        else:
-            model = build_model(name, args.pooling, args.max_seq_length or 128)
-        rows[name] = mteb_scores(model) if evaluator is None else sts_scores(evaluator(model))
-    print(format_table(rows))
-    if args.json_file:
-        Path(args.json_file).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    if args.csv_file:
-        with Path(args.csv_file).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["model", *next(iter(rows.values()))])
-            writer.writeheader()
-            writer.writerows({"model": name, **row} for name, row in rows.items())
-    if args.plot_file:
-        plot_scores(rows, args.plot_file, "Spearman's correlation × 100")
-    return rows
-
-
-def export(argv: Sequence[str]) -> str:
-    """Save a model for AutoModel and print how its users get the embeddings."""
-    (args,) = _parse("export", argv, ExportArguments)
-    expression = save_transformer(load_model(args.model), args.output_dir)
-    print(
-        f"saved to {args.output_dir}; the embeddings of texts are\n\n"
-        f'tokenizer, model = (kind.from_pretrained("{args.output_dir}") for kind in (AutoTokenizer, AutoModel))\n'
-        'inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")\n'
-        f"outputs = model(**inputs)\nembeddings = {expression}"
-    )
-    return expression
-
-
-def serve(argv: Sequence[str]) -> None:
-    """Serve the search page until interrupted."""
-    from st_simcse.serve import search_page
-
-    (args,) = _parse("serve", argv, ServeArguments)
-    page = search_page(load_model(args.model), args.corpus)
-    page.launch(server_name="127.0.0.1", server_port=args.port)
-
-
-def demo(argv: Sequence[str]) -> dict[str, float]:
-    """Run the demo."""
-    from st_simcse.demo import run_demo
-
-    (args,) = _parse("demo", argv, DemoArguments)
-    return run_demo(args.seed)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``st-simcse``; errors in the input end it with a line, not a traceback."""
-    commands: dict[str, Callable[[Sequence[str]], Any]] = {
-        command.__name__: command for command in (train, presets, evaluate, export, serve, demo)
-    }
-    command, *rest = sys.argv[1:] if argv is None else argv or [""]
-    if command not in commands:
-        sys.exit(USAGE if command in ("-h", "--help") else f"{USAGE}\n\nunknown command {command!r}")
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    try:
-        commands[command](rest)
-    except (ImportError, OSError, ValueError, SafetensorError) as error:
-        sys.exit(f"st-simcse {command}: {error}")
-
-
-def _parse(command: str, argv: Sequence[str], *types: type) -> tuple[Any, ...]:
-    return HfArgumentParser(types, prog=f"st-simcse {command}").parse_args_into_dataclasses(args=list(argv))
-
-
 def _read_train_file(args: DataArguments) -> Dataset:
     columns = [int(column) if column.isdigit() else column for column in args.columns or []] or None
     table = any(ending in args.train_file.lower() for ending in (".csv", ".tsv", ".json"))
@@ -333,7 +207,3 @@ def _loss(model: SentenceTransformer, dataset: Dataset, args: LossArguments) -> 
 
 def _spearman(evaluators: list[EmbeddingSimilarityEvaluator], model: SentenceTransformer) -> dict[str, float]:
     return {evaluator.name: evaluator(model)[f"{evaluator.name}_spearman_cosine"] for evaluator in evaluators}
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,35 @@
+from .batching import LengthGroupedBatchSampler
+from .checkpoints import load_simcse, save_transformer
+from .evaluation import AlignmentUniformityEvaluator, sts_evaluators
+from .functional import info_nce, sup_simcse_loss, unsup_simcse_loss
+from .heads import ProjectionHead
+from .losses import SupSimCSELoss, UnsupSimCSELoss
+from .modeling import build_model
+from .readers import (
+    NLIReader,
+    SentenceReader,
+    TripletReader,
+    load_sts,
+)
+from .trainer import SimCSETrainer, SimCSETrainingArguments
+
+__all__ = [
+    "AlignmentUniformityEvaluator",
+    "LengthGroupedBatchSampler",
+    "NLIReader",
+    "ProjectionHead",
+    "SentenceReader",
+    "SimCSETrainer",
+    "SimCSETrainingArguments",
+    "SupSimCSELoss",
+    "TripletReader",
+    "UnsupSimCSELoss",
+    "build_model",
+    "info_nce",
+    "load_simcse",
+    "load_sts",
+    "save_transformer",
+    "sts_evaluators",
+    "sup_simcse_loss",
+    "unsup_simcse_loss",
+]
