@@ -46,6 +46,7 @@ def parse(command: str, argv: Sequence[str], *types: type, example: str) -> tupl
     parser = _Parser(
         types,
         prog=f"st-simcse {command}",
+        usage="%(prog)s [options]",
         epilog=f"example:\n  {example}",
         formatter_class=_Formatter,
         allow_abbrev=False,
