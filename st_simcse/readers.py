@@ -215,7 +215,7 @@ class SentenceReader(Reader):
             for _, record in self._cells(path, [["sentence"], ["text"]]):
                 yield record
             return
-        for _, line in _lines(path):
+        for _, line in text_lines(path):
             if sentence := line.strip():
                 yield (sentence,)
             else:
@@ -299,12 +299,7 @@ class _STSReader(Reader):
     def _records(self, path: Path) -> Iterator[Record]:
         column = self.columns[2] if self.columns else "score"
         for line, (sentence1, sentence2, score) in self._cells(path, [["sentence1", "sentence2", "score"]]):
-            try:
-                finite = math.isfinite(float(score))
-            except ValueError:
-                finite = False
-            if not finite:
-                raise ValueError(f"{path}, line {line}, column {column!r}: {score!r} is not a score, expected a number")
+            check_score(path, line, column, score)
             yield sentence1, sentence2, score
 
 
@@ -335,16 +330,29 @@ def load_sts(
         >>> load_sts(path).scores
         [4.5, 0.5]
     """
-    records = list(_STSReader(columns=columns, quoting=quoting)._read(filename))
-    sentences1, sentences2, scores = zip(*records, strict=True)
+    name = Path(filename).name.split(".")[0] if name is None else name
+    return sts_evaluator(_STSReader(columns=columns, quoting=quoting), filename, name, **evaluator_kwargs)
+
+
+def sts_evaluator(
+    reader: Reader, filename: str | os.PathLike[str], name: str, **evaluator_kwargs: Any
+) -> EmbeddingSimilarityEvaluator:
+    """The (sentence1, sentence2, score) records of a reader as an evaluator."""
+    sentences1, sentences2, scores = zip(*reader._read(filename), strict=True)
     options = {"batch_size": 64, "main_similarity": "cosine"} | evaluator_kwargs
     return EmbeddingSimilarityEvaluator(
-        list(sentences1),
-        list(sentences2),
-        [float(score) for score in scores],
-        name=Path(filename).name.split(".")[0] if name is None else name,
-        **options,
+        list(sentences1), list(sentences2), [float(score) for score in scores], name=name, **options
     )
+
+
+def check_score(path: Path, line: int, column: Column, score: str) -> None:
+    """ValueError unless it is a finite number."""
+    try:
+        finite = math.isfinite(float(score))
+    except ValueError:
+        finite = False
+    if not finite:
+        raise ValueError(f"{path}, line {line}, column {column!r}: {score!r} is not a score, expected a number")
 
 
 def _format(path: Path) -> str:
@@ -353,7 +361,7 @@ def _format(path: Path) -> str:
     return {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl"}.get(suffix, "txt")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers and lines, line ends included; reads bytes so that a line can be named that does not decode."""
     with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
         number = 0
@@ -380,7 +388,7 @@ def _rows(path: Path, columns: Sequence[Column] | None, quoting: int | None) -> 
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    for line, text in _lines(path):
+    for line, text in text_lines(path):
         if not text.strip():
             yield line, {}
             continue
@@ -398,7 +406,7 @@ def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
     quoting = quoting if quoting is not None else csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE
     # strict, since a lenient parser lets one unbalanced quote swallow the rest of the file
     reader = csv.reader(
-        (text for _, text in _lines(path)), delimiter="," if comma else "\t", quoting=quoting, strict=True
+        (text for _, text in text_lines(path)), delimiter="," if comma else "\t", quoting=quoting, strict=True
     )
     header: list[str] | None = None
     while True:
