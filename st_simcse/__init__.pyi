@@ -3,6 +3,7 @@ from .checkpoints import load_simcse, save_transformer
 from .evaluation import AlignmentUniformityEvaluator, sts_evaluators
 from .functional import info_nce, sup_simcse_loss, unsup_simcse_loss
 from .heads import ProjectionHead
+from .hub import HubDataset
 from .losses import SupSimCSELoss, UnsupSimCSELoss
 from .modeling import build_model
 from .readers import (
@@ -15,6 +16,7 @@ from .trainer import SimCSETrainer, SimCSETrainingArguments
 
 __all__ = [
     "AlignmentUniformityEvaluator",
+    "HubDataset",
     "LengthGroupedBatchSampler",
     "NLIReader",
     "ProjectionHead",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-from st_simcse.readers import Reader, Record, check_score, text_lines
+from st_simcse.readers import Reader, Record, Source, check_score, text_lines
 
 __all__ = ["SentEvalReader", "senteval_tasks"]
 
@@ -61,8 +61,8 @@ class SentEvalReader(Reader):
         Counter({'without a gold score': 3})
     """
 
-    def _records(self, path: Path) -> Iterator[Record]:
-        for file, line, (sentence1, sentence2, score) in _pairs(path):
+    def _records(self, path: Source) -> Iterator[Record]:
+        for file, line, (sentence1, sentence2, score) in _pairs(Path(str(path))):
             if score:
                 check_score(file, line, "score", score)
                 yield sentence1, sentence2, score
@@ -86,7 +86,8 @@ def _pairs(path: Path) -> Iterator[tuple[Path, int, Record]]:
         for row, gold in zip_longest(text_lines(inputs), text_lines(golds)):
             if row is None or gold is None:
                 raise ValueError(f"{inputs} and {golds.name} differ in their number of lines")
-            yield inputs, row[0], (*_cells(inputs, *row, (0, 1)), gold[1].strip())
+            line, text = row
+            yield inputs, line, (*_cells(inputs, line, text, (0, 1)), gold[1].strip())
 
 
 def _cells(path: Path, line: int, text: str, places: tuple[int, ...]) -> Record:
