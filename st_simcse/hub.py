@@ -9,7 +9,7 @@ from typing import Literal
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 __all__ = ["HubDataset", "hub_error", "hub_file"]
 
@@ -91,7 +91,12 @@ def hub_file(name: str, file: str) -> Path:
         OSError: if the hub cannot be reached.
     """
     _ask_hub(name)
-    return Path(name, file) if Path(name).is_dir() else Path(hf_hub_download(name, file, repo_type="dataset"))
+    if Path(name).is_dir():
+        return Path(name, file)
+    try:
+        return Path(hf_hub_download(name, file, repo_type="dataset"))
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(f"{file} of {name} is not in the local cache, and the hub did not give it") from error
 
 
 def _ask_hub(name: str) -> None:

@@ -311,7 +311,7 @@ class NLIReader(Reader):
         return ["anchor", "positive", "negative"]
 
 
-class _STSReader(Reader):
+class STSReader(Reader):
     def _records(self, path: Source) -> Iterator[Record]:
         column = self.columns[2] if self.columns else "score"
         for line, (sentence1, sentence2, score) in self._cells(path, [["sentence1", "sentence2", "score"]]):
@@ -350,7 +350,7 @@ def load_sts(
     if name is None:
         data_set = isinstance(filename, HubDataset)
         name = f"{Path(filename.name).name}-{filename.split}" if data_set else Path(filename).name.split(".")[0]
-    return sts_evaluator(_STSReader(columns=columns, quoting=quoting), filename, name, **evaluator_kwargs)
+    return sts_evaluator(STSReader(columns=columns, quoting=quoting), filename, name, **evaluator_kwargs)
 
 
 def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs: Any) -> EmbeddingSimilarityEvaluator:

@@ -1,12 +1,35 @@
 import csv
+import gzip
+import json
 import logging
 import shutil
+import tarfile
+from dataclasses import replace
 
 import pytest
+from datasets import Dataset
+from huggingface_hub import constants
 
-from st_simcse import build_model, sts_evaluators
-from st_simcse.data import SUBSETS, SentEvalReader
+from st_simcse import HubDataset, TripletReader, build_model, load_sts, sts_evaluators
+from st_simcse.data import DATA_SETS, PRINCETON, SUBSETS, SentEvalReader, download
 from st_simcse.evaluation import STS_TASKS
+
+# What the releases have, and what mteb's descriptive statistics and the authors' repositories say.
+ROWS = {
+    "sts/STS12.tsv": 3108,
+    "sts/STS13.tsv": 1500,
+    "sts/STS14.tsv": 3750,
+    "sts/STS15.tsv": 3000,
+    "sts/STS16.tsv": 1186,
+    "sts/STSB-train.tsv": 5749,
+    "sts/STSB-dev.tsv": 1500,
+    "sts/STSB-test.tsv": 1379,
+    "senteval": 3108 + 1500 + 3750 + 3000 + 1186 + 1379 + 4927,
+    "sts/SICKR-test.tsv": 4927,
+    "wiki1m_for_simcse.txt": 1_000_000,
+    "nli_for_simcse.csv": 275_601,
+    "all_nli_triplets.csv": 557_850,
+}
 
 
 def _make_senteval(sts, sick):
@@ -106,3 +129,142 @@ def test_published_number_of_sentevals_folder(shared, pretrained):
     evaluator = sts_evaluators(shared / "senteval").evaluators[4]
     scores = evaluator(build_model(pretrained, pooling="mean", max_seq_length=128))
     assert 100 * scores["STS16_spearman_cosine"] == pytest.approx(78.99, abs=0.01)
+
+
+def _scored(rows):
+    """Cells with what tsv files cannot hold; every score another."""
+    return [
+        {"sentence1": f'"{row} one.', "sentence2": f"two\t{row}\nthree", "score": row / rows} for row in range(rows)
+    ]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The repositories as folders in the working directory, in the layout that they have on the hub."""
+    monkeypatch.chdir(tmp_path)
+    splits = {f"sts{year}-sts": {"test": ROWS[f"sts/STS{year}.tsv"]} for year in range(12, 17)}
+    for repository, rows in (splits | {"stsbenchmark-sts": {"train": 5749, "validation": 1500, "test": 1379}}).items():
+        folder = tmp_path / "mteb" / repository
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text("---\nlanguage:\n- en\n---\n")
+        for split, count in rows.items():
+            with gzip.open(folder / f"{split}.jsonl.gz", "wt") as file:
+                file.writelines(json.dumps({"split": split} | row) + "\n" for row in _scored(count))
+    (tmp_path / "sentence-transformers" / "all-nli" / "triplet").mkdir(parents=True)
+    triplets = {"anchor": ["A, b.", "C"], "positive": ['"D"', "E"], "negative": ["F\ng", "H"]}
+    parquet = tmp_path / "sentence-transformers/all-nli/triplet/train-00000-of-00001.parquet"
+    Dataset.from_dict(triplets).to_parquet(parquet)
+    (tmp_path / "sentence-transformers/all-nli/README.md").write_text(
+        "---\nconfigs:\n- config_name: triplet\n  data_files:\n  - split: train\n    path: triplet/train-*\n---\n"
+    )
+    princeton = tmp_path / PRINCETON
+    princeton.mkdir(parents=True)
+    (princeton / "wiki1m_for_simcse.txt").write_text("One.\n\nThree.\n")
+    (princeton / "nli_for_simcse.csv").write_text('sent0,sent1,hard_neg\nA,"B, c",D\n')
+    _make_senteval(tmp_path / "tar/STS", tmp_path / "tar/SICK")
+    for task, subsets in SUBSETS.items():
+        folder = tmp_path / "tar" / "STS" / f"{task}-en-test"
+        for index, subset in enumerate(subsets):
+            rows = ROWS[f"sts/{task}.tsv"] - len(subsets) + 1 if index == 0 else 1
+            (folder / f"STS.input.{subset}.txt").write_text("a\tb\n" * (rows + 1))
+            (folder / f"STS.gs.{subset}.txt").write_text("1\n" * rows + "\n")
+    benchmark, sick = (
+        tmp_path / "tar" / name for name in ("STS/STSBenchmark/sts-test.csv", "SICK/SICK_test_annotated.txt")
+    )
+    benchmark.write_text(benchmark.read_text() * 1379)
+    header, row = sick.read_text().splitlines()
+    sick.write_text("\n".join([header, *[row] * 4927]) + "\n")
+    with tarfile.open(princeton / "senteval.tar", "w") as tar:
+        for name in ("STS", "SICK"):
+            tar.add(tmp_path / "tar" / name, name)
+    return tmp_path
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The large files may be small."""
+    for name, rows in (("wiki1m", 3), ("nli", 1), ("all-nli", 2)):
+        monkeypatch.setitem(DATA_SETS, name, [replace(DATA_SETS[name][0], rows=rows)])
+
+
+def test_the_rows_that_files_must_have():
+    assert {file.path: file.rows for files in DATA_SETS.values() for file in files} == ROWS
+
+
+def test_sts_from_the_hub(hub):
+    files = {str(path): rows for path, rows in download("data", ["sts"])}
+    assert files == {f"data/{path}": ROWS[path] for path in list(ROWS)[:10]}
+    assert sorted(path.name for path in (hub / "data").rglob("*.tsv")) == sorted(
+        path.split("/")[1] for path in ROWS if path.endswith(".tsv")
+    )
+    dev = load_sts("data/sts/STSB-dev.tsv")
+    expected = _scored(1500)
+    assert dev.sentences1 == [row["sentence1"] for row in expected]
+    assert dev.sentences2 == [f"two {row} three" for row in range(1500)]
+    assert dev.scores == [row["score"] for row in expected]
+    for folder in ("data/sts", "data/senteval"):
+        evaluators = sts_evaluators(folder).evaluators
+        assert [len(evaluator.scores) for evaluator in evaluators] == [3108, 1500, 3750, 3000, 1186, 1379, 4927]
+    assert (evaluators[6].sentences1[0], evaluators[6].scores[0]) == ("A dog runs", 4.5)
+
+
+def test_training_data_from_the_hub(hub, small):
+    assert [rows for _, rows in download("data", ["wiki1m", "nli", "all-nli"])] == [3, 1, 2]
+    assert (hub / "data/wiki1m_for_simcse.txt").read_bytes() == b"One.\n\nThree.\n"
+    assert TripletReader("data").get_examples("nli_for_simcse.csv")[0].texts == ["A", "B, c", "D"]
+    assert TripletReader("data").get_examples("all_nli_triplets.csv")[0].texts == ["A, b.", '"D"', "F\ng"]
+
+
+def test_a_second_call_goes_on(hub, small, monkeypatch):
+    """Stopped in the middle of a file, nothing half done has a file's name, and what is complete stays."""
+    with monkeypatch.context() as stopping:
+        stopping.setattr("st_simcse.data.shutil.copyfile", lambda _, target: target.write_text("On") and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(download("data", ["all-nli", "wiki1m"]))
+    assert not (hub / "data/wiki1m_for_simcse.txt").exists()
+    complete = (hub / "data/all_nli_triplets.csv").stat()
+    shutil.rmtree(hub / "sentence-transformers")  # nothing to fetch it from again
+    assert [rows for _, rows in download("data", ["all-nli", "wiki1m"])] == [2, 3]
+    assert (hub / "data/all_nli_triplets.csv").stat() == complete
+    assert sorted(path.name for path in (hub / "data").iterdir()) == ["all_nli_triplets.csv", "wiki1m_for_simcse.txt"]
+
+
+def test_other_rows_than_expected_are_an_error(hub, small):
+    source = hub / PRINCETON / "wiki1m_for_simcse.txt"
+    source.write_text("One.\n")
+    with pytest.raises(
+        ValueError, match="wiki1m_for_simcse.txt has 1 rows, expected 3: the data on the hub have changed"
+    ):
+        list(download("data", ["wiki1m"]))
+    assert not (hub / "data/wiki1m_for_simcse.txt").exists()
+    (hub / "data/wiki1m_for_simcse.txt").write_text("My own.\n")
+    with pytest.raises(ValueError, match="expected 3: delete it to fetch it again"):
+        list(download("data", ["wiki1m"]))
+    assert (hub / "data/wiki1m_for_simcse.txt").read_text() == "My own.\n"
+
+
+def test_files_come_from_the_hubs_cache_in_offline_mode(tmp_path, monkeypatch, small):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "cache" / f"datasets--{PRINCETON.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="nli_for_simcse.csv|offline|cached"):
+        list(download(tmp_path / "data", ["nli"]))
+    (repository / "snapshots" / ("0" * 40) / "nli_for_simcse.csv").write_text("sent0,sent1,hard_neg\nA,B,C\n")
+    assert list(download(tmp_path / "data", ["nli"])) == [(tmp_path / "data/nli_for_simcse.csv", 1)]
+
+
+@pytest.mark.parametrize("name", list(DATA_SETS))
+def test_without_a_network_the_error_comes_at_once(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # A closed local port refuses the connection, as a machine without a network does.
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    for loader in ("load_dataset", "hf_hub_download"):  # which would try again and again
+        monkeypatch.setattr(f"st_simcse.hub.{loader}", None)
+    source = DATA_SETS[name][0].source
+    repository = source.name if isinstance(source, HubDataset) else PRINCETON
+    with pytest.raises(OSError, match=f"{repository} is no folder here, and the Hugging Face hub cannot be reached"):
+        list(download(tmp_path, [name]))
+    assert not list(tmp_path.iterdir()) or name == "sts"
