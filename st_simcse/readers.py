@@ -17,10 +17,10 @@ import sys
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow
 from datasets import Dataset, Features, IterableDataset, Value
@@ -68,7 +68,12 @@ class Reader:
 
     Attributes:
         skipped: the reasons for which the last file's rows were skipped, with their counts.
+        usual: the column sets to look for, of which the first that the file has is taken.
+        optional: how many of the last ones it may lack.
     """
+
+    usual: ClassVar[Sequence[Sequence[Column]]] = ()
+    optional: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -158,20 +163,14 @@ class Reader:
         if reasons:
             logger.warning("%s: %s read, skipped %s", path, f"{count:,}", reasons)
 
-    def _cells(
-        self, path: Source, names: Sequence[Sequence[Column]], optional: int = 0
-    ) -> Iterator[tuple[int, Record]]:
-        """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped.
-
-        ``names`` are the column sets to look for, the first that the file has is taken; without its last ``optional``
-        columns if the file lacks just those.
-        """
+    def _cells(self, path: Source) -> Iterator[tuple[int, Record]]:
+        """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped."""
         wanted: Sequence[Column] = ()
         for line, row in _rows(path, self.columns, self.quoting):
             if not row:
                 self.skipped["blank"] += 1
                 continue
-            wanted = wanted or _choose_columns(path, line, row, [self.columns] if self.columns else names, optional)
+            wanted = wanted or self._choose_columns(path, line, row)
             cells = [_text(path, line, row, column) for column in wanted]
             empty = [column for column, cell in zip(wanted, cells, strict=True) if not cell]
             if len(empty) == len(wanted):
@@ -180,6 +179,28 @@ class Reader:
                 self.skipped[f"with an empty {empty[0]!r}"] += 1
             else:
                 yield line, tuple(cells)
+
+    @classmethod
+    def usual_columns(cls, names: Container[Column]) -> Sequence[Column]:
+        """Those of the usual columns that a file with these has; none if it lacks some."""
+        for usual in cls.usual:
+            for wanted in (usual, usual[: len(usual) - cls.optional]):
+                if all(column in names for column in wanted):
+                    return wanted
+        return []
+
+    def _choose_columns(self, path: Source, line: int, row: dict[Column, Any]) -> Sequence[Column]:
+        if not self.columns:
+            wanted = self.usual_columns(row)
+        else:
+            wanted = self.columns if all(column in row for column in self.columns) else []
+        if not wanted:
+            expected = " or ".join(str(list(columns)) for columns in ([self.columns] if self.columns else self.usual))
+            raise ValueError(
+                f"{place(path, line)}: no column(s) {expected}, found {list(row)}; name the columns to read, by their "
+                "header or, for a file without one, by number from 0"
+            )
+        return wanted
 
     def _records(self, path: Source) -> Iterator[Record]:
         raise NotImplementedError
@@ -216,6 +237,8 @@ class SentenceReader(Reader):
         Counter({'blank': 1})
     """
 
+    usual = (("sentence",), ("text",))
+
     def __init__(
         self,
         dataset_folder: str | os.PathLike[str] = "",
@@ -227,7 +250,7 @@ class SentenceReader(Reader):
 
     def _records(self, path: Source) -> Iterator[Record]:
         if isinstance(path, HubDataset) or _format(path) != "txt":
-            for _, record in self._cells(path, [["sentence"], ["text"]]):
+            for _, record in self._cells(path):
                 yield record
             return
         for _, line in text_lines(path):
@@ -258,9 +281,11 @@ class TripletReader(Reader):
         {'anchor': 'Hi, you.', 'positive': 'Hello.', 'negative': 'Bye.'}
     """
 
+    usual = (("sent0", "sent1", "hard_neg"), ("anchor", "positive", "negative"))
+    optional = 1
+
     def _records(self, path: Source) -> Iterator[Record]:
-        names = [["sent0", "sent1", "hard_neg"], ["anchor", "positive", "negative"]]
-        for _, record in self._cells(path, names, optional=1):
+        for _, record in self._cells(path):
             yield record
 
     def _names(self, width: int) -> Sequence[str]:
@@ -285,10 +310,11 @@ class NLIReader(Reader):
         ['A dog runs.', 'An animal moves.', 'A dog sleeps.']
     """
 
+    usual = (("premise", "hypothesis", "label"), ("sentence1", "sentence2", "gold_label"))
+
     def _records(self, path: Source) -> Iterator[Record]:
         premises: dict[str, dict[str, list[str]]] = {}
-        names = [["premise", "hypothesis", "label"], ["sentence1", "sentence2", "gold_label"]]
-        for line, (premise, hypothesis, spelled) in self._cells(path, names):
+        for line, (premise, hypothesis, spelled) in self._cells(path):
             label = _NLI_LABELS.get(spelled.lower())
             if label is None:
                 raise ValueError(
@@ -312,9 +338,13 @@ class NLIReader(Reader):
 
 
 class STSReader(Reader):
+    """(sentence1, sentence2, score) rows, for :func:`load_sts`."""
+
+    usual = (("sentence1", "sentence2", "score"),)
+
     def _records(self, path: Source) -> Iterator[Record]:
         column = self.columns[2] if self.columns else "score"
-        for line, (sentence1, sentence2, score) in self._cells(path, [["sentence1", "sentence2", "score"]]):
+        for line, (sentence1, sentence2, score) in self._cells(path):
             check_score(path, line, column, score)
             yield sentence1, sentence2, score
 
@@ -479,20 +509,6 @@ def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
             )
         else:
             yield line, dict(zip(header, cells, strict=False))
-
-
-def _choose_columns(
-    path: Source, line: int, row: dict[Column, Any], names: Sequence[Sequence[Column]], optional: int
-) -> Sequence[Column]:
-    for columns in names:
-        for wanted in (columns, columns[: len(columns) - optional]):
-            if all(column in row for column in wanted):
-                return wanted
-    expected = " or ".join(str(list(columns)) for columns in names)
-    raise ValueError(
-        f"{place(path, line)}: no column(s) {expected}, found {list(row)}; name the columns to read, by their header "
-        "or, for a file without one, by number from 0"
-    )
 
 
 def _text(path: Source, line: int, row: dict[Column, Any], column: Column) -> str:

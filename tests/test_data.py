@@ -11,6 +11,7 @@ from datasets import Dataset
 from huggingface_hub import constants
 
 from st_simcse import HubDataset, TripletReader, build_model, load_sts, sts_evaluators
+from st_simcse.cli import data, main, train
 from st_simcse.data import DATA_SETS, PRINCETON, SUBSETS, SentEvalReader, download
 from st_simcse.evaluation import STS_TASKS
 
@@ -250,7 +251,7 @@ def test_files_come_from_the_hubs_cache_in_offline_mode(tmp_path, monkeypatch, s
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="nli_for_simcse.csv|offline|cached"):
+    with pytest.raises(FileNotFoundError, match=f"nli_for_simcse.csv of {PRINCETON} is not in the local cache"):
         list(download(tmp_path / "data", ["nli"]))
     (repository / "snapshots" / ("0" * 40) / "nli_for_simcse.csv").write_text("sent0,sent1,hard_neg\nA,B,C\n")
     assert list(download(tmp_path / "data", ["nli"])) == [(tmp_path / "data/nli_for_simcse.csv", 1)]
@@ -268,3 +269,101 @@ def test_without_a_network_the_error_comes_at_once(tmp_path, monkeypatch, name):
     with pytest.raises(OSError, match=f"{repository} is no folder here, and the Hugging Face hub cannot be reached"):
         list(download(tmp_path, [name]))
     assert not list(tmp_path.iterdir()) or name == "sts"
+
+
+def test_the_command_downloads_and_tells(hub, small, capsys):
+    assert list(DATA_SETS) == data.SETS
+    main(["data", "--output_dir", "here", "--sets", "nli", "all-nli"])
+    assert capsys.readouterr().out == "here/nli_for_simcse.csv: 1 rows\nhere/all_nli_triplets.csv: 2 rows\n"
+    with pytest.raises(SystemExit, match="invalid choice: 'snli'"):
+        main(["data", "--sets", "snli"])
+    shutil.rmtree(hub / PRINCETON)
+    with pytest.raises(SystemExit, match="st-simcse data: .*is not in the local cache"):
+        main(["data", "--sets", "wiki1m"])
+
+
+@pytest.fixture
+def data_sets(tmp_path, sentences):
+    """Folders in the hub's layout: sentences; triplets as a subset; scored pairs."""
+    rotated = sentences[1:] + sentences[:1]
+    for path, columns in {
+        "wiki/train.parquet": {"id": list(range(8)), "text": sentences},
+        "nli/triplet/train.parquet": {"anchor": sentences, "positive": rotated, "negative": rotated[::-1]},
+        "nli/pair-class/train.parquet": {"premise": ["P"] * 8, "hypothesis": sentences, "label": [0, 2] * 4},
+        "stsb/validation.parquet": {"sentence1": sentences, "sentence2": rotated, "score": list(range(8))},
+        "stsb/test.parquet": {"sentence1": sentences, "sentence2": rotated, "score": list(range(8))},
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Dataset.from_dict(columns).to_parquet(tmp_path / path)
+    subsets = "".join(f"- config_name: {name}\n  data_files: {name}/*\n" for name in ("triplet", "pair-class"))
+    (tmp_path / "nli" / "README.md").write_text(f"---\nconfigs:\n{subsets}---\n")
+    return tmp_path
+
+
+def _train(folder, tiny_bert, *options):
+    return train.run(
+        [
+            *("--model_name_or_path", tiny_bert, "--output_dir", str(folder / "out"), "--report_to", "none"),
+            *("--per_device_train_batch_size", "4", "--learning_rate", "0.01", *options),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "loss"),
+    [
+        (["--train_dataset", "wiki"], "UnsupSimCSELoss"),
+        (["--train_dataset", "wiki", "--streaming", "--max_steps", "2"], "UnsupSimCSELoss"),
+        (["--train_file", "wiki/train.parquet", "--train_format", "sentences"], "UnsupSimCSELoss"),
+        (["--train_file", "nli/triplet/train.parquet", "--streaming", "--max_steps", "2"], "SupSimCSELoss"),
+        (["--train_dataset", "nli", "--train_subset", "triplet", "--train_split", "train[:4]"], "SupSimCSELoss"),
+        (["--train_dataset", "nli", "--train_subset", "triplet", "--columns", "negative"], "UnsupSimCSELoss"),
+        (["--train_dataset", "nli", "--train_subset", "pair-class"], "SupSimCSELoss"),
+    ],
+)
+def test_training_on_data_sets(data_sets, monkeypatch, tiny_bert, options, loss):
+    monkeypatch.chdir(data_sets)
+    seen = []
+    monkeypatch.setattr("st_simcse.cli.train.SimCSETrainer.compute_loss", _record(seen))
+    results = _train(data_sets, tiny_bert, *options, "--dev_dataset", "stsb", "--test_dataset", "stsb")
+    assert list(results["after"]) == ["stsb-validation", "stsb-test"]
+    assert {type(part).__name__ for part in seen} == {loss}
+    state = json.loads(next((data_sets / "out").glob("checkpoint-*/trainer_state.json")).read_text())
+    assert "eval_stsb-validation_spearman_cosine" in state["log_history"][-1]
+
+
+def _record(seen):
+    from st_simcse import SimCSETrainer
+
+    compute_loss = SimCSETrainer.compute_loss
+
+    def recorded(trainer, *args, **kwargs):
+        seen.append(trainer.loss)
+        return compute_loss(trainer, *args, **kwargs)
+
+    return recorded
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "pass --train_file, or --train_dataset"),
+        (["--train_file", "a.txt", "--train_dataset", "wiki"], "pass --train_file or --train_dataset, not both"),
+        (["--train_file", "a.txt", "--train_subset", "x"], "--train_subset and --train_split go with --train_dataset"),
+        (["--train_dataset", "wiki", "--dev_split", "x"], "--dev_subset and --dev_split go with --dev_dataset"),
+        (["--train_dataset", "wiki", "--streaming"], "--streaming needs --max_steps"),
+        (["--train_dataset", "./absent"], "there is no folder ./absent"),
+        (["--train_dataset", "nli"], "triplet.*pair-class"),
+        (["--train_dataset", "wiki", "--train_split", "dev"], "dev.*train"),
+        (
+            ["--train_dataset", "stsb", "--train_split", "test"],
+            r"stsb \(test\) has the columns sentence1, .*sentence or",
+        ),
+        (["--train_dataset", "wiki", "--columns", "body"], r"wiki \(train\), row 1: no column\(s\) \['body'\]"),
+        (["--train_dataset", "wiki", "--dev_dataset", "wiki", "--dev_split", "train"], r"row 1: no column.*'score'"),
+    ],
+)
+def test_what_is_wrong_with_data_sets_is_said(data_sets, monkeypatch, tiny_bert, options, message):
+    monkeypatch.chdir(data_sets)
+    with pytest.raises((ValueError, OSError), match=message):
+        _train(data_sets, tiny_bert, *options)

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a model on a file of sentences, triplets or NLI rows",
     "presets": "the paper's recipes, for train --preset",
     "evaluate": "Spearman's correlation of one or several models on the seven STS tasks",
+    "data": "download the public data sets for training and evaluation",
     "export": "save a model for users of transformers' AutoModel",
     "serve": "a page to search a file of sentences, on this machine",
     "demo": "both objectives on a tiny model and a generated corpus: no network, no files",

@@ -16,7 +16,11 @@ from st_simcse.cli.parsing import parse
 class EvaluateArguments:
     model: list[str] = field(metadata={"help": "One or several models: folders or names on the hub."})
     sts_dir: str | None = field(
-        default=None, metadata={"help": "Folder with STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv."}
+        default=None,
+        metadata={
+            "help": "Folder with STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv (st-simcse data makes one), "
+            "or with SentEval's data."
+        },
     )
     pooling: Literal["as saved", "cls", "mean", "first_last_avg", "last2_avg"] = field(
         default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
@@ -18,12 +18,15 @@ from transformers import set_seed
 
 from st_simcse.cli.parsing import parse
 from st_simcse.evaluation import AlignmentUniformityEvaluator, format_table
+from st_simcse.hub import HubDataset
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.modeling import build_model
 from st_simcse.plots import plot_alignment_uniformity
 from st_simcse.presets import preset_options
-from st_simcse.readers import NLIReader, SentenceReader, TripletReader, load_sts
+from st_simcse.readers import NLIReader, Reader, SentenceReader, TripletReader, load_sts
 from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSigterm, checkpoints
+
+READERS: dict[str, type[Reader]] = {"sentences": SentenceReader, "triplets": TripletReader, "nli": NLIReader}
 
 
 @dataclass
@@ -42,9 +45,20 @@ class ModelArguments:
 class DataArguments:
     _argument_group_name: ClassVar[str] = "data"
 
-    train_file: str = field(metadata={"help": "Sentences (.txt) or a table (.csv, .tsv, .jsonl); .gz is fine."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "Sentences (.txt) or a table (.csv, .tsv, .jsonl, also .gz; .parquet)."}
+    )
+    train_dataset: str | None = field(
+        default=None, metadata={"help": "Instead of a file: a data set's name on the hub, or a folder in its layout."}
+    )
+    train_subset: str | None = field(default=None, metadata={"help": "Which of its subsets, such as triplet."})
+    train_split: str | None = field(default=None, metadata={"help": "Which of its splits; train when left out."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the training data while training goes on; needs --max_steps."}
+    )
     train_format: Literal["auto", "sentences", "triplets", "nli"] = field(
-        default="auto", metadata={"help": "auto: .txt files hold sentences, tables hold triplets."}
+        default="auto",
+        metadata={"help": "auto: .txt files hold sentences, tables hold triplets, data sets what their columns say."},
     )
     columns: list[str] | None = field(
         default=None, metadata={"help": "Names, or numbers from 0, of the columns of a train table."}
@@ -52,10 +66,16 @@ class DataArguments:
     dev_file: str | None = field(
         default=None, metadata={"help": "Scored pairs; evaluated during training, the best checkpoint is kept."}
     )
+    dev_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
+    dev_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
+    dev_split: str | None = field(default=None, metadata={"help": "Which of its splits; validation when left out."})
     test_file: str | None = field(default=None, metadata={"help": "Scored pairs, evaluated before and after."})
+    test_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
+    test_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
+    test_split: str | None = field(default=None, metadata={"help": "Which of its splits; test when left out."})
     alignment_uniformity: bool = field(
         default=False,
-        metadata={"help": "Log alignment and uniformity of the dev file at each evaluation, and draw them."},
+        metadata={"help": "Log alignment and uniformity of the dev pairs at each evaluation, and draw them."},
     )
     preset: str | None = field(default=None, metadata={"help": "A recipe of the paper; other options override it."})
     seeds: list[int] | None = field(
@@ -134,12 +154,18 @@ def _train_once(
     model_args: ModelArguments, data_args: DataArguments, loss_args: LossArguments, args: SimCSETrainingArguments
 ) -> dict[str, dict[str, float]]:
     set_seed(args.seed)
-    dataset = _read_train_file(data_args)
-    evaluators = [load_sts(path) for path in (data_args.dev_file, data_args.test_file) if path]
-    during_training: list[BaseEvaluator] = evaluators[:1] if data_args.dev_file else []
+    sources = {name: _source(data_args, name) for name in ("train", "dev", "test")}
+    if sources["train"] is None:
+        raise ValueError("pass --train_file, or --train_dataset with a data set's name")
+    if data_args.streaming and args.max_steps <= 0:
+        raise ValueError("--streaming needs --max_steps, because nobody has counted the rows")
+    dataset = _training_data(sources["train"], data_args, args.seed)
+    evaluators = [load_sts(source) for name in ("dev", "test") if (source := sources[name])]
+    has_dev = sources["dev"] is not None
+    during_training: list[BaseEvaluator] = evaluators[:1] if has_dev else []
     if data_args.alignment_uniformity:
-        if not data_args.dev_file:
-            raise ValueError("--alignment_uniformity needs --dev_file")
+        if not has_dev:
+            raise ValueError("--alignment_uniformity needs --dev_file or --dev_dataset")
         during_training.append(AlignmentUniformityEvaluator.from_sts(evaluators[0]))
         args.eval_on_start = True  # where the path begins
     model = build_model(
@@ -150,7 +176,7 @@ def _train_once(
         device="cpu" if args.use_cpu else None,
     )
     loss = _loss(model, dataset, loss_args)
-    if data_args.dev_file and args.eval_strategy == "no":
+    if has_dev and args.eval_strategy == "no":
         args.eval_strategy = args.save_strategy = "steps"
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * len(dataset) / rows)
@@ -183,19 +209,56 @@ def _train_once(
     return results
 
 
-def _read_train_file(args: DataArguments) -> Dataset:
+def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str | HubDataset | None:
+    """The file or data set that the options of this name describe."""
+    file, dataset, subset, split = (getattr(args, f"{name}_{part}") for part in ("file", "dataset", "subset", "split"))
+    if file and dataset:
+        raise ValueError(f"pass --{name}_file or --{name}_dataset, not both")
+    if dataset:
+        usual = {"train": "train", "dev": "validation", "test": "test"}[name]
+        return HubDataset(dataset, subset, split or usual, streaming=args.streaming and name == "train")
+    if subset or split:
+        raise ValueError(f"--{name}_subset and --{name}_split go with --{name}_dataset")
+    return file
+
+
+def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> Dataset | IterableDataset:
+    reader = _reader(source, args)
+    if not args.streaming:
+        return reader.get_dataset(source)
+    # The trainer shuffles no streams.
+    return reader.get_iterable_dataset(source).shuffle(seed=seed, buffer_size=10_000)
+
+
+def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
     columns = [int(column) if column.isdigit() else column for column in args.columns or []] or None
-    table = any(ending in args.train_file.lower() for ending in (".csv", ".tsv", ".json"))
-    train_format = args.train_format if args.train_format != "auto" else "triplets" if table else "sentences"
-    if train_format == "sentences":
-        if columns and len(columns) > 1:
-            raise ValueError(f"sentences are read from one column, got --columns {' '.join(args.columns or [])}")
-        return SentenceReader(column=columns[0] if columns else None).get_dataset(args.train_file)
-    reader = TripletReader if train_format == "triplets" else NLIReader
-    return reader(columns=columns).get_dataset(args.train_file)
+    train_format = args.train_format
+    if train_format == "auto" and isinstance(source, HubDataset):
+        train_format = _format_of(source, columns)
+    elif train_format == "auto":
+        table = any(ending in str(source).lower() for ending in (".csv", ".tsv", ".json", ".parquet"))
+        train_format = "triplets" if table else "sentences"
+    if train_format != "sentences":
+        return READERS[train_format](columns=columns)
+    if columns and len(columns) > 1:
+        raise ValueError(f"sentences are read from one column, got --columns {' '.join(args.columns or [])}")
+    return SentenceReader(column=columns[0] if columns else None)
 
 
-def _loss(model: SentenceTransformer, dataset: Dataset, args: LossArguments) -> UnsupSimCSELoss | SupSimCSELoss:
+def _format_of(source: HubDataset, columns: list[int | str] | None) -> str:
+    if columns:
+        return "sentences" if len(columns) == 1 else "triplets"
+    found = list(next(iter(source.load())))
+    for name, reader in READERS.items():
+        if reader.usual_columns(found):
+            return name
+    usual = " or ".join(", ".join(map(str, columns)) for reader in READERS.values() for columns in reader.usual)
+    raise ValueError(f"{source} has the columns {', '.join(found)}, expected {usual}; name others with --columns")
+
+
+def _loss(
+    model: SentenceTransformer, dataset: Dataset | IterableDataset, args: LossArguments
+) -> UnsupSimCSELoss | SupSimCSELoss:
     options = dataclasses.asdict(args)
     unsupervised = len(dataset.column_names) == 1
     of_unsupervised = ["symmetric", "queue_size", "dropout_free_negatives"]
