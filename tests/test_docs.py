@@ -76,8 +76,8 @@ def _run(words):
     match words:
         case ["pip", *_] | ["make", *_]:
             pass  # what CI does before it comes here
-        case ["st-simcse", "serve" | "demo", *_]:
-            pass  # test_serve, test_demo
+        case ["st-simcse", "serve" | "demo" | "data", *_]:
+            pass  # test_serve, test_demo, test_data
         case ["st-simcse", "train", *options]:
             with contextlib.redirect_stdout(None):
                 cli.main(["train", *options, "--max_steps", "1", "--report_to", "none", "--use_cpu", "--bf16", "false"])
