@@ -378,15 +378,17 @@ def load_sts(
         [4.5, 0.5]
     """
     if name is None:
-        data_set = isinstance(filename, HubDataset)
-        name = f"{Path(filename.name).name}-{filename.split}" if data_set else Path(filename).name.split(".")[0]
+        if isinstance(filename, HubDataset):
+            name = f"{Path(filename.name).name}-{filename.split}"
+        else:
+            name = Path(filename).name.split(".")[0]
     return sts_evaluator(STSReader(columns=columns, quoting=quoting), filename, name, **evaluator_kwargs)
 
 
 def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs: Any) -> EmbeddingSimilarityEvaluator:
     """The (sentence1, sentence2, score) records of a reader as an evaluator."""
     sentences1, sentences2, scores = zip(*reader._read(filename), strict=True)
-    options = {"batch_size": 64, "main_similarity": "cosine"} | evaluator_kwargs
+    options: dict[str, Any] = {"batch_size": 64, "main_similarity": "cosine"} | evaluator_kwargs
     return EmbeddingSimilarityEvaluator(
         list(sentences1), list(sentences2), [float(score) for score in scores], name=name, **options
     )

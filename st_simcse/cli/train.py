@@ -232,7 +232,7 @@ def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> 
 
 def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
     columns = [int(column) if column.isdigit() else column for column in args.columns or []] or None
-    train_format = args.train_format
+    train_format: str = args.train_format
     if train_format == "auto" and isinstance(source, HubDataset):
         train_format = _format_of(source, columns)
     elif train_format == "auto":
