@@ -69,27 +69,23 @@ def test_train_on_nli_rows_and_on_a_column(tmp_path, tiny_bert):
     _train(tmp_path, tiny_bert, table, "--train_format", "sentences", "--columns", "1", "--save_strategy", "no")
 
 
-def test_evaluate_several_models(shared, tmp_path, tiny_bert, capsys, monkeypatch):
-    # The seven real files, cut to their first rows: the whole of them is test_evaluation's.
-    for path in (shared / "sts" / "raw").glob("*.tsv"):
-        (tmp_path / path.name).write_text("".join(path.read_text().splitlines(keepends=True)[:50]))
+def test_evaluate_several_models(generated, tiny_bert, capsys, monkeypatch):
+    sts = str(generated / "sts/raw")
     options = ["--pooling", "cls", "--max_seq_length", "32"]
-    results = evaluate.run(["--model", tiny_bert, "--sts_dir", str(tmp_path), *options])
-    monkeypatch.setattr("sys.argv", ["st-simcse", "evaluate", "--model", tiny_bert, "--sts_dir", str(tmp_path)])
+    results = evaluate.run(["--model", tiny_bert, "--sts_dir", sts, *options])
+    monkeypatch.setattr("sys.argv", ["st-simcse", "evaluate", "--model", tiny_bert, "--sts_dir", sts])
     cli.main()
     tables = capsys.readouterr().out
     assert tables.count("| model | STS12 |") == 2
     assert f"| {results[tiny_bert]['STS12']:.2f} | {results[tiny_bert]['STS13']:.2f} |" in tables
 
 
-def test_evaluate_side_by_side_into_files(shared, tmp_path, tiny_bert, capsys):
-    for path in (shared / "sts" / "raw").glob("*.tsv"):
-        (tmp_path / path.name).write_text("".join(path.read_text().splitlines(keepends=True)[:50]))
+def test_evaluate_side_by_side_into_files(generated, tmp_path, tiny_bert, capsys):
     build_model(tiny_bert, pooling="mean", dense=True).save_pretrained(str(tmp_path / "other"))
     outputs = {kind: str(tmp_path / f"out.{kind}") for kind in ("json", "csv", "png")}
     files = ["--json_file", outputs["json"], "--csv_file", outputs["csv"], "--plot_file", outputs["png"]]
     models = [tiny_bert, str(tmp_path / "other")]
-    rows = evaluate.run(["--model", *models, "--sts_dir", str(tmp_path), *files])
+    rows = evaluate.run(["--model", *models, "--sts_dir", str(generated / "sts/raw"), *files])
     assert list(rows) == models
     assert rows[models[0]] != rows[models[1]]
     assert capsys.readouterr().out.count("\n| /") == 2

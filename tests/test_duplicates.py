@@ -4,10 +4,10 @@ from st_simcse import build_model
 from st_simcse.duplicates import text_keys
 
 
-def test_keys_are_equal_for_equal_tokens_only(shared, pretrained):
-    """On real sentences, whatever the batch they are padded in and whichever side the padding is on."""
+def test_keys_are_equal_for_equal_tokens_only(files, pretrained):
+    """Whatever the batch they are padded in and whichever side the padding is on."""
     model = build_model(pretrained, pooling="mean", max_seq_length=128, device="cpu")
-    sentences = (shared / "wiki" / "wiki_sentences.txt").read_text().splitlines()[:3000]
+    sentences = (files / "wiki/wiki_sentences.txt").read_text().splitlines()[:3000]
     keys = torch.cat([text_keys(model.preprocess(sentences[begin : begin + 100])) for begin in range(0, 3000, 100)])
     rows = [tuple(ids) for ids in model.tokenizer(sentences, truncation=True, max_length=128)["input_ids"]]
     assert len(set(keys.tolist())) == len(set(rows))

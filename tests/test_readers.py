@@ -23,6 +23,7 @@ from st_simcse import (
     TripletReader,
     load_sts,
 )
+from st_simcse.corpus import generate_corpus
 
 
 def _write(folder, name, content):
@@ -173,6 +174,17 @@ def test_nli_counts_what_it_cannot_pair(tmp_path):
     assert reader.skipped == {"without a gold label": 1, unpaired: 2}
 
 
+def test_the_generated_corpus_comes_back(generated):
+    corpus = generate_corpus(size=3000)
+    assert SentenceReader(generated).get_dataset("wiki/wiki_sentences.txt")["sentence"][:] == corpus.sentences
+    triplets = [list(triplet) for triplet in corpus.triplets]
+    assert _texts(TripletReader(generated), "nli/nli_triplets.csv") == triplets
+    assert sorted(_texts(NLIReader(generated), "nli/snli-dev.tsv")) == sorted(triplets)  # rows stand by premise
+    pairs = generate_corpus(size=800, seed=1).scored_pairs
+    evaluator = load_sts(generated / "sts/raw/STS12.tsv")
+    assert list(zip(evaluator.sentences1, evaluator.sentences2, evaluator.scores, strict=True)) == pairs
+
+
 def test_snli_becomes_the_papers_triplets(shared):
     """The NLI reader on SNLI gives exactly the rows of the file in the layout of nli_for_simcse.csv."""
     reader = NLIReader(shared / "nli")
@@ -187,7 +199,7 @@ def test_snli_becomes_the_papers_triplets(shared):
     [("raw", "STS12", 3108), ("senteval", "STSB-test", 1379), ("zh", "STSB-dev", 1500), ("de", "STSB-test", 1379)],
 )
 def test_sts_of_the_real_files(shared, subset, name, rows):
-    evaluator = load_sts(shared / "sts" / subset / f"{name}.tsv")
+    evaluator = load_sts(shared / f"sts/{subset}" / f"{name}.tsv")
     assert evaluator.name == name
     assert len(evaluator.scores) == len(evaluator.sentences1) == rows
     assert 0 <= min(evaluator.scores) < max(evaluator.scores) <= 5
