@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import BoW, Dense, Dropo
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from st_simcse import ProjectionHead, SupSimCSELoss, UnsupSimCSELoss
+from st_simcse import ProjectionHead, SimCSETrainer, SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.demo import tiny_model
 from st_simcse.losses import check_wrappers
 from tests.reference import info_nce_loop
@@ -236,12 +236,12 @@ def test_each_layer_has_the_objective_of_its_own_embeddings(model, sentences, mo
 
 
 @pytest.mark.parametrize("options", [{"mini_batch_size": 4}, {"queue_size": 4}])
-def test_adaptive_layers_need_the_whole_batch_and_no_queue(model, sentences, options):
+def test_adaptive_layers_need_the_whole_batch_and_no_queue(model, sentences, tmp_path, options):
     wrapped = AdaptiveLayerLoss(model, UnsupSimCSELoss(model, **options))
     with pytest.raises(ValueError, match=f"AdaptiveLayerLoss .* leave {next(iter(options))} out"):
         wrapped(_features(model, sentences), None)
     with pytest.raises(ValueError, match=f"AdaptiveLayerLoss .* leave {next(iter(options))} out"):
-        check_wrappers(wrapped)
+        SimCSETrainer(model, _arguments(tmp_path), Dataset.from_dict({"sentence": sentences}), loss=wrapped)
 
 
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
