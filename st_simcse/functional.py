@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from st_simcse.duplicates import KnownPositives
 from st_simcse.tiled import TiledCrossEntropy
 
 __all__ = ["alignment", "info_nce", "sup_simcse_loss", "uniformity", "unsup_simcse_loss"]
@@ -46,7 +47,7 @@ def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
     _check_temperature(temperature)
     views = normalize(embeddings, "embeddings")
     rows = torch.arange(len(views), device=views.device)
-    return _cross_entropy(views, views, rows ^ 1, torch.stack([rows, rows]), None, 0.0, 1 / temperature, *[None] * 3)
+    return _cross_entropy(views, views, rows ^ 1, rows, None, None, 0.0, 1 / temperature, *[None] * 3)
 
 
 def sup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
@@ -118,10 +119,11 @@ def info_nce(
             the hard negatives), so the two anchors share one loss as in :func:`unsup_simcse_loss`.
         anchor_rows: the rows whose loss is averaged; the others serve as negatives only. Of a batch gathered from
             several processes each process takes its own rows.
-        text_keys: int64 numbers that say which texts are the same, in the shapes of ``anchors``, ``positives``,
-            ``hard_negatives`` and ``shared_negatives``, as far as given, without their last dimension. A candidate
-            that is the row's own anchor or positive in another place of the batch is no negative, nor is the positive
-            of another row with the same anchor: they are left out of the sum.
+        text_keys: int64 numbers that say which texts are the same: one tensor for ``anchors``, ``positives``,
+            ``hard_negatives`` and ``shared_negatives`` each, as far as these are given, in their shapes without the
+            last dimension. A candidate is no negative of a query whose positives include the same text, or that is the
+            same text, and is left out of the sum. The positives of a text are those of all rows with that anchor; if
+            ``symmetric``, also the anchors of all rows with that positive.
         false_negative_threshold: leave out the negatives whose cosine similarity to the anchor exceeds this.
         shared_negatives: (M, d), further negatives of every anchor, such as those of a queue.
         focal_margin: the m of Focal-InfoNCE (Hou and Li, Findings of EMNLP 2023): a positive's similarity s counts as
@@ -133,8 +135,8 @@ def info_nce(
         The mean cross-entropy in nats: a float32 scalar (float64 for float64 input).
 
     Raises:
-        ValueError: for shapes that do not fit, no rows, an integer dtype, a temperature or weight out of range, and
-            NaN or infinite embeddings (the message lists the rows).
+        ValueError: for shapes that do not fit, text keys missing, no rows, an integer dtype, a temperature or weight
+            out of range, and NaN or infinite embeddings (the message lists the rows).
 
     Example:
         >>> anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -162,6 +164,8 @@ def info_nce(
             f"shared_negatives must be (M, d) with the anchors' d, got {tuple(shared_negatives.shape)} for anchors "
             f"{tuple(anchors.shape)}"
         )
+    if text_keys is not None:
+        _check_keys(text_keys, anchors, positives, hard_negatives, shared_negatives)
 
     anchors, positives = normalize(anchors, "anchors"), normalize(positives, "positives")
     first = torch.arange(len(anchors), device=anchors.device)[anchor_rows]
@@ -191,7 +195,8 @@ def info_nce(
         queries,
         columns,
         targets,
-        _left_out(targets, rows, first, text_keys, symmetric),
+        rows,
+        None if text_keys is None else _known_positives(text_keys, first, symmetric),
         own_negatives,
         log_weight,
         1 / temperature,
@@ -251,48 +256,17 @@ def uniformity(embeddings: Tensor) -> Tensor:
     return squared_distances.mul(-2).exp().mean().log()
 
 
-def _left_out(
-    targets: Tensor, rows: Tensor | None, first: Tensor, text_keys: Sequence[Tensor] | None, symmetric: bool
-) -> Tensor | None:
-    """Places (2, K) of the similarity matrix that are no negatives: a row's own column, columns of the same text."""
-    pairs = []
-    if rows is not None:
-        pairs.append(torch.stack([torch.arange(len(rows), device=rows.device), rows]))
-    if text_keys is not None:
-        anchor_keys, positive_keys = text_keys[:2]
-        begin = len(anchor_keys) if symmetric else 0
-        candidate_keys = torch.cat([anchor_keys] * symmetric + [keys.flatten() for keys in text_keys[1:]])
-        repeats = 2 if symmetric else 1
-        own_anchor, own_positive = anchor_keys[first].repeat(repeats), positive_keys[first].repeat(repeats)
-        same = [equal_pairs(own_anchor, candidate_keys), equal_pairs(own_positive, candidate_keys)]
-        positive_of_same_anchor = equal_pairs(own_anchor, anchor_keys)
-        positive_of_same_anchor[1] += begin
-        same = torch.cat([*same, positive_of_same_anchor], dim=1)
-        pairs.append(same[:, same[1] != targets[same[0]]])
-    return torch.cat(pairs, dim=1) if pairs else None
-
-
-def equal_pairs(left: Tensor, right: Tensor) -> Tensor:
-    """All (i, j) with ``left[i] == right[j]``, without comparing every i with every j.
-
-    Args:
-        left: (M,) int64.
-        right: (C,) int64.
-
-    Returns:
-        (2, K) int64: the i and the j, in order of i.
-
-    Example:
-        >>> equal_pairs(torch.tensor([5, 7]), torch.tensor([7, 5, 6, 7]))
-        tensor([[0, 1, 1],
-                [1, 0, 3]])
-    """
-    ordered, places = right.sort(stable=True)
-    begin = torch.searchsorted(ordered, left)
-    counts = torch.searchsorted(ordered, left, right=True) - begin
-    rows = torch.arange(len(left), device=left.device).repeat_interleave(counts)
-    within = torch.arange(len(rows), device=left.device) - (counts.cumsum(0) - counts)[rows]
-    return torch.stack([rows, places[begin[rows] + within]])
+def _known_positives(text_keys: Sequence[Tensor], first: Tensor, symmetric: bool) -> KnownPositives | None:
+    """None if no place of the similarity matrix but the targets and the rows themselves is to be left out."""
+    anchors, positives, *others = text_keys
+    pairs = torch.stack([anchors, positives])
+    queries, candidates = [anchors[first]], [positives, *(keys.flatten() for keys in others)]
+    if symmetric:
+        pairs = torch.cat([pairs, pairs.flip(0)], dim=1)
+        queries, candidates = [*queries, positives[first]], [anchors, *candidates]
+    known = KnownPositives(torch.cat(queries), torch.cat(candidates), pairs)
+    own_places = 2 if symmetric else 1
+    return known if known.count() > own_places * len(known.queries) else None
 
 
 def _cross_entropy(queries: Tensor, candidates: Tensor, *options: Any) -> Tensor:
@@ -304,7 +278,8 @@ def _dense_cross_entropy(
     queries: Tensor,
     candidates: Tensor,
     targets: Tensor,
-    left_out: Tensor | None,
+    own_columns: Tensor | None,
+    known_positives: KnownPositives | None,
     own_negatives: Tensor | None,
     log_weight: float,
     scale: float,
@@ -323,8 +298,10 @@ def _dense_cross_entropy(
         logits = logits * torch.where(is_target, similarities, similarities + focal_margin)
     if threshold is not None:
         logits = logits.masked_fill((similarities > threshold) & ~is_target, -math.inf)
-    if left_out is not None:
-        logits = logits.index_put(tuple(left_out), logits.new_tensor(-math.inf))
+    if known_positives is not None:
+        logits = logits.masked_fill(known_positives.mask() & ~is_target, -math.inf)
+    if own_columns is not None:
+        logits = logits.scatter(1, own_columns[:, None], -math.inf)
     if own_negatives is not None:
         logits = logits.scatter_add(1, own_negatives, torch.full_like(own_negatives, log_weight, dtype=logits.dtype))
     return F.cross_entropy(logits, targets)
@@ -383,6 +360,16 @@ def _check_shapes(anchors: Tensor, positives: Tensor, hard_negatives: Tensor | N
         or 0 in hard_negatives.shape
     ):
         raise ValueError(f"hard_negatives must be (B, d) or (B, N, d) with the anchors' B and d, got {shapes}")
+
+
+def _check_keys(text_keys: Sequence[Tensor], *embeddings: Tensor | None) -> None:
+    expected = [tuple(tensor.shape[:-1]) for tensor in embeddings if tensor is not None]
+    shapes = [tuple(keys.shape) for keys in text_keys]
+    if shapes != expected:
+        raise ValueError(
+            "text_keys must be one tensor for anchors, positives, hard_negatives and shared_negatives each, as far as "
+            f"these are given, of shapes {expected}; got {shapes}"
+        )
 
 
 def _check_interleaved(embeddings: Tensor, views: int, layout: str) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from st_simcse.duplicates import KnownPositives
+
 __all__ = ["TiledCrossEntropy"]
 
 # Rows of a tile; fewer where that many rows of the matrix would take more than the given number of elements.
@@ -26,7 +28,8 @@ class TiledCrossEntropy(torch.autograd.Function):
         queries: (M, d), float32 or float64.
         candidates: (C, d), same dtype.
         targets: (M,) int64, a column of each row.
-        left_out: (2, K) int64, the rows and columns of the places to leave out, or None.
+        own_columns: (M,) int64, a column of each row to leave out, or None.
+        known_positives: what else to leave out, the targets excepted, or None.
         own_negatives: (M, N) int64, columns whose logit gets ``log_weight`` added, or None.
         log_weight: may be -inf.
         scale: the inverse temperature.
@@ -39,9 +42,8 @@ class TiledCrossEntropy(torch.autograd.Function):
 
     Example:
         >>> rows = torch.eye(3)
-        >>> options = {"left_out": None, "own_negatives": None, "log_weight": 0.0, "scale": 1.0}
-        >>> options |= {"threshold": None, "focal_margin": None, "positive_similarities": None}
-        >>> TiledCrossEntropy.apply(rows, rows, torch.arange(3), *options.values())  # log(e^1 + 2 e^0) - 1
+        >>> weight_and_scale = 0.0, 1.0
+        >>> TiledCrossEntropy.apply(rows, rows, torch.arange(3), *[None] * 3, *weight_and_scale, *[None] * 3)
         tensor(0.5514)
     """
 
@@ -51,7 +53,8 @@ class TiledCrossEntropy(torch.autograd.Function):
         queries: Tensor,
         candidates: Tensor,
         targets: Tensor,
-        left_out: Tensor | None,
+        own_columns: Tensor | None,
+        known_positives: KnownPositives | None,
         own_negatives: Tensor | None,
         log_weight: float,
         scale: float,
@@ -71,10 +74,6 @@ class TiledCrossEntropy(torch.autograd.Function):
         positives_grad = None if positive_similarities is None else torch.empty_like(positive_similarities)
         losses = queries.new_empty(len(queries))
         buffer = queries.new_empty(min(rows, len(queries)), len(candidates))
-        if left_out is not None:
-            left_out = left_out[:, left_out[0].argsort()]
-            begins = torch.arange(0, len(queries) + rows, rows, device=queries.device)
-            ends_of_tiles = torch.searchsorted(left_out[0], begins).tolist()
         with torch.autocast(queries.device.type, enabled=False):
             for begin in range(0, len(queries), rows):
                 part = slice(begin, begin + rows)
@@ -94,9 +93,10 @@ class TiledCrossEntropy(torch.autograd.Function):
                     tile *= scale
                 if similar is not None:
                     tile.masked_fill_(similar, -torch.inf)
-                if left_out is not None:
-                    places = slice(*ends_of_tiles[begin // rows : begin // rows + 2])
-                    tile[left_out[0, places] - begin, left_out[1, places]] = -torch.inf
+                if known_positives is not None:
+                    tile.masked_fill_(known_positives.mask(part).scatter_(1, target, False), -torch.inf)
+                if own_columns is not None:
+                    tile.scatter_(1, own_columns[part, None], -torch.inf)
                 if own_negatives is not None:
                     own = own_negatives[part]
                     tile.scatter_add_(1, own, tile.new_full(own.shape, log_weight))
@@ -123,4 +123,4 @@ class TiledCrossEntropy(torch.autograd.Function):
         queries_grad, candidates_grad, positives_grad = (
             None if grad is None else grad * grad_output for grad in ctx.saved_tensors
         )
-        return queries_grad, candidates_grad, None, None, None, None, None, None, None, positives_grad
+        return queries_grad, candidates_grad, *[None] * 8, positives_grad

@@ -51,37 +51,36 @@ def info_nce_loop(
 ):
     """The paper's sums written out; negatives are (B, N, d), and keys say which texts are the same.
 
-    ``similarities`` are those of the positives, where they are not to be their cosines.
+    With keys a candidate is no negative of a query whose positives include the same text, nor of a query of the same
+    text. ``similarities`` are those of the positives, where they are not to be their cosines.
     """
     a, p = _rows(anchors), _rows(positives)
     n = _rows(negatives) if negatives is not None else [[] for _ in a]
     # Without keys every text is another one.
-    a_keys, p_keys = [keys[0].tolist(), keys[1].tolist()] if keys else [[("a", i) for i in range(len(a))]] * 2
-    n_keys = (
-        keys[2].reshape(len(a), -1).tolist() if keys and negatives is not None else [[None] * len(own) for own in n]
-    )
+    a_keys, p_keys = [keys[0].tolist(), keys[1].tolist()] if keys else [[(c, i) for i in range(len(a))] for c in "ap"]
+    n_keys = keys[2].reshape(len(a), -1).tolist() if keys and negatives is not None else [[None] * len(x) for x in n]
+    positive_texts = {text: {text} for text in (*a_keys, *p_keys)}
+    for anchor, positive in zip(a_keys, p_keys, strict=True):
+        positive_texts[anchor].add(positive)
+        if symmetric:
+            positive_texts[positive].add(anchor)
     losses = []
     for i in rows if rows is not None else range(len(a)):
         for anchor_is_first in (True, False) if symmetric else (True,):
-            query, key = (a[i], p[i]) if anchor_is_first else (p[i], a[i])
-            terms = []  # vector, factor, text, whether it is the positive of a row with this row's anchor
+            query, query_text = (a[i], a_keys[i]) if anchor_is_first else (p[i], p_keys[i])
+            others = [(p, p_keys), (a, a_keys)] if symmetric else [(p, p_keys)]
+            terms = []  # vector, text, factor
             for j in range(len(a)):
-                same_anchor = keys is not None and a_keys[j] == a_keys[i]
-                if j != i or anchor_is_first:
-                    terms.append((p[j], 1.0, p_keys[j] if keys else None, same_anchor))
-                if symmetric and (j != i or not anchor_is_first):
-                    terms.append((a[j], 1.0, a_keys[j] if keys else None, False))
-                terms += [
-                    (vector, weight if i == j else 1.0, text, False)
-                    for vector, text in zip(n[j], n_keys[j], strict=True)
-                ]
-            positive = _cosine(query, key) if similarities is None else float(similarities[i])
+                for vectors, texts in others:
+                    if j != i:  # the own two are the query and its positive
+                        terms.append((vectors[j], texts[j], 1.0))
+                own = weight if i == j else 1.0
+                terms += [(vector, text, own) for vector, text in zip(n[j], n_keys[j], strict=True)]
+            positive = _cosine(a[i], p[i]) if similarities is None else float(similarities[i])
             positive = positive if focal is None else positive**2
             denominator = math.exp(positive / temperature)
-            for vector, factor, text, same_anchor in terms:
-                is_positive = vector is key
-                is_same_text = text is not None and text in (a_keys[i], p_keys[i])
-                if not (is_positive or is_same_text or same_anchor or _cosine(query, vector) > threshold):
+            for vector, text, factor in terms:
+                if text not in positive_texts[query_text] and _cosine(query, vector) <= threshold:
                     negative = _cosine(query, vector)
                     negative *= 1 if focal is None else negative + focal
                     denominator += factor * math.exp(negative / temperature)

@@ -1,7 +1,8 @@
 import torch
 
 from st_simcse import build_model
-from st_simcse.duplicates import text_keys
+from st_simcse.duplicates import KnownPositives, text_keys
+from tests.inputs import flattened
 
 
 def test_keys_are_equal_for_equal_tokens_only(files, pretrained):
@@ -24,6 +25,11 @@ def test_keys_of_a_static_embedding(static_model, sentences):
     assert torch.equal(text_keys(static_model.preprocess(sentences[::-1])), keys[:-1].flip(0))
 
 
+def test_flattened_inputs_have_the_keys_of_padded_ones(model, sentences):
+    """What flash attention takes: all texts as one row, and where each begins."""
+    assert torch.equal(text_keys(flattened(model, sentences)), text_keys(model.preprocess(sentences)))
+
+
 def test_order_counts():
     mask = torch.ones(2, 3, dtype=torch.long)
     first, second = text_keys({"input_ids": torch.tensor([[1, 2, 3], [3, 2, 1]]), "attention_mask": mask}).tolist()
@@ -32,4 +38,14 @@ def test_order_counts():
 
 def test_inputs_that_are_no_rows_of_tokens_have_no_keys():
     assert text_keys({"pixel_values": torch.zeros(2, 3)}) is None
-    assert text_keys({"input_ids": torch.zeros(1, 9, dtype=torch.long), "cu_seq_lens_q": torch.tensor([0, 9])}) is None
+
+
+def test_known_positives_are_those_of_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    queries, candidates, left, right = (torch.randint(9, (size,), generator=generator) for size in (13, 17, 6, 6))
+    pairs = set(zip(left.tolist(), right.tolist(), strict=True))
+    expected = [[q == c or (q, c) in pairs for c in candidates.tolist()] for q in queries.tolist()]
+    known = KnownPositives(queries * 10**15, candidates * 10**15, torch.stack([left, right]) * 10**15)
+    assert known.mask().tolist() == expected
+    assert known.mask(slice(5, 20)).tolist() == expected[5:]
+    assert known.count() == sum(map(sum, expected))

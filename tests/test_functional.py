@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from st_simcse import info_nce, sup_simcse_loss, unsup_simcse_loss
-from st_simcse.functional import alignment, equal_pairs, uniformity
+from st_simcse.functional import alignment, uniformity
 from tests.reference import (
     alignment_loop,
     finite_difference,
@@ -42,6 +42,12 @@ CASES = {
         "rows": range(1, 4),
         "keys": [[1, 1, 2, 3, 4], [5, 6, 7, 7, 1], [5, 1, 7, 3, 9]],
     },
+    "positives of equal anchors": {"negatives": 1, "keys": [[1, 1, 1, 2, 3], [4, 5, 6, 5, 7], [4, 6, 5, 6, 3]]},
+    "anchors of equal positives, symmetric": {
+        "negatives": 1,
+        "symmetric": True,
+        "keys": [[1, 2, 3, 4, 5], [6, 6, 6, 1, 7], [2, 4, 6, 8, 3]],
+    },
     "focal": {"negatives": 1, "focal": 0.3},
     "focal, symmetric, weighted": {"negatives": 2, "focal": 0.1, "weight": 2.0, "symmetric": True},
     "threshold": {"negatives": 1, "threshold": 0.3},
@@ -53,6 +59,8 @@ def _both(anchors, positives, negatives, temperature, case):
     """The case's loss by the package and by the loop."""
     rows = case.get("rows")
     keys = [torch.tensor(column) for column in case["keys"]] if "keys" in case else None
+    if keys and negatives is not None:
+        keys[2] = keys[2].view(negatives.shape[:-1])
     ours = info_nce(
         anchors,
         positives,
@@ -131,12 +139,23 @@ def test_positives_with_similarities_of_their_own(symmetric, focal):
         info_nce(anchors, positives, positive_similarities=similarities[1:])
 
 
-def test_equal_pairs_are_all_equal_pairs():
-    generator = torch.Generator().manual_seed(0)
-    left, right = torch.randint(5, (13,), generator=generator), torch.randint(7, (17,), generator=generator)
-    expected = [[i, j] for i in range(13) for j in range(17) if left[i] == right[j]]
-    assert sorted(equal_pairs(left, right).T.tolist()) == expected
-    assert equal_pairs(left, right + 100).shape == (2, 0)
+def test_anchors_and_positives_may_swap_roles():
+    """Rows that share a positive are as those that share an anchor."""
+    anchors, positives = _embeddings(4, 6), _embeddings(4, 6, seed=1)
+    keys = [torch.tensor([0, 1, 2, 3]), torch.tensor([4, 4, 5, 6])]
+    value = info_nce(anchors, positives, symmetric=True, text_keys=keys)
+    assert value.item() == pytest.approx(info_nce(positives, anchors, symmetric=True, text_keys=keys[::-1]).item())
+
+
+def test_every_candidate_needs_a_key():
+    anchors, positives, shared = (_embeddings(2, 4, seed=seed) for seed in range(3))
+    negatives, keys = _embeddings(2, 3, 4, seed=3), torch.tensor([1, 2])
+    with pytest.raises(
+        ValueError, match=r"of shapes \[\(2,\), \(2,\), \(2, 3\), \(2,\)\]; got \[\(2,\), \(2,\), \(2,\)\]"
+    ):
+        info_nce(anchors, positives, negatives, shared_negatives=shared, text_keys=[keys] * 3)
+    with pytest.raises(ValueError, match="text_keys must be one tensor for"):
+        info_nce(anchors, positives, text_keys=[keys, keys[:1]])
 
 
 def test_alignment_and_uniformity_equal_the_loops():
