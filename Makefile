@@ -6,11 +6,11 @@
 	python3 -m venv .venv
 
 demo: .venv/bin/python
-	.venv/bin/pip install --quiet --editable .
+	.venv/bin/pip install --editable .
 	.venv/bin/st-simcse demo
 
 test: .venv/bin/python
-	.venv/bin/pip install --quiet --editable '.[test]'
+	.venv/bin/pip install --editable '.[test]'
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pytest -n auto --dist worksteal

@@ -1,5 +1,6 @@
-"""Fixtures for the tests and the doctests: real data, the real pretrained model, and tiny models made on the spot."""
+"""Fixtures for tests and doctests: generated files, real data, the real pretrained model, tiny models."""
 
+import csv
 import os
 
 # Before any library that talks to the hub: no test may wait for a network.
@@ -18,7 +19,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dropout, StaticEmbedding
 from transformers import set_seed
 
+from st_simcse.corpus import generate_corpus
 from st_simcse.demo import save_tiny_transformer, tiny_model
+from st_simcse.evaluation import STS_TASKS
 
 SENTENCES = [
     "A man plays a guitar.",
@@ -32,13 +35,72 @@ SENTENCES = [
 ]
 
 
+# What `st-simcse data` calls the files.
+FETCHED = {
+    "sts/raw": "sts",
+    "wiki/wiki_sentences.txt": "wiki1m_for_simcse.txt",
+    "nli/nli_triplets.csv": "nli_for_simcse.csv",
+}
+
+
+class RealData(type(Path())):
+    """A folder of real data: a file that it lacks skips the test, or fails it if ST_SIMCSE_REQUIRE_DATA is set."""
+
+    def __truediv__(self, name):
+        for place in (name, FETCHED.get(name, name)):
+            if (path := super().__truediv__(place)).exists():
+                return path
+        (pytest.fail if os.environ.get("ST_SIMCSE_REQUIRE_DATA") else pytest.skip)(
+            "no real data: `st-simcse data --output_dir data` fetches it, or ST_SIMCSE_DATA names its folder"
+        )
+
+
 @pytest.fixture(scope="session")
 def shared():
-    """Folder of the real STS, NLI and Wikipedia data; ST_SIMCSE_DATA names another place for it."""
-    folder = Path(os.environ.get("ST_SIMCSE_DATA", Path(__file__).parent.parent / "shared" / "data"))
-    if not folder.exists():
-        pytest.fail(f"the real data is not at {folder}: set ST_SIMCSE_DATA to its folder")
+    """Folder of the real STS, NLI and Wikipedia data."""
+    if folder := os.environ.get("ST_SIMCSE_DATA"):
+        if not Path(folder).is_dir():
+            pytest.fail(f"ST_SIMCSE_DATA names {folder}, which is not a folder")
+        return RealData(folder)
+    root = Path(__file__).parent
+    return RealData(root / "data" if (root / "data").exists() else root.parent / "shared" / "data")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "shared" in item.fixturenames:
+            item.add_marker("data")
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory):
+    """Generated sentences, triplets, NLI rows and scored pairs in the files that the real data has."""
+    folder = tmp_path_factory.mktemp("generated")
+    corpus = generate_corpus(size=3000)
+    tables = {
+        "wiki/wiki_sentences.txt": [[sentence] for sentence in corpus.sentences],
+        "nli/nli_triplets.csv": [("sent0", "sent1", "hard_neg"), *corpus.triplets],
+        "nli/snli-dev.tsv": [("premise", "hypothesis", "label")],
+    }
+    for anchor, positive, negative in corpus.triplets:
+        labels = {"entailment": positive, "neutral": "something else .", "contradiction": negative}
+        tables["nli/snli-dev.tsv"] += [(anchor, hypothesis, label) for label, hypothesis in labels.items()]
+    for seed, stem in enumerate([*STS_TASKS.values(), "STSB-dev"], start=1):
+        pairs = generate_corpus(size=800, seed=seed).scored_pairs
+        rows = [(("first", "second")[row % 2], *pair) for row, pair in enumerate(pairs)]
+        tables[f"sts/raw/{stem}.tsv"] = [("subset", "sentence1", "sentence2", "score"), *rows]
+    for name, rows in tables.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            csv.writer(file, delimiter="," if path.suffix == ".csv" else "\t", lineterminator="\n").writerows(rows)
     return folder
+
+
+@pytest.fixture(params=["generated", pytest.param("shared", marks=pytest.mark.data)])
+def files(request):
+    """Once the generated files, once the real ones."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -1,32 +1,8 @@
-"""SimCSE for sentence-transformers: the public names, and nothing else."""
+"""SimCSE for sentence-transformers. The public names are those of ``__init__.pyi``, imported when they are first used.
 
-from st_simcse.batching import LengthGroupedBatchSampler
-from st_simcse.checkpoints import load_simcse, save_transformer
-from st_simcse.evaluation import AlignmentUniformityEvaluator, sts_evaluators
-from st_simcse.heads import ProjectionHead
-from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
-from st_simcse.modeling import build_model
-from st_simcse.objective import info_nce, sup_simcse_loss, unsup_simcse_loss
-from st_simcse.readers import NLIReader, SentenceReader, TripletReader, load_sts
-from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments
+The libraries underneath take seconds to import, and ``st-simcse --help`` needs none of them.
+"""
 
-__all__ = [
-    "AlignmentUniformityEvaluator",
-    "LengthGroupedBatchSampler",
-    "NLIReader",
-    "ProjectionHead",
-    "SentenceReader",
-    "SimCSETrainer",
-    "SimCSETrainingArguments",
-    "SupSimCSELoss",
-    "TripletReader",
-    "UnsupSimCSELoss",
-    "build_model",
-    "info_nce",
-    "load_simcse",
-    "load_sts",
-    "save_transformer",
-    "sts_evaluators",
-    "sup_simcse_loss",
-    "unsup_simcse_loss",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -18,7 +18,8 @@ def text_keys(features: dict[str, Any]) -> Tensor | None:
 
     Args:
         features: a column as the model's tokenizer gives it: ``input_ids`` (B, L) with an ``attention_mask``, or the
-            flat ``input_ids`` and ``offsets`` of a StaticEmbedding.
+            flat ``input_ids`` and ``offsets`` of a StaticEmbedding, or flattened for flash attention, ``input_ids``
+            (1, tokens) with ``cu_seq_lens_q`` (B + 1,).
 
     Returns:
         (B,) int64; None for inputs that are no rows of tokens.
@@ -30,11 +31,14 @@ def text_keys(features: dict[str, Any]) -> Tensor | None:
         [True, False, True]
     """
     ids, mask, offsets = (features.get(name) for name in ("input_ids", "attention_mask", "offsets"))
+    if ids is not None and "cu_seq_lens_q" in features:
+        ids, offsets = ids[0], features["cu_seq_lens_q"][:-1]
     if ids is not None and ids.ndim == 2 and mask is not None:
         count, mask = len(ids), mask.bool()
         rows, positions, ids = mask.nonzero()[:, 0], (mask.cumsum(1) - 1)[mask], ids[mask]
     elif ids is not None and ids.ndim == 1 and offsets is not None:
         count, flat = len(offsets), torch.arange(len(ids), device=ids.device)
+        offsets = offsets.to(flat.dtype)
         rows = torch.searchsorted(offsets, flat, right=True) - 1
         positions = flat - offsets[rows]
     else:

@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext, has_static_embedding_input
 from sentence_transformers.base.losses.merged_forward import _chunked_outputs as chunked_outputs
 from sentence_transformers.base.losses.merged_forward import merge_feature_batches
 
-__all__ = ["CachedLossMixin", "RandContext", "chunked_outputs", "has_static_embedding_input", "merge_feature_batches"]
+__all__ = [
+    "CachedLossMixin",
+    "RandContext",
+    "chunked_outputs",
+    "has_static_embedding_input",
+    "merge_feature_batches",
+    "trained_dimension",
+]
+
+
+def trained_dimension(model: SentenceTransformer) -> int:
+    """The width of the embeddings in training, which ``truncate_dim`` does not cut.
+
+    Raises:
+        ValueError: if none of the model's modules knows it.
+    """
+    with model.truncate_embeddings(None):
+        dimension = model.get_embedding_dimension()
+    if dimension is None:
+        raise ValueError(
+            "a projection head and a queue need to know how wide the embeddings are: give the model's last module a "
+            "method get_embedding_dimension"
+        )
+    return dimension

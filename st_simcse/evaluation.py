@@ -12,8 +12,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, SequentialEvaluator
 
+from st_simcse.data import SentEvalReader, senteval_tasks
 from st_simcse.objective import alignment, uniformity
-from st_simcse.readers import load_sts
+from st_simcse.readers import load_sts, sts_evaluator
 
 __all__ = ["AlignmentUniformityEvaluator", "format_table", "mteb_scores", "sts_evaluators", "sts_scores"]
 
@@ -38,7 +39,8 @@ def sts_evaluators(folder: str | os.PathLike[str], batch_size: int = 64) -> Sequ
 
     Args:
         folder: holds STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv with the columns sentence1, sentence2,
-            score.
+            score; or SentEval's own data as :func:`~st_simcse.data.senteval_tasks` finds it, in which pairs without
+            a gold score are left out, counted and logged.
         batch_size: sentences a forward pass.
 
     Returns:
@@ -46,7 +48,7 @@ def sts_evaluators(folder: str | os.PathLike[str], batch_size: int = 64) -> Sequ
 
     Raises:
         FileNotFoundError: naming the tasks that the folder lacks.
-        ValueError: for a file that :func:`~st_simcse.load_sts` cannot read.
+        ValueError: for a file that cannot be read, as :func:`~st_simcse.load_sts` raises it.
 
     Example:
         ::
@@ -55,9 +57,18 @@ def sts_evaluators(folder: str | os.PathLike[str], batch_size: int = 64) -> Sequ
             print(format_table({"my model": sts_scores(results)}))
     """
     paths = {task: Path(folder, f"{stem}.tsv") for task, stem in STS_TASKS.items()}
+    senteval = {} if paths["STS12"].exists() else senteval_tasks(folder)
+    paths = senteval or paths
     if missing := [path.name for path in paths.values() if not path.exists()]:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}")
-    evaluators = [load_sts(path, name=task, batch_size=batch_size) for task, path in paths.items()]
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}" + ("" if senteval else ", and has no STS/STS12-en-test of SentEval")
+        )
+    evaluators = [
+        sts_evaluator(SentEvalReader(), path, task, batch_size=batch_size)
+        if senteval
+        else load_sts(path, name=task, batch_size=batch_size)
+        for task, path in paths.items()
+    ]
     return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
 
 

@@ -1,4 +1,4 @@
-"""UnsupSimCSELoss and SupSimCSELoss: embed the columns of a batch, then call :mod:`st_simcse.functional`."""
+"""UnsupSimCSELoss and SupSimCSELoss: embed the columns of a batch, then call :mod:`st_simcse.objective`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.losses.adaptive_layer import TransformerDecorator
+from sentence_transformers.sentence_transformer.losses.matryoshka import ForwardDecorator
 from sentence_transformers.util.distributed import get_world_size
 from torch import Tensor, nn
 
@@ -21,6 +26,7 @@ from st_simcse.embedding import (
     chunked_outputs,
     has_static_embedding_input,
     merge_feature_batches,
+    trained_dimension,
 )
 from st_simcse.heads import ProjectionHead
 from st_simcse.mlm import MaskedLanguageModel
@@ -35,6 +41,7 @@ from st_simcse.objective import (
     info_nce,
     normalize,
 )
+from st_simcse.precision import ObservedPrecision
 
 __all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
 
@@ -44,6 +51,9 @@ logger = logging.getLogger(__name__)
 ROWS_PER_PASS = 48
 # Cached mini-batches have few different widths: each leaves holes of its own in the heap, and caching saves memory.
 CACHED_WIDTH_STEP = 16
+
+# AdaptiveLayerLoss calls a loss once a layer, and hands the layers over in the features that the model was given first.
+_features_of_batch: WeakKeyDictionary[TransformerDecorator, list[dict[str, Tensor]]] = WeakKeyDictionary()
 
 
 class SimCSELoss(CachedLossMixin, nn.Module):
@@ -77,9 +87,8 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             raise ValueError("mlm_weight does not go with mini_batch_size: its forward pass takes the whole batch")
         self.model = model
         self.temperature = temperature
-        self.embedding_dimension = model.get_embedding_dimension()
         if projection_head is True:
-            projection_head = ProjectionHead(self.embedding_dimension).to(model.device, model.dtype)
+            projection_head = ProjectionHead(trained_dimension(model)).to(model.device, model.dtype)
         self.projection_head = projection_head or None
         self.mini_batch_size = mini_batch_size
         self.uses_gradient_cache = mini_batch_size is not None
@@ -91,6 +100,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         self.masked_language_model = MaskedLanguageModel(model) if mlm_weight else None
         self.queue: MomentumQueue | None = None
         self.dropout_free_negatives = False
+        self._precision = ObservedPrecision()
         # Set by whatever keeps the head equal in several processes; see st_simcse.distributed.
         self.is_synchronized = False
 
@@ -105,8 +115,8 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             A float32 scalar.
 
         Raises:
-            ValueError: for a number of columns that the loss cannot use, non-finite embeddings, and a projection head
-                in several processes without SimCSETrainer.
+            ValueError: for a number of columns that the loss cannot use, non-finite embeddings, an option that does not
+                go with a wrapper around this loss, and a projection head in several processes without SimCSETrainer.
         """
         owns_weights = self.projection_head is not None or self.masked_language_model is not None
         if owns_weights and not self.is_synchronized and is_distributed():
@@ -114,25 +124,68 @@ class SimCSELoss(CachedLossMixin, nn.Module):
                 "in several processes the weights of a loss, such as a projection head's, would drift apart, since "
                 "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
             )
+        transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
+        if self.masked_language_model is not None or self.queue is not None:
+            self._precision.watch(transformer)
+        # What a MatryoshkaLoss and an AdaptiveLayerLoss around this loss put in place of forward passes meanwhile.
+        dimensions = self.model.forward if isinstance(self.model.forward, ForwardDecorator) else None
+        layers = transformer.forward if isinstance(transformer.forward, TransformerDecorator) else None
+        self.check_wrapper(dimensions is not None or "calculate_loss" in vars(self), layers is not None)
+        # A wrapper's first call is for the last layer and the largest dimension; the others are about the same batch.
+        is_first_call = not (dimensions and dimensions.cache) and (layers is None or layers.layer_idx is None)
+
+        queue = self._active_queue()
+        if is_first_call and queue is not None:
+            self._queued = [tensor.clone() for tensor in queue.negatives()]
+
         texts = list(sentence_features)
-        first = dict(texts[0])  # a copy, because a model writes its outputs into the features it is given
         columns = self._columns(texts)
         # Of the texts as they came: a single column of sentences is both of its views.
         keys = [text_keys(text) if self.mask_duplicates else None for text in texts] * (len(columns) // len(texts))
-        rows, places = self._sort_by_length(columns)
+        # Copies, because a model writes its outputs into the features it is given.
+        copies = [dict(column) for column in (*columns, *texts[: self.dropout_free_negatives])]
+        if layers is not None:
+            copies = _features_of_batch.setdefault(layers, copies)
+        rows, places = self._sort_by_length(copies[: len(columns)])
         layout = (places, None if any(key is None for key in keys) else keys)
         if self.mini_batch_size is not None:
             loss = self.forward_cached(rows, layout)
-            self._enqueue(first, keys[0])
-            return loss
-        # Before the model's forward pass, which may write into the features.
-        auxiliary = sum(self.masked_language_model(column) for column in texts) if self.masked_language_model else 0.0
-        embedded = [self._embed(column) for column in rows]
-        if self.dropout_free_negatives:
-            embedded.append(self._embed_without_dropout(first))
-        loss = self.calculate_loss(embedded, layout)
-        self._enqueue(first, keys[0])
-        return loss + self.mlm_weight / len(texts) * auxiliary
+        else:
+            embedded = [self._embed(column, places is not None) for column in rows]
+            if self.dropout_free_negatives:
+                embedded.append(self._embed_without_dropout(copies[-1]))
+            loss = self.calculate_loss(embedded, layout)
+        if is_first_call:
+            with self._precision.autocast():
+                if queue is not None:
+                    options = self.mini_batch_size, self.gather_across_devices
+                    queue.enqueue(self.model, self.projection_head, texts[0], keys[0], *options)
+                if self.masked_language_model is not None:
+                    auxiliary = sum(self.masked_language_model(text) for text in texts)
+                    loss = loss + self.mlm_weight / len(texts) * auxiliary
+        return loss
+
+    def check_wrapper(self, matryoshka: bool, adaptive: bool) -> None:
+        """Whether this loss can be inside a MatryoshkaLoss or an AdaptiveLayerLoss; a Matryoshka2dLoss is both.
+
+        Raises:
+            ValueError: if it cannot; says which option to leave out.
+        """
+        if matryoshka and self.projection_head is not None:
+            raise ValueError(
+                "MatryoshkaLoss truncates the embeddings that are trained, so that a projection head on top of them "
+                "cannot be of one width: leave projection_head out"
+            )
+        if adaptive and self.mini_batch_size is not None:
+            raise ValueError(
+                "AdaptiveLayerLoss needs the layers of the whole batch at once: leave mini_batch_size out, and lower "
+                "the batch size or use gradient_checkpointing instead"
+            )
+        if adaptive and self.queue is not None:
+            raise ValueError(
+                "AdaptiveLayerLoss compares the embeddings of earlier layers, of which a queue has none: leave "
+                "queue_size out"
+            )
 
     def embed_minibatch(self, *args: Any, with_grad: bool, **kwargs: Any) -> tuple[Tensor, RandContext | None]:
         # The head belongs to the replayed part of GradCache, so that gradient accumulation and loss scaling reach it.
@@ -199,9 +252,9 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         """The rows of all columns as one, the longest first, and where the columns' rows (columns, B) are now.
 
         Rows of like length share a forward pass, which saves most of the padding. Columns that are no rows of tokens,
-        such as a StaticEmbedding's, stay as they are.
+        such as a StaticEmbedding's, stay as they are, and so do those that a wrapper wants to find unmerged.
         """
-        rows = merge_feature_batches(columns)
+        rows = merge_feature_batches(columns) if _can_be_widened(columns) else None
         if rows is None or "attention_mask" not in rows:
             return columns, None
         lengths = rows["attention_mask"].sum(1)
@@ -211,16 +264,16 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         features = {key: value[order] if _has_rows(value, order) else value for key, value in rows.items()}
         return [features], order.argsort().view(len(columns), -1)
 
-    def _embed(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """Projected embeddings, from one forward pass on an accelerator and from several of few rows on a CPU."""
-        on_cpu = features["input_ids"].device.type == "cpu" and "attention_mask" in features
+    def _embed(self, features: dict[str, Tensor], is_sorted: bool) -> list[Tensor]:
+        """Projected embeddings; rows sorted by length in several passes of few rows on a CPU, all else in one."""
+        on_cpu = is_sorted and features["attention_mask"].device.type == "cpu"
         outputs = chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
         return [self._project(output["sentence_embedding"]) for output in outputs]
 
     def _embed_without_dropout(self, features: dict[str, Tensor]) -> list[Tensor]:
-        (rows,), places = self._sort_by_length([dict(features)])
+        (rows,), places = self._sort_by_length([features])
         with _evaluation_mode(self):
-            embeddings = self._embed(rows)
+            embeddings = self._embed(rows, places is not None)
         return embeddings if places is None else [torch.cat(embeddings)[places[0]]]
 
     def _info_nce(
@@ -234,9 +287,10 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         """This process's part of the loss over the rows of all; the mean over processes is the loss of all rows."""
         edits = self._edits()
         comparison = Comparison(symmetric=getattr(self, "symmetric", False))
-        queued_keys = []
-        if self._uses_queue():
-            options["shared_negatives"], *queued_keys = self.queue.negatives()
+        queued_keys: list[Tensor] = []
+        if self._active_queue() is not None:
+            queued, *queued_keys = self._queued
+            options["shared_negatives"] = queued[:, : anchors.shape[1]]  # MatryoshkaLoss truncates the anchors
         if not self.gather_across_devices:
             keys = keys and [*keys, *queued_keys]
             return info_nce(
@@ -262,25 +316,31 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             edits.append(SimilarityThreshold(self.false_negative_threshold))
         return edits
 
-    def _uses_queue(self) -> bool:
-        return self.queue is not None and self.model.training and torch.is_grad_enabled()
-
-    def _enqueue(self, features: dict[str, Tensor], keys: Tensor | None) -> None:
-        if self._uses_queue():
-            self.queue.enqueue(
-                self.model, self.projection_head, features, keys, self.mini_batch_size, self.gather_across_devices
-            )
+    def _active_queue(self) -> MomentumQueue | None:
+        return self.queue if self.model.training and torch.is_grad_enabled() else None
 
     def _project(self, embeddings: Tensor) -> Tensor:
-        if self.projection_head is None:
-            return embeddings
-        # MatryoshkaLoss replaces calculate_loss, or hands over truncated embeddings.
-        if "calculate_loss" in vars(self) or embeddings.shape[-1] != self.embedding_dimension:
-            raise ValueError(
-                "MatryoshkaLoss truncates the embeddings that are trained, so that a projection head on top of them "
-                "cannot be of one width: leave projection_head out"
-            )
-        return self.projection_head(embeddings)
+        return embeddings if self.projection_head is None else self.projection_head(embeddings)
+
+
+def check_wrappers(loss: nn.Module) -> None:
+    """Whether every loss of ours goes with the wrappers around it.
+
+    Raises:
+        ValueError: if one does not; says which option to leave out.
+    """
+    for wrapper in loss.modules():
+        if isinstance(wrapper, (MatryoshkaLoss, AdaptiveLayerLoss)):
+            for inner in wrapper.modules():
+                if isinstance(inner, SimCSELoss):
+                    inner.check_wrapper(isinstance(wrapper, MatryoshkaLoss), isinstance(wrapper, AdaptiveLayerLoss))
+
+
+def _can_be_widened(columns: list[dict[str, Any]]) -> bool:
+    """Whether padding on the right costs nothing once rows are sorted; rows that are padded on the left keep both."""
+    masks = [column["attention_mask"] for column in columns if "attention_mask" in column]
+    widths = {mask.shape[1] for mask in masks}
+    return len(widths) < 2 or all(bool(mask[:, 0].all()) for mask in masks)
 
 
 def _has_rows(value: Any, order: Tensor) -> bool:
@@ -318,7 +378,9 @@ class UnsupSimCSELoss(SimCSELoss):
             all processes if they are gathered.
         false_negative_threshold: negatives whose cosine similarity to the anchor is above this are left out.
         mlm_weight: factor of the masked-language-model loss that is added (the paper's λ, 0.1 in its ablation); 15%
-            of the tokens are to be predicted, see :class:`~st_simcse.mlm.MaskedLanguageModel`. 0 leaves it out.
+            of the tokens are to be predicted, see :class:`~st_simcse.mlm.MaskedLanguageModel`. 0 leaves it out. Within
+            a MatryoshkaLoss or AdaptiveLayerLoss it counts once, with the weight of the largest dimension and the last
+            layer.
         focal_margin: the m of Focal-InfoNCE, which weighs hard negatives up, see :func:`~st_simcse.info_nce`; 0.2, for
             example. None leaves it out.
         queue_size: so many sentences of earlier batches are negatives too, embedded by a
@@ -391,7 +453,7 @@ class UnsupSimCSELoss(SimCSELoss):
                 "dropout_free_negatives does not go with mini_batch_size: their forward pass takes the whole batch"
             )
         self.dropout_free_negatives = dropout_free_negatives
-        self._compare_views = True
+        self._compare_views = self._compare_columns = True
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], keys: list[Tensor] | None = None) -> Tensor:
         first, second, *dropout_free = embeddings
@@ -401,7 +463,7 @@ class UnsupSimCSELoss(SimCSELoss):
         if not dropout_free:
             return self._info_nce(first, second, keys=keys)
         similarities = (normalize(first, "the first views") * normalize(second, "the second views")).sum(1)
-        options = {"keys": keys, "positive_similarities": similarities}
+        options: dict[str, Any] = {"keys": keys, "positive_similarities": similarities}
         return self._info_nce(dropout_free[0], dropout_free[0], **options)
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -417,8 +479,18 @@ class UnsupSimCSELoss(SimCSELoss):
                 f"UnsupSimCSELoss takes one column of sentences or the same column twice, got {len(columns)} columns: "
                 "drop the others with dataset.select_columns, or use SupSimCSELoss for (anchor, positive, negative)"
             )
-        # A copy, because a model writes its outputs into the features it is given.
-        return columns if len(columns) == 2 else [columns[0], dict(columns[0])]
+        if len(columns) == 2 and self._compare_columns:
+            self._compare_columns = False
+            self._warn_if_different(*map(text_keys, columns))
+        return columns if len(columns) == 2 else columns * 2
+
+    @staticmethod
+    def _warn_if_different(first: Tensor | None, second: Tensor | None) -> None:
+        if first is not None and second is not None and not torch.equal(first, second):
+            logger.warning(
+                "The two columns hold different texts, which UnsupSimCSELoss takes for two views of the same sentence: "
+                "use SupSimCSELoss for (anchor, positive) pairs, or keep one column with dataset.select_columns"
+            )
 
     @staticmethod
     def _warn_if_equal(first: Tensor, second: Tensor) -> None:

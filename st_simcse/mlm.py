@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
 __all__ = ["MaskedLanguageModel"]
@@ -58,10 +59,28 @@ class MaskedLanguageModel(nn.Module):
         self.collator = DataCollatorForLanguageModeling(model.tokenizer, mlm_probability=probability)
 
     def forward(self, features: dict[str, Any]) -> Tensor:
-        """The mean cross-entropy over the masked tokens of the rows: a scalar, 0 if no token was drawn."""
+        """The mean cross-entropy over the masked tokens of the rows: a scalar, 0 if no token was drawn.
+
+        Args:
+            features: a column as the model's tokenizer gives it, padded or flattened for flash attention.
+        """
+        if "cu_seq_lens_q" in features:
+            features = _padded(features, self.collator.tokenizer.pad_token_id)
         ids = features["input_ids"]
         masked_ids, labels = self.collator.torch_mask_tokens(ids.cpu().clone())
         if not (labels != -100).any():
             return torch.zeros((), device=ids.device)
         inputs = {name: features[name] for name in ("attention_mask", "token_type_ids") if name in features}
         return self._whole[0](input_ids=masked_ids.to(ids.device), labels=labels.to(ids.device), **inputs).loss
+
+
+def _padded(features: dict[str, Any], pad_token: int) -> dict[str, Tensor]:
+    """One row a text again: flattened, a text would attend to its neighbours."""
+    lengths = features["cu_seq_lens_q"].diff().tolist()
+    flat: dict[str, Tensor] = {name: features[name][0] for name in ("input_ids", "token_type_ids") if name in features}
+    flat["attention_mask"] = torch.ones_like(flat["input_ids"])
+    padding = {"input_ids": pad_token}
+    return {
+        name: pad_sequence(values.split(lengths), batch_first=True, padding_value=padding.get(name, 0))
+        for name, values in flat.items()
+    }

@@ -6,10 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer, WeightedLayerPooling
 from torch import nn, tensor
+
+from st_simcse.hub import hub_error
 
 __all__ = ["build_model"]
 
@@ -93,19 +95,8 @@ def _use_cache_when_offline(name_or_path: str, transformer_kwargs: dict[str, Any
     """Ask the hub once, with a time limit: the loading code would retry every file of the model for minutes."""
     if Path(name_or_path).exists():
         return
-    if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
-        raise FileNotFoundError(f"there is no folder {name_or_path}")
-    try:
-        HfApi().model_info(name_or_path, timeout=10, token=transformer_kwargs.get("token"))
-    except OSError as error:
-        if getattr(error, "response", None) is not None:
-            raise
-        unreachable = error
-    except Exception as error:
-        if not type(error).__module__.startswith("httpx"):
-            raise
-        unreachable = error
-    else:
+    unreachable = hub_error(name_or_path, token=transformer_kwargs.get("token"))
+    if unreachable is None:
         return
     if not isinstance(try_to_load_from_cache(name_or_path, "config.json"), str):
         raise OSError(

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from st_simcse.distributed import gather_rows
-from st_simcse.embedding import chunked_outputs
+from st_simcse.embedding import chunked_outputs, trained_dimension
 
 __all__ = ["MomentumQueue"]
+
+# The weights that the copies of the queues follow: the model's and the projection head's.
+_leaders: WeakKeyDictionary[MomentumQueue, list[nn.Parameter]] = WeakKeyDictionary()
+
+
+@cache
+def _follow_optimizers() -> None:
+    """From now on the queues hear of the steps of all optimizers."""
+    register_optimizer_step_post_hook(_follow)
+
+
+def _follow(optimizer: Optimizer, *arguments: Any) -> None:
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for queue, leaders in list(_leaders.items()):
+        if any(id(parameter) in trained for parameter in leaders):
+            queue.follow(leaders, 1 - queue.momentum)
 
 
 class MomentumQueue(nn.Module):
@@ -22,6 +41,9 @@ class MomentumQueue(nn.Module):
     dropout by a copy of the model whose weights follow those that are trained:
 
     .. math:: \theta_{copy} \leftarrow \lambda \theta_{copy} + (1 - \lambda) \theta
+
+    The copy moves once a step of the optimizer, whatever optimizer that is and however many batches make a step. It is
+    kept in float32 where the model is in half precision, which would round these small moves away.
 
     Args:
         model: the SentenceTransformer that is trained.
@@ -42,6 +64,10 @@ class MomentumQueue(nn.Module):
         (torch.Size([3, 64]), [0, 1, 0])
     """
 
+    embeddings: Tensor
+    keys: Tensor
+    filled: Tensor
+
     def __init__(self, model: SentenceTransformer, head: nn.Module | None, size: int, momentum: float = 0.995) -> None:
         super().__init__()
         if size < 1 or not 0 <= momentum <= 1:
@@ -51,13 +77,17 @@ class MomentumQueue(nn.Module):
         self.encoder = copy.deepcopy(model).requires_grad_(False).eval()
         self.head = None if head is None else copy.deepcopy(head).requires_grad_(False).eval()
         self.momentum = momentum
-        width = model.get_embedding_dimension()
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
+        width = trained_dimension(model)
         if self.head is not None:
-            width = self.head(torch.zeros(1, width, device=model.device, dtype=model.dtype)).shape[-1]
+            width = self.head(torch.zeros(1, width, device=model.device, dtype=self.encoder.dtype)).shape[-1]
         # Newest first. Buffers, so that a checkpoint holds them.
         self.register_buffer("embeddings", torch.zeros(size, width, device=model.device))
         self.register_buffer("keys", torch.zeros(size, dtype=torch.int64, device=model.device))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64, device=model.device))
+        self._lead(model, head)
 
     def train(self, mode: bool = True) -> MomentumQueue:
         """Stays without dropout whatever the loss around it does."""
@@ -69,6 +99,12 @@ class MomentumQueue(nn.Module):
         return self.embeddings[:filled], self.keys[:filled]
 
     @torch.no_grad()
+    def follow(self, leaders: list[nn.Parameter], step: float) -> None:
+        """Move the copy a share of the way to the weights of the model and of the head."""
+        for follower, leader in zip(self.parameters(), leaders, strict=True):
+            follower.lerp_(leader.detach().to(follower.dtype), step)
+
+    @torch.no_grad()
     def enqueue(
         self,
         model: nn.Module,
@@ -78,16 +114,14 @@ class MomentumQueue(nn.Module):
         mini_batch_size: int | None = None,
         gather: bool = False,
     ) -> None:
-        """Let the copy follow the model, then embed a column with it and put the rows in front of the queue.
+        """Embed a column with the copy and put the rows in front of the queue.
 
         With ``gather`` the rows of all processes, so that their queues stay the same.
         """
+        self._lead(model, head)
         # At first the copy is the model: heads of several processes are made equal only when training begins.
-        step = 1.0 if self.filled == 0 else 1 - self.momentum
-        pairs = [(self.encoder, model)] + ([(self.head, head)] if self.head is not None else [])
-        for followers, leaders in pairs:
-            for follower, leader in zip(followers.parameters(), leaders.parameters(), strict=True):
-                follower.lerp_(leader.detach(), step)
+        if self.filled == 0:
+            self.follow(_leaders[self], 1.0)
         outputs = chunked_outputs(self.encoder, dict(features), mini_batch_size, task=None)
         rows = torch.cat([output["sentence_embedding"] for output in outputs])
         rows = rows if self.head is None else self.head(rows)
@@ -99,3 +133,7 @@ class MomentumQueue(nn.Module):
         self.embeddings.copy_(torch.cat([rows.to(self.embeddings.dtype), self.embeddings])[:size])
         if keys is not None:
             self.keys.copy_(torch.cat([keys, self.keys])[:size])
+
+    def _lead(self, model: nn.Module, head: nn.Module | None) -> None:
+        _follow_optimizers()
+        _leaders[self] = [*model.parameters(), *([] if head is None else head.parameters())]

@@ -1,4 +1,5 @@
-"""Readers: text, csv, tsv and jsonl files to InputExamples, a datasets.Dataset on disk, or an STS evaluator.
+"""Readers: text, csv, tsv, jsonl and parquet files, and data sets of the hub, to InputExamples, a datasets.Dataset on
+disk, or an STS evaluator.
 
 A reader never drops a row in silence: what it skips it counts in ``skipped`` and logs, and what it cannot read is a
 ValueError that names the file, the line and the column.
@@ -16,15 +17,19 @@ import sys
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pyarrow
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError
+from pyarrow.parquet import ParquetFile
 from sentence_transformers import InputExample
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+
+from st_simcse.hub import HubDataset
 
 __all__ = ["NLIReader", "SentenceReader", "TripletReader", "load_sts"]
 
@@ -32,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 Column = str | int
 Record = tuple[str, ...]
-# The line a row begins on, and its cells by column name (or number, without a header).
+Source = Path | HubDataset
+Name = str | os.PathLike[str] | HubDataset
+# The line a row begins on (in parquet files and data sets its number), and its cells by column name (or number,
+# without a header).
 Row = tuple[int, dict[Column, Any]]
 
 # The csv module's own limit of 128 KiB a cell would refuse long documents.
@@ -60,7 +68,12 @@ class Reader:
 
     Attributes:
         skipped: the reasons for which the last file's rows were skipped, with their counts.
+        usual: the column sets to look for, of which the first that the file has is taken.
+        optional: how many of the last ones it may lack.
     """
+
+    usual: ClassVar[Sequence[Sequence[Column]]] = ()
+    optional: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -75,11 +88,11 @@ class Reader:
         self.drop_duplicates = drop_duplicates
         self.skipped: Counter[str] = Counter()
 
-    def get_examples(self, filename: str | os.PathLike[str], max_examples: int = 0) -> list[InputExample]:
+    def get_examples(self, filename: Name, max_examples: int = 0) -> list[InputExample]:
         """The file as InputExamples, for ``model.fit``.
 
         Args:
-            filename: path of the file, relative to ``dataset_folder``.
+            filename: path of the file, relative to ``dataset_folder``; or a :class:`~st_simcse.HubDataset`.
             max_examples: stop after so many examples; 0 reads them all.
 
         Raises:
@@ -87,11 +100,11 @@ class Reader:
             ValueError: if it cannot be read as it should, or has no row to give; names file, line and column.
         """
         return [
-            InputExample(guid=f"{Path(filename).name}-{index}", texts=list(self._texts(record)))
+            InputExample(guid=f"{Path(str(filename)).name}-{index}", texts=list(self._texts(record)))
             for index, record in enumerate(islice(self._read(filename), max_examples or None))
         ]
 
-    def get_dataset(self, filename: str | os.PathLike[str]) -> Dataset:
+    def get_dataset(self, filename: Name) -> Dataset:
         """The file as a Dataset, for ``SentenceTransformerTrainer``.
 
         Rows stream through Arrow into a temporary file that is deleted when the program ends, so that memory does not
@@ -100,34 +113,38 @@ class Reader:
         try:
             # The folder is new every time: a cached table would hide both a changed file and what was skipped.
             return Dataset.from_generator(
-                self._read_dicts, gen_kwargs={"filenames": [str(filename)]}, cache_dir=tempfile.mkdtemp(dir=_scratch())
+                self._read_dicts, gen_kwargs={"filenames": [filename]}, cache_dir=tempfile.mkdtemp(dir=_scratch())
             )
         except DatasetGenerationError as error:
             raise (error.__cause__ or error) from None
 
-    def get_iterable_dataset(self, *filenames: str | os.PathLike[str]) -> IterableDataset:
+    def get_iterable_dataset(self, *filenames: Name) -> IterableDataset:
         """Files that are read while training goes on, for data that is too large to copy.
 
         Every file is a shard; ``.shuffle(seed, buffer_size)`` shuffles the files and, within a buffer, their rows. The
         trainer needs ``max_steps``, because nobody has counted the rows. What is skipped is logged file by file.
         Raises what :meth:`get_examples` raises, when it comes to the row.
         """
-        if missing := [str(name) for name in filenames if not Path(self.dataset_folder, name).exists()]:
+        files = [name for name in filenames if not isinstance(name, HubDataset)]
+        if missing := [str(name) for name in files if not Path(self.dataset_folder, name).exists()]:
             raise FileNotFoundError(f"no such file(s): {', '.join(missing)}")
         width = len(next(self._read(filenames[0])))
         return IterableDataset.from_generator(
             self._read_dicts,
             features=Features({name: Value("string") for name in self._names(width)}),
-            gen_kwargs={"filenames": [str(name) for name in filenames]},
+            gen_kwargs={"filenames": list(filenames)},
         )
 
-    def _read_dicts(self, filenames: list[str]) -> Iterator[dict[str, str]]:
+    def _read_dicts(self, filenames: list[Name]) -> Iterator[dict[str, str]]:
         for filename in filenames:
             for record in self._read(filename):
                 yield dict(zip(self._names(len(record)), record, strict=True))
 
-    def _read(self, filename: str | os.PathLike[str]) -> Iterator[Record]:
-        path = Path(self.dataset_folder, filename)
+    def _source(self, filename: Name) -> Source:
+        return filename if isinstance(filename, HubDataset) else Path(self.dataset_folder, filename)
+
+    def _read(self, filename: Name) -> Iterator[Record]:
+        path = self._source(filename)
         self.skipped = Counter()
         seen: set[int] = set()
         count = 0
@@ -146,18 +163,14 @@ class Reader:
         if reasons:
             logger.warning("%s: %s read, skipped %s", path, f"{count:,}", reasons)
 
-    def _cells(self, path: Path, names: Sequence[Sequence[Column]], optional: int = 0) -> Iterator[tuple[int, Record]]:
-        """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped.
-
-        ``names`` are the column sets to look for, the first that the file has is taken; without its last ``optional``
-        columns if the file lacks just those.
-        """
+    def _cells(self, path: Source) -> Iterator[tuple[int, Record]]:
+        """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped."""
         wanted: Sequence[Column] = ()
         for line, row in _rows(path, self.columns, self.quoting):
             if not row:
                 self.skipped["blank"] += 1
                 continue
-            wanted = wanted or _choose_columns(path, line, row, [self.columns] if self.columns else names, optional)
+            wanted = wanted or self._choose_columns(path, line, row)
             cells = [_text(path, line, row, column) for column in wanted]
             empty = [column for column, cell in zip(wanted, cells, strict=True) if not cell]
             if len(empty) == len(wanted):
@@ -167,7 +180,29 @@ class Reader:
             else:
                 yield line, tuple(cells)
 
-    def _records(self, path: Path) -> Iterator[Record]:
+    @classmethod
+    def usual_columns(cls, names: Container[Column]) -> Sequence[Column]:
+        """Those of the usual columns that a file with these has; none if it lacks some."""
+        for usual in cls.usual:
+            for wanted in (usual, usual[: len(usual) - cls.optional]):
+                if all(column in names for column in wanted):
+                    return wanted
+        return []
+
+    def _choose_columns(self, path: Source, line: int, row: dict[Column, Any]) -> Sequence[Column]:
+        if not self.columns:
+            wanted = self.usual_columns(row)
+        else:
+            wanted = self.columns if all(column in row for column in self.columns) else []
+        if not wanted:
+            expected = " or ".join(str(list(columns)) for columns in ([self.columns] if self.columns else self.usual))
+            raise ValueError(
+                f"{place(path, line)}: no column(s) {expected}, found {list(row)}; name the columns to read, by their "
+                "header or, for a file without one, by number from 0"
+            )
+        return wanted
+
+    def _records(self, path: Source) -> Iterator[Record]:
         raise NotImplementedError
 
     def _names(self, width: int) -> Sequence[str]:
@@ -181,9 +216,10 @@ class Reader:
 class SentenceReader(Reader):
     """Single sentences for :class:`~st_simcse.UnsupSimCSELoss`.
 
-    Text files (``.txt``, or any other name) hold one sentence a line. ``.csv``, ``.tsv`` and ``.jsonl`` files hold it
-    in the column ``sentence`` or ``text``, or in the one given. Each may be gzipped (``.gz``). Examples come doubled,
-    ``texts=[s, s]``, as ``fit`` needs them; the Dataset has the single column ``sentence``.
+    Text files (``.txt``, or any other name) hold one sentence a line. Tables (``.csv``, ``.tsv``, ``.jsonl``,
+    ``.parquet``, data sets of the hub) hold it in the column ``sentence`` or ``text``, or in the one given. Each but
+    parquet may be gzipped (``.gz``). Examples come doubled, ``texts=[s, s]``, as ``fit`` needs them; the Dataset has
+    the single column ``sentence``.
 
     Args:
         dataset_folder: file names are relative to it.
@@ -201,6 +237,8 @@ class SentenceReader(Reader):
         Counter({'blank': 1})
     """
 
+    usual = (("sentence",), ("text",))
+
     def __init__(
         self,
         dataset_folder: str | os.PathLike[str] = "",
@@ -210,12 +248,12 @@ class SentenceReader(Reader):
     ) -> None:
         super().__init__(dataset_folder, None if column is None else [column], quoting, drop_duplicates)
 
-    def _records(self, path: Path) -> Iterator[Record]:
-        if _format(path) != "txt":
-            for _, record in self._cells(path, [["sentence"], ["text"]]):
+    def _records(self, path: Source) -> Iterator[Record]:
+        if isinstance(path, HubDataset) or _format(path) != "txt":
+            for _, record in self._cells(path):
                 yield record
             return
-        for _, line in _lines(path):
+        for _, line in text_lines(path):
             if sentence := line.strip():
                 yield (sentence,)
             else:
@@ -231,7 +269,8 @@ class SentenceReader(Reader):
 class TripletReader(Reader):
     """(anchor, positive, hard negative) rows for :class:`~st_simcse.SupSimCSELoss`.
 
-    Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, each also gzipped. The header says ``sent0, sent1, hard_neg`` (the
+    Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, each also gzipped, ``.parquet`` files and data sets of the hub. The
+    header says ``sent0, sent1, hard_neg`` (the
     layout of the paper's ``nli_for_simcse.csv``) or ``anchor, positive, negative``; a file without the third column
     gives pairs. Other names, numbers for a file without a header, and several hard negatives go into ``columns``.
 
@@ -242,9 +281,11 @@ class TripletReader(Reader):
         {'anchor': 'Hi, you.', 'positive': 'Hello.', 'negative': 'Bye.'}
     """
 
-    def _records(self, path: Path) -> Iterator[Record]:
-        names = [["sent0", "sent1", "hard_neg"], ["anchor", "positive", "negative"]]
-        for _, record in self._cells(path, names, optional=1):
+    usual = (("sent0", "sent1", "hard_neg"), ("anchor", "positive", "negative"))
+    optional = 1
+
+    def _records(self, path: Source) -> Iterator[Record]:
+        for _, record in self._cells(path):
             yield record
 
     def _names(self, width: int) -> Sequence[str]:
@@ -269,14 +310,15 @@ class NLIReader(Reader):
         ['A dog runs.', 'An animal moves.', 'A dog sleeps.']
     """
 
-    def _records(self, path: Path) -> Iterator[Record]:
+    usual = (("premise", "hypothesis", "label"), ("sentence1", "sentence2", "gold_label"))
+
+    def _records(self, path: Source) -> Iterator[Record]:
         premises: dict[str, dict[str, list[str]]] = {}
-        names = [["premise", "hypothesis", "label"], ["sentence1", "sentence2", "gold_label"]]
-        for line, (premise, hypothesis, spelled) in self._cells(path, names):
+        for line, (premise, hypothesis, spelled) in self._cells(path):
             label = _NLI_LABELS.get(spelled.lower())
             if label is None:
                 raise ValueError(
-                    f"{path}, line {line}: unknown label {spelled!r}, expected entailment, neutral, contradiction, 0, "
+                    f"{place(path, line)}: unknown label {spelled!r}, expected entailment, neutral, contradiction, 0, "
                     "1, 2, or - for none"
                 )
             if label in ("neutral", "without a gold label"):
@@ -295,21 +337,20 @@ class NLIReader(Reader):
         return ["anchor", "positive", "negative"]
 
 
-class _STSReader(Reader):
-    def _records(self, path: Path) -> Iterator[Record]:
+class STSReader(Reader):
+    """(sentence1, sentence2, score) rows, for :func:`load_sts`."""
+
+    usual = (("sentence1", "sentence2", "score"),)
+
+    def _records(self, path: Source) -> Iterator[Record]:
         column = self.columns[2] if self.columns else "score"
-        for line, (sentence1, sentence2, score) in self._cells(path, [["sentence1", "sentence2", "score"]]):
-            try:
-                finite = math.isfinite(float(score))
-            except ValueError:
-                finite = False
-            if not finite:
-                raise ValueError(f"{path}, line {line}, column {column!r}: {score!r} is not a score, expected a number")
+        for line, (sentence1, sentence2, score) in self._cells(path):
+            check_score(path, line, column, score)
             yield sentence1, sentence2, score
 
 
 def load_sts(
-    filename: str | os.PathLike[str],
+    filename: Name,
     name: str | None = None,
     columns: Sequence[Column] | None = None,
     quoting: int | None = None,
@@ -318,9 +359,10 @@ def load_sts(
     """Scored sentence pairs as ST's EmbeddingSimilarityEvaluator with Spearman's correlation of the cosine.
 
     Args:
-        filename: a ``.csv``, ``.tsv`` or ``.jsonl`` file, also gzipped, with the columns sentence1, sentence2, score.
-            Scores may be on any scale, since only their order counts.
-        name: the evaluator's name; the file's name without endings when left out.
+        filename: a ``.csv``, ``.tsv`` or ``.jsonl`` file, also gzipped, a ``.parquet`` file or a
+            :class:`~st_simcse.HubDataset`, with the columns sentence1, sentence2, score. Scores may be on any scale,
+            since only their order counts.
+        name: the evaluator's name; when left out the file's name without endings, or those of data set and split.
         columns: other columns, see :class:`Reader`.
         quoting: see :class:`Reader`.
         **evaluator_kwargs: for the evaluator, such as ``batch_size``.
@@ -335,25 +377,48 @@ def load_sts(
         >>> load_sts(path).scores
         [4.5, 0.5]
     """
-    records = list(_STSReader(columns=columns, quoting=quoting)._read(filename))
-    sentences1, sentences2, scores = zip(*records, strict=True)
-    options = {"batch_size": 64, "main_similarity": "cosine"} | evaluator_kwargs
+    if name is None:
+        if isinstance(filename, HubDataset):
+            name = f"{Path(filename.name).name}-{filename.split}"
+        else:
+            name = Path(filename).name.split(".")[0]
+    return sts_evaluator(STSReader(columns=columns, quoting=quoting), filename, name, **evaluator_kwargs)
+
+
+def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs: Any) -> EmbeddingSimilarityEvaluator:
+    """The (sentence1, sentence2, score) records of a reader as an evaluator."""
+    sentences1, sentences2, scores = zip(*reader._read(filename), strict=True)
+    options: dict[str, Any] = {"batch_size": 64, "main_similarity": "cosine"} | evaluator_kwargs
     return EmbeddingSimilarityEvaluator(
-        list(sentences1),
-        list(sentences2),
-        [float(score) for score in scores],
-        name=Path(filename).name.split(".")[0] if name is None else name,
-        **options,
+        list(sentences1), list(sentences2), [float(score) for score in scores], name=name, **options
     )
 
 
-def _format(path: Path) -> str:
+def check_score(path: Source, line: int, column: Column, score: str) -> None:
+    """ValueError unless it is a finite number."""
+    try:
+        finite = math.isfinite(float(score))
+    except ValueError:
+        finite = False
+    if not finite:
+        raise ValueError(f"{place(path, line)}, column {column!r}: {score!r} is not a score, expected a number")
+
+
+def place(path: Source, line: int) -> str:
+    """Where in the source a row is, for messages."""
+    return f"{path}, {'row' if _format(path) in ('dataset', 'parquet') else 'line'} {line}"
+
+
+def _format(path: Source) -> str:
+    if isinstance(path, HubDataset):
+        return "dataset"
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     suffix = suffixes[-1] if suffixes else ""
-    return {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl"}.get(suffix, "txt")
+    formats = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+    return formats.get(suffix, "txt")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers and lines, line ends included; reads bytes so that a line can be named that does not decode."""
     with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
         number = 0
@@ -369,18 +434,37 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             raise ValueError(f"{path}, after line {number}: damaged gzip file ({error})") from None
 
 
-def _rows(path: Path, columns: Sequence[Column] | None, quoting: int | None) -> Iterator[Row]:
+def _rows(path: Source, columns: Sequence[Column] | None, quoting: int | None) -> Iterator[Row]:
     """The rows of a table with the line they begin on; blank lines are empty rows."""
-    if _format(path) == "jsonl":
+    if isinstance(path, HubDataset):
+        yield from enumerate(_dataset_rows(path), start=1)
+    elif _format(path) == "parquet":
+        yield from enumerate(_parquet_rows(path), start=1)
+    elif _format(path) == "jsonl":
         yield from _json_rows(path)
     elif _format(path) == "txt":
-        raise ValueError(f"{path}: expected a .csv, .tsv or .jsonl file (or one of them with .gz)")
+        raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .parquet file (or one of the first three with .gz)")
     else:
         yield from _csv_rows(path, all(isinstance(column, int) for column in columns or [""]), quoting)
 
 
+def _dataset_rows(source: HubDataset) -> Iterator[dict[Column, Any]]:
+    for batch in source.load().iter(batch_size=1000):
+        for cells in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, cells, strict=True))
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[Column, Any]]:
+    with path.open("rb") as file:
+        try:
+            for batch in ParquetFile(file).iter_batches(batch_size=1000):
+                yield from batch.to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: damaged or no parquet file ({error})") from None
+
+
 def _json_rows(path: Path) -> Iterator[Row]:
-    for line, text in _lines(path):
+    for line, text in text_lines(path):
         if not text.strip():
             yield line, {}
             continue
@@ -398,7 +482,7 @@ def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
     quoting = quoting if quoting is not None else csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE
     # strict, since a lenient parser lets one unbalanced quote swallow the rest of the file
     reader = csv.reader(
-        (text for _, text in _lines(path)), delimiter="," if comma else "\t", quoting=quoting, strict=True
+        (text for _, text in text_lines(path)), delimiter="," if comma else "\t", quoting=quoting, strict=True
     )
     header: list[str] | None = None
     while True:
@@ -429,29 +513,15 @@ def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
             yield line, dict(zip(header, cells, strict=False))
 
 
-def _choose_columns(
-    path: Path, line: int, row: dict[Column, Any], names: Sequence[Sequence[Column]], optional: int
-) -> Sequence[Column]:
-    for columns in names:
-        for wanted in (columns, columns[: len(columns) - optional]):
-            if all(column in row for column in wanted):
-                return wanted
-    expected = " or ".join(str(list(columns)) for columns in names)
-    raise ValueError(
-        f"{path}, line {line}: no column(s) {expected}, found {list(row)}; name the columns to read, by their header "
-        "or, for a file without one, by number from 0"
-    )
-
-
-def _text(path: Path, line: int, row: dict[Column, Any], column: Column) -> str:
+def _text(path: Source, line: int, row: dict[Column, Any], column: Column) -> str:
     if column not in row:
-        raise ValueError(f"{path}, line {line}: no column {column!r}, the row has {list(row)}")
+        raise ValueError(f"{place(path, line)}: no column {column!r}, the row has {list(row)}")
     cell = row[column]
     # Labels and scores may be JSON numbers; a null is an empty cell.
     if cell is None:
         return ""
     if isinstance(cell, bool) or not isinstance(cell, str | int | float):
-        raise ValueError(f"{path}, line {line}, column {column!r}: expected text, got {cell!r}")
+        raise ValueError(f"{place(path, line)}, column {column!r}: expected text, got {cell!r}")
     return str(cell).strip()
 
 

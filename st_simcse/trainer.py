@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -27,6 +27,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_simcse.batching import LengthGroupedBatchSampler, TokenCollator, tokenize
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, any_process
+from st_simcse.losses import check_wrappers
 
 __all__ = ["SimCSETrainer", "SimCSETrainingArguments"]
 
@@ -49,6 +50,8 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         >>> SimCSETrainingArguments(bf16=False, tokenize_once=True).learning_rate
         3e-05
     """
+
+    _argument_group_name: ClassVar[str] = "training"  # where HfArgumentParser lists them
 
     output_dir: str | None = field(default="output", metadata={"help": "Where the model and checkpoints go."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training data."})
@@ -166,7 +169,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
     Raises:
         FileNotFoundError: on resuming with a head from a checkpoint that has none.
         OSError: at once, if nothing can be written to ``output_dir``.
-        ValueError: for ``tokenize_once`` with data or a model that does not allow it.
+        ValueError: for ``tokenize_once`` with data or a model that does not allow it, and for an option of a loss that
+            does not go with the MatryoshkaLoss or AdaptiveLayerLoss around it.
     """
 
     def __init__(
@@ -184,6 +188,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
             train_dataset = tokenize(train_dataset, model)
             options["data_collator"] = TokenCollator(model)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **options)
+        for loss in self._losses().values():
+            check_wrappers(loss)
         self.add_callback(LossSynchronizer(self._losses().values()))
 
     def get_batch_sampler(

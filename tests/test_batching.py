@@ -12,8 +12,8 @@ def _sampler(dataset, batch_size=8, **options):
     return LengthGroupedBatchSampler(dataset, batch_size=batch_size, **options)
 
 
-def test_batches_hold_every_row_once_and_are_of_like_length(shared):
-    sentences = (shared / "wiki" / "wiki_sentences.txt").read_text().splitlines()[:1001]
+def test_batches_hold_every_row_once_and_are_of_like_length(files):
+    sentences = (files / "wiki/wiki_sentences.txt").read_text().splitlines()[:1001]
     batches = list(_sampler(Dataset.from_dict({"sentence": sentences})))
     assert sorted(row for batch in batches for row in batch) == list(range(1001))
     assert [len(batch) for batch in batches].count(8) == 125

@@ -1,6 +1,8 @@
 import csv
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from st_simcse import build_model, cli, load_sts
+from st_simcse.cli import evaluate, export, train
 
 
 def _scored_pairs(path, sentences):
@@ -20,7 +23,7 @@ def _scored_pairs(path, sentences):
 
 def _train(tmp_path, tiny_bert, train_file, *options):
     # --report_to none keeps installed experiment trackers out of the tests
-    return cli.train(
+    return train.run(
         [
             *("--model_name_or_path", tiny_bert, "--train_file", str(train_file)),
             *("--output_dir", str(tmp_path / "out"), "--report_to", "none", *options),
@@ -66,27 +69,23 @@ def test_train_on_nli_rows_and_on_a_column(tmp_path, tiny_bert):
     _train(tmp_path, tiny_bert, table, "--train_format", "sentences", "--columns", "1", "--save_strategy", "no")
 
 
-def test_evaluate_several_models(shared, tmp_path, tiny_bert, capsys, monkeypatch):
-    # The seven real files, cut to their first rows: the whole of them is test_evaluation's.
-    for path in (shared / "sts" / "raw").glob("*.tsv"):
-        (tmp_path / path.name).write_text("".join(path.read_text().splitlines(keepends=True)[:50]))
+def test_evaluate_several_models(generated, tiny_bert, capsys, monkeypatch):
+    sts = str(generated / "sts/raw")
     options = ["--pooling", "cls", "--max_seq_length", "32"]
-    results = cli.evaluate(["--model", tiny_bert, "--sts_dir", str(tmp_path), *options])
-    monkeypatch.setattr("sys.argv", ["st-simcse", "evaluate", "--model", tiny_bert, "--sts_dir", str(tmp_path)])
+    results = evaluate.run(["--model", tiny_bert, "--sts_dir", sts, *options])
+    monkeypatch.setattr("sys.argv", ["st-simcse", "evaluate", "--model", tiny_bert, "--sts_dir", sts])
     cli.main()
     tables = capsys.readouterr().out
     assert tables.count("| model | STS12 |") == 2
     assert f"| {results[tiny_bert]['STS12']:.2f} | {results[tiny_bert]['STS13']:.2f} |" in tables
 
 
-def test_evaluate_side_by_side_into_files(shared, tmp_path, tiny_bert, capsys):
-    for path in (shared / "sts" / "raw").glob("*.tsv"):
-        (tmp_path / path.name).write_text("".join(path.read_text().splitlines(keepends=True)[:50]))
+def test_evaluate_side_by_side_into_files(generated, tmp_path, tiny_bert, capsys):
     build_model(tiny_bert, pooling="mean", dense=True).save_pretrained(str(tmp_path / "other"))
     outputs = {kind: str(tmp_path / f"out.{kind}") for kind in ("json", "csv", "png")}
     files = ["--json_file", outputs["json"], "--csv_file", outputs["csv"], "--plot_file", outputs["png"]]
     models = [tiny_bert, str(tmp_path / "other")]
-    rows = cli.evaluate(["--model", *models, "--sts_dir", str(tmp_path), *files])
+    rows = evaluate.run(["--model", *models, "--sts_dir", str(generated / "sts/raw"), *files])
     assert list(rows) == models
     assert rows[models[0]] != rows[models[1]]
     assert capsys.readouterr().out.count("\n| /") == 2
@@ -100,7 +99,7 @@ def test_evaluate_side_by_side_into_files(shared, tmp_path, tiny_bert, capsys):
 @pytest.mark.parametrize("options", [[], ["--sts_dir", "sts", "--mteb"]])
 def test_evaluate_wants_one_kind_of_data(options):
     with pytest.raises(ValueError, match="either --sts_dir .* or --mteb"):
-        cli.evaluate(["--model", "x", *options])
+        evaluate.run(["--model", "x", *options])
 
 
 def test_seeds_report_mean_and_spread(tmp_path, tiny_bert, sentences, capsys):
@@ -148,7 +147,7 @@ def test_alignment_and_uniformity_are_logged_and_drawn(tmp_path, tiny_bert, sent
 
 def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
     made = []
-    monkeypatch.setattr(cli, "SimCSETrainer", lambda **options: made.append(options["loss"]) or sys.exit("enough"))
+    monkeypatch.setattr(train, "SimCSETrainer", lambda **options: made.append(options["loss"]) or sys.exit("enough"))
     (tmp_path / "a.txt").write_text("\n".join(sentences))
     options = ["--no_mask_duplicates", "--mlm_weight", "0.1", "--false_negative_threshold", "0.9", "--symmetric"]
     options += ["--queue_size", "5"]
@@ -162,7 +161,7 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
 def test_export(tmp_path, tiny_bert, sentences, capsys):
     model = build_model(tiny_bert, dense=True)
     model.save_pretrained(str(tmp_path / "model"))
-    expression = cli.export(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "plain")])
+    expression = export.run(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "plain")])
     printed = capsys.readouterr().out
     assert printed.endswith(f"embeddings = {expression}\n")
     code = "from transformers import AutoModel, AutoTokenizer\n" + printed.split("\n\n", 1)[1]
@@ -176,9 +175,10 @@ def test_export(tmp_path, tiny_bert, sentences, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "usage: st-simcse"),
-        (["--help"], "usage: st-simcse"),
-        (["oops"], "unknown command 'oops'"),
+        (["oops"], "unknown command 'oops': choose one of train, "),
+        (["train", "--train_fil", "x"], "st-simcse train: .*required: --model_name_or_path"),
+        (["evaluate", "--model", "x", "--sts_di", "y"], "unknown option --sts_di, did you mean --sts_dir?"),
+        (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'\nst-simcse demo --help lists the options"),
         (["evaluate", "--model", "x", "--sts_dir", "/absent"], "st-simcse evaluate: /absent lacks STS12.tsv"),
         (["train", "--model_name_or_path", "x", "--train_file", "/absent.txt"], "No such file.*/absent.txt"),
         (
@@ -201,3 +201,58 @@ def test_an_option_of_the_other_objective_is_refused(tmp_path, tiny_bert, senten
     for option in ("--symmetric", "--dropout_free_negatives"):
         with pytest.raises(ValueError, match=f"{option} does not go with triplets"):
             _train(tmp_path, tiny_bert, tmp_path / "b.csv", option)
+
+
+@pytest.mark.parametrize("option", ["--preset", "--pres"])
+def test_a_preset_is_never_ignored(option):
+    with pytest.raises(
+        SystemExit, match="unknown preset 'sup-bert-tiny'|unknown option --pres=.*did you mean --preset"
+    ):
+        cli.main(["train", f"{option}=sup-bert-tiny", "--train_file", "x", "--model_name_or_path", "y"])
+
+
+def test_help_needs_no_torch():
+    """Of the whole and of every command but train, whose options are those of sentence-transformers' trainer."""
+    code = "import sys; from st_simcse.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    for words in ([], ["--help"], ["--version"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "st-simcse COMMAND" in done.stdout or "st_simcse 0" in done.stdout
+    for command in set(cli.COMMANDS) - {"train"}:
+        help_code = f"import sys\ntry:\n    from st_simcse.cli import main; main([{command!r}, '--help'])\n"
+        help_code += "except SystemExit as stop:\n    assert not stop.code\nassert 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", help_code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"example:\n  st-simcse {command}" in done.stdout
+
+
+def test_help_of_train_is_grouped(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out
+    places = [
+        text.index(word)
+        for word in ("\nmodel:", "\ndata:", "--train_file", "\nobjective:", "--temperature", "\ntraining:")
+    ]
+    assert not stop.value.code
+    assert places == sorted(places)
+    assert text.rstrip().endswith("--train_file sentences.txt --projection_head")
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "st_simcse", "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("st_simcse 0.")
+
+
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
+    """Where a clone lies in a folder named st_simcse, that folder is no package, and must not be taken for one."""
+    (tmp_path / "st_simcse" / "docs").mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from st_simcse import build_model"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr

@@ -3,12 +3,13 @@ import torch
 from st_simcse import build_model
 from st_simcse.duplicates import text_keys
 from st_simcse.objective import KnownPositives
+from tests.inputs import flattened
 
 
-def test_keys_are_equal_for_equal_tokens_only(shared, pretrained):
-    """On real sentences, whatever the batch they are padded in and whichever side the padding is on."""
+def test_keys_are_equal_for_equal_tokens_only(files, pretrained):
+    """Whatever the batch they are padded in and whichever side the padding is on."""
     model = build_model(pretrained, pooling="mean", max_seq_length=128, device="cpu")
-    sentences = (shared / "wiki" / "wiki_sentences.txt").read_text().splitlines()[:3000]
+    sentences = (files / "wiki/wiki_sentences.txt").read_text().splitlines()[:3000]
     keys = torch.cat([text_keys(model.preprocess(sentences[begin : begin + 100])) for begin in range(0, 3000, 100)])
     rows = [tuple(ids) for ids in model.tokenizer(sentences, truncation=True, max_length=128)["input_ids"]]
     assert len(set(keys.tolist())) == len(set(rows))
@@ -25,6 +26,11 @@ def test_keys_of_a_static_embedding(static_model, sentences):
     assert torch.equal(text_keys(static_model.preprocess(sentences[::-1])), keys[:-1].flip(0))
 
 
+def test_flattened_inputs_have_the_keys_of_padded_ones(model, sentences):
+    """What flash attention takes: all texts as one row, and where each begins."""
+    assert torch.equal(text_keys(flattened(model, sentences)), text_keys(model.preprocess(sentences)))
+
+
 def test_order_counts():
     mask = torch.ones(2, 3, dtype=torch.long)
     first, second = text_keys({"input_ids": torch.tensor([[1, 2, 3], [3, 2, 1]]), "attention_mask": mask}).tolist()
@@ -33,7 +39,6 @@ def test_order_counts():
 
 def test_inputs_that_are_no_rows_of_tokens_have_no_keys():
     assert text_keys({"pixel_values": torch.zeros(2, 3)}) is None
-    assert text_keys({"input_ids": torch.zeros(1, 9, dtype=torch.long), "cu_seq_lens_q": torch.tensor([0, 9])}) is None
 
 
 def test_known_positives_are_those_of_a_loop():

@@ -22,7 +22,7 @@ PUBLISHED = {
 
 def test_published_numbers(shared, pretrained):
     model = build_model(pretrained, pooling="mean", max_seq_length=128)
-    results = sts_evaluators(shared / "sts" / "raw")(model)
+    results = sts_evaluators(shared / "sts/raw")(model)
     for task, published in PUBLISHED.items():
         assert 100 * results[f"{task}_spearman_cosine"] == pytest.approx(published, abs=0.01), task
     assert 100 * results["sequential_score"] == pytest.approx(78.87, abs=0.01)
@@ -31,8 +31,8 @@ def test_published_numbers(shared, pretrained):
     assert row.endswith("| 78.87 |")
 
 
-def test_the_score_is_spearman_of_all_pairs(shared, tiny_bert):
-    evaluator = sts_evaluators(shared / "sts" / "senteval").evaluators[5]
+def test_the_score_is_spearman_of_all_pairs(files, tiny_bert):
+    evaluator = sts_evaluators(files / "sts/raw").evaluators[5]
     model = SentenceTransformer(tiny_bert)
     first, second = model.encode(evaluator.sentences1), model.encode(evaluator.sentences2)
     cosine = model.similarity_pairwise(first, second)
@@ -46,9 +46,9 @@ def test_missing_tasks_are_named(tmp_path):
     assert len(STS_TASKS) == 7
 
 
-def test_alignment_and_uniformity_of_real_pairs(shared, tiny_bert, tmp_path):
+def test_alignment_and_uniformity(files, tiny_bert, tmp_path):
     model = build_model(tiny_bert)
-    dev = load_sts(shared / "sts" / "raw" / "STSB-dev.tsv", name="dev")
+    dev = load_sts(files / "sts/raw" / "STSB-dev.tsv", name="dev")
     for side in ("sentences1", "sentences2", "scores"):
         setattr(dev, side, getattr(dev, side)[:60])
     evaluator = AlignmentUniformityEvaluator.from_sts(dev)
@@ -71,12 +71,12 @@ def test_no_positive_pairs_is_an_error():
         AlignmentUniformityEvaluator(["A"], ["B"], [0.9])
 
 
-def test_mteb_agrees_on_the_same_pairs(shared, pretrained, monkeypatch):
-    """MTEB itself, its seven tasks reading the first rows of our files instead of downloading its own."""
+def test_mteb_agrees_on_the_same_pairs(generated, pretrained, monkeypatch):
+    """MTEB itself, its seven tasks reading the first rows of generated files instead of downloading its own."""
     files = {"STSBenchmark": "STSB-test", "SICK-R": "SICKR-test"}
 
     def load_data(task, *args, **kwargs):
-        dev = load_sts(shared / "sts" / "raw" / f"{files.get(task.metadata.name, task.metadata.name)}.tsv")
+        dev = load_sts(generated / "sts/raw" / f"{files.get(task.metadata.name, task.metadata.name)}.tsv")
         columns = {"sentence1": dev.sentences1, "sentence2": dev.sentences2, "score": dev.scores}
         rows = Dataset.from_dict({name: values[:80] for name, values in columns.items()})
         task.dataset, task.data_loaded = DatasetDict({split: rows for split in task.metadata.eval_splits}), True
@@ -84,7 +84,7 @@ def test_mteb_agrees_on_the_same_pairs(shared, pretrained, monkeypatch):
     monkeypatch.setattr("mteb.abstasks.AbsTask.load_data", load_data)
     model = build_model(pretrained, pooling="mean")
     scores = mteb_scores(model)
-    ours = sts_evaluators(shared / "sts" / "raw")
+    ours = sts_evaluators(generated / "sts/raw")
     for evaluator in ours.evaluators:
         for side in ("sentences1", "sentences2", "scores"):
             setattr(evaluator, side, getattr(evaluator, side)[:80])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from st_simcse import cli
+from st_simcse.cli import train
 from st_simcse.trainer import last_complete_checkpoint
 
 STEPS = 30
@@ -69,7 +69,7 @@ def _weights(folder):
 
 
 def test_killed_and_resumed_ends_as_if_undisturbed(tmp_path, command):
-    cli.train(command(tmp_path / "whole"))
+    train.run(command(tmp_path / "whole"))
     process = _slow_run(command(tmp_path / "killed"), 0.2)
     _wait_for(tmp_path / "killed" / "checkpoint-10" / "trainer_state.json", process)
     time.sleep(0.5)  # into the steps after the checkpoint
@@ -77,7 +77,7 @@ def test_killed_and_resumed_ends_as_if_undisturbed(tmp_path, command):
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / f"checkpoint-{STEPS}").exists()
 
-    cli.train([*command(tmp_path / "killed"), "--resume_from_checkpoint", "last"])
+    train.run([*command(tmp_path / "killed"), "--resume_from_checkpoint", "last"])
     expected, resumed = _weights(tmp_path / "whole"), _weights(tmp_path / "killed")
     start = SentenceTransformer(str(tmp_path / "killed" / "checkpoint-5")).state_dict()
     assert any(not torch.equal(weight.cpu(), resumed[name.removeprefix("0.model.")]) for name, weight in start.items())
@@ -97,8 +97,8 @@ def test_sigterm_saves_a_checkpoint_and_stops(tmp_path, command):
     last = Path(last_complete_checkpoint(tmp_path / "out"))
     step = json.loads((last / "trainer_state.json").read_text())["global_step"]
     assert 5 < step < STEPS
-    cli.train([*command(tmp_path / "out"), "--resume_from_checkpoint", "last"])
-    cli.train(command(tmp_path / "whole"))
+    train.run([*command(tmp_path / "out"), "--resume_from_checkpoint", "last"])
+    train.run(command(tmp_path / "whole"))
     for name, weight in _weights(tmp_path / "whole").items():
         assert torch.equal(weight, _weights(tmp_path / "out")[name]), name
 
@@ -112,21 +112,21 @@ def test_sigterm_between_seeds_and_resume(tmp_path, command):
     assert process.returncode == 0, output[-3000:]
     assert "after saving a checkpoint" in output
     assert not (tmp_path / "out" / "seed-2").exists()
-    cli.train([*command(tmp_path / "out"), *seeds, "--resume_from_checkpoint", "last"])
-    cli.train([*command(tmp_path / "whole"), *seeds])
+    train.run([*command(tmp_path / "out"), *seeds, "--resume_from_checkpoint", "last"])
+    train.run([*command(tmp_path / "whole"), *seeds])
     for seed in ("seed-1", "seed-2"):
         for name, weight in _weights(tmp_path / "whole" / seed).items():
             assert torch.equal(weight, _weights(tmp_path / "out" / seed)[name]), (seed, name)
 
 
 def test_damaged_checkpoints(tmp_path, command, caplog):
-    cli.train(command(tmp_path / "out"))
+    train.run(command(tmp_path / "out"))
     expected = _weights(tmp_path / "out")
 
     # one that was cut off while it was saved is passed over
     newest = tmp_path / "out" / f"checkpoint-{STEPS}"
     (newest / "trainer_state.json").write_text('{"epoch": 1.0, "glo')
-    cli.train([*command(tmp_path / "out"), "--resume_from_checkpoint", "last"])
+    train.run([*command(tmp_path / "out"), "--resume_from_checkpoint", "last"])
     assert "cut off while it was saved" in caplog.text
     assert all(torch.equal(weight, _weights(tmp_path / "out")[name]) for name, weight in expected.items())
 
@@ -137,11 +137,11 @@ def test_damaged_checkpoints(tmp_path, command, caplog):
         data = (damaged / name).read_bytes()
         (damaged / name).write_bytes(data[: len(data) // 2])
         with pytest.raises(ValueError, match=r"damaged cannot be read and is probably damaged"):
-            cli.train([*command(tmp_path / "again"), "--resume_from_checkpoint", str(damaged)])
+            train.run([*command(tmp_path / "again"), "--resume_from_checkpoint", str(damaged)])
         shutil.rmtree(damaged)
 
     with pytest.raises(ValueError, match="has no complete checkpoint"):
-        cli.train([*command(tmp_path / "none"), "--resume_from_checkpoint", "last"])
+        train.run([*command(tmp_path / "none"), "--resume_from_checkpoint", "last"])
 
 
 @pytest.fixture
@@ -168,23 +168,23 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file syste
 def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path, command, tmpfs):
     folder = tmpfs("size=1m")
     with pytest.raises(OSError, match=r"could not save .*checkpoint-\d+: .*earlier checkpoints are as they were"):
-        cli.train(command(folder))
+        train.run(command(folder))
     left = sorted(folder.glob("checkpoint-*"))
     assert left
     for checkpoint in left:  # each is whole
-        cli.train([*command(tmp_path / checkpoint.name), "--resume_from_checkpoint", str(checkpoint)])
+        train.run([*command(tmp_path / checkpoint.name), "--resume_from_checkpoint", str(checkpoint)])
 
 
 @needs_root
 def test_a_read_only_folder_is_refused_before_training(command, tmpfs):
     with pytest.raises(OSError, match="cannot write to the output folder .* Read-only file system"):
-        cli.train(command(tmpfs("ro") / "out"))
+        train.run(command(tmpfs("ro") / "out"))
 
 
 def test_a_file_in_place_of_the_folder(tmp_path, command):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to the output folder"):
-        cli.train(command(tmp_path / "file"))
+        train.run(command(tmp_path / "file"))
 
 
 def test_pickled_weights_and_remote_code_are_refused(tmp_path, tiny_bert, sentences):

@@ -1,16 +1,25 @@
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from PIL import Image
 from sentence_transformers import InputExample, SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
 from sentence_transformers.base.losses import column_merging_disabled
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
+    Matryoshka2dLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
+from sentence_transformers.sentence_transformer.modules import BoW, Dense, Dropout
 from torch.utils.data import DataLoader, SequentialSampler
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from st_simcse import ProjectionHead, SupSimCSELoss, UnsupSimCSELoss
+from st_simcse import ProjectionHead, SimCSETrainer, SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.demo import tiny_model
+from st_simcse.losses import check_wrappers
 from tests.reference import info_nce_loop
 
 
@@ -179,11 +188,69 @@ def test_matryoshka_around_ours_is_the_sum_over_truncated_embeddings(model, sent
     assert model[0].model.embeddings.word_embeddings.weight.grad.abs().sum() > 0
 
 
+def _pooled_layers(model, texts):
+    """The embeddings of every layer, the last one first, by transformers alone."""
+    features = model.preprocess(texts)
+    states = model[0].model(
+        **{name: features[name] for name in ("input_ids", "attention_mask")}, output_hidden_states=True
+    )
+    weights = features["attention_mask"][:, :, None] / features["attention_mask"].sum(1)[:, None, None]
+    return [(state * weights).sum(1).detach() for state in states.hidden_states[::-1]]
+
+
+@pytest.mark.parametrize("kind", ["one column", "dropout-free negatives", "two columns", "triplets"])
+@pytest.mark.parametrize("dimensions", [None, [32, 8]])
+def test_each_layer_has_the_objective_of_its_own_embeddings(model, sentences, monkeypatch, kind, dimensions):
+    """In AdaptiveLayerLoss and Matryoshka2dLoss, with dropout, and with more rows than a pass of a CPU has."""
+    monkeypatch.setattr("st_simcse.losses.ROWS_PER_PASS", 2)
+    shifted = [sentences[offset:] + sentences[:offset] for offset in range(3)]
+    columns = {"two columns": [sentences] * 2, "triplets": shifted}.get(kind, [sentences])
+    loss = (SupSimCSELoss if kind == "triplets" else UnsupSimCSELoss)(model, mask_duplicates=False)
+    loss.dropout_free_negatives = kind == "dropout-free negatives"
+    options = {"n_layers_per_step": -1, "kl_temperature": 0.0}
+    if dimensions:
+        wrapped = Matryoshka2dLoss(model, loss, dimensions, [1.0, 0.5], n_dims_per_step=-1, **options)
+    else:
+        wrapped = AdaptiveLayerLoss(model, loss, **options)
+    torch.manual_seed(1)
+    value = wrapped(_features(model, *columns), None)
+    value.backward()
+    torch.manual_seed(1)
+    views = [_pooled_layers(model, column) for column in (columns * 2 if len(columns) == 1 else columns)]
+    quiet = _pooled_layers(model.eval(), sentences)
+    objectives = []
+    for layer in range(3):
+        first, second, *others = (view[layer] for view in views)
+        if layer:
+            assert torch.nn.functional.cosine_similarity(first, second).max() < 0.9999
+        objective = 0.0
+        for width, weight in zip(dimensions or [32], [1.0, 0.5], strict=False):
+            a, p, *n = (embeddings[:, :width] for embeddings in (first, second, *others))
+            similarities = None
+            if loss.dropout_free_negatives:
+                similarities = torch.nn.functional.cosine_similarity(a, p)
+                a = p = quiet[layer][:, :width]
+            objective += weight * info_nce_loop(a, p, n[0][:, None] if n else None, similarities=similarities)
+        objectives.append(objective)
+    assert value.item() == pytest.approx(objectives[0] + (objectives[1] + objectives[2]) / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"mini_batch_size": 4}, {"queue_size": 4}])
+def test_adaptive_layers_need_the_whole_batch_and_no_queue(model, sentences, tmp_path, options):
+    wrapped = AdaptiveLayerLoss(model, UnsupSimCSELoss(model, **options))
+    with pytest.raises(ValueError, match=f"AdaptiveLayerLoss .* leave {next(iter(options))} out"):
+        wrapped(_features(model, sentences), None)
+    with pytest.raises(ValueError, match=f"AdaptiveLayerLoss .* leave {next(iter(options))} out"):
+        SimCSETrainer(model, _arguments(tmp_path), Dataset.from_dict({"sentence": sentences}), loss=wrapped)
+
+
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
 def test_matryoshka_does_not_go_with_a_head(model, sentences, mini_batch_size):
     loss = UnsupSimCSELoss(model, projection_head=True, mini_batch_size=mini_batch_size)
     with pytest.raises(ValueError, match="leave projection_head out"):
         MatryoshkaLoss(model, loss, [32, 16])(_features(model, sentences), None)
+    with pytest.raises(ValueError, match="leave projection_head out"):
+        check_wrappers(MatryoshkaLoss(model, loss, [32, 16]))
 
 
 @pytest.mark.parametrize("supervised", [False, True])
@@ -206,6 +273,25 @@ def test_mlm_is_added_to_the_loss(model, sentences, supervised):
         kind(model, mlm_weight=-0.1)
 
 
+@pytest.mark.parametrize("wrapper", ["dimensions", "layers"])
+def test_mlm_counts_once_in_a_wrapper(model, sentences, wrapper):
+    def value(mlm_weight):
+        torch.manual_seed(3)
+        loss = UnsupSimCSELoss(model.eval(), mlm_weight=mlm_weight).eval()
+        if wrapper == "dimensions":
+            wrapped = MatryoshkaLoss(model, loss, [32, 16, 8])
+        else:
+            wrapped = AdaptiveLayerLoss(model, loss, n_layers_per_step=-1)
+        torch.manual_seed(3)
+        return wrapped(_features(model, sentences), None).item(), loss.masked_language_model
+
+    (plain, _), (both, masked_language_model) = value(0.0), value(0.5)
+    torch.manual_seed(3)
+    expected = 0.5 * masked_language_model(model.preprocess(sentences)).item()
+    assert expected > 0
+    assert both - plain == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("negatives", [0, 1, 2])
 def test_sup_is_info_nce_of_the_columns(model, sentences, negatives):
     model.eval()
@@ -222,6 +308,84 @@ def test_unsup_without_symmetry_equals_multiple_negatives_ranking(model, sentenc
     ours = UnsupSimCSELoss(model, mask_duplicates=False)(_features(model, *columns))
     theirs = MultipleNegativesRankingLoss(model, scale=20.0)(_features(model, *columns), None)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+
+
+def test_two_columns_of_different_texts_warn_once(model, sentences, caplog):
+    def warnings(*columns, kind=UnsupSimCSELoss):
+        caplog.clear()
+        loss = kind(model, mask_duplicates=False)
+        for _ in range(2):
+            loss(_features(model, *columns))
+        return [record.message for record in caplog.records if "SupSimCSELoss for (anchor, positive)" in record.message]
+
+    assert len(warnings(sentences, sentences[::-1])) == 1
+    assert warnings(sentences, sentences) == warnings(sentences) == []
+    assert warnings(sentences, sentences[::-1], kind=SupSimCSELoss) == []
+
+
+def test_columns_padded_on_the_left_embed_no_more_tokens_than_their_own(model, sentences, monkeypatch):
+    """Merged, the narrow column would be padded on both sides."""
+    monkeypatch.setattr("st_simcse.losses.ROWS_PER_PASS", 2)
+    # Sorted by length, rows of the second column would stand among those of the first.
+    columns = [
+        [f"{text.split()[1]}." for text in sentences],
+        [sentences[4], *(text.split()[2] for text in sentences[1:])],
+    ]
+    seen = []
+    model[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]["input_ids"].numel()))
+
+    def tokens(side):
+        seen.clear()
+        model.tokenizer.padding_side = side
+        features = _features(model, *columns)
+        width = sum(column["input_ids"].numel() for column in features)
+        return SupSimCSELoss(model, mask_duplicates=False)(features), sum(seen), width
+
+    model.eval()
+    (left, embedded, width), (_, fewer, _) = tokens("left"), tokens("right")
+    assert embedded == width
+    assert fewer < width
+    embeddings = []
+    model.tokenizer.padding_side = "left"
+    for column in columns:
+        embeddings.append(model(model.preprocess(column))["sentence_embedding"].detach())
+    assert left.item() == pytest.approx(info_nce_loop(*embeddings), abs=1e-4)
+
+
+def test_bags_of_words_train(sentences):
+    words = sorted({word for sentence in sentences for word in sentence.lower().rstrip(".").split()})
+    dense = Dense(len(words), 16, activation_function=torch.nn.Identity())
+    model = SentenceTransformer(modules=[BoW(words), dense, Dropout(0.1)], device="cpu").train()
+    columns = [sentences, sentences[1:] + sentences[:1]]
+    for loss in (UnsupSimCSELoss(model), UnsupSimCSELoss(model, queue_size=4), SupSimCSELoss(model)):
+        loss(_features(model, *columns[: 1 + isinstance(loss, SupSimCSELoss)])).backward()
+        assert dense.linear.weight.grad.abs().sum() > 0
+    model.eval()
+    theirs = MultipleNegativesRankingLoss(model)(_features(model, *columns), None)
+    assert SupSimCSELoss(model)(_features(model, *columns)).item() == pytest.approx(theirs.item(), abs=1e-5)
+
+
+def test_images_and_their_captions_train(model, sentences, tmp_path):
+    """A CLIP of one layer: the columns have no input in common."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(model.tokenizer), "max_position_embeddings": 64, "bos_token_id": 2, "eos_token_id": 3}
+    vision = {"image_size": 8, "patch_size": 4}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text | sizes, vision_config=vision | sizes, projection_dim=16)).save_pretrained(
+        tmp_path
+    )
+    images = CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    CLIPProcessor(images, model.tokenizer).save_pretrained(tmp_path)
+    clip = SentenceTransformer(str(tmp_path), device="cpu").train()
+    pictures = [Image.new("RGB", (8, 8), color) for color in ("red", "blue", "green")]
+    features = [clip.preprocess(pictures), clip.preprocess(sentences[:3])]
+    value = SupSimCSELoss(clip)(features)
+    value.backward()
+    assert clip[0].model.vision_model.embeddings.patch_embedding.weight.grad.abs().sum() > 0
+    theirs = MultipleNegativesRankingLoss(clip)([dict(column) for column in features], None)
+    assert value.item() == pytest.approx(theirs.item(), abs=1e-5)
+    cached = SupSimCSELoss(clip, mini_batch_size=2)(features)
+    assert cached.item() == pytest.approx(theirs.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from transformers import AutoModelForMaskedLM
 
 from st_simcse import SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss, build_model
 from st_simcse.mlm import MaskedLanguageModel
+from tests.inputs import flattened
 
 
 @pytest.fixture
@@ -33,6 +34,51 @@ def test_the_loss_is_that_of_transformers_with_the_checkpoints_head(checkpoint, 
     assert value.item() == pytest.approx(expected.item(), abs=1e-5)
     special = torch.tensor(model.tokenizer.all_special_ids)
     assert not torch.isin(features["input_ids"][chosen], special).any()
+
+
+def test_flattened_texts_do_not_see_their_neighbours(checkpoint, sentences):
+    """The loss of texts in one row, as flash attention takes them, is the mean over the masked tokens of each."""
+    model = build_model(checkpoint, device="cpu").eval()
+    mlm = MaskedLanguageModel(model).eval()
+
+    def masked(ids, **kwargs):  # the same places in every batch: words of even number
+        labels = ids.masked_fill(ids % 2 == 1, -100).masked_fill(ids < 5, -100)
+        return ids.masked_fill(labels != -100, model.tokenizer.mask_token_id), labels
+
+    mlm.collator.torch_mask_tokens = masked
+    values, counts = [], []
+    for sentence in sentences:
+        features = model.preprocess([sentence])
+        counts.append(int((masked(features["input_ids"])[1] != -100).sum()))
+        values.append(mlm(features).item() * counts[-1])
+    value = mlm(flattened(model, sentences))
+    assert value.item() == pytest.approx(sum(values) / sum(counts), abs=1e-5)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_masked_language_model_and_the_queue_compute_as_the_model_does(model, sentences, tmp_path, bf16):
+    loss = UnsupSimCSELoss(model, mlm_weight=0.1, queue_size=4)
+    seen = {"model": set(), "queue": set()}
+    linear = "encoder.layer.0.attention.self.query"
+    model[0].model.get_submodule(linear).register_forward_hook(lambda *call: seen["model"].add(call[2].dtype))
+    encoder = loss.queue.encoder[0].model
+    encoder.get_submodule(linear).register_forward_hook(lambda *call: seen["queue"].add(call[2].dtype))
+    calls = []
+    mlm = loss.masked_language_model._whole[0]
+    mlm.register_forward_hook(lambda *call: calls.append(call[2].logits.dtype))
+    arguments = SimCSETrainingArguments(
+        str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=4,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        bf16=bf16,
+    )
+    SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}), loss=loss).train()
+    expected = torch.bfloat16 if bf16 else torch.float32
+    assert seen == {"model": {expected}, "queue": {expected}}
+    assert calls == [expected]
 
 
 def test_fifteen_percent_are_masked(checkpoint, sentences):

@@ -4,12 +4,15 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from transformers import TrainerCallback
 
 from st_simcse import SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss
 from st_simcse.demo import tiny_model
 from st_simcse.momentum import MomentumQueue
 from tests.contrast import contrast
 from tests.reference import finite_difference, info_nce_loop
+from tests.test_losses import _without_dropout
 
 
 def test_shared_negatives_are_hard_negatives_of_every_anchor():
@@ -40,6 +43,7 @@ def test_shared_negatives_are_hard_negatives_of_every_anchor():
 @pytest.mark.parametrize("head", [False, True])
 def test_the_queue_holds_earlier_sentences_embedded_by_a_slow_copy(model, sentences, head, mini_batch_size):
     loss = UnsupSimCSELoss(model, projection_head=head, queue_size=6, mini_batch_size=mini_batch_size).train()
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
     follower = copy.deepcopy(loss)
     batches = [sentences[:4], sentences[4:], sentences[2:6]]
     expected = torch.zeros(0, 32)
@@ -56,9 +60,92 @@ def test_the_queue_holds_earlier_sentences_embedded_by_a_slow_copy(model, senten
             embeddings = follower.model.eval()(follower.model.preprocess(batch))["sentence_embedding"]
             embeddings = follower.projection_head(embeddings) if head else embeddings
             expected = torch.cat([embeddings, expected])[:6]
-            for parameter in (*loss.model.parameters(), *(loss.projection_head.parameters() if head else ())):
-                parameter.add_(0.1 * torch.randn_like(parameter))
+        optimizer.step()
     assert all(parameter.grad is None for parameter in loss.queue.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adafactor"])
+def test_the_copy_moves_once_a_step_of_the_optimizer(model, sentences, tmp_path, optimizer):
+    """Also where several batches make a step."""
+    loss = UnsupSimCSELoss(model, queue_size=4)
+    seen = []
+
+    class Weights(TrainerCallback):
+        def on_substep_end(self, *args, **kwargs):
+            seen.append([tensor.detach().clone() for tensor in loss.queue.encoder.parameters()])
+
+        def on_optimizer_step(self, *args, **kwargs):
+            seen.append([tensor.detach().clone() for tensor in model.parameters()])
+
+    arguments = SimCSETrainingArguments(
+        str(tmp_path),
+        max_steps=3,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        optim=optimizer,
+        report_to="none",
+        save_strategy="no",
+        bf16=False,
+        use_cpu=True,
+    )
+    data = Dataset.from_dict({"sentence": sentences * 2})
+    SimCSETrainer(model, arguments, data, loss=loss, callbacks=[Weights()]).train()
+    expected = seen[0]
+    for copies, weights in zip(seen[2::2], seen[1::2], strict=False):
+        expected = [0.995 * slow + 0.005 * fast for slow, fast in zip(expected, weights, strict=True)]
+        for tensor, by_hand in zip(copies, expected, strict=True):
+            assert torch.allclose(tensor, by_hand, atol=1e-6)
+    assert len(seen) == 6
+
+
+def test_the_copy_of_half_precision_weights_moves(sentences):
+    model = tiny_model(sentences, width=32).to("cpu", torch.bfloat16).train()
+    loss = UnsupSimCSELoss(model, queue_size=4, projection_head=True)
+    loss([model.preprocess(sentences)]).backward()
+    assert loss.queue.negatives()[0].isfinite().all()
+    leader, follower = (
+        model[0].model.embeddings.LayerNorm.weight,
+        loss.queue.encoder[0].model.embeddings.LayerNorm.weight,
+    )
+    assert follower.eq(1).all()
+    optimizer = torch.optim.SGD([leader], lr=1.0)
+    leader.grad = torch.full_like(leader, -0.1)
+    optimizer.step()
+    target = leader.detach().double()  # 1.1 in bfloat16
+    leader.grad = torch.zeros_like(leader)
+    for _ in range(99):
+        optimizer.step()
+    assert torch.allclose(follower.double(), target + (1 - target) * 0.995**100, atol=1e-4)
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+def test_each_dimension_of_matryoshka_loss_has_the_queue_of_earlier_batches(model, sentences, mini_batch_size):
+    _without_dropout(model)
+    loss = UnsupSimCSELoss(model, queue_size=6, mini_batch_size=mini_batch_size, mask_duplicates=False)
+    wrapped = MatryoshkaLoss(model, loss, [32, 8], [1.0, 0.5])
+    wrapped([model.preprocess(sentences[:2])], None)
+    wrapped([model.preprocess(sentences[:4])], None)
+    queued, _ = loss.queue.negatives()
+    # Newest first: of a batch every sentence once.
+    first, second = (model.encode(sentences[:rows], convert_to_tensor=True).cpu() for rows in (2, 4))
+    assert torch.allclose(queued, torch.cat([second, first]), atol=1e-5)
+    queued = queued.clone()
+    value = wrapped([model.train().preprocess(sentences[4:7])], None)
+    views = model.encode(sentences[4:7], convert_to_tensor=True).cpu()
+    expected = sum(
+        weight * info_nce_loop(views[:, :width], views[:, :width], queued[:, :width].reshape(3, 2, width))
+        for width, weight in ((32, 1.0), (8, 0.5))
+    )
+    assert value.item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_truncated_model_trains_in_full_width_with_a_queue_and_a_head(model, sentences):
+    model.truncate_dim = 8
+    loss = UnsupSimCSELoss(model, queue_size=6, projection_head=True)
+    loss([model.preprocess(sentences)]).backward()
+    assert loss.projection_head.dense.weight.shape == (32, 32)
+    assert loss.queue.negatives()[0].shape == (6, 32)
 
 
 def test_queued_negatives_count_and_equal_texts_do_not(model, sentences):

@@ -1,6 +1,7 @@
 import pytest
 
 from st_simcse import cli
+from st_simcse.cli import train
 from st_simcse.presets import PRESETS, preset_options
 
 # Table of batch sizes and learning rates in appendix A of the paper.
@@ -18,7 +19,7 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_presets_parse_to_the_papers_values(name):
-    model, data, loss, arguments = cli._parse_train(["--preset", name, "--train_file", "x", "--bf16", "false"])
+    model, data, loss, arguments = train._parse_train(["--preset", name, "--train_file", "x", "--bf16", "false"])
     assert (arguments.per_device_train_batch_size, arguments.learning_rate) == TABLE[name]
     unsupervised = name.startswith("unsup")
     assert (loss.projection_head, model.dense) == (unsupervised, not unsupervised)
@@ -38,7 +39,7 @@ def test_options_override_the_preset_wherever_they_stand():
         ["--preset", "sup-bert-base", "--learning_rate", "1", "--dense", "false", *rest],
         ["--learning_rate", "1", "--dense", "false", "--preset", "sup-bert-base", *rest],
     ):
-        model, _, _, arguments = cli._parse_train(argv)
+        model, _, _, arguments = train._parse_train(argv)
         assert (arguments.learning_rate, model.dense, arguments.per_device_train_batch_size) == (1.0, False, 512)
 
 

@@ -8,10 +8,13 @@ import sys
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from st_simcse import (
+    HubDataset,
     NLIReader,
     SentenceReader,
     SimCSETrainer,
@@ -20,6 +23,7 @@ from st_simcse import (
     TripletReader,
     load_sts,
 )
+from st_simcse.corpus import generate_corpus
 
 
 def _write(folder, name, content):
@@ -170,6 +174,17 @@ def test_nli_counts_what_it_cannot_pair(tmp_path):
     assert reader.skipped == {"without a gold label": 1, unpaired: 2}
 
 
+def test_the_generated_corpus_comes_back(generated):
+    corpus = generate_corpus(size=3000)
+    assert SentenceReader(generated).get_dataset("wiki/wiki_sentences.txt")["sentence"][:] == corpus.sentences
+    triplets = [list(triplet) for triplet in corpus.triplets]
+    assert _texts(TripletReader(generated), "nli/nli_triplets.csv") == triplets
+    assert sorted(_texts(NLIReader(generated), "nli/snli-dev.tsv")) == sorted(triplets)  # rows stand by premise
+    pairs = generate_corpus(size=800, seed=1).scored_pairs
+    evaluator = load_sts(generated / "sts/raw/STS12.tsv")
+    assert list(zip(evaluator.sentences1, evaluator.sentences2, evaluator.scores, strict=True)) == pairs
+
+
 def test_snli_becomes_the_papers_triplets(shared):
     """The NLI reader on SNLI gives exactly the rows of the file in the layout of nli_for_simcse.csv."""
     reader = NLIReader(shared / "nli")
@@ -184,7 +199,7 @@ def test_snli_becomes_the_papers_triplets(shared):
     [("raw", "STS12", 3108), ("senteval", "STSB-test", 1379), ("zh", "STSB-dev", 1500), ("de", "STSB-test", 1379)],
 )
 def test_sts_of_the_real_files(shared, subset, name, rows):
-    evaluator = load_sts(shared / "sts" / subset / f"{name}.tsv")
+    evaluator = load_sts(shared / f"sts/{subset}" / f"{name}.tsv")
     assert evaluator.name == name
     assert len(evaluator.scores) == len(evaluator.sentences1) == rows
     assert 0 <= min(evaluator.scores) < max(evaluator.scores) <= 5
@@ -235,7 +250,15 @@ ERRORS = {
     "not json": (SentenceReader, "a.jsonl", '{"text": "A"}\n{oops\n', ValueError, "a.jsonl, line 2: not JSON"),
     "json list": (SentenceReader, "a.jsonl", '["A"]\n', ValueError, "line 1: expected a JSON object"),
     "nested json": (SentenceReader, "a.jsonl", '{"text": ["A"]}\n', ValueError, "line 1, column 'text': expected text"),
-    "table wanted": (TripletReader, "a.txt", "A\n", ValueError, "expected a .csv, .tsv or .jsonl"),
+    "table wanted": (TripletReader, "a.txt", "A\n", ValueError, "expected a .csv, .tsv, .jsonl or .parquet"),
+    "no parquet": (
+        TripletReader,
+        "a.parquet",
+        "sent0,sent1\nA,B\n",
+        ValueError,
+        "a.parquet: damaged or no parquet file",
+    ),
+    "absent parquet": (SentenceReader, "a.parquet", None, FileNotFoundError, "a.parquet"),
     "label": (
         NLIReader,
         "a.csv",
@@ -382,3 +405,104 @@ def test_huge_lines(tmp_path):
     assert [len(texts[0]) for texts in _texts(SentenceReader(tmp_path), "a.txt")] == [4, len(huge) - 1, 4]
     _write(tmp_path, "a.csv", f'sentence\nOne.\n"{huge}"\nTwo.\n')
     assert [len(texts[0]) for texts in _texts(SentenceReader(tmp_path), "a.csv")] == [4, len(huge) - 1, 4]
+
+
+NLI = {"premise": ["P", "P", "P"], "hypothesis": ["C", "E", "N"], "label": [2, 0, 1]}
+TABLES = {
+    "text": (SentenceReader, {"id": [1, 2], "text": ["One.", " Two. "]}, [["One.", "One."], ["Two.", "Two."]]),
+    "sent0": (TripletReader, {"hard_neg": ["C"], "sent0": ["A"], "sent1": ["B"]}, [["A", "B", "C"]]),
+    "anchor": (TripletReader, {"anchor": ["A"], "positive": ["B"]}, [["A", "B"]]),
+    "nli": (NLIReader, NLI, [["P", "E", "C"]]),
+}
+
+
+def _hub_folder(folder, columns, split="train", features=None):
+    """A data set as the hub has it: parquet files by split."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    Dataset.from_dict(columns, features=features).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize(("reader", "columns", "expected"), TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("kind", ["parquet", "folder", "streaming"])
+def test_parquet_files_and_data_sets(tmp_path, reader, columns, expected, kind):
+    _hub_folder(tmp_path, columns)
+    source = HubDataset(str(tmp_path), streaming=kind == "streaming")
+    if kind == "parquet":
+        source = tmp_path / "data" / "train-00000-of-00001.parquet"
+    assert _texts(reader(), source) == expected
+    rows = list(map(list, zip(*reader().get_dataset(source).to_dict().values(), strict=True)))
+    assert rows == ([row[:1] for row in expected] if reader is SentenceReader else expected)
+    assert [list(row.values()) for row in reader().get_iterable_dataset(source)] == rows
+
+
+def test_labels_of_a_data_set_may_be_classes(tmp_path):
+    names = ["entailment", "neutral", "contradiction"]
+    features = Features(premise=Value("string"), hypothesis=Value("string"), label=ClassLabel(names=names))
+    _hub_folder(tmp_path, NLI, features=features)
+    assert _texts(NLIReader(), HubDataset(str(tmp_path))) == [["P", "E", "C"]]
+
+
+def test_rows_of_a_data_set_are_checked(tmp_path, caplog):
+    _hub_folder(tmp_path, {"sentence": ["One.", None, "  "]})
+    reader = SentenceReader()
+    with caplog.at_level(logging.WARNING):
+        assert len(reader.get_dataset(HubDataset(str(tmp_path)))) == 1
+    assert f"{tmp_path} (train): 1 read, skipped 2 blank" in caplog.messages
+    with pytest.raises(ValueError, match=r"\(train\), row 1: no column\(s\) .*'anchor'.*found \['sentence'\]"):
+        TripletReader().get_dataset(HubDataset(str(tmp_path)))
+    with pytest.raises(ValueError, match="parquet, row 1: no column"):
+        TripletReader().get_dataset(tmp_path / "data" / "train-00000-of-00001.parquet")
+
+
+def test_subset_and_split_are_taken_or_named(tmp_path):
+    for subset, text in (("pair", "A"), ("other", "B")):
+        (tmp_path / subset).mkdir()
+        for split in ("train", "dev"):
+            (tmp_path / subset / f"{split}.jsonl").write_text(json.dumps({"text": f"{text} {split}"}))
+    files = "".join(
+        f"- config_name: {subset}\n  data_files:\n  - split: train\n    path: {subset}/train.jsonl\n"
+        f"  - split: dev\n    path: {subset}/dev.jsonl\n"
+        for subset in ("pair", "other")
+    )
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
+    read = SentenceReader().get_dataset
+    assert read(HubDataset(str(tmp_path), "other", "dev"))["sentence"][:] == ["B dev"]
+    assert read(HubDataset(str(tmp_path), "pair"))["sentence"][:] == ["A train"]
+    for source, message in (
+        (HubDataset(str(tmp_path)), "'pair', 'other'"),
+        (HubDataset(str(tmp_path), "triplet"), "'triplet' not found.*'pair', 'other'"),
+        (HubDataset(str(tmp_path), "pair", "test"), 'split "test".*train.*dev'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(source)
+
+
+def test_scored_pairs_of_a_data_set(tmp_path):
+    _hub_folder(tmp_path / "stsb", {"sentence1": ["A"], "sentence2": ["B"], "score": [0.9]}, "validation")
+    evaluator = load_sts(HubDataset(str(tmp_path / "stsb"), split="validation"))
+    assert (evaluator.name, evaluator.sentences2, evaluator.scores) == ("stsb-validation", ["B"], [0.9])
+    _hub_folder(tmp_path / "bad", {"sentence1": ["A"], "sentence2": ["B"], "score": ["good"]}, "test")
+    with pytest.raises(ValueError, match=r"bad \(test\), row 1, column 'score': 'good' is not a score"):
+        load_sts(HubDataset(str(tmp_path / "bad"), split="test"))
+
+
+@pytest.mark.parametrize("name", ["./absent", "/absent/set", "a/b/c"])
+def test_an_absent_folder(name):
+    with pytest.raises(FileNotFoundError, match=f"there is no folder {name}"):
+        HubDataset(name).load()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_damaged_data_set(tmp_path, streaming):
+    (tmp_path / "train.jsonl").write_text('{"text": "One."}\n{oops\n')
+    with pytest.raises(ValueError, match=r"JSON|pars"):
+        SentenceReader().get_dataset(HubDataset(str(tmp_path), streaming=streaming))
+
+
+def test_an_unreachable_hub_is_an_error_at_once(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # A closed local port refuses the connection, as a machine without a network does.
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("st_simcse.hub.load_dataset", None)  # which would try again and again
+    with pytest.raises(OSError, match=r"nobody/nothing is no folder here, and .* cannot be reached"):
+        HubDataset("nobody/nothing").load()

@@ -1,7 +1,7 @@
 import pytest
 from gradio_client import Client
 
-from st_simcse import cli
+from st_simcse.cli import serve
 from st_simcse.demo import tiny_model
 from st_simcse.serve import search_page
 
@@ -30,5 +30,5 @@ def test_serve_reads_its_options(tmp_path, tiny_bert, sentences, monkeypatch):
     (tmp_path / "corpus.txt").write_text("\n".join(sentences))
     launched = {}
     monkeypatch.setattr("gradio.Blocks.launch", lambda page, **options: launched.update(options))
-    cli.serve(["--model", tiny_bert, "--corpus", str(tmp_path / "corpus.txt"), "--port", "7999"])
+    serve.run(["--model", tiny_bert, "--corpus", str(tmp_path / "corpus.txt"), "--port", "7999"])
     assert launched == {"server_name": "127.0.0.1", "server_port": 7999}

@@ -1,0 +1,54 @@
+"""The command line: finds the command; each is a file of its own, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from safetensors import SafetensorError
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "train": "train a model on a file of sentences, triplets or NLI rows",
+    "presets": "the paper's recipes, for train --preset",
+    "evaluate": "Spearman's correlation of one or several models on the seven STS tasks",
+    "data": "download the public data sets for training and evaluation",
+    "export": "save a model for users of transformers' AutoModel",
+    "serve": "a page to search a file of sentences, on this machine",
+    "demo": "both objectives on a tiny model and a generated corpus: no network, no files",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``st-simcse``; errors in the input end it with a line, not a traceback.
+
+    Example:
+        >>> main(["--version"])
+        st_simcse 0.1.0
+    """
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print(_usage())
+    elif command == "--version":
+        print(f"st_simcse {importlib.metadata.version('st_simcse')}")
+    elif command not in COMMANDS:
+        sys.exit(f"st-simcse: unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
+    else:
+        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+        try:
+            # Here, not above: the libraries take seconds to import, and --help needs none of them.
+            import_module(f"st_simcse.cli.{command}").run(rest)
+        except (ImportError, OSError, ValueError, SafetensorError) as error:
+            sys.exit(f"st-simcse {command}: {error}")
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return (
+        f"usage: st-simcse COMMAND [options]\n\n{commands}\n\n"
+        "st-simcse COMMAND --help lists the options; st-simcse --version the version."
+    )

@@ -1,0 +1,36 @@
+"""``st-simcse data``: the public data sets, as files that the other commands take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from st_simcse.cli.parsing import parse
+
+SETS = ["sts", "wiki1m", "nli", "all-nli"]
+
+
+@dataclass
+class DownloadArguments:
+    output_dir: str = field(default="data", metadata={"help": "Where they go; what is there already stays."})
+    sets: list[str] = field(
+        default_factory=SETS.copy,
+        metadata={
+            "choices": SETS,
+            "help": "sts: the seven STS tasks, and SentEval's data; wiki1m, nli: the paper's training data; all-nli: "
+            "all triplets of SNLI and MultiNLI.",
+        },
+    )
+
+
+def run(argv: Sequence[str]) -> dict[Path, int]:
+    """Download, print each file with its number of rows, and return them."""
+    (args,) = parse("data", argv, DownloadArguments, example="st-simcse data --output_dir data --sets sts wiki1m")
+
+    from st_simcse.data import download
+
+    files = {}
+    for path, files[path] in download(args.output_dir, args.sets):
+        print(f"{path}: {files[path]:,} rows")
+    return files

@@ -1,0 +1,22 @@
+"""``st-simcse demo``: both objectives on a tiny model and a generated corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from st_simcse.cli.parsing import parse
+
+
+@dataclass
+class DemoArguments:
+    seed: int = field(default=0, metadata={"help": "Of the corpus, the weights and the training."})
+
+
+def run(argv: Sequence[str]) -> dict[str, float]:
+    """Run it."""
+    (args,) = parse("demo", argv, DemoArguments, example="st-simcse demo --seed 1")
+
+    from st_simcse.demo import run_demo
+
+    return run_demo(args.seed)

@@ -1,0 +1,31 @@
+"""``st-simcse export``: a model for users of AutoModel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from st_simcse.cli.parsing import parse
+
+
+@dataclass
+class ExportArguments:
+    model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
+    output_dir: str = field(metadata={"help": "Where the transformer and its tokenizer go."})
+
+
+def run(argv: Sequence[str]) -> str:
+    """Save it and print how its users get the embeddings."""
+    example = "st-simcse export --model output --output_dir for-automodel"
+    (args,) = parse("export", argv, ExportArguments, example=example)
+
+    from st_simcse.checkpoints import load_model, save_transformer
+
+    expression = save_transformer(load_model(args.model), args.output_dir)
+    print(
+        f"saved to {args.output_dir}; the embeddings of texts are\n\n"
+        f'tokenizer, model = (kind.from_pretrained("{args.output_dir}") for kind in (AutoTokenizer, AutoModel))\n'
+        'inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")\n'
+        f"outputs = model(**inputs)\nembeddings = {expression}"
+    )
+    return expression

@@ -1,0 +1,61 @@
+"""Dataclasses to command-line options: what every command's parser has in common."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from transformers.hf_argparser import HfArgumentParser
+
+__all__ = ["parse"]
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside the options, and the example as it was written."""
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"{self.prog}: {message}\n{self.prog} --help lists the options")
+
+
+def parse(command: str, argv: Sequence[str], *types: type, example: str) -> tuple[Any, ...]:
+    """The command's words as instances of ``types``; a group of options each, under the names of the classes.
+
+    Args:
+        command: its name, for messages.
+        argv: the words that follow it.
+        types: dataclasses; a field is an option, its metadata's ``help`` the text that explains it.
+        example: a command line to show under ``--help``.
+
+    Raises:
+        SystemExit: for an unknown or abbreviated option or a value that does not fit, with a line that says so.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Arguments:
+        ...     size: int = 1
+        >>> parse("demo", ["--size=3"], Arguments, example="st-simcse demo")
+        (Arguments(size=3),)
+    """
+    parser = _Parser(
+        types,
+        prog=f"st-simcse {command}",
+        usage="%(prog)s [options]",
+        epilog=f"example:\n  {example}",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    *arguments, unknown = parser.parse_args_into_dataclasses(
+        list(argv), look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        options = [f"--{field.name}" for kind in types for field in dataclasses.fields(kind)]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
+        parser.error(f"unknown option {unknown[0]}" + (f", did you mean {near[0]}?" if near else ""))
+    return tuple(arguments)

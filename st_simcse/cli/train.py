@@ -1,0 +1,272 @@
+"""``st-simcse train``: reads the data, makes model and loss, trains, and prints the scores before and after."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from datasets import Dataset, IterableDataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from transformers import set_seed
+
+from st_simcse.cli.parsing import parse
+from st_simcse.evaluation import AlignmentUniformityEvaluator, format_table
+from st_simcse.hub import HubDataset
+from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
+from st_simcse.modeling import build_model
+from st_simcse.plots import plot_alignment_uniformity
+from st_simcse.presets import preset_options
+from st_simcse.readers import NLIReader, Reader, SentenceReader, TripletReader, load_sts
+from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSigterm, checkpoints
+
+READERS: dict[str, type[Reader]] = {"sentences": SentenceReader, "triplets": TripletReader, "nli": NLIReader}
+
+
+@dataclass
+class ModelArguments:
+    _argument_group_name: ClassVar[str] = "model"
+
+    model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
+    pooling: Literal["cls", "mean", "first_last_avg", "last2_avg"] = field(
+        default="cls", metadata={"help": "How token embeddings become a sentence embedding."}
+    )
+    max_seq_length: int = field(default=32, metadata={"help": "Texts are cut off after so many tokens."})
+    dense: bool = field(default=False, metadata={"help": "Put the MLP into the model, for inference too."})
+
+
+@dataclass
+class DataArguments:
+    _argument_group_name: ClassVar[str] = "data"
+
+    train_file: str | None = field(
+        default=None, metadata={"help": "Sentences (.txt) or a table (.csv, .tsv, .jsonl, also .gz; .parquet)."}
+    )
+    train_dataset: str | None = field(
+        default=None, metadata={"help": "Instead of a file: a data set's name on the hub, or a folder in its layout."}
+    )
+    train_subset: str | None = field(default=None, metadata={"help": "Which of its subsets, such as triplet."})
+    train_split: str | None = field(default=None, metadata={"help": "Which of its splits; train when left out."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the training data while training goes on; needs --max_steps."}
+    )
+    train_format: Literal["auto", "sentences", "triplets", "nli"] = field(
+        default="auto",
+        metadata={"help": "auto: .txt files hold sentences, tables hold triplets, data sets what their columns say."},
+    )
+    columns: list[str] | None = field(
+        default=None, metadata={"help": "Names, or numbers from 0, of the columns of a train table."}
+    )
+    dev_file: str | None = field(
+        default=None, metadata={"help": "Scored pairs; evaluated during training, the best checkpoint is kept."}
+    )
+    dev_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
+    dev_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
+    dev_split: str | None = field(default=None, metadata={"help": "Which of its splits; validation when left out."})
+    test_file: str | None = field(default=None, metadata={"help": "Scored pairs, evaluated before and after."})
+    test_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
+    test_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
+    test_split: str | None = field(default=None, metadata={"help": "Which of its splits; test when left out."})
+    alignment_uniformity: bool = field(
+        default=False,
+        metadata={"help": "Log alignment and uniformity of the dev pairs at each evaluation, and draw them."},
+    )
+    preset: str | None = field(default=None, metadata={"help": "A recipe of the paper; other options override it."})
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Train once a seed, each in a folder of its own; report mean and spread."}
+    )
+
+
+@dataclass
+class LossArguments:
+    _argument_group_name: ClassVar[str] = "objective"
+
+    temperature: float = field(default=0.05, metadata={"help": "Softmax temperature."})
+    symmetric: bool = field(default=False, metadata={"help": "Unsupervised: both views are anchors."})
+    projection_head: bool = field(default=False, metadata={"help": "Train with an MLP that is not saved."})
+    hard_negative_weight: float = field(default=1.0, metadata={"help": "Supervised: weight of own hard negatives."})
+    mini_batch_size: int | None = field(default=None, metadata={"help": "Rows a forward pass (gradient caching)."})
+    gather_across_devices: bool = field(
+        default=False, metadata={"help": "The rows of all processes are negatives of each other."}
+    )
+    mask_duplicates: bool = field(default=True, metadata={"help": "Equal texts of a batch are no negatives."})
+    false_negative_threshold: float | None = field(
+        default=None, metadata={"help": "Leave out negatives that are more similar than this."}
+    )
+    mlm_weight: float = field(default=0.0, metadata={"help": "Factor of the masked-language-model loss."})
+    focal_margin: float | None = field(default=None, metadata={"help": "The margin m of Focal-InfoNCE."})
+    queue_size: int = field(default=0, metadata={"help": "Unsupervised: negatives from earlier batches."})
+    dropout_free_negatives: bool = field(
+        default=False, metadata={"help": "Unsupervised: dropout in positive pairs only."}
+    )
+
+
+def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Train, save the model to ``output_dir``, print Spearman before and after, and return it.
+
+    With ``--seeds`` the rows are those of the single seeds, and their mean and spread (standard deviation).
+    """
+    arguments = _parse_train(argv)
+    _, data_args, _, training_args = arguments
+    if not data_args.seeds:
+        results = _train_once(*arguments)
+    else:
+        results = {}
+        for seed in data_args.seeds:
+            folder = Path(training_args.output_dir, f"seed-{seed}")
+            once = _parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
+            if not checkpoints(folder):  # resuming a run that had not come to this seed
+                once[-1].resume_from_checkpoint = None
+            scores = _train_once(*once)
+            results["before"] = scores["before"]
+            if "after" not in scores:  # stopped
+                break
+            results[f"seed {seed}"] = scores["after"]
+        seeds = [scores for name, scores in results.items() if name != "before"]
+        for name, statistic in (("mean", statistics.mean), ("spread", statistics.stdev)):
+            if len(seeds) > 1:
+                results[name] = {test: statistic(scores[test] for scores in seeds) for test in seeds[0]}
+    if results["before"]:
+        percent = {name: {test: 100 * value for test, value in scores.items()} for name, scores in results.items()}
+        print(format_table(percent, corner="Spearman x 100"))
+    return results
+
+
+def _parse_train(argv: Sequence[str]) -> tuple[Any, ...]:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--preset", nargs="?")
+    preset = finder.parse_known_args(argv)[0].preset
+    return parse(
+        "train",
+        [*(preset_options(preset) if preset else []), *argv],
+        *(ModelArguments, DataArguments, LossArguments, SimCSETrainingArguments),
+        example="st-simcse train --model_name_or_path bert-base-uncased --train_file sentences.txt --projection_head",
+    )
+
+
+def _train_once(
+    model_args: ModelArguments, data_args: DataArguments, loss_args: LossArguments, args: SimCSETrainingArguments
+) -> dict[str, dict[str, float]]:
+    set_seed(args.seed)
+    sources = {name: _source(data_args, name) for name in ("train", "dev", "test")}
+    if sources["train"] is None:
+        raise ValueError("pass --train_file, or --train_dataset with a data set's name")
+    if data_args.streaming and args.max_steps <= 0:
+        raise ValueError("--streaming needs --max_steps, because nobody has counted the rows")
+    dataset = _training_data(sources["train"], data_args, args.seed)
+    evaluators = [load_sts(source) for name in ("dev", "test") if (source := sources[name])]
+    has_dev = sources["dev"] is not None
+    during_training: list[BaseEvaluator] = evaluators[:1] if has_dev else []
+    if data_args.alignment_uniformity:
+        if not has_dev:
+            raise ValueError("--alignment_uniformity needs --dev_file or --dev_dataset")
+        during_training.append(AlignmentUniformityEvaluator.from_sts(evaluators[0]))
+        args.eval_on_start = True  # where the path begins
+    model = build_model(
+        model_args.model_name_or_path,
+        model_args.pooling,
+        model_args.max_seq_length,
+        model_args.dense,
+        device="cpu" if args.use_cpu else None,
+    )
+    loss = _loss(model, dataset, loss_args)
+    if has_dev and args.eval_strategy == "no":
+        args.eval_strategy = args.save_strategy = "steps"
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * len(dataset) / rows)
+        # The interval of the paper's code, and once at least.
+        args.eval_steps = args.save_steps = max(1, min(int(args.eval_steps or 125), steps))
+        args.load_best_model_at_end, args.greater_is_better = True, True
+        args.metric_for_best_model = f"eval_{evaluators[0].name}_spearman_cosine"
+    trainer = SimCSETrainer(
+        model=model,
+        args=args,
+        train_dataset=dataset,
+        loss=loss,
+        evaluator=during_training or None,
+        callbacks=[StopOnSigterm()],
+    )
+    results = {"before": _spearman(evaluators, model)}
+    resume = args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
+    if trainer.state.global_step < trainer.state.max_steps:
+        print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, after saving a checkpoint;")
+        print("the same command with --resume_from_checkpoint last goes on from there")
+        return results
+    results["after"] = _spearman(evaluators, model)
+    model.save_pretrained(args.output_dir)
+    print(f"saved to {args.output_dir}")
+    if data_args.alignment_uniformity:
+        path = Path(args.output_dir, "alignment_uniformity.png")
+        plot_alignment_uniformity({model_args.pooling: trainer.state.log_history}, path)
+        print(f"drew {path}")
+    return results
+
+
+def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str | HubDataset | None:
+    """The file or data set that the options of this name describe."""
+    file, dataset, subset, split = (getattr(args, f"{name}_{part}") for part in ("file", "dataset", "subset", "split"))
+    if file and dataset:
+        raise ValueError(f"pass --{name}_file or --{name}_dataset, not both")
+    if dataset:
+        usual = {"train": "train", "dev": "validation", "test": "test"}[name]
+        return HubDataset(dataset, subset, split or usual, streaming=args.streaming and name == "train")
+    if subset or split:
+        raise ValueError(f"--{name}_subset and --{name}_split go with --{name}_dataset")
+    return file
+
+
+def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> Dataset | IterableDataset:
+    reader = _reader(source, args)
+    if not args.streaming:
+        return reader.get_dataset(source)
+    # The trainer shuffles no streams.
+    return reader.get_iterable_dataset(source).shuffle(seed=seed, buffer_size=10_000)
+
+
+def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
+    columns = [int(column) if column.isdigit() else column for column in args.columns or []] or None
+    train_format: str = args.train_format
+    if train_format == "auto" and isinstance(source, HubDataset):
+        train_format = _format_of(source, columns)
+    elif train_format == "auto":
+        table = any(ending in str(source).lower() for ending in (".csv", ".tsv", ".json", ".parquet"))
+        train_format = "triplets" if table else "sentences"
+    if train_format != "sentences":
+        return READERS[train_format](columns=columns)
+    if columns and len(columns) > 1:
+        raise ValueError(f"sentences are read from one column, got --columns {' '.join(args.columns or [])}")
+    return SentenceReader(column=columns[0] if columns else None)
+
+
+def _format_of(source: HubDataset, columns: list[int | str] | None) -> str:
+    if columns:
+        return "sentences" if len(columns) == 1 else "triplets"
+    found = list(next(iter(source.load())))
+    for name, reader in READERS.items():
+        if reader.usual_columns(found):
+            return name
+    usual = " or ".join(", ".join(map(str, columns)) for reader in READERS.values() for columns in reader.usual)
+    raise ValueError(f"{source} has the columns {', '.join(found)}, expected {usual}; name others with --columns")
+
+
+def _loss(
+    model: SentenceTransformer, dataset: Dataset | IterableDataset, args: LossArguments
+) -> UnsupSimCSELoss | SupSimCSELoss:
+    options = dataclasses.asdict(args)
+    unsupervised = len(dataset.column_names) == 1
+    of_unsupervised = ["symmetric", "queue_size", "dropout_free_negatives"]
+    for other in ["hard_negative_weight"] if unsupervised else of_unsupervised:
+        if options.pop(other) != getattr(LossArguments, other):
+            raise ValueError(f"--{other} does not go with {'sentences' if unsupervised else 'triplets'}")
+    return UnsupSimCSELoss(model, **options) if unsupervised else SupSimCSELoss(model, **options)
+
+
+def _spearman(evaluators: list[EmbeddingSimilarityEvaluator], model: SentenceTransformer) -> dict[str, float]:
+    return {evaluator.name: evaluator(model)[f"{evaluator.name}_spearman_cosine"] for evaluator in evaluators}

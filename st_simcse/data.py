@@ -1,0 +1,222 @@
+"""The public data sets: downloaded from the hub into files that readers take, or SentEval's folder as it is on disk."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from st_simcse.hub import HubDataset, hub_file
+from st_simcse.readers import (
+    Reader,
+    Record,
+    SentenceReader,
+    Source,
+    STSReader,
+    TripletReader,
+    check_score,
+    text_lines,
+)
+
+__all__ = ["DATA_SETS", "PublicFile", "SentEvalReader", "download", "senteval_tasks"]
+
+PRINCETON = "princeton-nlp/datasets-for-simcse"
+
+
+@dataclass(frozen=True)
+class PublicFile:
+    """A file that :func:`download` makes.
+
+    Attributes:
+        path: where it goes. ``.txt`` holds sentences, ``.csv`` triplets, ``.tsv`` scored pairs.
+        rows: how many it must have.
+        source: a data set whose rows it gets, a file of the authors of SimCSE, or the folder of SentEval's data
+            (for the test set of SICK-R).
+    """
+
+    path: str
+    rows: int
+    source: HubDataset | str | Path
+
+
+# On the hub SICK-R has the pairs of all its three splits in one, 9,927, and does not say which are which. The 4,927 of
+# the test set, which the paper uses, come with SentEval's data.
+DATA_SETS = {
+    "sts": [
+        *(
+            PublicFile(f"sts/STS{year}.tsv", rows, HubDataset(f"mteb/sts{year}-sts", split="test"))
+            for year, rows in ((12, 3108), (13, 1500), (14, 3750), (15, 3000), (16, 1186))
+        ),
+        PublicFile("sts/STSB-train.tsv", 5749, HubDataset("mteb/stsbenchmark-sts")),
+        PublicFile("sts/STSB-dev.tsv", 1500, HubDataset("mteb/stsbenchmark-sts", split="validation")),
+        PublicFile("sts/STSB-test.tsv", 1379, HubDataset("mteb/stsbenchmark-sts", split="test")),
+        PublicFile("senteval", 18850, "senteval.tar"),
+        PublicFile("sts/SICKR-test.tsv", 4927, Path("senteval")),
+    ],
+    "wiki1m": [PublicFile("wiki1m_for_simcse.txt", 1_000_000, "wiki1m_for_simcse.txt")],
+    "nli": [PublicFile("nli_for_simcse.csv", 275_601, "nli_for_simcse.csv")],
+    "all-nli": [PublicFile("all_nli_triplets.csv", 557_850, HubDataset("sentence-transformers/all-nli", "triplet"))],
+}
+
+# SentEval's own lists; STS13 is without SMT, whose sentences are not free.
+SUBSETS = {
+    "STS12": ["MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"],
+    "STS13": ["FNWN", "headlines", "OnWN"],
+    "STS14": ["deft-forum", "deft-news", "headlines", "OnWN", "images", "tweet-news"],
+    "STS15": ["answers-forums", "answers-students", "belief", "headlines", "images"],
+    "STS16": ["answer-answer", "headlines", "plagiarism", "postediting", "question-question"],
+}
+
+
+def download(folder: str | os.PathLike[str], sets: Sequence[str] = tuple(DATA_SETS)) -> Iterator[tuple[Path, int]]:
+    """The public data sets as files that the readers and :func:`~st_simcse.sts_evaluators` take.
+
+    A file gets its name when it is complete and has the rows that it must have, so that a second call goes on where the
+    first was stopped. What has been downloaded also stays in the hub's cache.
+
+    Args:
+        folder: where they go.
+        sets: some of ``sts`` (the tables of the seven STS tasks, and SentEval's data in its own layout), ``wiki1m``
+            and ``nli`` (the paper's training data), ``all-nli`` (triplets of the whole of SNLI and MultiNLI).
+
+    Yields:
+        Each file's path and its number of rows.
+
+    Raises:
+        OSError: if the hub cannot be reached.
+        ValueError: for a file with other rows than it must have.
+
+    Example:
+        ::
+
+            for path, rows in download("data", ["sts"]):
+                print(path, rows)
+    """
+    for name in sets:
+        for file in DATA_SETS[name]:
+            path = Path(folder, file.path)
+            partial = path.with_name(f"partial-{path.name}")
+            found = path if path.exists() else partial
+            if found is partial:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _fetch(Path(folder), file.source, partial)
+            if (rows := _count(found)) != file.rows:
+                remedy = "delete it to fetch it again" if found is path else "the data on the hub have changed"
+                raise ValueError(f"{found} has {rows:,} rows, expected {file.rows:,}: {remedy}")
+            found.replace(path)
+            yield path, rows
+
+
+def _fetch(folder: Path, source: HubDataset | str | Path, target: Path) -> None:
+    if isinstance(source, HubDataset):
+        _write_table(source.load(), target)
+    elif isinstance(source, Path):
+        _write_table(SentEvalReader().get_dataset(senteval_tasks(folder / source)["SICK-R"]), target)
+    elif source.endswith(".tar"):
+        shutil.rmtree(target, ignore_errors=True)
+        with tarfile.open(hub_file(PRINCETON, source)) as tar:
+            tar.extractall(target, filter="data")
+    else:
+        shutil.copyfile(hub_file(PRINCETON, source), target)
+
+
+def _write_table(dataset: Any, target: Path) -> None:
+    scored = target.suffix == ".tsv"
+    columns = ["sentence1", "sentence2", "score"] if scored else ["anchor", "positive", "negative"]
+    frame = dataset.select_columns(columns).to_pandas()
+    if scored:
+        # In tsv files nothing is quoted, and a cell is one line.
+        frame = frame.replace(r"[\t\r\n]+", " ", regex=True)
+        frame.to_csv(target, sep="\t", index=False, quoting=csv.QUOTE_NONE)
+    else:
+        frame.to_csv(target, index=False)
+
+
+def _count(path: Path) -> int:
+    """The rows of a file as its reader finds them, also those that it skips; of SentEval's data the pairs it reads."""
+    if path.is_dir():
+        return sum(sum(1 for _ in SentEvalReader()._read(task)) for task in senteval_tasks(path).values())
+    reader = {".txt": SentenceReader, ".csv": TripletReader, ".tsv": STSReader}[path.suffix]()
+    return sum(1 for _ in reader._read(path)) + sum(reader.skipped.values())
+
+
+def senteval_tasks(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Where SentEval's data has the seven STS tasks, by task; empty if the folder is not SentEval's.
+
+    Args:
+        folder: SentEval's ``data/downstream``, a folder that holds ``SentEval``, or ``STS`` with ``SICK`` beside it.
+    """
+    places = ["", "STS", "downstream/STS", "data/downstream/STS", "SentEval/data/downstream/STS"]
+    sts = next(
+        (path for place in places if (path := Path(folder, place).absolute()).joinpath("STS12-en-test").is_dir()), None
+    )
+    if sts is None:
+        return {}
+    sick = sts / "SICK" if (sts / "SICK").is_dir() else sts.parent / "SICK"
+    return {task: sts / f"{task}-en-test" for task in SUBSETS} | {
+        "STS-B": sts / "STSBenchmark" / "sts-test.csv",
+        "SICK-R": sick / "SICK_test_annotated.txt",
+    }
+
+
+class SentEvalReader(Reader):
+    """Scored pairs of one STS task as SentEval's download script leaves it.
+
+    A folder ``STS12-en-test`` to ``STS16-en-test`` has ``STS.input.SUBSET.txt``, two tab-separated sentences a line,
+    and ``STS.gs.SUBSET.txt`` with their scores; its subsets are read one after the other. An empty score means that
+    nobody judged the pair: it is skipped and counted, as SentEval leaves it out. The files of the STS benchmark
+    (``sts-*.csv``, tab separated in spite of their name) and of SICK (``SICK_*.txt``) are read too.
+
+    Example:
+        >>> folder = getfixture("tmp_path") / "STS13-en-test"
+        >>> folder.mkdir()
+        >>> for subset in SUBSETS["STS13"]:
+        ...     _ = (folder / f"STS.input.{subset}.txt").write_text("a dog .\\ta hound .\\na dog .\\ta car .\\n")
+        ...     _ = (folder / f"STS.gs.{subset}.txt").write_text("4.5\\n\\n")
+        >>> reader = SentEvalReader()
+        >>> [example.texts for example in reader.get_examples(folder)][0]
+        ['a dog .', 'a hound .', '4.5']
+        >>> reader.skipped
+        Counter({'without a gold score': 3})
+    """
+
+    def _records(self, path: Source) -> Iterator[Record]:
+        for file, line, (sentence1, sentence2, score) in _pairs(Path(str(path))):
+            if score:
+                check_score(file, line, "score", score)
+                yield sentence1, sentence2, score
+            else:
+                self.skipped["without a gold score"] += 1
+
+    def _names(self, width: int) -> list[str]:
+        return ["sentence1", "sentence2", "score"]
+
+
+def _pairs(path: Path) -> Iterator[tuple[Path, int, Record]]:
+    """File, line, and (sentence1, sentence2, score) of each pair."""
+    if path.suffix:
+        places, header = ((5, 6, 4), 0) if path.name.startswith("sts-") else ((1, 2, 3), 1)
+        for line, text in text_lines(path):
+            if line > header:
+                yield path, line, _cells(path, line, text, places)
+        return
+    for subset in SUBSETS[path.name.removesuffix("-en-test")]:
+        inputs, golds = path / f"STS.input.{subset}.txt", path / f"STS.gs.{subset}.txt"
+        for row, gold in zip_longest(text_lines(inputs), text_lines(golds)):
+            if row is None or gold is None:
+                raise ValueError(f"{inputs} and {golds.name} differ in their number of lines")
+            line, text = row
+            yield inputs, line, (*_cells(inputs, line, text, (0, 1)), gold[1].strip())
+
+
+def _cells(path: Path, line: int, text: str, places: tuple[int, ...]) -> Record:
+    cells = text.split("\t")
+    if len(cells) <= max(places):
+        raise ValueError(f"{path}, line {line}: {len(cells)} tab-separated cells, expected {max(places) + 1} or more")
+    return tuple(cells[place].strip() for place in places)

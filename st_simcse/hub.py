@@ -1,0 +1,112 @@
+"""The Hugging Face hub, asked once and with a time limit; its data sets by name, and their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetsError
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+__all__ = ["HubDataset", "hub_error", "hub_file"]
+
+
+def hub_error(
+    name: str, repo_type: Literal["model", "dataset"] = "model", token: str | bool | None = None
+) -> Exception | None:
+    """What keeps the hub from being reached, after one question; None if it answers that it has the repository.
+
+    The loading code of the libraries would retry every file for minutes.
+
+    Raises:
+        FileNotFoundError: if the name can only be a folder's, which does not exist.
+        OSError: the hub's own answer, such as that there is no such repository.
+    """
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"there is no folder {name}")
+    try:
+        HfApi().repo_info(name, repo_type=repo_type, timeout=10, token=token)
+    except OSError as error:
+        if getattr(error, "response", None) is not None:
+            raise
+        return error
+    except Exception as error:
+        if not type(error).__module__.startswith("httpx"):
+            raise
+        return error
+    return None
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A data set by its name on the hub, or by the path of a folder in the hub's layout; stands where a file can.
+
+    Attributes:
+        name: such as ``sentence-transformers/all-nli``. A folder of that name comes first, as for ``load_dataset``.
+        subset: which of its subsets, where it has several, such as ``triplet``.
+        split: ``train``, ``validation``, ``test[:100]``, ...
+        streaming: read it while training goes on, without downloading it first.
+
+    Example:
+        >>> from st_simcse import TripletReader
+        >>> folder = getfixture("tmp_path")
+        >>> _ = (folder / "train.jsonl").write_text('{"anchor": "A dog.", "positive": "A hound."}')
+        >>> TripletReader().get_dataset(HubDataset(str(folder)))[0]
+        {'anchor': 'A dog.', 'positive': 'A hound.'}
+    """
+
+    name: str
+    subset: str | None = None
+    split: str = "train"
+    streaming: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.subset + ', ' if self.subset else ''}{self.split})"
+
+    def load(self) -> Dataset | IterableDataset:
+        """The rows as they are.
+
+        Raises:
+            FileNotFoundError: if there is no such folder or data set.
+            OSError: if the hub cannot be reached.
+            ValueError: for an unknown subset or split, named with those that there are, and for unreadable files.
+        """
+        _ask_hub(self.name)
+        try:
+            return load_dataset(self.name, self.subset, split=self.split, streaming=self.streaming)
+        except DatasetsError as error:
+            if isinstance(error, OSError):
+                raise
+            raise ValueError(f"{self}: {error.__cause__ or error}") from error
+
+
+def hub_file(name: str, file: str) -> Path:
+    """A file of a data set on the hub, downloaded to the hub's cache; or of a folder of that name.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, data set or file.
+        OSError: if the hub cannot be reached.
+    """
+    _ask_hub(name)
+    if Path(name).is_dir():
+        return Path(name, file)
+    try:
+        return Path(hf_hub_download(name, file, repo_type="dataset"))
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(f"{file} of {name} is not in the local cache, and the hub did not give it") from error
+
+
+def _ask_hub(name: str) -> None:
+    """OSError at once, instead of after minutes, where a data set can be had neither here nor from the hub."""
+    if Path(name).is_dir():
+        return
+    error = hub_error(name, "dataset")
+    # Whoever asked for offline mode gets the copy of an earlier download.
+    if error is not None and not isinstance(error, OfflineModeIsEnabled):
+        raise OSError(
+            f"{name} is no folder here, and the Hugging Face hub cannot be reached ({error}): check the name and the "
+            "network, or set HF_HUB_OFFLINE=1 to use an earlier download"
+        ) from error

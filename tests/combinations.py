@@ -1,0 +1,453 @@
+"""Options x wrappers x samplers x processes x precisions: what each combination should do, and whether it does.
+
+``python -m tests.combinations`` tries them all and prints how many are right and how many are refused. A combination
+is right if some steps of training end with the weights of a loop that knows nothing of the package: an oracle that
+goes through the softmax's terms text by text, embeds every column once, steps along the averaged, clipped gradient,
+and is fed the very batches that the trainer drew. Dropout is off, so that both see the same embeddings. It is refused
+if the package says so when loss or trainer is made, and :func:`refusal` expects it to.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import itertools
+import math
+import os
+import random
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from datasets import Dataset
+from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, Matryoshka2dLoss, MatryoshkaLoss
+from torch import Tensor, nn
+
+from conftest import SENTENCES
+from st_simcse import LengthGroupedBatchSampler, SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss
+from st_simcse.demo import tiny_model
+
+BATCH = 4
+LEARNING_RATE = 0.05
+WIDTH = 32
+TEMPERATURE = 0.1
+QUEUE = 6
+
+# An anchor with two positives, and a text that is one row's anchor and another's positive.
+ANCHORS = [f"{first} {second}" for first in SENTENCES for second in SENTENCES][:21] + [SENTENCES[0]] * 2
+POSITIVES = [*ANCHORS[1:21], *SENTENCES[5:8]]
+NEGATIVES = [*ANCHORS[2:21], *SENTENCES[1:5]]
+
+UNSUPERVISED = {"symmetric": True, "queue_size": QUEUE, "dropout_free_negatives": True}
+SUPERVISED = {"hard_negative_weight": 2.0}
+SHARED = {
+    "plain": None,
+    "projection_head": True,
+    "mask_duplicates": False,
+    "false_negative_threshold": 0.9,
+    "mlm_weight": 0.5,
+    "focal_margin": 0.2,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One combination. ``processes`` are one, two, or two whose rows are gathered."""
+
+    loss: str
+    option: str
+    wrapper: str
+    sampler: str
+    processes: str
+    precision: str
+    cached: bool
+    step: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        known = {**SHARED, **UNSUPERVISED, **SUPERVISED}
+        options: dict[str, Any] = {} if self.option == "plain" else {self.option: known[self.option]}
+        options |= {"temperature": TEMPERATURE}
+        options |= {"mini_batch_size": 3} if self.cached else {}
+        return options | ({"gather_across_devices": True} if self.processes == "2 gathered" else {})
+
+    @property
+    def accumulation(self) -> int:
+        return 2 if self.step == "accumulation" else 1
+
+
+FACTORS = {
+    "loss": ["unsupervised", "supervised"],
+    "option": [*SHARED, *UNSUPERVISED, *SUPERVISED],
+    "wrapper": ["none", "MatryoshkaLoss", "Matryoshka2dLoss", "AdaptiveLayerLoss"],
+    "sampler": ["batch", "no_duplicates", "length-grouped", "multi-dataset"],
+    "processes": ["1", "2", "2 gathered"],
+    "precision": ["float32", "bf16"],
+    "cached": [False, True],
+    "step": ["plain", "accumulation", "checkpointing", "compile"],
+}
+
+
+def cases() -> list[Case]:
+    """Every two values of two factors together at least once; where they are to be refused, with nothing else."""
+    rng = random.Random(0)
+    simplest = Case(*(values[0] for values in FACTORS.values()))
+    right: dict[Case, None] = {}
+    refused: dict[Case, None] = {}
+    covered: set[tuple[Any, ...]] = set()
+    for one, other in itertools.combinations(FACTORS, 2):
+        for pair in itertools.product(FACTORS[one], FACTORS[other]):
+            fixed = dict(zip((one, other), pair, strict=True))
+            drawn = [{name: rng.choice(values) for name, values in FACTORS.items()} | fixed for _ in range(300)]
+            candidates = [case for case in (Case(**values) for values in drawn) if _exists(case) and not refusal(case)]
+            if not candidates:
+                alone = [dataclasses.replace(simplest, loss=loss, **fixed) for loss in FACTORS["loss"] if one != "loss"]
+                refused |= dict.fromkeys(case for case in alone if _exists(case))
+            elif (one, other, *pair) not in covered:
+                best = max(candidates, key=lambda case: len(_pairs(case) - covered))
+                covered |= _pairs(best)
+                right[best] = None
+    return [*right, *refused]
+
+
+def _pairs(case: Case) -> set[tuple[Any, ...]]:
+    return {(one, other, getattr(case, one), getattr(case, other)) for one, other in itertools.combinations(FACTORS, 2)}
+
+
+def _exists(case: Case) -> bool:
+    return case.option not in (SUPERVISED if case.loss == "unsupervised" else UNSUPERVISED)
+
+
+def train(case: Case, folder: str | Path) -> tuple[list[list[list[dict[str, Tensor]]]], dict[str, Tensor], nn.Module]:
+    """Train, and return the batches of every process, the weights after it, and the loss as it was before."""
+    model = _model()
+    torch.manual_seed(0)
+    loss = (UnsupSimCSELoss if case.loss == "unsupervised" else SupSimCSELoss)(model, **case.options)
+    _mask_every_third_token(loss)
+    before = copy.deepcopy(loss)
+    wrapped = _wrap(case, model, loss)
+    batches: list[list[dict[str, Tensor]]] = []
+    wrapped.register_forward_pre_hook(lambda _, inputs: batches.append(_copy(inputs[0])))
+    sampler = {"no_duplicates": "no_duplicates", "length-grouped": LengthGroupedBatchSampler}.get(case.sampler)
+    arguments = SimCSETrainingArguments(
+        str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=case.accumulation,
+        gradient_checkpointing=case.step == "checkpointing",
+        torch_compile=case.step == "compile",
+        torch_compile_backend="aot_eager" if case.step == "compile" else None,
+        batch_sampler=sampler or "batch_sampler",
+        bf16=case.precision == "bf16",
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=1.0,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = SimCSETrainer(model=model, args=arguments, train_dataset=_data(case), loss=wrapped)
+    trainer.train()
+    everyone = [batches]
+    if dist.is_initialized():
+        everyone = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, batches)
+    after = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    if loss.projection_head is not None:
+        after |= {f"head.{name}": tensor.detach() for name, tensor in loss.projection_head.state_dict().items()}
+    return everyone, after, before
+
+
+def check(case: Case, folder: str | Path) -> str | None:
+    """None if the combination is right, else the message with which it was refused.
+
+    Raises:
+        AssertionError: if it is wrong, or refused without being expected to, or not refused in spite of it.
+    """
+    expected = refusal(case)
+    try:
+        batches, after, before = train(case, folder)
+    except ValueError as error:
+        assert expected is not None, f"{case}: refused: {error}"
+        assert expected in str(error), f"{case}: refused otherwise than expected: {error}"
+        return str(error)
+    assert expected is None, f"{case}: not refused, expected {expected!r}"
+    _check_batches(case, batches)
+    start, weights = _replay(case, batches, before)
+    for name, tensor in weights.items():
+        moved, should_move = after[name] - start[name], tensor - start[name]
+        if not tensor.is_floating_point():
+            continue
+        if case.precision == "float32":
+            tolerance = 2e-5 + 2e-3 * should_move.abs().max()
+            assert (moved - should_move).abs().max() < tolerance, (case, name, (moved - should_move).abs().max())
+        elif should_move.norm() > 1e-3:  # rounding to bf16 turns a step's direction by some percents
+            cosine = F.cosine_similarity(moved.flatten(), should_move.flatten(), dim=0)
+            assert cosine > 0.97, (case, name, cosine)
+            assert 0.9 < moved.norm() / should_move.norm() < 1.1, (case, name)
+    return None
+
+
+def refusal(case: Case) -> str | None:
+    """Part of the message with which a combination has to be refused, or None if it has to be right."""
+    if case.cached and case.option in ("mlm_weight", "dropout_free_negatives"):
+        return f"{case.option} does not go with mini_batch_size"
+    return None
+
+
+@functools.cache
+def _made() -> Any:
+    return tiny_model(SENTENCES, width=WIDTH).to("cpu")
+
+
+def _model() -> Any:
+    model = copy.deepcopy(_made()).train()
+    for module in model.modules():
+        for attribute in ("p", "dropout_prob"):
+            if hasattr(module, attribute):
+                setattr(module, attribute, 0.0)
+    return model
+
+
+def _data(case: Case) -> Dataset | dict[str, Dataset]:
+    columns = {"anchor": ANCHORS, "positive": POSITIVES, "negative": NEGATIVES}
+    if case.loss == "unsupervised":
+        columns = {"sentence": ANCHORS}
+    if case.sampler != "multi-dataset":
+        return Dataset.from_dict(columns)
+    cut = 9  # the first data set is the smaller one
+    parts = {"first": slice(0, cut), "second": slice(cut, None)}
+    return {part: Dataset.from_dict({k: v[rows] for k, v in columns.items()}) for part, rows in parts.items()}
+
+
+def _wrap(case: Case, model: Any, loss: nn.Module) -> nn.Module:
+    dims = [WIDTH, WIDTH // 2]
+    if case.wrapper == "MatryoshkaLoss":
+        return MatryoshkaLoss(model, loss, dims, matryoshka_weights=[1.0, 0.5])
+    if case.wrapper == "Matryoshka2dLoss":
+        return Matryoshka2dLoss(model, loss, dims, n_layers_per_step=-1, n_dims_per_step=-1)
+    if case.wrapper == "AdaptiveLayerLoss":
+        return AdaptiveLayerLoss(model, loss, n_layers_per_step=-1)
+    return loss
+
+
+def _copy(features: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    return [{name: value.clone() for name, value in column.items() if isinstance(value, Tensor)} for column in features]
+
+
+def _mask_every_third_token(loss: Any) -> None:
+    if loss.masked_language_model is not None:
+        loss.masked_language_model.collator.torch_mask_tokens = _masked
+
+
+def _masked(ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    chosen = torch.arange(ids.shape[1]) % 3 == 1
+    chosen = chosen & (ids > 4)  # special tokens come first in the vocabulary
+    return ids.masked_fill(chosen, 4), ids.masked_fill(~chosen, -100)
+
+
+def _check_batches(case: Case, batches: list[list[list[dict[str, Tensor]]]]) -> None:
+    """No batch too large, no row twice, as many steps in every process, and hardly a row left out."""
+    assert len({len(own) for own in batches}) == 1, (case, [len(own) for own in batches])
+    rows = Counter()
+    for own in batches:
+        for columns in own:
+            assert 1 <= len(columns[0]["input_ids"]) <= BATCH, (case, len(columns[0]["input_ids"]))
+            rows.update(zip(*map(_texts, columns), strict=True))
+    model = _model()
+    data = _data(case)
+    wanted = Counter()
+    for part in data.values() if isinstance(data, dict) else [data]:
+        wanted.update(zip(*(_texts(model.preprocess(part[name][:])) for name in part.column_names), strict=True))
+    assert rows <= wanted, (case, rows - wanted)
+    assert sum(rows.values()) > 0.6 * sum(wanted.values()), (case, sum(rows.values()))
+
+
+def _texts(column: dict[str, Tensor]) -> list[tuple[int, ...]]:
+    pairs = zip(column["input_ids"], column["attention_mask"].bool(), strict=True)
+    return [tuple(ids[mask].tolist()) for ids, mask in pairs]
+
+
+def _replay(
+    case: Case, batches: list[list[list[dict[str, Tensor]]]], before: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights before and after steps of gradient descent along the oracle's gradients."""
+    model = _model()
+    oracles = [Oracle(model, case, before)]
+    gathered = case.processes == "2 gathered"
+    oracles += [Oracle(model, case, before, oracles[0]) for _ in batches[1:] if not gathered]
+    losses = [_wrap(case, model, oracle) for oracle in oracles]
+    parameters = list(dict.fromkeys(p for oracle in oracles for p in oracle.parameters() if p.requires_grad))
+    head = oracles[0].head
+
+    def weights() -> dict[str, Tensor]:
+        named = dict(model.state_dict()) | {f"head.{n}": t for n, t in (head.state_dict().items() if head else ())}
+        return {name: tensor.detach().clone() for name, tensor in named.items()}
+
+    start = weights()
+    count = len(batches[0])
+    for begin in range(0, count, case.accumulation):
+        micro_batches = range(begin, min(begin + case.accumulation, count))
+        for parameter in parameters:
+            parameter.grad = None
+        for oracle in oracles:
+            oracle.is_first_of_step = True
+        for micro_batch in micro_batches:
+            together = [own[micro_batch] for own in batches]
+            together = [_concatenate(together)] if gathered else together
+            for loss, oracle, columns in zip(losses, oracles, together, strict=True):
+                with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16"):
+                    value = loss(_copy(columns), None)
+                    value = value + oracle.masked_language_model(columns)
+                (value / len(micro_batches) / len(together)).backward()
+                oracle.enqueue(columns)
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        norm = torch.sqrt(sum((grad.double() ** 2).sum() for grad in grads))
+        with torch.no_grad():
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter -= LEARNING_RATE * min(1.0, float(1 / (norm + 1e-6))) * grad
+    return start, weights()
+
+
+def _concatenate(parts: list[list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:
+    columns = []
+    for column in zip(*parts, strict=True):
+        width = max(part["input_ids"].shape[1] for part in column)
+        columns.append(
+            {
+                name: torch.cat([F.pad(part[name], (0, width - part[name].shape[1])) for part in column])
+                for name in column[0]
+            }
+        )
+    return columns
+
+
+class Oracle(nn.Module):
+    """The loss as its definition says it, a row and a term at a time, in float64."""
+
+    def __init__(self, model: Any, case: Case, loss: Any, first: Oracle | None = None) -> None:
+        super().__init__()
+        self.model, self.case = model, case
+        self.head = first.head if first else copy.deepcopy(loss.projection_head)
+        self.mlm_head = None
+        if loss.masked_language_model is not None:
+            self.mlm_head = first.mlm_head if first else copy.deepcopy(loss.masked_language_model.head)
+            for module in self.mlm_head.modules() if not first else ():
+                if isinstance(module, nn.Linear) and module.out_features == model.tokenizer.vocab_size:
+                    module.weight = model[0].model.get_input_embeddings().weight
+        self.follower = [copy.deepcopy(model).eval()]
+        self.queued: list[tuple[Tensor, tuple[int, ...]]] = []
+        self.is_first_of_step = True
+
+    def forward(self, features: list[dict[str, Tensor]], labels: None = None) -> Tensor:
+        texts = [_texts(column) for column in features]
+        embedded = [self.model(column)["sentence_embedding"] for column in features]
+        embedded = [self.head(rows) if self.head else rows for rows in embedded]
+        if self.case.loss == "unsupervised":
+            embedded, texts = embedded * (2 // len(embedded)), texts * (2 // len(texts))
+        with torch.autocast("cpu", enabled=False):
+            return self._softmax([F.normalize(rows.double(), dim=1) for rows in embedded], texts)
+
+    def _softmax(self, embedded: list[Tensor], texts: list[list[tuple[int, ...]]]) -> Tensor:
+        anchors, positives, *negatives = embedded
+        symmetric = self.case.option == "symmetric"
+        masks = self.case.option != "mask_duplicates"
+        threshold = 0.9 if self.case.option == "false_negative_threshold" else math.inf
+        # who is compared: the query, its text, its row, its positive's place among the candidates
+        queries = [(anchors[i], texts[0][i], i, ("positive", i)) for i in range(len(anchors))]
+        candidates = [(("positive", i), positives[i], texts[1][i]) for i in range(len(anchors))]
+        if symmetric:
+            queries += [(positives[i], texts[1][i], i, ("anchor", i)) for i in range(len(anchors))]
+            candidates += [(("anchor", i), anchors[i], texts[0][i]) for i in range(len(anchors))]
+        for column, words in zip(negatives, texts[2:], strict=True):
+            candidates += [(("negative", i), column[i], words[i]) for i in range(len(anchors))]
+        candidates += [(("queued", i), row, words) for i, (row, words) in enumerate(self.queued)]
+        pairs = [*zip(texts[0], texts[1], strict=True)]
+        pairs += [(right, left) for left, right in pairs] if symmetric else []
+        losses = []
+        for query, text, row, target in queries:
+            friends = {text} | {right for left, right in pairs if left == text}
+            itself = ("anchor" if target[0] == "positive" else "positive", row)
+            terms, positive = [], None
+            for place, vector, words in candidates:
+                similarity = query @ vector[: len(query)]
+                if place == target:
+                    logit = positive = self._logit(similarity, is_positive=True)
+                elif place == itself or (masks and words in friends) or similarity > threshold:
+                    continue
+                else:
+                    logit = self._logit(similarity, is_positive=False)
+                    if place == ("negative", row) and self.case.option == "hard_negative_weight":
+                        logit = logit + torch.tensor(2.0).log()
+                terms.append(logit)
+            losses.append(torch.stack(terms).logsumexp(0) - positive)
+        return torch.stack(losses).mean()
+
+    def _logit(self, similarity: Tensor, is_positive: bool) -> Tensor:
+        if self.case.option == "focal_margin":
+            similarity = similarity**2 if is_positive else similarity * (similarity + 0.2)
+        return similarity / TEMPERATURE
+
+    def masked_language_model(self, columns: list[dict[str, Tensor]]) -> Tensor:
+        if self.mlm_head is None:
+            return torch.zeros(())
+        total = torch.zeros(())
+        for column in columns:
+            ids, labels = _masked(column["input_ids"])
+            hidden = self.model[0].model(input_ids=ids, attention_mask=column["attention_mask"]).last_hidden_state
+            (head,) = self.mlm_head.children()
+            scores = head(hidden).float()
+            total = total + F.cross_entropy(scores[labels != -100], labels[labels != -100]) / len(columns)
+        return self.case.options["mlm_weight"] * total
+
+    @torch.no_grad()
+    def enqueue(self, columns: list[dict[str, Tensor]]) -> None:
+        if self.case.option != "queue_size":
+            return
+        (follower,) = self.follower
+        if self.is_first_of_step:
+            step = 0.005 if self.queued else 1.0
+            for mine, theirs in zip(follower.parameters(), self.model.parameters(), strict=True):
+                mine += step * (theirs - mine)
+        self.is_first_of_step = False
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.case.precision == "bf16"):
+            rows = follower(dict(columns[0]))["sentence_embedding"]
+        rows = F.normalize(rows.double(), dim=1)
+        self.queued = [*zip(rows, _texts(columns[0]), strict=True), *self.queued][:QUEUE]
+
+
+def main() -> None:
+    """Check every case, or with several processes those that need them."""
+    results: Counter[str] = Counter()
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    _made()  # before there is a process group, after which rank 0 alone saves models
+    for case in cases():
+        if several == (case.processes == "1"):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                refused = check(case, folder)
+                result = "refused" if refused else "right"
+                print(f"{result}: {case} {refused or ''}", flush=True)
+            except Exception:
+                result = "wrong"
+                print(f"wrong: {case}\n{traceback.format_exc()}", flush=True)
+            results[result] += 1
+    print(dict(results), flush=True)
+    if several:
+        dist.destroy_process_group()
+    sys.exit(bool(results["wrong"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+import csv
+import gzip
+import json
+import logging
+import shutil
+import tarfile
+from dataclasses import replace
+
+import pytest
+from datasets import Dataset
+from huggingface_hub import constants
+
+from st_simcse import HubDataset, TripletReader, build_model, load_sts, sts_evaluators
+from st_simcse.cli import data, main, train
+from st_simcse.data import DATA_SETS, PRINCETON, SUBSETS, SentEvalReader, download
+from st_simcse.evaluation import STS_TASKS
+
+# What the releases have, and what mteb's descriptive statistics and the authors' repositories say.
+ROWS = {
+    "sts/STS12.tsv": 3108,
+    "sts/STS13.tsv": 1500,
+    "sts/STS14.tsv": 3750,
+    "sts/STS15.tsv": 3000,
+    "sts/STS16.tsv": 1186,
+    "sts/STSB-train.tsv": 5749,
+    "sts/STSB-dev.tsv": 1500,
+    "sts/STSB-test.tsv": 1379,
+    "senteval": 3108 + 1500 + 3750 + 3000 + 1186 + 1379 + 4927,
+    "sts/SICKR-test.tsv": 4927,
+    "wiki1m_for_simcse.txt": 1_000_000,
+    "nli_for_simcse.csv": 275_601,
+    "all_nli_triplets.csv": 557_850,
+}
+
+
+def _make_senteval(sts, sick):
+    """SentEval's layout, two pairs a subset of which the second has no gold score."""
+    for task, subsets in SUBSETS.items():
+        folder = sts / f"{task}-en-test"
+        folder.mkdir(parents=True)
+        for subset in subsets:
+            (folder / f"STS.input.{subset}.txt").write_text(f'{subset} "one .\ttwo . \nthree .\tfour .\n')
+            (folder / f"STS.gs.{subset}.txt").write_text("4.25\n\n")
+    (sts / "STSBenchmark").mkdir()
+    (sts / "STSBenchmark" / "sts-test.csv").write_text(
+        'main-news\tMSRpar\t2012test\t0001\t1.500\ta "b, c\td .\tsource\tx\n'
+    )
+    sick.mkdir(parents=True)
+    header = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\r\n"
+    (sick / "SICK_test_annotated.txt").write_text(f"{header}6\tA dog runs\tA hound runs\t4.5\tNEUTRAL\r\n", newline="")
+
+
+@pytest.mark.parametrize(
+    ("sts", "sick", "folder"),
+    [
+        ("STS", "SICK", ""),
+        ("STS", "SICK", "STS"),
+        ("STS", "STS/SICK", "STS"),
+        ("SentEval/data/downstream/STS", "SentEval/data/downstream/SICK", ""),
+        ("SentEval/data/downstream/STS", "SentEval/data/downstream/SICK", "SentEval"),
+        ("SentEval/data/downstream/STS", "SentEval/data/downstream/SICK", "SentEval/data/downstream"),
+    ],
+)
+def test_sentevals_folder_is_found(tmp_path, sts, sick, folder, caplog):
+    _make_senteval(tmp_path / sts, tmp_path / sick)
+    with caplog.at_level(logging.WARNING):
+        evaluators = sts_evaluators(tmp_path / folder).evaluators
+    assert [evaluator.name for evaluator in evaluators] == list(STS_TASKS)
+    assert evaluators[1].sentences1 == ['FNWN "one .', 'headlines "one .', 'OnWN "one .']
+    assert evaluators[1].scores == [4.25] * 3
+    assert (evaluators[5].sentences1, evaluators[5].sentences2, evaluators[5].scores) == (['a "b, c'], ["d ."], [1.5])
+    assert (evaluators[6].sentences1, evaluators[6].scores) == (["A dog runs"], [4.5])
+    path = (tmp_path / sts / "STS13-en-test").absolute()
+    assert f"{path}: 3 read, skipped 3 without a gold score" in caplog.messages
+
+
+@pytest.mark.parametrize("task", list(STS_TASKS))
+def test_sentevals_pairs_are_those_of_the_tables(shared, task):
+    """The tables were made of the same release by another hand."""
+    evaluator = sts_evaluators(shared / "senteval").evaluators[list(STS_TASKS).index(task)]
+    with open(shared / "sts" / "senteval" / f"{STS_TASKS[task]}.tsv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert evaluator.sentences1 == [row["sentence1"] for row in rows]
+    assert evaluator.sentences2 == [row["sentence2"] for row in rows]
+    assert evaluator.scores == [float(row["score"]) for row in rows]
+
+
+def test_pairs_without_a_gold_score_are_counted(shared):
+    reader = SentEvalReader(shared / "senteval" / "STS")
+    assert len(reader.get_examples("STS16-en-test")) == 1186
+    lines = sum(len(path.open().readlines()) for path in (shared / "senteval/STS/STS16-en-test").glob("STS.input.*"))
+    assert reader.skipped == {"without a gold score": lines - 1186}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error", "message"),
+    [
+        ("STS/STS14-en-test", None, FileNotFoundError, "lacks STS14-en-test$"),
+        ("SICK/SICK_test_annotated.txt", None, FileNotFoundError, "lacks SICK_test_annotated.txt$"),
+        ("STS/STS12-en-test/STS.gs.MSRvid.txt", None, FileNotFoundError, "STS.gs.MSRvid.txt"),
+        ("STS/STS12-en-test/STS.gs.MSRvid.txt", "1\n2\n3\n", ValueError, "STS.input.MSRvid.txt and STS.gs.MSRvid"),
+        ("STS/STS12-en-test/STS.gs.MSRvid.txt", "1\n", ValueError, "differ in their number of lines"),
+        ("STS/STS12-en-test/STS.gs.MSRvid.txt", "1\nx\n", ValueError, "MSRvid.txt, line 2, column 'score': 'x'"),
+        ("STS/STS12-en-test/STS.input.MSRvid.txt", "a\tb\nc d\n", ValueError, "line 2: 1 tab-separated cells"),
+        ("STS/STSBenchmark/sts-test.csv", "a,b,3\n", ValueError, "sts-test.csv, line 1: 1 tab-separated cells"),
+    ],
+)
+def test_what_is_wrong_in_sentevals_folder_is_named(tmp_path, file, content, error, message):
+    _make_senteval(tmp_path / "STS", tmp_path / "SICK")
+    path = tmp_path / file
+    if content is not None:
+        path.write_text(content)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    with pytest.raises(error, match=message):
+        sts_evaluators(tmp_path)
+
+
+def test_tables_come_before_sentevals_folder(tmp_path):
+    _make_senteval(tmp_path / "STS", tmp_path / "SICK")
+    for stem in STS_TASKS.values():
+        (tmp_path / f"{stem}.tsv").write_text("sentence1\tsentence2\tscore\nA\tB\t1\n")
+    assert [evaluator.sentences1 for evaluator in sts_evaluators(tmp_path).evaluators] == [["A"]] * 7
+
+
+def test_published_number_of_sentevals_folder(shared, pretrained):
+    """The smallest task; the pairs of all are compared above."""
+    evaluator = sts_evaluators(shared / "senteval").evaluators[4]
+    scores = evaluator(build_model(pretrained, pooling="mean", max_seq_length=128))
+    assert 100 * scores["STS16_spearman_cosine"] == pytest.approx(78.99, abs=0.01)
+
+
+def _scored(rows):
+    """Cells with what tsv files cannot hold; every score another."""
+    return [
+        {"sentence1": f'"{row} one.', "sentence2": f"two\t{row}\nthree", "score": row / rows} for row in range(rows)
+    ]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The repositories as folders in the working directory, in the layout that they have on the hub."""
+    monkeypatch.chdir(tmp_path)
+    splits = {f"sts{year}-sts": {"test": ROWS[f"sts/STS{year}.tsv"]} for year in range(12, 17)}
+    for repository, rows in (splits | {"stsbenchmark-sts": {"train": 5749, "validation": 1500, "test": 1379}}).items():
+        folder = tmp_path / "mteb" / repository
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text("---\nlanguage:\n- en\n---\n")
+        for split, count in rows.items():
+            with gzip.open(folder / f"{split}.jsonl.gz", "wt") as file:
+                file.writelines(json.dumps({"split": split} | row) + "\n" for row in _scored(count))
+    (tmp_path / "sentence-transformers" / "all-nli" / "triplet").mkdir(parents=True)
+    triplets = {"anchor": ["A, b.", "C"], "positive": ['"D"', "E"], "negative": ["F\ng", "H"]}
+    parquet = tmp_path / "sentence-transformers/all-nli/triplet/train-00000-of-00001.parquet"
+    Dataset.from_dict(triplets).to_parquet(parquet)
+    (tmp_path / "sentence-transformers/all-nli/README.md").write_text(
+        "---\nconfigs:\n- config_name: triplet\n  data_files:\n  - split: train\n    path: triplet/train-*\n---\n"
+    )
+    princeton = tmp_path / PRINCETON
+    princeton.mkdir(parents=True)
+    (princeton / "wiki1m_for_simcse.txt").write_text("One.\n\nThree.\n")
+    (princeton / "nli_for_simcse.csv").write_text('sent0,sent1,hard_neg\nA,"B, c",D\n')
+    _make_senteval(tmp_path / "tar/STS", tmp_path / "tar/SICK")
+    for task, subsets in SUBSETS.items():
+        folder = tmp_path / "tar" / "STS" / f"{task}-en-test"
+        for index, subset in enumerate(subsets):
+            rows = ROWS[f"sts/{task}.tsv"] - len(subsets) + 1 if index == 0 else 1
+            (folder / f"STS.input.{subset}.txt").write_text("a\tb\n" * (rows + 1))
+            (folder / f"STS.gs.{subset}.txt").write_text("1\n" * rows + "\n")
+    benchmark, sick = (
+        tmp_path / "tar" / name for name in ("STS/STSBenchmark/sts-test.csv", "SICK/SICK_test_annotated.txt")
+    )
+    benchmark.write_text(benchmark.read_text() * 1379)
+    header, row = sick.read_text().splitlines()
+    sick.write_text("\n".join([header, *[row] * 4927]) + "\n")
+    with tarfile.open(princeton / "senteval.tar", "w") as tar:
+        for name in ("STS", "SICK"):
+            tar.add(tmp_path / "tar" / name, name)
+    return tmp_path
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The large files may be small."""
+    for name, rows in (("wiki1m", 3), ("nli", 1), ("all-nli", 2)):
+        monkeypatch.setitem(DATA_SETS, name, [replace(DATA_SETS[name][0], rows=rows)])
+
+
+def test_the_rows_that_files_must_have():
+    assert {file.path: file.rows for files in DATA_SETS.values() for file in files} == ROWS
+
+
+def test_sts_from_the_hub(hub):
+    files = {str(path): rows for path, rows in download("data", ["sts"])}
+    assert files == {f"data/{path}": ROWS[path] for path in list(ROWS)[:10]}
+    assert sorted(path.name for path in (hub / "data").rglob("*.tsv")) == sorted(
+        path.split("/")[1] for path in ROWS if path.endswith(".tsv")
+    )
+    dev = load_sts("data/sts/STSB-dev.tsv")
+    expected = _scored(1500)
+    assert dev.sentences1 == [row["sentence1"] for row in expected]
+    assert dev.sentences2 == [f"two {row} three" for row in range(1500)]
+    assert dev.scores == [row["score"] for row in expected]
+    for folder in ("data/sts", "data/senteval"):
+        evaluators = sts_evaluators(folder).evaluators
+        assert [len(evaluator.scores) for evaluator in evaluators] == [3108, 1500, 3750, 3000, 1186, 1379, 4927]
+    assert (evaluators[6].sentences1[0], evaluators[6].scores[0]) == ("A dog runs", 4.5)
+
+
+def test_training_data_from_the_hub(hub, small):
+    assert [rows for _, rows in download("data", ["wiki1m", "nli", "all-nli"])] == [3, 1, 2]
+    assert (hub / "data/wiki1m_for_simcse.txt").read_bytes() == b"One.\n\nThree.\n"
+    assert TripletReader("data").get_examples("nli_for_simcse.csv")[0].texts == ["A", "B, c", "D"]
+    assert TripletReader("data").get_examples("all_nli_triplets.csv")[0].texts == ["A, b.", '"D"', "F\ng"]
+
+
+def test_a_second_call_goes_on(hub, small, monkeypatch):
+    """Stopped in the middle of a file, nothing half done has a file's name, and what is complete stays."""
+    with monkeypatch.context() as stopping:
+        stopping.setattr("st_simcse.data.shutil.copyfile", lambda _, target: target.write_text("On") and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(download("data", ["all-nli", "wiki1m"]))
+    assert not (hub / "data/wiki1m_for_simcse.txt").exists()
+    complete = (hub / "data/all_nli_triplets.csv").stat()
+    shutil.rmtree(hub / "sentence-transformers")  # nothing to fetch it from again
+    assert [rows for _, rows in download("data", ["all-nli", "wiki1m"])] == [2, 3]
+    assert (hub / "data/all_nli_triplets.csv").stat() == complete
+    assert sorted(path.name for path in (hub / "data").iterdir()) == ["all_nli_triplets.csv", "wiki1m_for_simcse.txt"]
+
+
+def test_other_rows_than_expected_are_an_error(hub, small):
+    source = hub / PRINCETON / "wiki1m_for_simcse.txt"
+    source.write_text("One.\n")
+    with pytest.raises(
+        ValueError, match="wiki1m_for_simcse.txt has 1 rows, expected 3: the data on the hub have changed"
+    ):
+        list(download("data", ["wiki1m"]))
+    assert not (hub / "data/wiki1m_for_simcse.txt").exists()
+    (hub / "data/wiki1m_for_simcse.txt").write_text("My own.\n")
+    with pytest.raises(ValueError, match="expected 3: delete it to fetch it again"):
+        list(download("data", ["wiki1m"]))
+    assert (hub / "data/wiki1m_for_simcse.txt").read_text() == "My own.\n"
+
+
+def test_files_come_from_the_hubs_cache_in_offline_mode(tmp_path, monkeypatch, small):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "cache" / f"datasets--{PRINCETON.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=f"nli_for_simcse.csv of {PRINCETON} is not in the local cache"):
+        list(download(tmp_path / "data", ["nli"]))
+    (repository / "snapshots" / ("0" * 40) / "nli_for_simcse.csv").write_text("sent0,sent1,hard_neg\nA,B,C\n")
+    assert list(download(tmp_path / "data", ["nli"])) == [(tmp_path / "data/nli_for_simcse.csv", 1)]
+
+
+@pytest.mark.parametrize("name", list(DATA_SETS))
+def test_without_a_network_the_error_comes_at_once(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # A closed local port refuses the connection, as a machine without a network does.
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    for loader in ("load_dataset", "hf_hub_download"):  # which would try again and again
+        monkeypatch.setattr(f"st_simcse.hub.{loader}", None)
+    source = DATA_SETS[name][0].source
+    repository = source.name if isinstance(source, HubDataset) else PRINCETON
+    with pytest.raises(OSError, match=f"{repository} is no folder here, and the Hugging Face hub cannot be reached"):
+        list(download(tmp_path, [name]))
+    assert not list(tmp_path.iterdir()) or name == "sts"
+
+
+def test_the_command_downloads_and_tells(hub, small, capsys):
+    assert list(DATA_SETS) == data.SETS
+    main(["data", "--output_dir", "here", "--sets", "nli", "all-nli"])
+    assert capsys.readouterr().out == "here/nli_for_simcse.csv: 1 rows\nhere/all_nli_triplets.csv: 2 rows\n"
+    with pytest.raises(SystemExit, match="invalid choice: 'snli'"):
+        main(["data", "--sets", "snli"])
+    shutil.rmtree(hub / PRINCETON)
+    with pytest.raises(SystemExit, match="st-simcse data: .*is not in the local cache"):
+        main(["data", "--sets", "wiki1m"])
+
+
+@pytest.fixture
+def data_sets(tmp_path, sentences):
+    """Folders in the hub's layout: sentences; triplets as a subset; scored pairs."""
+    rotated = sentences[1:] + sentences[:1]
+    for path, columns in {
+        "wiki/train.parquet": {"id": list(range(8)), "text": sentences},
+        "nli/triplet/train.parquet": {"anchor": sentences, "positive": rotated, "negative": rotated[::-1]},
+        "nli/pair-class/train.parquet": {"premise": ["P"] * 8, "hypothesis": sentences, "label": [0, 2] * 4},
+        "stsb/validation.parquet": {"sentence1": sentences, "sentence2": rotated, "score": list(range(8))},
+        "stsb/test.parquet": {"sentence1": sentences, "sentence2": rotated, "score": list(range(8))},
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Dataset.from_dict(columns).to_parquet(tmp_path / path)
+    subsets = "".join(f"- config_name: {name}\n  data_files: {name}/*\n" for name in ("triplet", "pair-class"))
+    (tmp_path / "nli" / "README.md").write_text(f"---\nconfigs:\n{subsets}---\n")
+    return tmp_path
+
+
+def _train(folder, tiny_bert, *options):
+    return train.run(
+        [
+            *("--model_name_or_path", tiny_bert, "--output_dir", str(folder / "out"), "--report_to", "none"),
+            *("--per_device_train_batch_size", "4", "--learning_rate", "0.01", *options),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "loss"),
+    [
+        (["--train_dataset", "wiki"], "UnsupSimCSELoss"),
+        (["--train_dataset", "wiki", "--streaming", "--max_steps", "2"], "UnsupSimCSELoss"),
+        (["--train_file", "wiki/train.parquet", "--train_format", "sentences"], "UnsupSimCSELoss"),
+        (["--train_file", "nli/triplet/train.parquet", "--streaming", "--max_steps", "2"], "SupSimCSELoss"),
+        (["--train_dataset", "nli", "--train_subset", "triplet", "--train_split", "train[:4]"], "SupSimCSELoss"),
+        (["--train_dataset", "nli", "--train_subset", "triplet", "--columns", "negative"], "UnsupSimCSELoss"),
+        (["--train_dataset", "nli", "--train_subset", "pair-class"], "SupSimCSELoss"),
+    ],
+)
+def test_training_on_data_sets(data_sets, monkeypatch, tiny_bert, options, loss):
+    monkeypatch.chdir(data_sets)
+    seen = []
+    monkeypatch.setattr("st_simcse.cli.train.SimCSETrainer.compute_loss", _record(seen))
+    results = _train(data_sets, tiny_bert, *options, "--dev_dataset", "stsb", "--test_dataset", "stsb")
+    assert list(results["after"]) == ["stsb-validation", "stsb-test"]
+    assert {type(part).__name__ for part in seen} == {loss}
+    state = json.loads(next((data_sets / "out").glob("checkpoint-*/trainer_state.json")).read_text())
+    assert "eval_stsb-validation_spearman_cosine" in state["log_history"][-1]
+
+
+def _record(seen):
+    from st_simcse import SimCSETrainer
+
+    compute_loss = SimCSETrainer.compute_loss
+
+    def recorded(trainer, *args, **kwargs):
+        seen.append(trainer.loss)
+        return compute_loss(trainer, *args, **kwargs)
+
+    return recorded
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "pass --train_file, or --train_dataset"),
+        (["--train_file", "a.txt", "--train_dataset", "wiki"], "pass --train_file or --train_dataset, not both"),
+        (["--train_file", "a.txt", "--train_subset", "x"], "--train_subset and --train_split go with --train_dataset"),
+        (["--train_dataset", "wiki", "--dev_split", "x"], "--dev_subset and --dev_split go with --dev_dataset"),
+        (["--train_dataset", "wiki", "--streaming"], "--streaming needs --max_steps"),
+        (["--train_dataset", "./absent"], "there is no folder ./absent"),
+        (["--train_dataset", "nli"], "triplet.*pair-class"),
+        (["--train_dataset", "wiki", "--train_split", "dev"], "dev.*train"),
+        (
+            ["--train_dataset", "stsb", "--train_split", "test"],
+            r"stsb \(test\) has the columns sentence1, .*sentence or",
+        ),
+        (["--train_dataset", "wiki", "--columns", "body"], r"wiki \(train\), row 1: no column\(s\) \['body'\]"),
+        (["--train_dataset", "wiki", "--dev_dataset", "wiki", "--dev_split", "train"], r"row 1: no column.*'score'"),
+    ],
+)
+def test_what_is_wrong_with_data_sets_is_said(data_sets, monkeypatch, tiny_bert, options, message):
+    monkeypatch.chdir(data_sets)
+    with pytest.raises((ValueError, OSError), match=message):
+        _train(data_sets, tiny_bert, *options)
