@@ -1,11 +1,22 @@
 from .batching import LengthGroupedBatchSampler
 from .checkpoints import load_simcse, save_transformer
 from .evaluation import AlignmentUniformityEvaluator, sts_evaluators
-from .heads import ProjectionHead
 from .hub import HubDataset
-from .losses import SupSimCSELoss, UnsupSimCSELoss
+from .losses import (
+    AngularMargin,
+    DropoutFreeNegatives,
+    FocalMargin,
+    HardnessWeighting,
+    MaskedLanguageModel,
+    MomentumQueue,
+    OwnNegativeWeight,
+    ProjectionHead,
+    SimilarityThreshold,
+    SupSimCSELoss,
+    UnsupSimCSELoss,
+)
 from .modeling import build_model
-from .objective import info_nce, sup_simcse_loss, unsup_simcse_loss
+from .objective import Batch, Comparison, info_nce, sup_simcse_loss, unsup_simcse_loss
 from .readers import (
     NLIReader,
     SentenceReader,
@@ -16,13 +27,23 @@ from .trainer import SimCSETrainer, SimCSETrainingArguments
 
 __all__ = [
     "AlignmentUniformityEvaluator",
+    "AngularMargin",
+    "Batch",
+    "Comparison",
+    "DropoutFreeNegatives",
+    "FocalMargin",
+    "HardnessWeighting",
     "HubDataset",
     "LengthGroupedBatchSampler",
+    "MaskedLanguageModel",
+    "MomentumQueue",
     "NLIReader",
+    "OwnNegativeWeight",
     "ProjectionHead",
     "SentenceReader",
     "SimCSETrainer",
     "SimCSETrainingArguments",
+    "SimilarityThreshold",
     "SupSimCSELoss",
     "TripletReader",
     "UnsupSimCSELoss",

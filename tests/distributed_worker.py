@@ -12,7 +12,16 @@ from sentence_transformers import SentenceTransformerTrainer
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import SENTENCES
-from st_simcse import SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss, build_model
+from st_simcse import (
+    DropoutFreeNegatives,
+    MomentumQueue,
+    OwnNegativeWeight,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    SupSimCSELoss,
+    UnsupSimCSELoss,
+    build_model,
+)
 from st_simcse.objective import cross_entropy
 from tests.test_losses import _without_dropout
 
@@ -34,7 +43,7 @@ def _loss(model, options, gather):
 
 
 def _gradients(loss, columns):
-    if loss.queue is not None:  # fill it first
+    if loss.sources:  # fill it first
         loss([loss.model_for_tokens.preprocess(column[::-1]) for column in columns]).backward()
         loss.zero_grad()
     value = loss([loss.model_for_tokens.preprocess(column) for column in columns])
@@ -52,12 +61,12 @@ def check_gradients():
     own = slice(cuts[rank], cuts[rank + 1])
     assert cuts[1] - cuts[0] != cuts[-1] - cuts[-2]
     for supervised, options in [
-        (True, {"hard_negative_weight": 2.0}),
+        (True, {"options": [OwnNegativeWeight(2.0)]}),
         (True, {"mini_batch_size": 3, "projection_head": True}),
         (False, {"symmetric": True}),
         (False, {"projection_head": True}),
         (False, {"mini_batch_size": 3}),
-        (False, {"queue_size": len(ROWS), "dropout_free_negatives": True}),
+        (False, {"options": [MomentumQueue(len(ROWS)), DropoutFreeNegatives()]}),
     ]:
         for elements in (0, cross_entropy.DENSE_ELEMENTS):  # tiled, then dense
             cross_entropy.DENSE_ELEMENTS, kept = elements, cross_entropy.DENSE_ELEMENTS

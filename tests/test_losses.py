@@ -17,7 +17,18 @@ from sentence_transformers.sentence_transformer.modules import BoW, Dense, Dropo
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from st_simcse import ProjectionHead, SimCSETrainer, SupSimCSELoss, UnsupSimCSELoss
+from st_simcse import (
+    DropoutFreeNegatives,
+    FocalMargin,
+    MaskedLanguageModel,
+    MomentumQueue,
+    OwnNegativeWeight,
+    ProjectionHead,
+    SimCSETrainer,
+    SimilarityThreshold,
+    SupSimCSELoss,
+    UnsupSimCSELoss,
+)
 from st_simcse.demo import tiny_model
 from st_simcse.losses import check_wrappers
 from tests.reference import info_nce_loop
@@ -104,7 +115,7 @@ def test_equal_texts_are_no_negatives(model, static_model, sentences, kind, mini
     embeddings = [model.encode(column, convert_to_tensor=True).cpu() for column in columns]
     texts = sorted({text.lower() for column in columns for text in column})
     keys = [torch.tensor([texts.index(text.lower()) for text in column]) for column in columns]
-    options = {"hard_negative_weight": 2.0, "mini_batch_size": mini_batch_size}
+    options = {"options": [OwnNegativeWeight(2.0)], "mini_batch_size": mini_batch_size}
     for mask_duplicates in (True, False):
         loss = SupSimCSELoss(model, mask_duplicates=mask_duplicates, **options)
         expected = info_nce_loop(
@@ -124,7 +135,7 @@ def test_similar_negatives_are_left_out_above_the_threshold(model, sentences):
     embeddings = model.encode(sentences, convert_to_tensor=True).cpu()
     values = {}
     for threshold in (0.9, 0.99, 2.0):
-        loss = UnsupSimCSELoss(model, temperature=1.0, false_negative_threshold=threshold)
+        loss = UnsupSimCSELoss(model, temperature=1.0, options=[SimilarityThreshold(threshold)])
         values[threshold] = loss(_features(model, sentences)).item()
         expected = info_nce_loop(embeddings, embeddings, temperature=1.0, threshold=threshold)
         assert values[threshold] == pytest.approx(expected, abs=1e-4)
@@ -134,7 +145,9 @@ def test_similar_negatives_are_left_out_above_the_threshold(model, sentences):
 def test_focal_margin_reaches_the_objective(model, sentences):
     model.eval()
     embeddings = model.encode(sentences, convert_to_tensor=True).cpu()
-    value = SupSimCSELoss(model, focal_margin=0.2, mask_duplicates=False)(_features(model, sentences, sentences))
+    value = SupSimCSELoss(model, options=[FocalMargin(0.2)], mask_duplicates=False)(
+        _features(model, sentences, sentences)
+    )
     assert value.item() == pytest.approx(info_nce_loop(embeddings, embeddings, focal=0.2), abs=1e-3)
 
 
@@ -145,7 +158,7 @@ def test_dropout_is_in_the_positive_pairs_alone(model, static_model, sentences, 
     monkeypatch.setattr("st_simcse.losses.ROWS_PER_PASS", 3)
     model.train()
     frozen = model[0].eval() if kind == "static" else model[0].model.encoder.eval()
-    loss = UnsupSimCSELoss(model, symmetric=symmetric, projection_head=True, dropout_free_negatives=True)
+    loss = UnsupSimCSELoss(model, symmetric=symmetric, projection_head=True, options=[DropoutFreeNegatives()])
     seen = []
     original = loss.compute_loss_from_embeddings
     loss.compute_loss_from_embeddings = lambda embeddings, keys: seen.extend(embeddings) or original(embeddings, keys)
@@ -167,7 +180,7 @@ def test_dropout_is_in_the_positive_pairs_alone(model, static_model, sentences, 
 
 def test_dropout_free_negatives_in_mini_batches_are_refused(model):
     with pytest.raises(ValueError, match="dropout_free_negatives does not go with mini_batch_size"):
-        UnsupSimCSELoss(model, mini_batch_size=3, dropout_free_negatives=True)
+        UnsupSimCSELoss(model, mini_batch_size=3, options=[DropoutFreeNegatives()])
 
 
 @pytest.mark.parametrize("supervised", [False, True])
@@ -235,7 +248,7 @@ def test_each_layer_has_the_objective_of_its_own_embeddings(model, sentences, mo
     assert value.item() == pytest.approx(objectives[0] + (objectives[1] + objectives[2]) / 2, abs=1e-3)
 
 
-@pytest.mark.parametrize("options", [{"mini_batch_size": 4}, {"queue_size": 4}])
+@pytest.mark.parametrize("options", [{"mini_batch_size": 4}, {"options": [MomentumQueue(4)]}])
 def test_adaptive_layers_need_the_whole_batch_and_no_queue(model, sentences, tmp_path, options):
     wrapped = AdaptiveLayerLoss(model, UnsupSimCSELoss(model, **options))
     with pytest.raises(ValueError, match=f"AdaptiveLayerLoss .* leave {next(iter(options))} out"):
@@ -259,31 +272,31 @@ def test_mlm_is_added_to_the_loss(model, sentences, supervised):
     columns = [sentences, sentences[::-1]] if supervised else [sentences]
     kind = SupSimCSELoss if supervised else UnsupSimCSELoss
     plain = kind(model)(_features(model, *columns))
-    loss = kind(model, mlm_weight=0.1).eval()
+    loss = kind(model, options=[MaskedLanguageModel(0.1)]).eval()
     torch.manual_seed(3)
     value = loss(_features(model, *columns))
     torch.manual_seed(3)
-    auxiliary = sum(loss.masked_language_model(features) for features in _features(model, *columns))
+    auxiliary = sum(loss.terms["masked_language_model"](features) for features in _features(model, *columns))
     assert value.item() == pytest.approx(plain.item() + 0.1 * auxiliary.item() / len(columns), abs=1e-5)
     value.backward()
-    assert all(parameter.grad is not None for parameter in loss.masked_language_model.parameters())
+    assert all(parameter.grad is not None for parameter in loss.terms["masked_language_model"].parameters())
     with pytest.raises(ValueError, match="mlm_weight does not go with mini_batch_size"):
-        kind(model, mlm_weight=0.1, mini_batch_size=4)
+        kind(model, options=[MaskedLanguageModel(0.1)], mini_batch_size=4)
     with pytest.raises(ValueError, match="mlm_weight must be at least 0"):
-        kind(model, mlm_weight=-0.1)
+        kind(model, options=[MaskedLanguageModel(-0.1)])
 
 
 @pytest.mark.parametrize("wrapper", ["dimensions", "layers"])
 def test_mlm_counts_once_in_a_wrapper(model, sentences, wrapper):
     def value(mlm_weight):
         torch.manual_seed(3)
-        loss = UnsupSimCSELoss(model.eval(), mlm_weight=mlm_weight).eval()
+        loss = UnsupSimCSELoss(model.eval(), options=[MaskedLanguageModel(mlm_weight)]).eval()
         if wrapper == "dimensions":
             wrapped = MatryoshkaLoss(model, loss, [32, 16, 8])
         else:
             wrapped = AdaptiveLayerLoss(model, loss, n_layers_per_step=-1)
         torch.manual_seed(3)
-        return wrapped(_features(model, sentences), None).item(), loss.masked_language_model
+        return wrapped(_features(model, sentences), None).item(), loss.terms["masked_language_model"]
 
     (plain, _), (both, masked_language_model) = value(0.0), value(0.5)
     torch.manual_seed(3)
@@ -296,7 +309,7 @@ def test_mlm_counts_once_in_a_wrapper(model, sentences, wrapper):
 def test_sup_is_info_nce_of_the_columns(model, sentences, negatives):
     model.eval()
     columns = [sentences[offset:] + sentences[:offset] for offset in range(2 + negatives)]
-    value = SupSimCSELoss(model, hard_negative_weight=2.0, mask_duplicates=False)(_features(model, *columns))
+    value = SupSimCSELoss(model, options=[OwnNegativeWeight(2.0)], mask_duplicates=False)(_features(model, *columns))
     anchors, positives, *others = (model.encode(column, convert_to_tensor=True) for column in columns)
     expected = info_nce_loop(anchors, positives, torch.stack(others, 1) if others else None, weight=2.0)
     assert value.item() == pytest.approx(expected, abs=1e-4)
@@ -357,7 +370,7 @@ def test_bags_of_words_train(sentences):
     dense = Dense(len(words), 16, activation_function=torch.nn.Identity())
     model = SentenceTransformer(modules=[BoW(words), dense, Dropout(0.1)], device="cpu").train()
     columns = [sentences, sentences[1:] + sentences[:1]]
-    for loss in (UnsupSimCSELoss(model), UnsupSimCSELoss(model, queue_size=4), SupSimCSELoss(model)):
+    for loss in (UnsupSimCSELoss(model), UnsupSimCSELoss(model, options=[MomentumQueue(4)]), SupSimCSELoss(model)):
         loss(_features(model, *columns[: 1 + isinstance(loss, SupSimCSELoss)])).backward()
         assert dense.linear.weight.grad.abs().sum() > 0
     model.eval()
@@ -403,7 +416,7 @@ def test_bad_options(model, loss, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         loss(model, **options)
     with pytest.raises(ValueError, match="hard_negative_weight"):
-        SupSimCSELoss(model, hard_negative_weight=-1)
+        SupSimCSELoss(model, options=[OwnNegativeWeight(-1)])
 
 
 def test_missing_dropout_warns_once(model, static_model, sentences, caplog):
@@ -611,7 +624,7 @@ def test_config_and_citation(model):
         "queue_size": 0,
         "dropout_free_negatives": False,
     }
-    sup = SupSimCSELoss(model, hard_negative_weight=2.0, mini_batch_size=8)
+    sup = SupSimCSELoss(model, options=[OwnNegativeWeight(2.0)], mini_batch_size=8)
     assert sup.get_config_dict()["hard_negative_weight"] == 2.0
     assert sup.get_config_dict()["mini_batch_size"] == 8
     assert "gao2021simcse" in sup.citation

@@ -4,8 +4,14 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM
 
-from st_simcse import SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss, build_model
-from st_simcse.mlm import MaskedLanguageModel
+from st_simcse import (
+    MaskedLanguageModel,
+    MomentumQueue,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    UnsupSimCSELoss,
+    build_model,
+)
 from tests.inputs import flattened
 
 
@@ -57,14 +63,14 @@ def test_flattened_texts_do_not_see_their_neighbours(checkpoint, sentences):
 
 @pytest.mark.parametrize("bf16", [True, False])
 def test_the_masked_language_model_and_the_queue_compute_as_the_model_does(model, sentences, tmp_path, bf16):
-    loss = UnsupSimCSELoss(model, mlm_weight=0.1, queue_size=4)
+    loss = UnsupSimCSELoss(model, options=[MaskedLanguageModel(0.1), MomentumQueue(4)])
     seen = {"model": set(), "queue": set()}
     linear = "encoder.layer.0.attention.self.query"
     model[0].model.get_submodule(linear).register_forward_hook(lambda *call: seen["model"].add(call[2].dtype))
-    encoder = loss.queue.encoder[0].model
+    encoder = loss.sources["momentum_queue"].encoder[0].model
     encoder.get_submodule(linear).register_forward_hook(lambda *call: seen["queue"].add(call[2].dtype))
     calls = []
-    mlm = loss.masked_language_model._whole[0]
+    mlm = loss.terms["masked_language_model"]._whole[0]
     mlm.register_forward_hook(lambda *call: calls.append(call[2].logits.dtype))
     arguments = SimCSETrainingArguments(
         str(tmp_path),
@@ -90,8 +96,8 @@ def test_fifteen_percent_are_masked(checkpoint, sentences):
 
 def test_the_transformer_is_shared_and_the_head_stays_behind(checkpoint, sentences, tmp_path):
     model = build_model(checkpoint, pooling="mean", device="cpu")
-    loss = UnsupSimCSELoss(model, mlm_weight=0.1)
-    head = loss.masked_language_model
+    loss = UnsupSimCSELoss(model, options=[MaskedLanguageModel(0.1)])
+    head = loss.terms["masked_language_model"]
     assert head._whole[0].get_output_embeddings().weight is model[0].model.get_input_embeddings().weight
     before = {name: parameter.detach().clone() for name, parameter in loss.named_parameters()}
     arguments = SimCSETrainingArguments(

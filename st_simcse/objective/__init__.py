@@ -1,6 +1,6 @@
 """The objective: tensors in, a scalar out. Knows no model, no file and no process."""
 
-from st_simcse.objective.batch import Batch, Comparison
+from st_simcse.objective.batch import Batch, Comparison, Direction
 from st_simcse.objective.cross_entropy import row_losses
 from st_simcse.objective.edits import (
     AngularMargin,
@@ -18,6 +18,7 @@ __all__ = [
     "AngularMargin",
     "Batch",
     "Comparison",
+    "Direction",
     "Edit",
     "FocalMargin",
     "HardnessWeighting",

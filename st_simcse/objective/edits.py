@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -30,7 +30,7 @@ class FocalMargin:
         tensor([0.3133, 0.3133])
     """
 
-    margin: float
+    margin: float = field(metadata={"help": "The margin m of Focal-InfoNCE."})
     citation: ClassVar[str] = """
 @inproceedings{hou2023focal,
     title = {Improving Contrastive Learning of Sentence Embeddings with Focal {InfoNCE}},
@@ -59,7 +59,7 @@ class SimilarityThreshold:
         tensor([0., 0.])
     """
 
-    threshold: float
+    threshold: float = field(metadata={"help": "Leave out negatives that are more similar than this."})
 
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
         similar = (tile.similarities > self.threshold) & ~tile.is_positive
@@ -85,7 +85,8 @@ class OwnNegativeWeight:
         tensor([0., 0.])
     """
 
-    weight: float
+    weight: float = field(metadata={"help": "Weight of a row's own hard negatives."})
+    unsupervised: ClassVar[bool] = False  # there are none
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
@@ -119,7 +120,7 @@ class AngularMargin:
                 [0.0000, 0.5000]])
     """
 
-    margin: float
+    margin: float = field(metadata={"help": "ArcCSE: an angle in radians by which positives must be nearer."})
     citation: ClassVar[str] = """
 @inproceedings{zhang2022arccse,
     title = {A Contrastive Framework for Learning Sentence Representations from Pairwise and Triple-wise Perspective in
@@ -163,8 +164,10 @@ class HardnessWeighting:
         tensor([2.6716, 2.6716])
     """
 
-    strength: float
-    mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] = "in_batch_negatives"
+    strength: float = field(metadata={"help": "Similar negatives weigh more: how much."})
+    mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] = field(
+        default="in_batch_negatives", metadata={"help": "Which negatives weigh more."}
+    )
     citation: ClassVar[str] = """
 @misc{lan2025llave,
     title = {{LLaVE}: Large Language and Vision Embedding Models with Hardness-Weighted Contrastive Learning},

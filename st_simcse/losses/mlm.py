@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -11,34 +12,56 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
+from st_simcse.losses.options import Term, TermOption
+
 __all__ = ["MaskedLanguageModel"]
 
 logger = logging.getLogger(__name__)
 
 
-class MaskedLanguageModel(nn.Module):
+@dataclass(frozen=True)
+class MaskedLanguageModel(TermOption):
     """The cross-entropy of masked tokens: the auxiliary objective of the paper, section 6.3 (its ablation with MLM).
 
     The prediction head is that of the pretrained checkpoint where it has one, a new one otherwise; it belongs to the
-    loss and is no part of the saved model. Its output embedding is tied to the model's input embedding.
+    loss and is no part of the saved model. Its output embedding is tied to the model's input embedding. Within a
+    MatryoshkaLoss or AdaptiveLayerLoss the term counts once, with the weight of the largest dimension and the last
+    layer.
 
     Args:
-        model: a SentenceTransformer on a transformer that transformers knows a masked language model of.
+        weight: the paper's λ, 0.1 in its ablation.
         probability: share of the tokens to predict, of which 80% become the mask token, 10% a random one.
 
     Raises:
-        ValueError: if the model has no transformer, or its tokenizer no mask token.
+        ValueError: for a weight or probability out of range; in a loss, if the model has no transformer, or its
+            tokenizer no mask token.
 
     Example:
+        >>> from st_simcse import UnsupSimCSELoss
         >>> from st_simcse.demo import tiny_model
-        >>> model = tiny_model(["Two dogs run."])
-        >>> loss = MaskedLanguageModel(model, probability=0.5)(model.preprocess(["Two dogs run."] * 8))
-        >>> bool(loss > 0)
-        True
+        >>> model = tiny_model(["Two dogs run."]).train()
+        >>> loss = UnsupSimCSELoss(model, options=[MaskedLanguageModel(0.1, probability=0.5)])
+        >>> sorted(loss([model.preprocess(["Two dogs run."] * 8)]))
+        ['contrastive', 'masked_language_model']
     """
 
-    def __init__(self, model: SentenceTransformer, probability: float = 0.15) -> None:
-        super().__init__()
+    weight: float = field(metadata={"help": "Factor of the masked-language-model loss."})
+    probability: float = field(default=0.15, metadata={"help": "Share of the tokens that it predicts."})
+    cached: ClassVar[bool] = False  # its forward pass takes the whole batch
+
+    def __post_init__(self) -> None:
+        if not (self.weight >= 0 and 0 < self.probability < 1):
+            raise ValueError(
+                f"a weight is at least 0 and a probability between 0 and 1, got {self.weight} and {self.probability}"
+            )
+
+    def build(self, model: SentenceTransformer) -> _MaskedLanguageModel:
+        return _MaskedLanguageModel(model, self.weight, self.probability)
+
+
+class _MaskedLanguageModel(Term):
+    def __init__(self, model: SentenceTransformer, weight: float, probability: float) -> None:
+        super().__init__(weight)
         transformer = model.transformers_model
         if transformer is None or getattr(model.tokenizer, "mask_token", None) is None:
             raise ValueError("masked language modelling needs a transformer whose tokenizer has a mask token")
@@ -58,7 +81,11 @@ class MaskedLanguageModel(nn.Module):
         self.head = nn.ModuleDict({name: child for name, child in whole.named_children() if child is not transformer})
         self.collator = DataCollatorForLanguageModeling(model.tokenizer, mlm_probability=probability)
 
-    def forward(self, features: dict[str, Any]) -> Tensor:
+    def of_texts(self, columns: list[dict[str, Any]]) -> Tensor:
+        """The mean over the columns."""
+        return torch.stack([self._of_column(column) for column in columns]).mean()
+
+    def _of_column(self, features: dict[str, Any]) -> Tensor:
         """The mean cross-entropy over the masked tokens of the rows: a scalar, 0 if no token was drawn.
 
         Args:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,11 +15,15 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from st_simcse.distributed import gather_rows
 from st_simcse.embedding import chunked_outputs, trained_dimension
+from st_simcse.losses.options import Source, SourceOption
 
-__all__ = ["MomentumQueue"]
+if TYPE_CHECKING:
+    from st_simcse.losses.base import SimCSELoss
+
+__all__ = ["MomentumQueue", "Queue"]
 
 # The weights that the copies of the queues follow: the model's and the projection head's.
-_leaders: WeakKeyDictionary[MomentumQueue, list[nn.Parameter]] = WeakKeyDictionary()
+_leaders: WeakKeyDictionary[Queue, list[nn.Parameter]] = WeakKeyDictionary()
 
 
 @cache
@@ -34,7 +39,8 @@ def _follow(optimizer: Optimizer, *arguments: Any) -> None:
             queue.follow(leaders, 1 - queue.momentum)
 
 
-class MomentumQueue(nn.Module):
+@dataclass(frozen=True)
+class MomentumQueue(SourceOption):
     r"""More negatives than the batch has, for little: momentum contrast as in ESimCSE (Wu et al., COLING 2022, 3.2).
 
     The sentences of earlier batches are negatives of every anchor. They were embedded without gradient and without
@@ -46,34 +52,61 @@ class MomentumQueue(nn.Module):
     kept in float32 where the model is in half precision, which would round these small moves away.
 
     Args:
-        model: the SentenceTransformer that is trained.
-        head: the projection head that is trained with it, or None.
-        size: number of embeddings that are kept; ESimCSE's choice is 2.5 times the batch.
+        size: number of embeddings that are kept; ESimCSE's choice is 2.5 times the batch. With gather_across_devices
+            they are the rows of all processes, else every process has a queue of its own.
         momentum: λ between 0 and 1.
 
     Raises:
         ValueError: for a size or momentum out of range.
 
     Example:
+        >>> from st_simcse import UnsupSimCSELoss
         >>> from st_simcse.demo import tiny_model
-        >>> model = tiny_model(["Two dogs run."])
-        >>> queue = MomentumQueue(model, None, size=3)
+        >>> model = tiny_model(["Two dogs run."]).train()
+        >>> loss = UnsupSimCSELoss(model, options=[MomentumQueue(3)])
         >>> for _ in range(2):
-        ...     queue.enqueue(model, None, model.preprocess(["Two dogs run.", "Two"]), torch.arange(2))
-        >>> queue.negatives()[0].shape, queue.negatives()[1].tolist()
-        (torch.Size([3, 64]), [0, 1, 0])
+        ...     _ = loss([model.preprocess(["Two dogs run.", "Two"])])
+        >>> loss.sources["momentum_queue"].negatives()[0].shape
+        torch.Size([3, 64])
+    """
+
+    size: int = field(metadata={"help": "Negatives from earlier batches: how many."})
+    momentum: float = field(default=0.995, metadata={"help": "How slowly the copy that embeds them moves."})
+    adaptive_layer: ClassVar[bool] = False  # the queue has no embeddings of earlier layers
+    citation: ClassVar[str] = """
+@inproceedings{wu2022esimcse,
+    title = {{ES}im{CSE}: Enhanced Sample Building Method for Contrastive Learning of Unsupervised Sentence Embedding},
+    author = {Wu, Xing and Gao, Chaochen and Zang, Liangjun and Han, Jizhong and Wang, Zhongyuan and Hu, Songlin},
+    booktitle = {International Conference on Computational Linguistics (COLING)},
+    year = {2022},
+}
+"""
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 <= self.momentum <= 1:
+            raise ValueError(
+                f"a queue needs a size of at least 1 and a momentum from 0 to 1, got {self.size} and {self.momentum}"
+            )
+
+    def build(self, model: SentenceTransformer, head: nn.Module | None) -> Queue:
+        return Queue(model, head, self.size, self.momentum)
+
+
+class Queue(Source):
+    """The embeddings and the copy of the model that makes them.
+
+    Args:
+        model: the SentenceTransformer that is trained.
+        head: the projection head that is trained with it, or None.
+        size, momentum: those of :class:`MomentumQueue`.
     """
 
     embeddings: Tensor
     keys: Tensor
     filled: Tensor
 
-    def __init__(self, model: SentenceTransformer, head: nn.Module | None, size: int, momentum: float = 0.995) -> None:
+    def __init__(self, model: SentenceTransformer, head: nn.Module | None, size: int, momentum: float) -> None:
         super().__init__()
-        if size < 1 or not 0 <= momentum <= 1:
-            raise ValueError(
-                f"a queue needs a size of at least 1 and a momentum from 0 to 1, got {size} and {momentum}"
-            )
         self.encoder = copy.deepcopy(model).requires_grad_(False).eval()
         self.head = None if head is None else copy.deepcopy(head).requires_grad_(False).eval()
         self.momentum = momentum
@@ -89,9 +122,16 @@ class MomentumQueue(nn.Module):
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64, device=model.device))
         self._lead(model, head)
 
-    def train(self, mode: bool = True) -> MomentumQueue:
+    def train(self, mode: bool = True) -> Queue:
         """Stays without dropout whatever the loss around it does."""
         return super().train(False)
+
+    def begin(self) -> None:
+        # A copy, since the queue moves on before the last call for this batch.
+        self._of_this_batch = tuple(tensor.clone() for tensor in self.negatives())
+
+    def shared_negatives(self) -> tuple[Tensor, Tensor]:
+        return self._of_this_batch
 
     def negatives(self) -> tuple[Tensor, Tensor]:
         """The embeddings (M, d) and the text keys (M,) of at most ``size`` earlier sentences."""
@@ -105,29 +145,20 @@ class MomentumQueue(nn.Module):
             follower.lerp_(leader.detach().to(follower.dtype), step)
 
     @torch.no_grad()
-    def enqueue(
-        self,
-        model: nn.Module,
-        head: nn.Module | None,
-        features: dict[str, Any],
-        keys: Tensor | None,
-        mini_batch_size: int | None = None,
-        gather: bool = False,
-    ) -> None:
+    def finish(self, loss: SimCSELoss, features: dict[str, Tensor], keys: Tensor | None) -> None:
         """Embed a column with the copy and put the rows in front of the queue.
 
-        With ``gather`` the rows of all processes, so that their queues stay the same.
+        With ``gather_across_devices`` the rows of all processes, so that their queues stay the same.
         """
-        self._lead(model, head)
+        self._lead(loss.model, loss.projection_head)
         # At first the copy is the model: heads of several processes are made equal only when training begins.
         if self.filled == 0:
             self.follow(_leaders[self], 1.0)
-        outputs = chunked_outputs(self.encoder, dict(features), mini_batch_size, task=None)
+        outputs = chunked_outputs(self.encoder, dict(features), loss.mini_batch_size, task=None)
         rows = torch.cat([output["sentence_embedding"] for output in outputs])
         rows = rows if self.head is None else self.head(rows)
-        if gather:
-            rows = gather_rows(rows)[0]
-            keys = None if keys is None else gather_rows(keys)[0]
+        if loss.gather_across_devices:
+            (rows, keys), _ = gather_rows(rows, keys)
         size = len(self.embeddings)
         self.filled.add_(len(rows)).clamp_(max=size)
         self.embeddings.copy_(torch.cat([rows.to(self.embeddings.dtype), self.embeddings])[:size])

@@ -7,9 +7,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import TrainerCallback
 
-from st_simcse import SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss
+from st_simcse import MomentumQueue, SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss
 from st_simcse.demo import tiny_model
-from st_simcse.momentum import MomentumQueue
 from tests.contrast import contrast
 from tests.reference import finite_difference, info_nce_loop
 from tests.test_losses import _without_dropout
@@ -42,13 +41,15 @@ def test_shared_negatives_are_hard_negatives_of_every_anchor():
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
 @pytest.mark.parametrize("head", [False, True])
 def test_the_queue_holds_earlier_sentences_embedded_by_a_slow_copy(model, sentences, head, mini_batch_size):
-    loss = UnsupSimCSELoss(model, projection_head=head, queue_size=6, mini_batch_size=mini_batch_size).train()
+    loss = UnsupSimCSELoss(
+        model, projection_head=head, options=[MomentumQueue(6)], mini_batch_size=mini_batch_size
+    ).train()
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
     follower = copy.deepcopy(loss)
     batches = [sentences[:4], sentences[4:], sentences[2:6]]
     expected = torch.zeros(0, 32)
     for number, batch in enumerate(batches):
-        assert torch.allclose(loss.queue.negatives()[0], expected, atol=1e-5)
+        assert torch.allclose(loss.sources["momentum_queue"].negatives()[0], expected, atol=1e-5)
         loss([model.preprocess(batch)]).backward()
         # by hand: the copy follows, then embeds without dropout
         share = 1.0 if number == 0 else 0.005
@@ -61,18 +62,18 @@ def test_the_queue_holds_earlier_sentences_embedded_by_a_slow_copy(model, senten
             embeddings = follower.projection_head(embeddings) if head else embeddings
             expected = torch.cat([embeddings, expected])[:6]
         optimizer.step()
-    assert all(parameter.grad is None for parameter in loss.queue.parameters())
+    assert all(parameter.grad is None for parameter in loss.sources["momentum_queue"].parameters())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adafactor"])
 def test_the_copy_moves_once_a_step_of_the_optimizer(model, sentences, tmp_path, optimizer):
     """Also where several batches make a step."""
-    loss = UnsupSimCSELoss(model, queue_size=4)
+    loss = UnsupSimCSELoss(model, options=[MomentumQueue(4)])
     seen = []
 
     class Weights(TrainerCallback):
         def on_substep_end(self, *args, **kwargs):
-            seen.append([tensor.detach().clone() for tensor in loss.queue.encoder.parameters()])
+            seen.append([tensor.detach().clone() for tensor in loss.sources["momentum_queue"].encoder.parameters()])
 
         def on_optimizer_step(self, *args, **kwargs):
             seen.append([tensor.detach().clone() for tensor in model.parameters()])
@@ -101,12 +102,12 @@ def test_the_copy_moves_once_a_step_of_the_optimizer(model, sentences, tmp_path,
 
 def test_the_copy_of_half_precision_weights_moves(sentences):
     model = tiny_model(sentences, width=32).to("cpu", torch.bfloat16).train()
-    loss = UnsupSimCSELoss(model, queue_size=4, projection_head=True)
+    loss = UnsupSimCSELoss(model, options=[MomentumQueue(4)], projection_head=True)
     loss([model.preprocess(sentences)]).backward()
-    assert loss.queue.negatives()[0].isfinite().all()
+    assert loss.sources["momentum_queue"].negatives()[0].isfinite().all()
     leader, follower = (
         model[0].model.embeddings.LayerNorm.weight,
-        loss.queue.encoder[0].model.embeddings.LayerNorm.weight,
+        loss.sources["momentum_queue"].encoder[0].model.embeddings.LayerNorm.weight,
     )
     assert follower.eq(1).all()
     optimizer = torch.optim.SGD([leader], lr=1.0)
@@ -122,11 +123,11 @@ def test_the_copy_of_half_precision_weights_moves(sentences):
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
 def test_each_dimension_of_matryoshka_loss_has_the_queue_of_earlier_batches(model, sentences, mini_batch_size):
     _without_dropout(model)
-    loss = UnsupSimCSELoss(model, queue_size=6, mini_batch_size=mini_batch_size, mask_duplicates=False)
+    loss = UnsupSimCSELoss(model, options=[MomentumQueue(6)], mini_batch_size=mini_batch_size, mask_duplicates=False)
     wrapped = MatryoshkaLoss(model, loss, [32, 8], [1.0, 0.5])
     wrapped([model.preprocess(sentences[:2])], None)
     wrapped([model.preprocess(sentences[:4])], None)
-    queued, _ = loss.queue.negatives()
+    queued, _ = loss.sources["momentum_queue"].negatives()
     # Newest first: of a batch every sentence once.
     first, second = (model.encode(sentences[:rows], convert_to_tensor=True).cpu() for rows in (2, 4))
     assert torch.allclose(queued, torch.cat([second, first]), atol=1e-5)
@@ -142,17 +143,17 @@ def test_each_dimension_of_matryoshka_loss_has_the_queue_of_earlier_batches(mode
 
 def test_a_truncated_model_trains_in_full_width_with_a_queue_and_a_head(model, sentences):
     model.truncate_dim = 8
-    loss = UnsupSimCSELoss(model, queue_size=6, projection_head=True)
+    loss = UnsupSimCSELoss(model, options=[MomentumQueue(6)], projection_head=True)
     loss([model.preprocess(sentences)]).backward()
     assert loss.projection_head.dense.weight.shape == (32, 32)
-    assert loss.queue.negatives()[0].shape == (6, 32)
+    assert loss.sources["momentum_queue"].negatives()[0].shape == (6, 32)
 
 
 def test_queued_negatives_count_and_equal_texts_do_not(model, sentences):
     torch.manual_seed(5)
-    loss = UnsupSimCSELoss(model, queue_size=8).train()
+    loss = UnsupSimCSELoss(model, options=[MomentumQueue(8)]).train()
     loss([model.preprocess(sentences)])  # fills the queue
-    queued, keys = (tensor.clone() for tensor in loss.queue.negatives())
+    queued, keys = (tensor.clone() for tensor in loss.sources["momentum_queue"].negatives())
     seen = []
     original = loss.compute_loss_from_embeddings
     loss.compute_loss_from_embeddings = lambda embeddings, keys: seen.extend(embeddings) or original(embeddings, keys)
@@ -175,7 +176,7 @@ def test_a_resumed_run_has_the_queue_of_an_undisturbed_one(sentences, tmp_path):
     def trainer(folder):
         model = tiny_model(sentences, width=32).to("cpu")
         torch.manual_seed(0)
-        loss = UnsupSimCSELoss(model, projection_head=True, queue_size=6)
+        loss = UnsupSimCSELoss(model, projection_head=True, options=[MomentumQueue(6)])
         arguments = SimCSETrainingArguments(
             str(tmp_path / folder),
             num_train_epochs=3,

@@ -1,0 +1,42 @@
+"""The two losses, and what can be added to them. An option that is listed here is a flag of the command line."""
+
+from st_simcse.losses.base import SimCSELoss, check_wrappers
+from st_simcse.losses.dropout_free import DropoutFreeNegatives
+from st_simcse.losses.heads import ProjectionHead
+from st_simcse.losses.mlm import MaskedLanguageModel
+from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption
+from st_simcse.losses.queue import MomentumQueue
+from st_simcse.losses.simcse import SupSimCSELoss, UnsupSimCSELoss
+from st_simcse.objective import (
+    AngularMargin,
+    FocalMargin,
+    HardnessWeighting,
+    OwnNegativeWeight,
+    SimilarityThreshold,
+)
+
+OPTIONS = [
+    FocalMargin,
+    AngularMargin,
+    HardnessWeighting,
+    SimilarityThreshold,
+    OwnNegativeWeight,
+    MomentumQueue,
+    DropoutFreeNegatives,
+    MaskedLanguageModel,
+]
+
+__all__ = [
+    "OPTIONS",
+    "Option",
+    "ProjectionHead",
+    "SimCSELoss",
+    "Source",
+    "SourceOption",
+    "SupSimCSELoss",
+    "Term",
+    "TermOption",
+    "UnsupSimCSELoss",
+    "check_wrappers",
+    *(option.__name__ for option in OPTIONS),
+]

@@ -1,0 +1,395 @@
+"""A batch becomes embeddings, these a problem, and that a sum of named terms."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.losses.adaptive_layer import TransformerDecorator
+from sentence_transformers.sentence_transformer.losses.matryoshka import ForwardDecorator
+from sentence_transformers.util.distributed import get_world_size
+from torch import Tensor, nn
+
+from st_simcse.distributed import gather_rows, is_distributed
+from st_simcse.embedding import (
+    CachedLossMixin,
+    RandContext,
+    chunked_outputs,
+    has_static_embedding_input,
+    merge_feature_batches,
+    trained_dimension,
+)
+from st_simcse.losses.duplicates import text_keys
+from st_simcse.losses.heads import ProjectionHead
+from st_simcse.losses.options import Option, Source, SourceOption, TermOption, refuse
+from st_simcse.losses.precision import ObservedPrecision
+from st_simcse.objective import Batch, Comparison, Direction, Edit, info_nce
+
+__all__ = ["SimCSELoss", "check_wrappers", "snake_case"]
+
+logger = logging.getLogger(__name__)
+
+# Enough rows to keep the cores of a CPU busy, few enough to be of like length.
+ROWS_PER_PASS = 48
+# Cached mini-batches have few different widths: each leaves holes of its own in the heap, and caching saves memory.
+CACHED_WIDTH_STEP = 16
+
+# AdaptiveLayerLoss calls a loss once a layer, and hands the layers over in the features that the model was given first.
+_features_of_batch: WeakKeyDictionary[TransformerDecorator, list[dict[str, Tensor]]] = WeakKeyDictionary()
+
+
+_CITATION = """
+@inproceedings{gao2021simcse,
+    title = {{SimCSE}: Simple Contrastive Learning of Sentence Embeddings},
+    author = {Gao, Tianyu and Yao, Xingcheng and Chen, Danqi},
+    booktitle = {Empirical Methods in Natural Language Processing (EMNLP)},
+    year = {2021},
+}
+"""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a batch is besides its embeddings: its number of columns, their places, which texts are the same, labels."""
+
+    count: int
+    places: Tensor | None = None
+    keys: list[Tensor] | None = None
+    labels: Tensor | None = None
+
+    def columns(self, embedded: list[Tensor]) -> list[Tensor]:
+        """One matrix a column, out of one for all columns that were merged; whatever follows it stays."""
+        return embedded if self.places is None else [*embedded[0][self.places], *embedded[1:]]
+
+
+class SimCSELoss(CachedLossMixin, nn.Module):
+    """What the two losses share: a batch becomes embeddings, these a problem, and that a sum of named terms."""
+
+    # Which attribute of an option says that it goes with this loss.
+    _kind: ClassVar[str]
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        temperature: float = 0.05,
+        options: Sequence[Edit | Option] = (),
+        *,
+        symmetric: bool = False,
+        directions: Sequence[Direction] = ("query_to_doc",),
+        partition_mode: Literal["joint", "per_direction"] = "joint",
+        projection_head: bool | nn.Module = False,
+        mini_batch_size: int | None = None,
+        gather_across_devices: bool = False,
+        mask_duplicates: bool = True,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        if mini_batch_size is not None and mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size must be at least 1 or None, got {mini_batch_size}")
+        if mini_batch_size is not None and has_static_embedding_input(model):
+            raise ValueError(
+                "a StaticEmbedding model cannot be cut into mini-batches, and its activations are small: leave "
+                "mini_batch_size out and raise the batch size instead"
+            )
+        self.options = list(options)
+        if twice := {type(option).__name__ for option in self.options if _of_type(self.options, type(option)) > 1}:
+            raise ValueError(f"an option counts once: {', '.join(sorted(twice))} is there more than once")
+        refuse(self.options, self._kind, type(self).__name__)
+        if mini_batch_size is not None:
+            refuse(self.options, "cached", "mini_batch_size")
+        self.model = model
+        self.temperature = temperature
+        self.comparison = Comparison(tuple(directions), partition_mode, symmetric)
+        if projection_head is True:
+            projection_head = ProjectionHead(trained_dimension(model)).to(model.device, model.dtype)
+        self.projection_head = projection_head or None
+        self.mini_batch_size = mini_batch_size
+        self.uses_gradient_cache = mini_batch_size is not None
+        self.gather_across_devices = gather_across_devices
+        self.mask_duplicates = mask_duplicates
+        self.edits = [option for option in self.options if not isinstance(option, Option)]
+        self.sources = nn.ModuleDict(
+            {
+                snake_case(option): option.build(model, self.projection_head)
+                for option in self.options
+                if isinstance(option, SourceOption)
+            }
+        )
+        self.terms = nn.ModuleDict(
+            {snake_case(option): option.build(model) for option in self.options if isinstance(option, TermOption)}
+        )
+        self._precision = ObservedPrecision()
+        # Set by whatever keeps the head equal in several processes; see st_simcse.distributed.
+        self.is_synchronized = False
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss of one batch.
+
+        Args:
+            sentence_features: one dict of tokenized inputs a column, B rows each.
+            labels: for terms that use them; the positives are known by their place in the batch.
+
+        Returns:
+            A float32 scalar. With terms a dict of the summands by name, which ST's trainer adds up and logs, unless
+            there is a wrapper around this loss or ``mini_batch_size``, which need one number.
+
+        Raises:
+            ValueError: for a number of columns that the loss cannot use, non-finite embeddings, an option that does not
+                go with a wrapper around this loss, and weights of its own in several processes without SimCSETrainer.
+        """
+        if not self.is_synchronized and is_distributed() and self._owns_weights():
+            raise ValueError(
+                "in several processes the weights of a loss, such as a projection head's, would drift apart, since "
+                "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
+            )
+        transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
+        if self.sources or self.terms:
+            self._precision.watch(transformer)
+        # What a MatryoshkaLoss and an AdaptiveLayerLoss around this loss put in place of forward passes meanwhile.
+        dimensions = self.model.forward if isinstance(self.model.forward, ForwardDecorator) else None
+        layers = transformer.forward if isinstance(transformer.forward, TransformerDecorator) else None
+        truncated = dimensions is not None or "calculate_loss" in vars(self)
+        self.check_wrapper(truncated, layers is not None)
+        # A wrapper's first call is for the last layer and the largest dimension; the others are about the same batch.
+        is_first_call = not (dimensions and dimensions.cache) and (layers is None or layers.layer_idx is None)
+        if is_first_call:
+            for source in self._active_sources():
+                source.begin()
+
+        texts = list(sentence_features)
+        columns = self._columns(texts)
+        # Of the texts as they came: a single column of sentences is both of its views.
+        keys = [text_keys(text) if self.mask_duplicates else None for text in texts] * (len(columns) // len(texts))
+        # Copies, because a model writes its outputs into the features it is given.
+        copies = [dict(column) for column in (*columns, texts[0])]
+        if layers is not None:
+            copies = _features_of_batch.setdefault(layers, copies)
+        rows, places = self._sort_by_length(copies[: len(columns)])
+        layout = Layout(len(columns), places, None if any(key is None for key in keys) else keys, labels)
+        if self.mini_batch_size is not None:
+            parts = {"contrastive": self.forward_cached(rows, layout)}
+        else:
+            embedded = [self._embed(column, places is not None) for column in rows]
+            for source in self.sources.values():
+                embedded += [[column] for column in source.more_columns(self, copies[-1])]
+            whole = truncated or layers is not None
+            parts = {"contrastive": self.calculate_loss(embedded, layout)} if whole else self._parts(embedded, layout)
+        if is_first_call:
+            with self._precision.autocast():
+                for source in self._active_sources():
+                    source.finish(self, texts[-1 if len(texts) == 1 else 1], keys[1])
+                for name, term in self.terms.items():
+                    if (value := term.of_texts(texts)) is not None:
+                        parts[name] = term.weight * value
+        if len(parts) > 1 and self.mini_batch_size is None and not truncated and layers is None:
+            return parts
+        return sum(parts.values(), torch.zeros((), device=parts["contrastive"].device))
+
+    def check_wrapper(self, matryoshka: bool, adaptive: bool) -> None:
+        """Whether this loss can be inside a MatryoshkaLoss or an AdaptiveLayerLoss; a Matryoshka2dLoss is both.
+
+        Raises:
+            ValueError: if it cannot; says which option to leave out.
+        """
+        if matryoshka:
+            refuse(self.options, "matryoshka", "MatryoshkaLoss")
+            if self.projection_head is not None:
+                raise ValueError(
+                    "MatryoshkaLoss truncates the embeddings that are trained, so that a projection head on top of "
+                    "them cannot be of one width: leave projection_head out"
+                )
+        if adaptive:
+            refuse(self.options, "adaptive_layer", "AdaptiveLayerLoss")
+            if self.mini_batch_size is not None:
+                raise ValueError(
+                    "AdaptiveLayerLoss needs the layers of the whole batch at once: leave mini_batch_size out, and "
+                    "lower the batch size or use gradient_checkpointing instead"
+                )
+
+    def embed_minibatch(self, *args: Any, with_grad: bool, **kwargs: Any) -> tuple[Tensor, RandContext | None]:
+        # The head belongs to the replayed part of GradCache, so that gradient accumulation and loss scaling reach it.
+        embeddings, random_state = super().embed_minibatch(*args, with_grad=with_grad, **kwargs)
+        with nullcontext() if with_grad else torch.no_grad():
+            return self._project(embeddings), random_state
+
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Layout, *, with_backward: bool = False) -> Tensor:
+        """The loss of a list of embeddings a column, or of one list for all columns that were merged."""
+        loss = torch.stack(list(self._parts(reps, labels).values())).sum()
+        if with_backward:
+            with torch.autocast(loss.device.type, enabled=False):  # would round the backward pass's products
+                loss.backward()
+            loss = loss.detach()
+        return loss
+
+    def _parts(self, embedded: list[list[Tensor]], layout: Layout) -> dict[str, Tensor]:
+        columns = layout.columns([torch.cat(column) for column in embedded])
+        parts = {"contrastive": self.compute_loss_from_embeddings(columns, layout.keys)}
+        for name, term in self.terms.items():
+            if (value := term.of_embeddings(columns[: layout.count], layout.labels)) is not None:
+                parts[name] = term.weight * value
+        return parts
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], keys: list[Tensor] | None = None) -> Tensor:
+        """The contrastive loss of one (B, d) embedding matrix a column, the projection head already applied.
+
+        It is this process's part of the loss over the rows of all, if these are gathered; the mean over processes is
+        the loss of all rows.
+
+        Args:
+            embeddings: the columns, and behind them what the sources put there.
+            keys: (B,) int64 a column, equal for equal texts.
+        """
+        similarities = None
+        for source in self.sources.values():
+            embeddings, similarities = source.compare(embeddings)
+        columns, rows = list(embeddings), slice(0, len(embeddings[0]))
+        if self.gather_across_devices:
+            together = [*columns, *(keys or []), *([] if similarities is None else [similarities])]
+            gathered, rows = gather_rows(*together)
+            columns = gathered[: len(columns)]
+            if keys is not None:
+                keys = gathered[len(columns) : len(columns) + len(keys)]
+            if similarities is not None:
+                similarities = gathered[-1]
+        anchors, positives, *negatives = columns
+        if keys is not None:
+            keys = [*keys[:2], *([torch.stack(keys[2:], dim=1)] if negatives else [])]
+        shared = [found for source in self._active_sources() if (found := source.shared_negatives()) is not None]
+        if keys is not None and shared:
+            keys = [*keys, torch.cat([shared_keys for _, shared_keys in shared])]
+        batch = Batch(
+            anchors,
+            positives,
+            torch.stack(negatives, dim=1) if negatives else None,
+            # MatryoshkaLoss truncates the anchors.
+            torch.cat([found[:, : anchors.shape[1]] for found, _ in shared]) if shared else None,
+            keys,
+            similarities,
+            rows,
+        )
+        # Processes count alike in the mean over them, however many rows each has.
+        share = (rows.stop - rows.start) * get_world_size() / len(anchors) if self.gather_across_devices else 1.0
+        return share * info_nce(batch, self.temperature, self.edits, self.comparison)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {
+            "temperature": self.temperature,
+            "options": [repr(option) for option in self.options],
+            **dataclasses.asdict(self.comparison),
+            "projection_head": self.projection_head is not None,
+            "mini_batch_size": self.mini_batch_size,
+            "gather_across_devices": self.gather_across_devices,
+            "mask_duplicates": self.mask_duplicates,
+        }
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of SimCSE, and of the papers of the options used."""
+        return "\n".join([_CITATION, *(text for option in self.options if (text := getattr(option, "citation", "")))])
+
+    def _owns_weights(self) -> bool:
+        of_model = {id(parameter) for parameter in self.model.parameters()}
+        return any(parameter.requires_grad and id(parameter) not in of_model for parameter in self.parameters())
+
+    def _active_sources(self) -> list[Source]:
+        return list(self.sources.values()) if self.model.training and torch.is_grad_enabled() else []
+
+    def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        raise NotImplementedError
+
+    def _sort_by_length(self, columns: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+        """The rows of all columns as one, the longest first, and where the columns' rows (columns, B) are now.
+
+        Rows of like length share a forward pass, which saves most of the padding. Columns that are no rows of tokens,
+        such as a StaticEmbedding's, stay as they are, and so do those that a wrapper wants to find unmerged.
+        """
+        rows = merge_feature_batches(columns) if _can_be_widened(columns) else None
+        if rows is None or "attention_mask" not in rows:
+            return columns, None
+        lengths = rows["attention_mask"].sum(1)
+        if self.mini_batch_size is not None:
+            lengths = (lengths - 1) // CACHED_WIDTH_STEP
+        order = lengths.argsort(descending=True, stable=True)
+        features = {key: value[order] if _has_rows(value, order) else value for key, value in rows.items()}
+        return [features], order.argsort().view(len(columns), -1)
+
+    def _embed(self, features: dict[str, Tensor], is_sorted: bool) -> list[Tensor]:
+        """Projected embeddings; rows sorted by length in several passes of few rows on a CPU, all else in one."""
+        on_cpu = is_sorted and features["attention_mask"].device.type == "cpu"
+        outputs = chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
+        return [self._project(output["sentence_embedding"]) for output in outputs]
+
+    def embed_without_dropout(self, features: dict[str, Tensor]) -> Tensor:
+        """The projected embeddings (B, d) of a column, as the model gives them in evaluation, with gradients."""
+        (rows,), places = self._sort_by_length([features])
+        with _evaluation_mode(self):
+            embeddings = torch.cat(self._embed(rows, places is not None))
+        return embeddings if places is None else embeddings[places[0]]
+
+    def _project(self, embeddings: Tensor) -> Tensor:
+        return embeddings if self.projection_head is None else self.projection_head(embeddings)
+
+
+def check_wrappers(loss: nn.Module) -> None:
+    """Whether every loss of ours goes with the wrappers around it.
+
+    Raises:
+        ValueError: if one does not; says which option to leave out.
+    """
+    for wrapper in loss.modules():
+        if isinstance(wrapper, (MatryoshkaLoss, AdaptiveLayerLoss)):
+            for inner in wrapper.modules():
+                if isinstance(inner, SimCSELoss):
+                    inner.check_wrapper(isinstance(wrapper, MatryoshkaLoss), isinstance(wrapper, AdaptiveLayerLoss))
+
+
+def _can_be_widened(columns: list[dict[str, Any]]) -> bool:
+    """Whether padding on the right costs nothing once rows are sorted; rows that are padded on the left keep both."""
+    masks = [column["attention_mask"] for column in columns if "attention_mask" in column]
+    widths = {mask.shape[1] for mask in masks}
+    return len(widths) < 2 or all(bool(mask[:, 0].all()) for mask in masks)
+
+
+def snake_case(option: object) -> str:
+    """The name of an option's class as logs and the command line write it.
+
+    Example:
+        >>> snake_case(Option())
+        'option'
+    """
+    name = option.__name__ if isinstance(option, type) else type(option).__name__
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def _of_type(options: Sequence[object], kind: type) -> int:
+    return sum(type(option) is kind for option in options)
+
+
+def _has_rows(value: Any, order: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape[:1] == order.shape
+
+
+@contextmanager
+def _evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """No dropout in what is in training mode, and afterwards as it was; what is frozen stays so."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

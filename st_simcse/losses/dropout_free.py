@@ -1,0 +1,58 @@
+"""Negatives without the noise of dropout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from st_simcse.losses.options import Source, SourceOption
+from st_simcse.objective import normalize
+
+if TYPE_CHECKING:
+    from st_simcse.losses.base import SimCSELoss
+
+__all__ = ["DropoutFreeNegatives"]
+
+
+@dataclass(frozen=True)
+class DropoutFreeNegatives(SourceOption):
+    """Dropout is noise to negatives, so as in SimCSE++ (Xu et al., EMNLP 2023) only positive pairs have it.
+
+    The two views are compared with each other, and negatives are compared as embedded by one more forward pass without
+    dropout.
+
+    Example:
+        >>> from st_simcse import UnsupSimCSELoss
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run."]).train()
+        >>> loss = UnsupSimCSELoss(model, options=[DropoutFreeNegatives()])
+        >>> loss([model.preprocess(["Two dogs run.", "Two"])]).shape
+        torch.Size([])
+    """
+
+    supervised: ClassVar[bool] = False
+    cached: ClassVar[bool] = False  # their forward pass takes the whole batch
+    citation: ClassVar[str] = """
+@inproceedings{xu2023simcseplusplus,
+    title = {{SimCSE++}: Improving Contrastive Learning for Sentence Embeddings from Two Perspectives},
+    author = {Xu, Jiahao and Shao, Wei and Chen, Lihui and Liu, Lemao},
+    booktitle = {Empirical Methods in Natural Language Processing (EMNLP)},
+    year = {2023},
+}
+"""
+
+    def build(self, model: SentenceTransformer, head: nn.Module | None) -> Source:
+        return _DropoutFree()
+
+
+class _DropoutFree(Source):
+    def more_columns(self, loss: SimCSELoss, features: dict[str, Tensor]) -> list[Tensor]:
+        return [loss.embed_without_dropout(features)]
+
+    def compare(self, columns: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        first, second, dropout_free = columns
+        pairs = normalize(first, "the first views") * normalize(second, "the second views")
+        return [dropout_free, dropout_free], pairs.sum(1)

@@ -1,0 +1,169 @@
+"""The two losses: which columns they take, and what is said of them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from st_simcse.losses.base import SimCSELoss
+from st_simcse.losses.duplicates import text_keys
+
+__all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
+
+logger = logging.getLogger(__name__)
+
+
+class UnsupSimCSELoss(SimCSELoss):
+    """Unsupervised SimCSE: a sentence and itself under another dropout mask are a positive pair (paper, equation 4).
+
+    Args:
+        model: the SentenceTransformer to train. Dropout is the only augmentation, so it must be active.
+        temperature: softmax temperature τ > 0; ST's ``scale`` is 1/τ.
+        options: what else to do, each once: edits of the logits such as :class:`~st_simcse.FocalMargin`, and
+            :class:`~st_simcse.MomentumQueue`, :class:`~st_simcse.DropoutFreeNegatives`,
+            :class:`~st_simcse.MaskedLanguageModel`. Edits apply in the order given.
+        symmetric: both views are anchors, each against the 2B - 1 other rows, instead of the first views against the
+            B second views as in the paper.
+        directions, partition_mode: who else is compared, as in ST's MultipleNegativesRankingLoss; see
+            :class:`~st_simcse.objective.Comparison`.
+        projection_head: ``True`` trains a :class:`~st_simcse.ProjectionHead` along with the model ("MLP in
+            training only", the paper's best setting for CLS pooling); or a module of your own, (B, d) to (B, d'). It
+            never becomes part of the saved model.
+        mini_batch_size: embed this many rows at a time with gradient caching, so that memory no longer grows with the
+            batch size; the gradients are the same, and every view keeps its own dropout mask.
+        gather_across_devices: the rows of all processes are negatives of each other, with gradients to all of them.
+        mask_duplicates: the same text in another row of the batch is no negative; by its tokens, and in the rows of
+            all processes if they are gathered.
+
+    Inputs:
+        +--------------------------------------------+--------+
+        | Texts                                      | Labels |
+        +============================================+========+
+        | one column: the two views are made here    | none   |
+        +--------------------------------------------+--------+
+        | two identical columns (doubled sentences)  | none   |
+        +--------------------------------------------+--------+
+
+        One column is tokenized once and embedded in a single forward pass over 2B rows.
+
+    Raises:
+        ValueError: for a temperature or mini_batch_size out of range, and options that do not go together; in
+            ``forward``, for three columns or more and
+            for non-finite embeddings.
+
+    Example:
+        ::
+
+            from datasets import Dataset
+            from sentence_transformers import SentenceTransformerTrainer
+            from st_simcse import UnsupSimCSELoss, build_model
+
+            model = build_model("bert-base-uncased", pooling="cls")
+            train_dataset = Dataset.from_dict({"sentence": ["It's nice weather outside today.", "He drove to work."]})
+            loss = UnsupSimCSELoss(model, projection_head=True)
+            SentenceTransformerTrainer(model=model, train_dataset=train_dataset, loss=loss).train()
+    """
+
+    _kind = "unsupervised"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._compare_views = self._compare_columns = True
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], keys: list[Tensor] | None = None) -> Tensor:
+        if self._compare_views and embeddings[0].requires_grad:
+            self._compare_views = False
+            self._warn_if_equal(embeddings[0].detach(), embeddings[1].detach())
+        return super().compute_loss_from_embeddings(embeddings, keys)
+
+    def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        if len(columns) not in (1, 2):
+            raise ValueError(
+                f"UnsupSimCSELoss takes one column of sentences or the same column twice, got {len(columns)} columns: "
+                "drop the others with dataset.select_columns, or use SupSimCSELoss for (anchor, positive, negative)"
+            )
+        if len(columns) == 2 and self._compare_columns:
+            self._compare_columns = False
+            self._warn_if_different(*map(text_keys, columns))
+        return columns if len(columns) == 2 else columns * 2
+
+    @staticmethod
+    def _warn_if_different(first: Tensor | None, second: Tensor | None) -> None:
+        if first is not None and second is not None and not torch.equal(first, second):
+            logger.warning(
+                "The two columns hold different texts, which UnsupSimCSELoss takes for two views of the same sentence: "
+                "use SupSimCSELoss for (anchor, positive) pairs, or keep one column with dataset.select_columns"
+            )
+
+    @staticmethod
+    def _warn_if_equal(first: Tensor, second: Tensor) -> None:
+        # Dropout turns a vector by whole percents; rounding in bf16 by about 1e-5.
+        if (1 - F.cosine_similarity(first.float(), second.float())).max() < 1e-4:
+            logger.warning(
+                "The two views of every sentence are equal: no dropout is active, so unsupervised SimCSE has no "
+                "positive pairs to learn from. Call model.train(), load the transformer with a dropout above 0 (for "
+                "BERT hidden_dropout_prob=0.1), or append sentence_transformers' Dropout(0.1) module to a model that "
+                "has none, such as a StaticEmbedding."
+            )
+
+
+class SupSimCSELoss(SimCSELoss):
+    """Supervised SimCSE: anchors against all positives and hard negatives of the batch (paper, equation 5).
+
+    Args:
+        model: the SentenceTransformer to train.
+        temperature: softmax temperature τ > 0; ST's ``scale`` is 1/τ.
+        options: as in :class:`UnsupSimCSELoss`; also :class:`~st_simcse.OwnNegativeWeight`, the paper's α.
+        symmetric, directions, partition_mode: as in :class:`UnsupSimCSELoss`. A symmetric positive has the hard
+            negatives of its anchor.
+        projection_head: as in :class:`UnsupSimCSELoss`. Where the paper keeps the MLP at test time, build the model
+            with ``build_model(..., dense=True)`` instead.
+        mini_batch_size, gather_across_devices: as in :class:`UnsupSimCSELoss`.
+        mask_duplicates: the positives of an anchor that stands in several rows, and texts equal to a row's own anchor
+            or positive, are no negatives of it.
+
+    Inputs:
+        +-------------------------------------------------------+--------+
+        | Texts                                                 | Labels |
+        +=======================================================+========+
+        | (anchor, positive)                                    | none   |
+        +-------------------------------------------------------+--------+
+        | (anchor, positive, hard negative)                     | none   |
+        +-------------------------------------------------------+--------+
+        | (anchor, positive, hard negative 1, ..., negative N)  | none   |
+        +-------------------------------------------------------+--------+
+
+    Raises:
+        ValueError: for a temperature or mini_batch_size out of range, and options that do not go together; in
+            ``forward``, for a single column and
+            for non-finite embeddings.
+
+    Example:
+        ::
+
+            from datasets import Dataset
+            from sentence_transformers import SentenceTransformerTrainer
+            from st_simcse import SupSimCSELoss, build_model
+
+            model = build_model("bert-base-uncased", pooling="cls")
+            train_dataset = Dataset.from_dict({
+                "anchor": ["Two dogs are running.", "A man plays a guitar."],
+                "positive": ["There are animals outdoors.", "Someone makes music."],
+                "negative": ["The pets are sitting on a couch.", "A man is asleep."],
+            })
+            SentenceTransformerTrainer(model=model, train_dataset=train_dataset, loss=SupSimCSELoss(model)).train()
+    """
+
+    _kind = "supervised"
+
+    def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        if len(columns) < 2:
+            raise ValueError(
+                "SupSimCSELoss takes (anchor, positive) or (anchor, positive, hard negative, ...) columns, got "
+                f"{len(columns)}: use UnsupSimCSELoss for single sentences"
+            )
+        return columns
