@@ -60,15 +60,7 @@ class SentenceIndex:
             raise ValueError("there are no sentences to search")
         self.model = model
         self.sentences = sentences
-        if cache_dir is None:
-            embeddings = self._embed()
-        else:
-            Path(cache_dir).mkdir(parents=True, exist_ok=True)
-            path = Path(cache_dir, f"{fingerprint(model, sentences)}.npy")
-            embeddings = _read(path, len(sentences))
-            if embeddings is None:
-                embeddings = self._embed()
-                _write(path, embeddings)
+        embeddings = self._embed() if cache_dir is None else self._read_or_embed(Path(cache_dir))
         self.embeddings: Tensor = torch.from_numpy(embeddings).to(model.device)
 
     def search(self, queries: Sequence[str], top_k: int = 5) -> list[list[tuple[float, str]]]:
@@ -78,7 +70,16 @@ class SentenceIndex:
         )
         # Of unit length already: the cosine would normalize the whole corpus for every search.
         found = semantic_search(embedded.float(), self.embeddings, top_k=top_k, score_function=dot_score)
-        return [[(hit["score"], self.sentences[hit["corpus_id"]]) for hit in hits] for hits in found]
+        return [[(hit["score"], self.sentences[int(hit["corpus_id"])]) for hit in hits] for hits in found]
+
+    def _read_or_embed(self, cache_dir: Path) -> np.ndarray:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        path = cache_dir / f"{fingerprint(self.model, self.sentences)}.npy"
+        embeddings = _read(path, len(self.sentences))
+        if embeddings is None:
+            embeddings = self._embed()
+            _write(path, embeddings)
+        return embeddings
 
     def _embed(self) -> np.ndarray:
         embeddings = self.model.encode_document(

@@ -56,7 +56,9 @@ def search_page(
         FileNotFoundError, ValueError: as the reader and the index do.
     """
     gradio = _gradio()
-    sentences = [example.texts[0] for example in SentenceReader(drop_duplicates=True).get_examples(corpus)]
+    # Not the reader's Dataset, which would be a copy of the corpus on the disk while the page runs.
+    examples = SentenceReader(drop_duplicates=True).get_examples(corpus)
+    sentences = [texts[0] for example in examples if (texts := example.texts)]
     index = SentenceIndex(model, sentences, cache_dir or cached_assets_path("st_simcse", "embeddings"))
 
     def search(queries: list[str], results: list[float], thresholds: list[float]) -> tuple[list[list[list[object]]]]:
