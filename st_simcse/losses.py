@@ -288,13 +288,10 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         if not self.gather_across_devices:
             keys = keys and [*keys, *queued_keys]
             return info_nce(anchors, positives, negatives, text_keys=keys, **options)
-        (anchors, rows), (positives, _) = gather_rows(anchors), gather_rows(positives)
-        if "positive_similarities" in options:
-            options["positive_similarities"], _ = gather_rows(options["positive_similarities"])
-        if negatives is not None:
-            negatives, _ = gather_rows(negatives)
-        if keys is not None:
-            keys = [gather_rows(column)[0] for column in keys] + queued_keys
+        columns = [anchors, positives, negatives, options.pop("positive_similarities", None), *(keys or [])]
+        (anchors, positives, negatives, similarities, *columns), rows = gather_rows(*columns)
+        keys = keys and [*columns, *queued_keys]
+        options["positive_similarities"] = similarities
         # Processes count alike in the mean over them, however many rows each has.
         share = (rows.stop - rows.start) * get_world_size() / len(anchors)
         return share * info_nce(anchors, positives, negatives, anchor_rows=rows, text_keys=keys, **options)

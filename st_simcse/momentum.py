@@ -126,8 +126,7 @@ class MomentumQueue(nn.Module):
         rows = torch.cat([output["sentence_embedding"] for output in outputs])
         rows = rows if self.head is None else self.head(rows)
         if gather:
-            rows = gather_rows(rows)[0]
-            keys = None if keys is None else gather_rows(keys)[0]
+            (rows, keys), _ = gather_rows(rows, keys)
         size = len(self.embeddings)
         self.filled.add_(len(rows)).clamp_(max=size)
         self.embeddings.copy_(torch.cat([rows.to(self.embeddings.dtype), self.embeddings])[:size])
