@@ -44,6 +44,7 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     Args:
         bf16: None turns mixed precision on where it is fast (Ampere and later GPUs, CPUs with AVX512-bf16 or AMX), and
             says so; False keeps float32.
+        save_total_limit: so many checkpoints are kept, the last and the best among them; 0 or None keeps all.
         tokenize_once: prepare the token ids before training instead of in every epoch.
         group_by_length: make batches with :class:`~st_simcse.batching.LengthGroupedBatchSampler`.
 
@@ -58,6 +59,9 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training data."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows a batch and device."})
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints to keep: the last, and where one is told the best. 0: all."}
+    )
     # nargs and const let the command line say `--bf16`, as it does for ST's arguments.
     bf16: bool | None = field(
         default=None,
@@ -157,14 +161,14 @@ class StopOnSigterm(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.has_stopped = False
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.previous = signal.signal(signal.SIGTERM, self._request)
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         if any_process(self.requested):
-            control.should_save = control.should_training_stop = True
+            control.should_save = control.should_training_stop = self.has_stopped = True
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         signal.signal(signal.SIGTERM, self.previous)
@@ -351,6 +355,11 @@ class SimCSETrainer(SentenceTransformerTrainer):
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir is not None:  # a checkpoint, not the model that leaves here
             self._save_loss_weights(Path(output_dir))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # transformers leaves it to this method that only the main process writes, and ST's lets all of them.
+        if self.args.should_save:
+            super()._save(output_dir, state_dict)
 
     def _save_loss_weights(self, folder: Path) -> None:
         weights = {name: tensor.detach() for name, tensor in self._loss_weights().items()}

@@ -1,6 +1,8 @@
 """What test_distributed.py runs under torchrun: each check compares several processes with one over the whole batch."""
 
+import contextlib
 import functools
+import io
 import os
 import sys
 import tempfile
@@ -9,12 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from datasets import Dataset
-from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import SENTENCES
 from st_simcse import SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss, build_model, functional
+from st_simcse.cli import train
 from tests.test_losses import _without_dropout
 
 ROWS = [f"{first} {second}" for first in SENTENCES for second in SENTENCES][::3]
@@ -148,8 +151,9 @@ def loss_texts(training, ids):
 def check_combinations():
     """Several datasets, samplers, wrapped losses and the queue, one after the other in the same processes."""
     folder = os.path.dirname(os.environ["WEIGHTS"])  # the same for all
-    for check in (check_gather_exchanges_sizes_once, check_datasets, check_samplers, check_wrappers, check_resume):
-        check(os.path.join(folder, check.__name__))
+    for name, check in list(globals().items()):
+        if name.startswith("check_in_two_"):
+            check(os.path.join(folder, name))
     print("combinations right")
 
 
@@ -169,7 +173,7 @@ def _everywhere(value):
     return gathered
 
 
-def check_gather_exchanges_sizes_once(folder):
+def check_in_two_gather_exchanges_sizes_once(folder):
     _arguments(folder)  # starts the processes' group
     loss = SupSimCSELoss(_tiny(), gather_across_devices=True)
     rows = 2 + dist.get_rank()
@@ -187,7 +191,7 @@ def losses_of_datasets():
     return model, {"sentences": UnsupSimCSELoss(model, **options), "pairs": SupSimCSELoss(model, **options)}
 
 
-def check_datasets(folder):
+def check_in_two_datasets(folder):
     """All processes draw the same dataset in a step; the test goes the same steps with the rows of both."""
     seen = []
 
@@ -216,7 +220,7 @@ def check_datasets(folder):
         torch.save({"weights": weights, "steps": steps}, os.environ["WEIGHTS"])
 
 
-def check_samplers(folder):
+def check_in_two_samplers(folder):
     """Planned steps, batches no larger than asked for, every row once."""
     for options in ({"group_by_length": True}, {"batch_sampler": "no_duplicates"}):
         for rows in (ROWS, ROWS + ROWS[:3]):
@@ -233,7 +237,7 @@ def check_samplers(folder):
                 assert sum(map(sum, _everywhere(sizes))) == len(rows)
 
 
-def check_wrappers(folder):
+def check_in_two_wrappers(folder):
     for wrap, options in (
         (lambda model, loss: MatryoshkaLoss(model, loss, [32, 16]), {"mlm_weight": 0.1}),
         (AdaptiveLayerLoss, {"projection_head": True}),
@@ -247,7 +251,7 @@ def check_wrappers(folder):
             assert torch.equal(one, other), name
 
 
-def check_resume(folder):
+def check_in_two_resume(folder):
     """Two epochs, resumed in the middle of the second: every process's weights and queue end as undisturbed."""
 
     def trained(folder, **options):
@@ -267,6 +271,32 @@ def check_resume(folder):
         resumed = trained(f"{folder}-{step}", resume_from_checkpoint=os.path.join(folder, f"checkpoint-{step}"))
         for name, tensor in expected.items():
             assert torch.equal(tensor, resumed[name]), (step, name)
+
+
+def check_in_two_command_line(folder):
+    """One process writes and prints."""
+    text = os.path.join(os.path.dirname(folder), "train.txt")
+    if dist.get_rank() == 0:
+        with open(text, "w") as file:
+            file.write("\n".join(ROWS))
+    dist.barrier()
+    written, save = [], SentenceTransformer.save_pretrained
+    SentenceTransformer.save_pretrained = lambda self, path, **options: (
+        written.append(path) or save(self, path, **options)
+    )
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        train.run(
+            [
+                *("--model_name_or_path", os.environ["TINY_BERT"], "--train_file", text, "--output_dir", folder),
+                *("--per_device_train_batch_size", "4", "--group_by_length", "--gather_across_devices"),
+                *("--pooling", "mean", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"),
+                *("--save_strategy", "no"),
+            ]
+        )
+    SentenceTransformer.save_pretrained = save
+    assert _everywhere(written) == [[folder], []], written
+    assert [f"saved to {folder}" in text for text in _everywhere(printed.getvalue())] == [True, False]
 
 
 if __name__ == "__main__":
