@@ -20,6 +20,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch.utils.data import BatchSampler, ConcatDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -227,6 +228,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
         self._given_loss = loss
         super().__init__(model, args, train_dataset, eval_dataset, loss, *others, **options)
         if tokenize_once:
+            if not isinstance(self.data_collator, BaseDataCollator):
+                raise ValueError("tokenize_once needs a data collator of ST's kind: leave data_collator out")
             self.train_dataset = tokenize(self.train_dataset, self.model, self.data_collator)
             self.data_collator = token_collator(self.model, self.data_collator)
         if self.model_init is not None:

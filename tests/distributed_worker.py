@@ -229,12 +229,14 @@ def check_in_two_samplers(folder):
             count = functools.partial(lambda sizes, _, inputs: sizes.append(len(inputs[0][0]["input_ids"])), sizes)
             loss.register_forward_pre_hook(count)
             data = Dataset.from_dict({"sentence": rows})
-            trainer = SimCSETrainer(loss.model, _arguments(folder, **options), data, None, loss)
+            trainer = SimCSETrainer(loss.model, _arguments(folder, **options), data, data, loss)
             trainer.train()
             assert trainer.state.global_step == trainer.state.max_steps
             assert max(sizes) <= 4, sizes
             if rows is ROWS:
                 assert sum(map(sum, _everywhere(sizes))) == len(rows)
+            one, other = _everywhere(trainer.evaluate()["eval_loss"])
+            assert one == other > 0
 
 
 def check_in_two_wrappers(folder):

@@ -125,6 +125,12 @@ def test_tokenize_once_needs_a_dataset(model, tmp_path):
         SimCSETrainer(model=model, args=arguments, train_dataset={}, loss=UnsupSimCSELoss(model))
 
 
+def test_tokenize_once_refuses_another_collator(model, sentences, tmp_path):
+    arguments = SimCSETrainingArguments(str(tmp_path), tokenize_once=True)
+    with pytest.raises(ValueError, match="needs a data collator of ST's kind"):
+        SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}), data_collator=lambda rows: rows)
+
+
 def test_group_by_length_reaches_the_trainer(sentences, tmp_path):
     trainer = _trained(sentences, tmp_path, group_by_length=True)
     assert isinstance(
