@@ -127,8 +127,9 @@ def test_tokenize_once_needs_a_dataset(model, tmp_path):
 
 def test_tokenize_once_refuses_another_collator(model, sentences, tmp_path):
     arguments = SimCSETrainingArguments(str(tmp_path), tokenize_once=True)
+    data = Dataset.from_dict({"sentence": sentences})
     with pytest.raises(ValueError, match="needs a data collator of ST's kind"):
-        SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}), data_collator=lambda rows: rows)
+        SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model), data_collator=lambda rows: rows)
 
 
 def test_group_by_length_reaches_the_trainer(sentences, tmp_path):
