@@ -379,6 +379,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
         return super()._checkpoint_push_skip_names(checkpoint_folder) | own
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        if not Path(checkpoint_path).is_dir():
+            raise FileNotFoundError(f"there is no checkpoint {checkpoint_path}; save_total_limit=None keeps all")
         weights = self._loss_weights()
         files = [Path(checkpoint_path, LOSS_WEIGHTS_NAME)] if weights else []
         if self._loss_buffers() and self.args.process_index > 0:

@@ -181,6 +181,7 @@ def test_a_resumed_run_has_the_queue_of_an_undisturbed_one(sentences, tmp_path):
             per_device_train_batch_size=4,
             learning_rate=1e-2,
             save_steps=2,
+            save_total_limit=None,
             report_to="none",
             bf16=False,
         )

@@ -46,6 +46,13 @@ def test_resuming_without_the_heads_weights_is_an_error(sentences, tmp_path):
         _trainer(sentences, tmp_path).train(resume_from_checkpoint=True)
 
 
+def test_resuming_from_a_checkpoint_that_is_not_there(sentences, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="there is no checkpoint .*checkpoint-9; save_total_limit=None keeps all"
+    ):
+        _trainer(sentences, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+
+
 def test_losses_by_dataset_are_saved_under_their_names(sentences, tmp_path):
     model = tiny_model(sentences, width=32).to("cpu")
     losses = {"a": UnsupSimCSELoss(model, projection_head=True), "b": SupSimCSELoss(model, projection_head=True)}
