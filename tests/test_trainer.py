@@ -47,9 +47,7 @@ def test_resuming_without_the_heads_weights_is_an_error(sentences, tmp_path):
 
 
 def test_resuming_from_a_checkpoint_that_is_not_there(sentences, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="there is no checkpoint .*checkpoint-9; save_total_limit=None"
-    ):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint .*checkpoint-9; save_total_limit=None"):
         _trainer(sentences, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
 
 
