@@ -32,12 +32,13 @@ arguments = SentenceTransformerTrainingArguments(
     batch_sampler="no_duplicates",
     report_to="none",
 )
-SentenceTransformerTrainer(
+trainer = SentenceTransformerTrainer(
     model=model,
     args=arguments,
     train_dataset=TripletReader().get_dataset(args.train_file),
     loss=loss,
     evaluator=dev,
-).train()
-model.save_pretrained(args.output)
+)
+trainer.train()
+trainer.save_model(args.output)
 print(dev(model))

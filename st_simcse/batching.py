@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.data_collator import BaseDataCollator
+from sentence_transformers.base.modules import Router
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-__all__ = ["LengthGroupedBatchSampler", "TokenCollator", "tokenize"]
+__all__ = ["LengthGroupedBatchSampler", "token_collator", "tokenize"]
 
 
 class LengthGroupedBatchSampler(DefaultBatchSampler):
@@ -20,7 +23,7 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
 
     Batches need less padding, and a positive can no longer be told from the in-batch negatives by its length alone.
     Rows are drawn at random in groups of up to 50 batches, sorted by their number of characters within a group, and the
-    batches are shuffled. Takes what ST passes to every batch sampler.
+    batches are shuffled; one that is not full comes last. Takes what ST passes to every batch sampler.
 
     Example:
         >>> dataset = Dataset.from_dict({"sentence": ["Ah.", "One two three."] * 16})
@@ -49,53 +52,72 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
         generator.manual_seed(self.seed + self.epoch)
         indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
         batches = [indices[begin : begin + self.batch_size] for begin in range(0, len(indices), self.batch_size)]
-        if self.drop_last and len(batches[-1]) < self.batch_size:
-            batches.pop()
+        rest = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
         for batch in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[batch]
+        if not self.drop_last:
+            yield from rest
 
 
-def tokenize(dataset: Dataset, model: SentenceTransformer) -> Dataset:
+def tokenize(dataset: Dataset, model: SentenceTransformer, collator: BaseDataCollator | None = None) -> Dataset:
     """A Dataset whose text columns are token ids, so that every epoch finds the work done.
 
-    Its columns are called ``{column}_input_ids``, and :class:`TokenCollator` makes batches of them. The ids lie on
-    disk as the texts did.
+    :func:`token_collator` makes batches of it. The ids lie on disk as the texts did; labels stay as they are.
+
+    Args:
+        dataset: columns of texts, perhaps a label.
+        model: the model that the texts are for.
+        collator: says which prompt and which route of a Router a column has; ST's own, without any, when left out.
 
     Raises:
-        ValueError: if the model's inputs are not one row of tokens a text, as with a StaticEmbedding.
+        ValueError: if the model's inputs are not one row of tokens a text, as with a StaticEmbedding, and for a Router
+            whose routes pad differently.
 
     Example:
         >>> from st_simcse.demo import tiny_model
         >>> tokenize(Dataset.from_dict({"sentence": ["Two dogs"]}), tiny_model(["Two dogs"]))[0]
-        {'sentence_input_ids': [2, 6, 5, 3]}
+        {'sentence': [2, 6, 5, 3]}
     """
-    if "attention_mask" not in model.preprocess(["."]):
-        raise ValueError("only the inputs of a transformer can be tokenized once: this model has no attention mask")
+    routers = [part for part in model if isinstance(part, Router)]
+    tokenizers = [modules[0].tokenizer for router in routers for modules in router.sub_modules.values()]
+    if len({(tokenizer.pad_token_id, tokenizer.padding_side) for tokenizer in tokenizers}) > 1:
+        raise ValueError("the routes of this model pad differently, so that they cannot be tokenized once")
 
-    def rows(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return {
-            f"{name}_input_ids": [
-                ids[mask].tolist()
-                for ids, mask in zip(tokens["input_ids"], tokens["attention_mask"].bool(), strict=True)
-            ]
-            for name, tokens in ((name, model.preprocess(texts)) for name, texts in batch.items())
-        }
+    def ids(texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+        tokens = model.preprocess(texts, **options)
+        if "attention_mask" not in tokens:
+            raise ValueError("only the inputs of a transformer can be tokenized once: this model has no attention mask")
+        if tokens.get("token_type_ids", torch.zeros(())).any():
+            raise ValueError("this model's tokens have types, so that they cannot be tokenized once")
+        masks = tokens["attention_mask"].bool()
+        return {"ids": [row[mask].tolist() for row, mask in zip(tokens["input_ids"], masks, strict=True)]}
 
-    return dataset.map(rows, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
+    # ST's collator knows which columns are texts, and which prompt and route they have.
+    collator = replace(collator or SentenceTransformerDataCollator(model.preprocess), preprocess_fn=ids)
+
+    def rows(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
+        columns = collator([dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True)])
+        return {name: columns[f"{name}_ids"] for name in batch if f"{name}_ids" in columns}
+
+    return dataset.map(rows, batched=True, desc="Tokenizing")
 
 
-class TokenCollator(SentenceTransformerDataCollator):
-    """Pads the columns that :func:`tokenize` made; every other column is tokenized as ST's own collator does."""
+def token_collator(model: SentenceTransformer, collator: BaseDataCollator | None = None) -> BaseDataCollator:
+    """A collator like the one given, which pads the columns that :func:`tokenize` made and takes texts as well.
 
-    def __init__(self, model: SentenceTransformer) -> None:
-        super().__init__(preprocess_fn=model.preprocess)
-        self.tokenizer = model.tokenizer
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> token_collator(tiny_model(["Two dogs"]))([{"sentence": [2, 6, 5, 3]}])["sentence_input_ids"]
+        tensor([[2, 6, 5, 3]])
+    """
 
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        ready = [name for name in features[0] if name.endswith("_input_ids")]
-        batch = super().__call__([{name: row[name] for name in row if name not in ready} for row in features])
-        for name in ready:
-            tokens = self.tokenizer.pad({"input_ids": [row[name] for row in features]}, return_tensors="pt")
-            column = name.removesuffix("_input_ids")
-            batch |= {f"{column}_{key}": value for key, value in tokens.items()}
-        return batch
+    def pad(rows: list[Any], **options: Any) -> dict[str, Any]:
+        if not isinstance(rows[0], list):
+            return model.preprocess(rows, **options)
+        # What comes with the tokens, such as the route and the length of the prompt, which the ids begin with.
+        features = model.preprocess(["."], **options)
+        types = {"token_type_ids"} & features.keys()
+        tokens = model.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        return {**features, **tokens, **{name: torch.zeros_like(tokens["input_ids"]) for name in types}}
+
+    return replace(collator or SentenceTransformerDataCollator(model.preprocess), preprocess_fn=pad)

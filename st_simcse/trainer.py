@@ -13,21 +13,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.sampler import DefaultBatchSampler
+from torch.utils.data import BatchSampler, ConcatDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from st_simcse.batching import LengthGroupedBatchSampler, TokenCollator, tokenize
-from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, any_process
-from st_simcse.losses import check_wrappers
+from st_simcse.batching import LengthGroupedBatchSampler, token_collator, tokenize
+from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, any_process, average_gradients
+from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss, check_wrappers
 
 __all__ = ["SimCSETrainer", "SimCSETrainingArguments"]
 
@@ -43,6 +45,7 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     Args:
         bf16: None turns mixed precision on where it is fast (Ampere and later GPUs, CPUs with AVX512-bf16 or AMX), and
             says so; False keeps float32.
+        save_total_limit: so many checkpoints are kept, the last and the best among them; 0 or None keeps all.
         tokenize_once: prepare the token ids before training instead of in every epoch.
         group_by_length: make batches with :class:`~st_simcse.batching.LengthGroupedBatchSampler`.
 
@@ -57,6 +60,9 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training data."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows a batch and device."})
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints to keep: the last, and where one is told the best. 0: all."}
+    )
     # nargs and const let the command line say `--bf16`, as it does for ST's arguments.
     bf16: bool | None = field(
         default=None,
@@ -122,6 +128,22 @@ def _check_writable(folder: str | Path) -> None:
         raise OSError(f"cannot write to the output folder {folder}: {error}") from error
 
 
+def _check_sharding(args: SentenceTransformerTrainingArguments) -> None:
+    for name in ("split_batches", "dispatch_batches"):
+        if getattr(args.accelerator_config, name, None):
+            raise ValueError(
+                f"accelerator_config's {name} is not for SimCSETrainer, which deals the batches of several processes "
+                "out itself: leave it out; per_device_train_batch_size is what every process gets"
+            )
+
+
+def _own_weights(loss: torch.nn.Module, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What belongs to a loss alone, by name; the model's weights, also those that the loss shares, are not."""
+    models = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    tensors = (*loss.named_parameters(), *loss.named_buffers())
+    return {name: tensor for name, tensor in tensors if id(tensor) not in models}
+
+
 @contextmanager
 def _naming_damage(checkpoint: str | None) -> Iterator[None]:
     try:
@@ -140,14 +162,14 @@ class StopOnSigterm(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.has_stopped = False
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.previous = signal.signal(signal.SIGTERM, self._request)
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         if any_process(self.requested):
-            control.should_save = control.should_training_stop = True
+            control.should_save = control.should_training_stop = self.has_stopped = True
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         signal.signal(signal.SIGTERM, self.previous)
@@ -159,49 +181,158 @@ class StopOnSigterm(TrainerCallback):
 class SimCSETrainer(SentenceTransformerTrainer):
     """SentenceTransformerTrainer that looks after the projection head, and after several processes.
 
-    It saves the head with every checkpoint and resumes with it, keeps it equal in all processes, and deals the last
-    batches of an epoch out evenly. A checkpoint of the plain trainer holds the model alone, since that is what
-    inference needs: resumed from it, a projection head starts anew while the optimizer goes on with the old one's
-    moments. With ``tokenize_once`` in its arguments it tokenizes the training data beforehand.
+    It saves the head with every checkpoint and resumes with it, clips its gradients together with the model's, keeps it
+    equal in all processes, and deals batches out so that all processes do equally many steps. A checkpoint of the plain
+    trainer holds the model alone, since that is what inference needs: resumed from it, a projection head starts anew
+    while the optimizer goes on with the old one's moments. With ``tokenize_once`` in its arguments it tokenizes the
+    training data beforehand. The evaluation loss of two dropout masks is computed with dropout, and a fixed seed.
 
-    Takes what SentenceTransformerTrainer takes.
+    Takes what SentenceTransformerTrainer takes. Without ``args`` it trains with SimCSETrainingArguments' defaults,
+    without ``loss`` with UnsupSimCSELoss on one column of texts and SupSimCSELoss on more.
 
     Raises:
         FileNotFoundError: on resuming with a head from a checkpoint that has none.
         OSError: at once, if nothing can be written to ``output_dir``.
-        ValueError: for ``tokenize_once`` with data or a model that does not allow it, and for an option of a loss that
-            does not go with the MatryoshkaLoss or AdaptiveLayerLoss around it.
+        ValueError: for ``tokenize_once`` with data or a model that does not allow it; without ``loss``, for labels;
+            for an option of a loss that does not go with the MatryoshkaLoss or AdaptiveLayerLoss around it;
+            with ``model_init``, for a loss that has weights of its own instead of a function that makes one; in several
+            processes, for accelerate's own ways of dealing batches out.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> texts = ["Two dogs run.", "A cat sleeps."]
+        >>> trainer = SimCSETrainer(tiny_model(texts), SimCSETrainingArguments(getfixture("tmp_path"), bf16=False),
+        ...     Dataset.from_dict({"sentence": texts}))
+        >>> type(trainer.loss).__name__
+        'UnsupSimCSELoss'
     """
 
     def __init__(
         self,
-        model: SentenceTransformer,
+        model: SentenceTransformer | None = None,
         args: SentenceTransformerTrainingArguments | None = None,
         train_dataset: Any = None,
+        eval_dataset: Any = None,
+        loss: Any = None,
+        *others: Any,
         **options: Any,
     ) -> None:
-        if args is not None and args.output_dir:
+        args = SimCSETrainingArguments("tmp_trainer") if args is None else args
+        if args.output_dir:
             _check_writable(args.output_dir)
-        if getattr(args, "tokenize_once", False):
-            if not isinstance(train_dataset, Dataset):
-                raise ValueError(f"tokenize_once needs a datasets.Dataset, got {type(train_dataset).__name__}")
-            train_dataset = tokenize(train_dataset, model)
-            options["data_collator"] = TokenCollator(model)
-        super().__init__(model=model, args=args, train_dataset=train_dataset, **options)
-        for loss in self._losses().values():
-            check_wrappers(loss)
-        self.add_callback(LossSynchronizer(self._losses().values()))
+        if args.world_size > 1 and not isinstance(train_dataset, IterableDataset):
+            _check_sharding(args)
+        tokenize_once = getattr(args, "tokenize_once", False)
+        if tokenize_once and not isinstance(train_dataset, Dataset):
+            raise ValueError(f"tokenize_once needs a datasets.Dataset, got {type(train_dataset).__name__}")
+        self._given_loss = loss
+        super().__init__(model, args, train_dataset, eval_dataset, loss, *others, **options)
+        if tokenize_once:
+            if not isinstance(self.data_collator, BaseDataCollator):
+                raise ValueError("tokenize_once needs a data collator of ST's kind: leave data_collator out")
+            self.train_dataset = tokenize(self.train_dataset, self.model, self.data_collator)
+            self.data_collator = token_collator(self.model, self.data_collator)
+        if self.model_init is not None:
+            self._check_trials_are_independent()
+            self._make_losses_anew(self.model)
+        self.add_callback(LossSynchronizer(self._loss_parameters))
+
+    def call_model_init(self, trial: Any = None) -> SentenceTransformer:
+        model = super().call_model_init(trial)
+        if hasattr(self, "loss"):  # not while ST's constructor is under way
+            self._make_losses_anew(model)
+        return model
+
+    def _make_losses_anew(self, model: SentenceTransformer) -> None:
+        """With every model that model_init makes come losses of its own, where functions are given that make them."""
+        if self.place_model_on_device:
+            model.to(self.args.device)
+        if isinstance(self._given_loss, dict):
+            for name, loss in self._given_loss.items():
+                if not isinstance(loss, torch.nn.Module):
+                    self.loss[name] = self.prepare_loss(loss, model)
+        elif self._given_loss is not None and not isinstance(self._given_loss, torch.nn.Module):
+            self.loss = self.prepare_loss(self._given_loss, model)
+
+    def _check_trials_are_independent(self) -> None:
+        given = self._given_loss.values() if isinstance(self._given_loss, dict) else [self._given_loss]
+        for loss in given:
+            if isinstance(loss, torch.nn.Module) and _own_weights(loss, getattr(loss, "model", self.model)):
+                raise ValueError(
+                    f"this {type(loss).__name__} has weights of its own, which would go from the model of one trial to "
+                    "that of the next: with model_init pass a function that makes the loss, such as "
+                    "loss=lambda model: UnsupSimCSELoss(model, projection_head=True)"
+                )
+
+    def get_default_loss(self, model: SentenceTransformer) -> Any:
+        """UnsupSimCSELoss for one column of texts and SupSimCSELoss for more; for several datasets one loss each."""
+        dataset = self.train_dataset if self.train_dataset is not None else self.eval_dataset
+        if isinstance(dataset, dict):
+            return {name: self._default_loss(model, dataset[name]) for name in dataset}
+        return super().get_default_loss(model) if dataset is None else self._default_loss(model, dataset)
+
+    def _default_loss(self, model: SentenceTransformer, dataset: Any) -> torch.nn.Module:
+        if labels := set(dataset.column_names) & set(self.data_collator.valid_label_columns):
+            raise ValueError(
+                f"SimCSE's losses do not use the column {', '.join(labels)}: pass a loss that does, or leave the "
+                "column out with dataset.remove_columns"
+            )
+        return UnsupSimCSELoss(model) if len(dataset.column_names) == 1 else SupSimCSELoss(model)
+
+    def prepare_loss(self, loss: Any, model: SentenceTransformer) -> torch.nn.Module:
+        loss = super().prepare_loss(loss, model)
+        check_wrappers(loss)
+        for part in loss.modules():
+            if hasattr(part, "is_synchronized"):
+                part.is_synchronized = True
+        return loss
 
     def get_batch_sampler(
         self, dataset: Dataset, batch_size: int, drop_last: bool, **kwargs: Any
     ) -> DefaultBatchSampler | None:
-        if self.args.world_size == 1:
+        processes = self.args.world_size
+        if processes == 1:
             return super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)
         drop_last = getattr(self.args, "drops_last_batches", drop_last)
         batches = super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)
-        return None if batches is None else EvenBatchSampler(batches, self.args.world_size)
+        return None if batches is None else EvenBatchSampler(RoundSampler(batches, processes), processes)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def get_multi_dataset_batch_sampler(
+        self, dataset: ConcatDataset, batch_samplers: list[Any], **kwargs: Any
+    ) -> BatchSampler:
+        processes = self.args.world_size
+        if processes == 1:
+            return super().get_multi_dataset_batch_sampler(dataset, batch_samplers, **kwargs)
+        rounds = [sampler.rounds for sampler in batch_samplers]
+        # Of rounds, so that all processes draw the same dataset in a step.
+        return EvenBatchSampler(super().get_multi_dataset_batch_sampler(dataset, rounds, **kwargs), processes)
+
+    def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the plain trainer's; with dropout where two views are compared, which would be equal without it."""
+        loss = self.loss[inputs["dataset_name"]] if isinstance(self.loss, dict) else self.loss
+        if not any(isinstance(part, UnsupSimCSELoss) for part in loss.modules()):
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
+            torch.manual_seed(self.args.seed)
+            self.model.train()
+            try:
+                return super().prediction_step(model, inputs, *args, **kwargs)
+            finally:
+                self.model.eval()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self.args.world_size > 1 and self.accelerator.sync_gradients:
+            average_gradients(self._loss_parameters())
+        return loss
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        return super()._clip_grad_norm(torch.nn.ModuleList([model, *self._losses().values()]))
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        return super()._get_grad_norm(torch.nn.ModuleList([model, *self._losses().values()]), grad_norm)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
         """As the plain trainer does; ``resume_from_checkpoint=True`` takes the last checkpoint that is complete.
 
         Raises:
@@ -210,36 +341,62 @@ class SimCSETrainer(SentenceTransformerTrainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, trial, **kwargs)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         try:
-            super()._save_checkpoint(*args, **kwargs)
+            super()._save_checkpoint(model, trial)
         except Exception as error:
-            path = Path(self._get_output_dir(trial=None), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            path = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
             shutil.rmtree(path, ignore_errors=True)
             raise OSError(
                 f"could not save {path}: {error}. What there was of it has been removed; earlier checkpoints are as "
                 "they were, and training can resume from them once there is room to write"
             ) from error
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None:  # a checkpoint, not the model that leaves here
+            self._save_loss_weights(Path(output_dir))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if weights := self._loss_weights():
-            save_file(weights, Path(output_dir or self.args.output_dir, LOSS_WEIGHTS_NAME))
+        # transformers leaves it to this method that only the main process writes, and ST's lets all of them.
+        if self.args.should_save:
+            super()._save(output_dir, state_dict)
+
+    def _save_loss_weights(self, folder: Path) -> None:
+        weights = {name: tensor.detach() for name, tensor in self._loss_weights().items()}
+        if weights and self.args.should_save:
+            save_file(weights, folder / LOSS_WEIGHTS_NAME)
+        if (buffers := self._loss_buffers()) and self.args.process_index > 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(buffers, folder / self._own_buffers_name())
+        # No checkpoint counts as complete before all have written.
+        self.accelerator.wait_for_everyone()
+
+    def _checkpoint_push_skip_names(self, checkpoint_folder: str) -> set[str]:
+        own = {path.name for path in Path(checkpoint_folder).glob(f"{Path(LOSS_WEIGHTS_NAME).stem}*.safetensors")}
+        return super()._checkpoint_push_skip_names(checkpoint_folder) | own
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        if not Path(checkpoint_path).is_dir():
+            raise FileNotFoundError(f"there is no checkpoint {checkpoint_path}; save_total_limit=None keeps all")
         weights = self._loss_weights()
-        path = Path(checkpoint_path, LOSS_WEIGHTS_NAME)
-        if weights and not path.exists():
-            raise FileNotFoundError(
-                f"{path} is missing: the loss has weights of its own, but the checkpoint was saved without them. Train "
-                "with SimCSETrainer from the start, or drop resume_from_checkpoint and load the checkpoint as a model"
-            )
+        files = [Path(checkpoint_path, LOSS_WEIGHTS_NAME)] if weights else []
+        if self._loss_buffers() and self.args.process_index > 0:
+            files.append(Path(checkpoint_path, self._own_buffers_name()))
+        for path in files:
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"{path} is missing: the loss has weights of its own, but the checkpoint was saved without them, "
+                    "or by fewer processes. Train with SimCSETrainer from the start, resume with as many processes, or "
+                    "drop resume_from_checkpoint and load the checkpoint as a model"
+                )
         with _naming_damage(checkpoint_path), torch.no_grad():
             super()._load_from_checkpoint(checkpoint_path)
-            for name, saved in load_file(path).items() if weights else ():
-                weights[name].copy_(saved)
+            for path in files:
+                for name, saved in load_file(path).items():
+                    weights[name].copy_(saved)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _naming_damage(checkpoint):
@@ -250,14 +407,23 @@ class SimCSETrainer(SentenceTransformerTrainer):
             super()._load_rng_state(checkpoint)
 
     def _loss_weights(self) -> dict[str, torch.Tensor]:
-        """What belongs to the losses alone, by name; the model's weights, also those a loss shares, are not."""
-        models = {id(tensor) for tensor in (*self.model.parameters(), *self.model.buffers())}
         return {
-            f"{dataset}.{name}".lstrip("."): tensor.detach()
+            f"{dataset}.{name}".lstrip("."): tensor
             for dataset, loss in self._losses().items()
-            for name, tensor in (*loss.named_parameters(), *loss.named_buffers())
-            if id(tensor) not in models
+            for name, tensor in _own_weights(loss, self.model).items()
         }
+
+    def _loss_buffers(self) -> dict[str, torch.Tensor]:
+        """What every process has its own of, such as the queue of its rows."""
+        weights = self._loss_weights().items()
+        return {name: weight for name, weight in weights if not isinstance(weight, torch.nn.Parameter)}
+
+    def _own_buffers_name(self) -> str:
+        return LOSS_WEIGHTS_NAME.replace(".", f"_{self.args.process_index}.")
+
+    def _loss_parameters(self) -> list[torch.nn.Parameter]:
+        weights = self._loss_weights().values()
+        return [weight for weight in weights if isinstance(weight, torch.nn.Parameter) and weight.requires_grad]
 
     def _losses(self) -> dict[str, torch.nn.Module]:
         return self.loss if isinstance(self.loss, dict) else {"": self.loss}

@@ -1,5 +1,8 @@
 """What test_distributed.py runs under torchrun: each check compares several processes with one over the whole batch."""
 
+import contextlib
+import functools
+import io
 import os
 import sys
 import tempfile
@@ -8,12 +11,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from datasets import Dataset
-from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import SENTENCES
 from st_simcse import (
     DropoutFreeNegatives,
+    MaskedLanguageModel,
     MomentumQueue,
     OwnNegativeWeight,
     SimCSETrainer,
@@ -22,6 +27,7 @@ from st_simcse import (
     UnsupSimCSELoss,
     build_model,
 )
+from st_simcse.cli import train
 from st_simcse.objective import cross_entropy
 from tests.test_losses import _without_dropout
 
@@ -110,7 +116,7 @@ def _trained(folder, batch, trainer=SimCSETrainer, seen=None, **options):
         learning_rate=0.05,
         lr_scheduler_type="constant",
         optim="sgd",
-        max_grad_norm=0,
+        max_grad_norm=0.1,  # of model and head together
         bf16=False,
         report_to="none",
         save_strategy="no",
@@ -153,10 +159,165 @@ def loss_texts(training, ids):
     return [text.replace(" .", ".") for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
+def check_combinations():
+    """Several datasets, samplers, wrapped losses and the queue, one after the other in the same processes."""
+    folder = os.path.dirname(os.environ["WEIGHTS"])  # the same for all
+    for name, check in list(globals().items()):
+        if name.startswith("check_in_two_"):
+            check(os.path.join(folder, name))
+    print("combinations right")
+
+
+def _arguments(folder, **options):
+    options = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "save_strategy": "no"} | options
+    return SimCSETrainingArguments(folder, bf16=False, report_to="none", disable_tqdm=True, **options)
+
+
+def _tiny():
+    torch.manual_seed(0)
+    return build_model(os.environ["TINY_BERT"], pooling="mean", device="cpu")
+
+
+def _everywhere(value):
+    gathered = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def check_in_two_gather_exchanges_sizes_once(folder):
+    _arguments(folder)  # starts the processes' group
+    loss = SupSimCSELoss(_tiny(), gather_across_devices=True)
+    rows = 2 + dist.get_rank()
+    calls, all_gather = [], dist.all_gather
+    dist.all_gather = lambda *args, **kwargs: calls.append(0) or all_gather(*args, **kwargs)
+    loss([loss.model.preprocess(column[:rows]) for column in COLUMNS]).backward()
+    dist.all_gather = all_gather
+    # three columns of embeddings, three of keys, and the numbers of rows
+    assert len(calls) == 7, calls
+
+
+def losses_of_datasets():
+    model = _without_dropout(_tiny()).train()
+    options = {"projection_head": True, "gather_across_devices": True}
+    return model, {"sentences": UnsupSimCSELoss(model, **options), "pairs": SupSimCSELoss(model, **options)}
+
+
+def check_in_two_datasets(folder):
+    """All processes draw the same dataset in a step; the test goes the same steps with the rows of both."""
+    seen = []
+
+    class Watching(SimCSETrainer):
+        def compute_loss(self, model, inputs, **options):
+            features, _ = self.collect_features(dict(inputs))
+            seen.append((inputs["dataset_name"], [loss_texts(self, column["input_ids"]) for column in features]))
+            return super().compute_loss(model, inputs, **options)
+
+    data = {
+        "sentences": Dataset.from_dict({"sentence": ROWS}),
+        "pairs": Dataset.from_dict({"anchor": ROWS[:13], "positive": ROWS[1:14]}),
+    }
+    model, losses = losses_of_datasets()
+    options = {"optim": "sgd", "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 0.1}
+    trainer = Watching(model, _arguments(folder, num_train_epochs=2, **options), data, None, losses)
+    trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps == 2 * (3 + 2)
+    weights = torch.nn.ModuleDict(losses).state_dict()
+    for name, tensor in weights.items():
+        one, other = _everywhere(tensor)
+        assert torch.equal(one, other), name
+    weights = {name.replace("module.", ""): tensor for name, tensor in weights.items()}
+    steps = list(zip(*_everywhere(seen), strict=True))
+    if dist.get_rank() == 0:
+        torch.save({"weights": weights, "steps": steps}, os.environ["WEIGHTS"])
+
+
+def check_in_two_samplers(folder):
+    """Planned steps, batches no larger than asked for, every row once."""
+    for options in ({"group_by_length": True}, {"batch_sampler": "no_duplicates"}):
+        for rows in (ROWS, ROWS + ROWS[:3]):
+            sizes = []
+            loss = UnsupSimCSELoss(_tiny(), gather_across_devices=True)
+            count = functools.partial(lambda sizes, _, inputs: sizes.append(len(inputs[0][0]["input_ids"])), sizes)
+            loss.register_forward_pre_hook(count)
+            data = Dataset.from_dict({"sentence": rows})
+            trainer = SimCSETrainer(loss.model, _arguments(folder, **options), data, data, loss)
+            trainer.train()
+            assert trainer.state.global_step == trainer.state.max_steps
+            assert max(sizes) <= 4, sizes
+            if rows is ROWS:
+                assert sum(map(sum, _everywhere(sizes))) == len(rows)
+            one, other = _everywhere(trainer.evaluate()["eval_loss"])
+            assert one == other > 0
+
+
+def check_in_two_wrappers(folder):
+    for wrap, options in (
+        (lambda model, loss: MatryoshkaLoss(model, loss, [32, 16]), {"options": [MaskedLanguageModel(0.1)]}),
+        (AdaptiveLayerLoss, {"projection_head": True}),
+    ):
+        model = _tiny()
+        loss = wrap(model, SupSimCSELoss(model, **options))
+        data = Dataset.from_dict({"anchor": ROWS, "positive": ROWS[1:] + ROWS[:1]})
+        SimCSETrainer(model, _arguments(folder, max_steps=2), data, None, loss).train()
+        for name, parameter in loss.named_parameters():
+            one, other = _everywhere(parameter.detach())
+            assert torch.equal(one, other), name
+
+
+def check_in_two_resume(folder):
+    """Two epochs, resumed in the middle of the second: every process's weights and queue end as undisturbed."""
+
+    def trained(folder, **options):
+        model = _tiny()
+        torch.manual_seed(0)
+        loss = UnsupSimCSELoss(model, projection_head=True, options=[MomentumQueue(6)])
+        data = Dataset.from_dict({"sentence": ROWS})
+        saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+        arguments = _arguments(folder, num_train_epochs=2, learning_rate=0.01, **saving)
+        SimCSETrainer(model, arguments, data, None, loss).train(**options)
+        return {name: tensor.clone() for name, tensor in loss.state_dict().items()}
+
+    expected = trained(folder)
+    queues = _everywhere(expected["sources.momentum_queue.embeddings"])
+    assert not torch.equal(*queues)  # each has its own
+    for step in (2, 3, 4):
+        resumed = trained(f"{folder}-{step}", resume_from_checkpoint=os.path.join(folder, f"checkpoint-{step}"))
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, resumed[name]), (step, name)
+
+
+def check_in_two_command_line(folder):
+    """One process writes and prints."""
+    text = os.path.join(os.path.dirname(folder), "train.txt")
+    if dist.get_rank() == 0:
+        with open(text, "w") as file:
+            file.write("\n".join(ROWS))
+    dist.barrier()
+    written, save = [], SentenceTransformer.save_pretrained
+    SentenceTransformer.save_pretrained = lambda self, path, **options: (
+        written.append(path) or save(self, path, **options)
+    )
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        train.run(
+            [
+                *("--model_name_or_path", os.environ["TINY_BERT"], "--train_file", text, "--output_dir", folder),
+                *("--per_device_train_batch_size", "4", "--group_by_length", "--gather_across_devices"),
+                *("--pooling", "mean", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"),
+                *("--save_strategy", "no"),
+            ]
+        )
+    SentenceTransformer.save_pretrained = save
+    assert _everywhere(written) == [[folder], []], written
+    assert [f"saved to {folder}" in text for text in _everywhere(printed.getvalue())] == [True, False]
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "gradients":
         dist.init_process_group("gloo")
         check_gradients()
+    elif sys.argv[1] == "combinations":
+        check_combinations()
     else:
         check_training()
     dist.destroy_process_group()

@@ -1,9 +1,18 @@
 import pytest
 import torch
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from st_simcse import LengthGroupedBatchSampler, SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss
-from st_simcse.batching import TokenCollator, tokenize
+from st_simcse import (
+    LengthGroupedBatchSampler,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    SupSimCSELoss,
+    UnsupSimCSELoss,
+)
+from st_simcse.batching import token_collator, tokenize
 from st_simcse.demo import tiny_model
 
 
@@ -40,11 +49,12 @@ def test_batches_are_shuffled_anew_and_reproducibly_each_epoch():
 
 def test_token_collator_pads_as_the_model_does(model, sentences):
     dataset = tokenize(Dataset.from_dict({"anchor": sentences, "positive": sentences[::-1]}), model)
-    batch = TokenCollator(model)([dataset[row] for row in range(len(sentences))])
+    batch = token_collator(model)([dataset[row] for row in range(len(sentences))])
     for column, texts in (("anchor", sentences), ("positive", sentences[::-1])):
         expected = model.preprocess(texts)
-        for key in ("input_ids", "attention_mask"):
-            assert torch.equal(batch[f"{column}_{key}"], expected[key])
+        for key, value in expected.items():
+            got = batch[f"{column}_{key}"]
+            assert torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value, key
 
 
 def test_tokenize_once_refuses_a_static_embedding(static_model):
@@ -72,10 +82,54 @@ def test_tokenize_once_trains_to_the_same_weights(sentences, tmp_path):
         assert torch.equal(weight, once[name]), name
 
 
+def _batches(model, data, folder, **options):
+    arguments = SimCSETrainingArguments(str(folder), bf16=False, per_device_train_batch_size=4, **options)
+    return list(SimCSETrainer(model, arguments, data, data, SupSimCSELoss(model)).get_train_dataloader())
+
+
+@pytest.mark.parametrize("kind", ["prompts", "routes", "labels"])
+def test_tokenize_once_gives_sts_own_batches(model, sentences, tmp_path, tiny_bert, kind):
+    data = Dataset.from_dict({"query": sentences, "text": sentences[::-1]})
+    options = {}
+    if kind == "prompts":
+        model[1].include_prompt = False
+        options["prompts"] = {"query": "Two dogs run: ", "text": "A cat "}
+    elif kind == "routes":
+        routes = [[Transformer(tiny_bert, max_seq_length=length), Pooling(32)] for length in (5, 9)]
+        model = SentenceTransformer(modules=[Router.for_query_document(*routes)], device="cpu")
+        options["router_mapping"] = {"query": "query", "text": "document"}
+    else:
+        data = data.add_column("label", list(range(len(sentences))))
+    plain = _batches(model, data, tmp_path, **options)
+    once = _batches(model, data, tmp_path, tokenize_once=True, **options)
+    assert len(plain) == len(once) == 2
+    for batch, expected in zip(once, plain, strict=True):
+        assert batch.keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.equal(batch[key], value) if isinstance(value, torch.Tensor) else batch[key] == value, key
+    if kind == "prompts":
+        assert plain[0]["query_prompt_length"] > 1
+
+
+def test_tokenize_once_refuses_routes_that_pad_differently(sentences, tiny_bert):
+    routes = [[Transformer(tiny_bert), Pooling(32)] for _ in range(2)]
+    routes[1][0].tokenizer.padding_side = "left"
+    model = SentenceTransformer(modules=[Router.for_query_document(*routes)], device="cpu")
+    with pytest.raises(ValueError, match="pad differently"):
+        tokenize(Dataset.from_dict({"query": sentences}), model)
+
+
 def test_tokenize_once_needs_a_dataset(model, tmp_path):
     arguments = SimCSETrainingArguments(str(tmp_path), tokenize_once=True)
     with pytest.raises(ValueError, match="needs a datasets.Dataset, got dict"):
         SimCSETrainer(model=model, args=arguments, train_dataset={}, loss=UnsupSimCSELoss(model))
+
+
+def test_tokenize_once_refuses_another_collator(model, sentences, tmp_path):
+    arguments = SimCSETrainingArguments(str(tmp_path), tokenize_once=True)
+    data = Dataset.from_dict({"sentence": sentences})
+    with pytest.raises(ValueError, match="needs a data collator of ST's kind"):
+        SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model), data_collator=lambda rows: rows)
 
 
 def test_group_by_length_reaches_the_trainer(sentences, tmp_path):

@@ -5,9 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from sentence_transformers.base.sampler import DefaultBatchSampler
+from accelerate.data_loader import BatchSamplerShard
+from datasets import Dataset
+from sentence_transformers.base.sampler import (
+    DefaultBatchSampler,
+    GroupByLabelBatchSampler,
+    NoDuplicatesBatchSampler,
+    ProportionalBatchSampler,
+    RoundRobinBatchSampler,
+)
+from torch.utils.data import ConcatDataset
 
-from st_simcse.distributed import EvenBatchSampler
+from st_simcse import LengthGroupedBatchSampler
+from st_simcse.distributed import EvenBatchSampler, RoundSampler
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +39,28 @@ def _torchrun(processes, *words, **environment):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_gradients_equal_one_process_over_the_whole_batch(tiny_bert, processes):
     assert _torchrun(processes, "gradients", TINY_BERT=tiny_bert).count("gradients equal") == processes
+
+
+def test_samplers_datasets_wrappers_and_queues_in_two_processes(tmp_path, tiny_bert, monkeypatch):
+    from tests.distributed_worker import losses_of_datasets
+
+    monkeypatch.setenv("TINY_BERT", tiny_bert)
+    path = str(tmp_path / "weights.pt")
+    assert _torchrun(2, "combinations", WEIGHTS=path).count("combinations right") == 2
+    saved = torch.load(path, weights_only=True)
+    # The same steps in one process, with the rows of both.
+    model, losses = losses_of_datasets()
+    losses = torch.nn.ModuleDict(losses)
+    optimizer = torch.optim.SGD(losses.parameters(), lr=0.05)
+    for (name, own), (other_name, other) in saved["steps"]:
+        assert name == other_name
+        losses[name]([model.preprocess(a + b) for a, b in zip(own, other, strict=True)]).backward()
+        torch.nn.utils.clip_grad_norm_(losses.parameters(), 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, tensor in losses.state_dict().items():
+        assert torch.allclose(saved["weights"][name], tensor, atol=1e-5), name
+    assert {name for (name, _), _ in saved["steps"]} == {"sentences", "pairs"}
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
@@ -57,16 +89,107 @@ def test_training_in_two_processes_equals_one(tmp_path, tiny_bert, launcher, mon
         assert torch.allclose(saved[name], parameter, atol=1e-5), (name, (saved[name] - parameter).abs().max())
 
 
+def _dealt(sampler, processes, epoch=0):
+    """The batches of every process, as accelerate deals them out."""
+    sampler = EvenBatchSampler(RoundSampler(sampler, processes), processes)
+    sampler.set_epoch(epoch)
+    shards = [BatchSamplerShard(sampler, processes, rank, even_batches=False) for rank in range(processes)]
+    assert len({len(shard) for shard in shards}) == 1
+    dealt = [list(shard) for shard in shards]
+    assert {len(batches) for batches in dealt} == {len(shards[0])}  # as many as the Trainer plans
+    return dealt
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
-@pytest.mark.parametrize("rows", [1, 3, 7, 8, 9, 16, 17, 23])
+@pytest.mark.parametrize("rows", [4, 7, 8, 9, 16, 17, 23])
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_every_process_gets_as_many_batches(processes, rows, drop_last):
-    sampler = EvenBatchSampler(DefaultBatchSampler(range(rows), 4, drop_last), processes)
-    batches = list(sampler)
-    assert len(batches) == len(sampler)
-    assert len(batches) % processes == 0
-    seen = [row for batch in batches for row in batch]
-    left_out = rows % (4 * processes) if drop_last or rows % (4 * processes) < processes else 0
+    dealt = _dealt(DefaultBatchSampler(range(rows), 4, drop_last), processes)
+    seen = [row for batches in dealt for batch in batches for row in batch]
+    left_out = rows % (4 * processes) if drop_last else 0
     assert sorted(seen) == list(range(rows))[: rows - left_out]
-    last = [len(batch) for batch in batches[-processes:]]
+    assert all(0 < len(batch) <= 4 for batches in dealt for batch in batches)
+    last = [len(batches[-1]) for batches in dealt if batches]
     assert not last or max(last) - min(last) <= 1
+
+
+def _own_sampler(dataset, batch_size, drop_last, **options):
+    """A user's: batches of one to five rows, and a length that is a guess."""
+
+    class Uneven(DefaultBatchSampler):
+        def __iter__(self):
+            rows = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.epoch)).tolist()
+            while rows:
+                size = 1 + len(rows) % 5
+                yield rows[:size]
+                rows = rows[size:]
+
+    return Uneven(dataset, batch_size, drop_last)
+
+
+@pytest.mark.parametrize("kind", [LengthGroupedBatchSampler, NoDuplicatesBatchSampler, _own_sampler])
+@pytest.mark.parametrize(("processes", "drop_last"), [(2, False), (2, True), (3, False)])
+def test_no_sampler_loses_or_repeats_rows(kind, processes, drop_last):
+    # 50 texts, of which one stands there five times: no_duplicates makes short batches of it
+    texts = [f"{'long ' * (row % 7)}text {row}" for row in range(50)] + ["text 0"] * 4
+    dataset = Dataset.from_dict({"text": texts})
+    for batch_size in (5, 16):
+        for epoch in range(30):
+            sampler = kind(dataset, batch_size=batch_size, drop_last=drop_last, generator=torch.Generator(), seed=3)
+            dealt = _dealt(sampler, processes, epoch)
+            batches = [batch for batches in dealt for batch in batches]
+            seen = [row for batch in batches for row in batch]
+            assert max(map(len, batches)) <= batch_size
+            assert len(seen) == len(set(seen))
+            if kind is LengthGroupedBatchSampler and not drop_last:
+                assert sorted(seen) == list(range(54))
+            if kind is NoDuplicatesBatchSampler:
+                assert all(len({texts[row] for row in batch}) == len(batch) for batch in batches)
+
+
+def test_batches_grouped_by_label_stay_whole():
+    dataset = Dataset.from_dict({"text": ["x"] * 42, "label": [row % 3 for row in range(42)]})
+    options = {"batch_size": 8, "drop_last": False, "valid_label_columns": ["label"], "generator": torch.Generator()}
+    batches = [batch for batches in _dealt(GroupByLabelBatchSampler(dataset, **options), 2) for batch in batches]
+    expected = list(GroupByLabelBatchSampler(dataset, **options))
+    assert len(expected) % 2 == 1  # so one is left out
+    assert sorted(batches) == sorted(expected[:-1])
+
+
+@pytest.mark.parametrize("kind", [ProportionalBatchSampler, RoundRobinBatchSampler])
+def test_all_processes_draw_the_same_dataset(kind):
+    datasets = [
+        Dataset.from_dict({"text": [f"{name} {row}" for row in range(n)]}) for name, n in (("a", 21), ("b", 13))
+    ]
+    samplers = [
+        RoundSampler(LengthGroupedBatchSampler(dataset, 4, False, generator=torch.Generator()), 2)
+        for dataset in datasets
+    ]
+    sampler = EvenBatchSampler(kind(ConcatDataset(datasets), samplers, torch.Generator()), 2)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        first, second = (list(BatchSamplerShard(sampler, 2, rank, even_batches=False)) for rank in range(2))
+        assert len(first) == len(second) == len(sampler) // 2
+        for own, other in zip(first, second, strict=True):
+            assert len({row < 21 for row in (*own, *other)}) == 1, (own, other)
+        seen = sorted(row for batch in (*first, *second) for row in batch)
+        assert len(seen) == len(set(seen))
+        if kind is ProportionalBatchSampler:
+            assert seen == list(range(34))
+
+
+def test_a_sampler_of_several_datasets_that_rebuilds_batches_is_refused():
+    class Rebuilding(RoundRobinBatchSampler):
+        def __iter__(self):
+            for batch in super().__iter__():
+                yield [int(row) for rows in batch for row in rows]
+
+    datasets = [list(range(8))]
+    sampler = Rebuilding(ConcatDataset(datasets), [RoundSampler(DefaultBatchSampler(datasets[0], 4, False), 2)])
+    with pytest.raises(ValueError, match="Rebuilding does not pass on the batches"):
+        list(EvenBatchSampler(sampler, 2))
+
+
+def test_fewer_rows_than_processes_are_refused():
+    with pytest.raises(ValueError, match="3 processes need a row each, but the dataset has 2"):
+        RoundSampler(DefaultBatchSampler(range(2), 4, False), 3)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from st_simcse.cli import train
-from st_simcse.trainer import last_complete_checkpoint
+from st_simcse.trainer import checkpoints, last_complete_checkpoint
 
 STEPS = 30
 
@@ -30,7 +30,8 @@ def command(tmp_path, tiny_bert, sentences):
             *("--model_name_or_path", tiny_bert, "--train_file", str(tmp_path / "train.txt")),
             *("--output_dir", str(output), "--projection_head", "--pooling", "mean", "--bf16", "false"),
             *("--per_device_train_batch_size", "4", "--num_train_epochs", "3", "--learning_rate", "0.01"),
-            *("--save_strategy", "steps", "--save_steps", "5", "--report_to", "none", "--disable_tqdm", "true"),
+            *("--save_strategy", "steps", "--save_steps", "5", "--save_total_limit", "0"),
+            *("--report_to", "none", "--disable_tqdm", "true"),
         ]
 
     return options
@@ -101,6 +102,23 @@ def test_sigterm_saves_a_checkpoint_and_stops(tmp_path, command):
     train.run(command(tmp_path / "whole"))
     for name, weight in _weights(tmp_path / "whole").items():
         assert torch.equal(weight, _weights(tmp_path / "out")[name]), name
+
+
+@pytest.mark.parametrize(("eval_steps", "evaluations"), [("0.25", [8, 16, 24, 30]), ("12", [12, 24, 30])])
+def test_shares_of_steps_and_the_best_and_last_checkpoint(tmp_path, command, sentences, eval_steps, evaluations):
+    pairs = zip(sentences, sentences[3:] + sentences[:3], strict=True)
+    rows = [f"{first}\t{second}\t{score}" for score, (first, second) in enumerate(pairs)]
+    (tmp_path / "dev.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
+    options = command(tmp_path / "out")
+    for name in ("--save_strategy", "--save_steps", "--save_total_limit"):
+        del options[options.index(name) : options.index(name) + 2]
+    train.run([*options, "--dev_file", str(tmp_path / "dev.tsv"), "--eval_steps", eval_steps])
+    left = checkpoints(tmp_path / "out")
+    assert len(left) <= 2
+    history = json.loads((tmp_path / "out" / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]
+    scores = {entry["step"]: entry["eval_dev_spearman_cosine"] for entry in history if "eval_runtime" in entry}
+    assert list(scores) == evaluations
+    assert tmp_path / "out" / f"checkpoint-{max(scores, key=scores.get)}" in left
 
 
 def test_sigterm_between_seeds_and_resume(tmp_path, command):

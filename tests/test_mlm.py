@@ -27,10 +27,10 @@ def checkpoint(tiny_bert, tmp_path):
 
 def test_the_loss_is_that_of_transformers_with_the_checkpoints_head(checkpoint, sentences):
     model = build_model(checkpoint, device="cpu").eval()
-    mlm = MaskedLanguageModel(model, probability=0.5).eval()
+    mlm = MaskedLanguageModel(1.0, probability=0.5).build(model).eval()
     features = model.preprocess(sentences)
     torch.manual_seed(0)
-    value = mlm(features)
+    value = mlm.of_texts([features])
     torch.manual_seed(0)
     ids, labels = mlm.collator.torch_mask_tokens(features["input_ids"].clone())
     theirs = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
@@ -45,7 +45,7 @@ def test_the_loss_is_that_of_transformers_with_the_checkpoints_head(checkpoint, 
 def test_flattened_texts_do_not_see_their_neighbours(checkpoint, sentences):
     """The loss of texts in one row, as flash attention takes them, is the mean over the masked tokens of each."""
     model = build_model(checkpoint, device="cpu").eval()
-    mlm = MaskedLanguageModel(model).eval()
+    mlm = MaskedLanguageModel(1.0).build(model).eval()
 
     def masked(ids, **kwargs):  # the same places in every batch: words of even number
         labels = ids.masked_fill(ids % 2 == 1, -100).masked_fill(ids < 5, -100)
@@ -56,8 +56,8 @@ def test_flattened_texts_do_not_see_their_neighbours(checkpoint, sentences):
     for sentence in sentences:
         features = model.preprocess([sentence])
         counts.append(int((masked(features["input_ids"])[1] != -100).sum()))
-        values.append(mlm(features).item() * counts[-1])
-    value = mlm(flattened(model, sentences))
+        values.append(mlm.of_texts([features]).item() * counts[-1])
+    value = mlm.of_texts([flattened(model, sentences)])
     assert value.item() == pytest.approx(sum(values) / sum(counts), abs=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_the_masked_language_model_and_the_queue_compute_as_the_model_does(model
 
 
 def test_fifteen_percent_are_masked(checkpoint, sentences):
-    mlm = MaskedLanguageModel(build_model(checkpoint, device="cpu"))
+    mlm = MaskedLanguageModel(1.0).build(build_model(checkpoint, device="cpu"))
     ids = mlm._whole[0].get_input_embeddings().weight.new_full((200, 50), 9, dtype=torch.long)
     _, labels = mlm.collator.torch_mask_tokens(ids)
     assert (labels != -100).float().mean().item() == pytest.approx(0.15, abs=0.02)
@@ -112,7 +112,7 @@ def test_the_transformer_is_shared_and_the_head_stays_behind(checkpoint, sentenc
     trainer = SimCSETrainer(model=model, args=arguments, train_dataset=data, loss=loss)
     trainer.train()
     moved = [name for name, parameter in loss.named_parameters() if not torch.equal(before[name], parameter)]
-    assert any(name.startswith("masked_language_model") for name in moved)
+    assert any(name.startswith("terms.masked_language_model") for name in moved)
     assert any(name.startswith("model") for name in moved)
     # The checkpoint holds the head once, and not the transformer again.
     assert not any("encoder" in name or "word_embeddings" in name for name in trainer._loss_weights())
@@ -123,10 +123,10 @@ def test_the_transformer_is_shared_and_the_head_stays_behind(checkpoint, sentenc
 
 
 def test_a_checkpoint_that_is_gone_gives_a_new_head(model, caplog):
-    MaskedLanguageModel(model)
+    MaskedLanguageModel(0.1).build(model)
     assert "head starts anew" in caplog.text
 
 
 def test_a_static_embedding_has_no_masked_language_model(static_model):
     with pytest.raises(ValueError, match="a transformer whose tokenizer has a mask token"):
-        MaskedLanguageModel(static_model)
+        UnsupSimCSELoss(static_model, options=[MaskedLanguageModel(0.1)])

@@ -1,34 +1,184 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
 import pytest
 from gradio_client import Client
 
-from st_simcse.cli import serve
+from st_simcse import cli
 from st_simcse.demo import tiny_model
-from st_simcse.serve import search_page
+from st_simcse.serve import MAX_QUERY_LENGTH, launch, search_page
 
 
-def test_the_page_finds_what_is_most_similar(tmp_path, sentences):
+@pytest.fixture(scope="module")
+def tiny(sentences):
+    return tiny_model(sentences)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, sentences):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n".join([*sentences, sentences[0]]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(tiny, corpus, tmp_path_factory):
+    """Of a running page."""
+    folder = tmp_path_factory.mktemp("page")
+    page = search_page(tiny, corpus, folder / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
+        launch(page, port := _free_port())
+    yield f"http://127.0.0.1:{port}"
+    page.close()
+    assert not (folder / "gradio").exists(), "the page wrote files"
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _ask(url, *data):
+    """The last event of the answer and its data, as a client without gradio's library gets them."""
+    joined = httpx.post(f"{url}/gradio_api/call/search", content=json.dumps({"data": data}), headers=JSON)
+    if joined.is_error:
+        return joined.status_code, joined.json()["detail"]
+    answer = httpx.get(f"{url}/gradio_api/call/search/{joined.json()['event_id']}", timeout=60).text
+    *_, event, data = answer.strip().split("\n")
+    return event.removeprefix("event: "), data.removeprefix("data: ")
+
+
+def test_the_page_finds_what_is_most_similar(url, tiny, sentences):
     """Over HTTP, as the page in the browser asks."""
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n".join([*sentences, sentences[0]]))
-    model = tiny_model(sentences)
-    page = search_page(model, corpus)
-    try:
-        _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-        client = Client(url, verbose=False)
-        found = client.predict(sentences[2], 3, 0.0, api_name="/search")["data"]
-        assert client.predict("  ", 3, 0.0, api_name="/search")["data"] == []
-        assert client.predict(sentences[2], 8, 0.9999, api_name="/search")["data"] == [[1.0, sentences[2]]]
-    finally:
-        page.close()
-    cosine = model.similarity(model.encode([sentences[2]]), model.encode(sentences))[0]
+    client = Client(url, verbose=False)
+    found = client.predict(sentences[2], 3, 0.0, api_name="/search")["data"]
+    assert client.predict("  ", 3, 0.0, api_name="/search")["data"] == []
+    assert client.predict(sentences[2], 8, 0.9999, api_name="/search")["data"] == [[1.0, sentences[2]]]
+    cosine = tiny.similarity(tiny.encode([sentences[2]]), tiny.encode(sentences))[0]
     expected = [sentences[row] for row in cosine.argsort(descending=True)[:3]]
     assert [sentence for _, sentence in found] == expected
     assert [value for value, _ in found] == pytest.approx(sorted(cosine.tolist(), reverse=True)[:3], abs=1e-3)
 
 
-def test_serve_reads_its_options(tmp_path, tiny_bert, sentences, monkeypatch):
-    (tmp_path / "corpus.txt").write_text("\n".join(sentences))
-    launched = {}
-    monkeypatch.setattr("gradio.Blocks.launch", lambda page, **options: launched.update(options))
-    serve.run(["--model", tiny_bert, "--corpus", str(tmp_path / "corpus.txt"), "--port", "7999"])
-    assert launched == {"server_name": "127.0.0.1", "server_port": 7999}
+def test_queries_that_wait_are_embedded_together_and_a_bad_one_fails_alone(url, tiny, sentences, monkeypatch):
+    """The model is held until all queries have arrived; each gets its own answer, whatever its neighbours sent."""
+    everybody_asked, batches = threading.Event(), []
+    encode = tiny.encode_query
+
+    def held(queries, **options):
+        batches.append(len(queries))
+        assert everybody_asked.wait(60)
+        return encode(queries, **options)
+
+    monkeypatch.setattr(tiny, "encode_query", held)
+    bad = [
+        ("a" * (MAX_QUERY_LENGTH + 1), 1, 0.0, "the query has 2,001 characters, 2,000 are allowed"),
+        (["a dog"], 1, 0.0, "the query is no text"),
+        ("a dog", 1_000_000, 0.0, "expected 1 to 50 results and a cosine similarity from 0 to 1"),
+        ("a dog", 1, float("nan"), "expected 1 to 50 results and a cosine similarity from 0 to 1"),
+        ("a dog", "many", 0.0, "expected the data [query, number of results, least cosine similarity]"),
+        ("a dog", "expected the data [query, number of results, least cosine similarity]"),
+    ]
+    with ThreadPoolExecutor(40) as pool:
+        answers = [pool.submit(_ask, url, sentence, 1, 0.0) for sentence in sentences * 3]
+        for *data, message in bad:
+            assert _ask(url, *data) == (422, message)
+        time.sleep(1)
+        everybody_asked.set()
+        answers = [future.result() for future in answers]
+    for sentence, (event, data) in zip(sentences * 3, answers, strict=True):
+        assert event == "complete"
+        assert f"[[1.0,{sentence!r}]]".replace("'", '"') in data.replace(": ", ":").replace(", ", ",")
+    assert sum(batches) == 24
+    assert len(batches) <= 3
+
+
+def test_a_long_query_is_refused_with_the_limit(url):
+    assert _ask(url, "\N{GRINNING FACE}" * MAX_QUERY_LENGTH, 1, 0.0)[0] == "complete"
+    assert _ask(url, "a" * (MAX_QUERY_LENGTH + 1), 1, 0.0)[0] == 422
+    assert httpx.post(f"{url}/gradio_api/call/search", json={"data": ["a" * 10_000_000, 5, 0.3]}).status_code == 413
+    chunks = (b"a" * 1000 for _ in range(1000))
+    assert httpx.post(f"{url}/gradio_api/queue/join", content=chunks).status_code == 413
+
+
+def test_the_page_is_closed_to_what_it_does_not_need(url):
+    """The fixture sees to it that nothing was written."""
+    files = {"files": ("a.txt", b"a" * 1000)}
+    assert httpx.post(f"{url}/gradio_api/upload", files=files).status_code == 404
+    assert httpx.post(f"{url}/gradio_api/run/search", json={"data": ["a", 5, 0.3]}).status_code == 404
+    for path in ("deep_link?session_hash=a", "file=/etc/passwd", "proxy=https://example.org"):
+        assert httpx.get(f"{url}/gradio_api/{path}").status_code == 404, path
+    assert not httpx.get(f"{url}/monitoring").is_success
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info"])
+def test_foreign_hosts_and_origins_are_refused(url, path):
+    port = url.rsplit(":", 1)[1]
+    assert httpx.get(url + path, headers={"Host": f"localhost:{port}"}).status_code == 200
+    assert httpx.get(url + path, headers={"Host": f"evil.example:{port}"}).status_code == 400
+    assert httpx.get(url + path, headers={"Origin": url}).status_code == 200
+    assert httpx.get(url + path, headers={"Origin": "http://evil.example"}).status_code == 403
+
+
+@pytest.fixture
+def options(tmp_path, tiny_bert, corpus):
+    return ["--model", tiny_bert, "--corpus", str(corpus), "--cache_dir", str(tmp_path / "cache")]
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1"])
+def test_an_impossible_port_is_a_line(options, port):
+    with pytest.raises(SystemExit, match=f"there is no port {port}: choose one from 1 to 65535"):
+        cli.main(["serve", *options, "--port", port])
+
+
+def test_a_taken_port_is_found_before_the_model_is_loaded(options, monkeypatch):
+    monkeypatch.setattr("st_simcse.checkpoints.load_model", lambda name: pytest.fail("loaded"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"port {port} cannot be used .*choose another one with --port"):
+            cli.main(["serve", *options, "--port", str(port)])
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_is_a_line_and_leaves_nothing_behind(options, tmp_path, sent):
+    (tmp_path / "tmp").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, "-m", "st_simcse", "serve", *options, "--port", str(_free_port())]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == f"The page is at http://127.0.0.1:{command[-1]}; Ctrl-C ends it.\n"
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=60)
+    assert out == ""
+    assert err.splitlines()[-1] == "st-simcse serve: stopped"
+    assert "Traceback" not in err
+    assert process.returncode == 0
+    assert not [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]
+
+
+def test_an_interrupted_start_is_a_line(options, monkeypatch):
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("st_simcse.serve.SentenceIndex", interrupted)
+    with pytest.raises(SystemExit, match="st-simcse serve: interrupted before the page was up"):
+        cli.main(["serve", *options, "--port", str(_free_port())])
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -3,8 +3,10 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from transformers import TrainerCallback
 
-from st_simcse import SimCSETrainer, SupSimCSELoss, UnsupSimCSELoss
+from st_simcse import MaskedLanguageModel, MomentumQueue, SimCSETrainer, SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.demo import tiny_model
 
 
@@ -44,6 +46,11 @@ def test_resuming_without_the_heads_weights_is_an_error(sentences, tmp_path):
         _trainer(sentences, tmp_path).train(resume_from_checkpoint=True)
 
 
+def test_resuming_from_a_checkpoint_that_is_not_there(sentences, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint .*checkpoint-9; save_total_limit=None"):
+        _trainer(sentences, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+
+
 def test_losses_by_dataset_are_saved_under_their_names(sentences, tmp_path):
     model = tiny_model(sentences, width=32).to("cpu")
     losses = {"a": UnsupSimCSELoss(model, projection_head=True), "b": SupSimCSELoss(model, projection_head=True)}
@@ -66,5 +73,162 @@ def test_losses_by_dataset_are_saved_under_their_names(sentences, tmp_path):
 def test_a_loss_without_weights_adds_no_file(sentences, tmp_path):
     trainer = _trainer(sentences, tmp_path)
     trainer.loss.projection_head = None
-    trainer.save_model()
+    trainer.train()
+    assert (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
+    assert not (tmp_path / "checkpoint-2" / "loss.safetensors").exists()
+
+
+def test_the_loss_stays_in_the_checkpoints(sentences, tmp_path, monkeypatch):
+    trainer = _trainer(sentences, tmp_path)
+    trainer.train()
+    assert (tmp_path / "checkpoint-2" / "loss.safetensors").exists()
+    trainer.save_model(tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert not (tmp_path / "model" / "loss.safetensors").exists()
+    # What is pushed from a checkpoint is copied to the output folder first.
+    monkeypatch.setattr("transformers.Trainer._push_from_checkpoint", lambda *args: None)
+    trainer.push_in_progress = None
+    trainer._push_from_checkpoint(str(tmp_path / "checkpoint-2"))
+    assert (tmp_path / "modules.json").exists()
     assert not (tmp_path / "loss.safetensors").exists()
+
+
+def test_model_and_head_are_clipped_by_one_norm(sentences, tmp_path):
+    norms = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            gradients = [
+                parameter.grad.double() for parameter in trainer.loss.parameters() if parameter.grad is not None
+            ]
+            norms.append(sum(float(gradient.pow(2).sum()) for gradient in gradients) ** 0.5)
+            assert trainer.loss.projection_head.dense.weight.grad.any()
+
+    trainer = _trainer(sentences, tmp_path / "free", max_grad_norm=0, logging_steps=1, max_steps=1)
+    trainer.add_callback(Watch())
+    trainer.train()
+    free = norms.pop()
+    assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(free, rel=1e-5)
+
+    trainer = _trainer(sentences, tmp_path / "clipped", max_grad_norm=0.1 * free, logging_steps=1, max_steps=1)
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert norms == [pytest.approx(0.1 * free, rel=1e-4)]
+    assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(free, rel=1e-5)
+
+
+def test_takes_what_sts_trainer_takes(sentences, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model(sentences, width=32).to("cpu")
+    one = Dataset.from_dict({"sentence": sentences})
+    two = Dataset.from_dict({"anchor": sentences, "positive": sentences})
+    by_position = SimCSETrainer(model, Arguments("out", use_cpu=True), one, one, UnsupSimCSELoss(model))
+    assert by_position.eval_dataset is one
+    defaults = SimCSETrainer(model, train_dataset=one)
+    assert type(defaults.loss) is UnsupSimCSELoss
+    assert (defaults.args.per_device_train_batch_size, defaults.args.learning_rate) == (64, 3e-5)
+    assert type(SimCSETrainer(model, train_dataset=two).loss) is SupSimCSELoss
+    losses = SimCSETrainer(model, train_dataset={"one": one, "two": two}).loss
+    assert [type(loss) for loss in losses.values()] == [UnsupSimCSELoss, SupSimCSELoss]
+    with pytest.raises(ValueError, match="do not use the column score"):
+        SimCSETrainer(model, train_dataset=two.add_column("score", [1.0] * len(sentences)))
+    arguments = Arguments("out", max_steps=1, report_to="none", use_cpu=True)
+    trainer = SimCSETrainer(args=arguments, train_dataset=one, model_init=lambda: tiny_model(sentences, width=32))
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_eval_loss_compares_two_dropout_masks(sentences, tmp_path, wrapped):
+    model = tiny_model(sentences, width=32).to("cpu")
+    inner = UnsupSimCSELoss(model)
+    loss = MatryoshkaLoss(model, inner, [32]) if wrapped else inner
+    data = Dataset.from_dict({"sentence": sentences})
+    arguments = Arguments(str(tmp_path), per_device_eval_batch_size=8, report_to="none", use_cpu=True, seed=5)
+    trainer = SimCSETrainer(model, arguments, None, data, loss)
+    value = trainer.evaluate()["eval_loss"]
+    batch = next(iter(trainer.get_eval_dataloader()))
+    state = torch.get_rng_state()
+    single, *_ = trainer.prediction_step(model, batch, prediction_loss_only=True)
+    assert torch.equal(state, torch.get_rng_state())
+    assert trainer.evaluate()["eval_loss"] == value
+    assert not model.training
+    model.train()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        features, _ = trainer.collect_features(batch)
+        assert float(single) == pytest.approx(float(UnsupSimCSELoss(model)(features)), rel=1e-5)
+
+
+def test_supervised_eval_loss_is_without_dropout(sentences, tmp_path):
+    model = tiny_model(sentences, width=32).to("cpu")
+    data = Dataset.from_dict({"anchor": sentences, "positive": sentences[1:] + sentences[:1]})
+    arguments = Arguments(str(tmp_path), report_to="none", use_cpu=True)
+    value = SimCSETrainer(model, arguments, None, data, SupSimCSELoss(model)).evaluate()["eval_loss"]
+    columns = [model.eval().preprocess(data[name]) for name in data.column_names]
+    assert value == pytest.approx(float(SupSimCSELoss(model)(columns)), rel=1e-5)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_trials_are_independent(sentences, tmp_path, several):
+    def make_loss(model):
+        return UnsupSimCSELoss(model, options=[MomentumQueue(8), MaskedLanguageModel(0.5)], projection_head=True)
+
+    def trainer():
+        data = Dataset.from_dict({"sentence": sentences})
+        arguments = Arguments(
+            str(tmp_path),
+            per_device_train_batch_size=4,
+            num_train_epochs=3,
+            learning_rate=1e-2,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+        )
+        return SimCSETrainer(
+            args=arguments,
+            train_dataset={"a": data} if several else data,
+            loss={"a": make_loss} if several else make_loss,
+            model_init=lambda: tiny_model(sentences, width=32).to("cpu"),
+        )
+
+    def losses(trainer):
+        trainer.train()
+        loss = trainer.loss["a"] if several else trainer.loss
+        assert loss.terms["masked_language_model"]._whole[0].base_model is trainer.model.transformers_model
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    fresh = losses(trainer())
+    tried = trainer()
+    assert losses(tried) == fresh
+    assert losses(tried) == fresh
+    assert fresh[0] != fresh[-1]
+
+
+def test_a_loss_with_weights_of_its_own_is_refused_with_model_init(sentences, tmp_path):
+    def trainer(**options):
+        model = tiny_model(sentences, width=32).to("cpu")
+        return SimCSETrainer(
+            args=Arguments(str(tmp_path), use_cpu=True),
+            train_dataset=Dataset.from_dict({"sentence": sentences}),
+            loss=UnsupSimCSELoss(model, **options),
+            model_init=lambda: model,
+        )
+
+    trainer()
+    for options in (
+        {"projection_head": True},
+        {"options": [MomentumQueue(8)]},
+        {"options": [MaskedLanguageModel(0.5)]},
+    ):
+        with pytest.raises(ValueError, match="pass a function that makes the loss"):
+            trainer(**options)
+
+
+def test_accelerates_own_ways_of_dealing_out_are_refused(sentences, tmp_path, monkeypatch):
+    monkeypatch.setattr(Arguments, "world_size", 2)
+    for name in ("split_batches", "dispatch_batches"):
+        arguments = Arguments(str(tmp_path), use_cpu=True, accelerator_config={name: True})
+        with pytest.raises(ValueError, match=f"{name} is not for SimCSETrainer"):
+            SimCSETrainer(tiny_model(sentences), arguments, Dataset.from_dict({"sentence": sentences}))

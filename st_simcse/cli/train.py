@@ -132,7 +132,7 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         for name, statistic in (("mean", statistics.mean), ("spread", statistics.stdev)):
             if len(seeds) > 1:
                 results[name] = {test: statistic(scores[test] for scores in seeds) for test in seeds[0]}
-    if results["before"]:
+    if results["before"] and training_args.process_index == 0:
         percent = {name: {test: 100 * value for test, value in scores.items()} for name, scores in results.items()}
         print(format_table(percent, corner="Spearman x 100"))
     return results
@@ -178,10 +178,7 @@ def _train_once(
     loss = _loss(model, dataset, loss_args)
     if has_dev and args.eval_strategy == "no":
         args.eval_strategy = args.save_strategy = "steps"
-        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * len(dataset) / rows)
-        # The interval of the paper's code, and once at least.
-        args.eval_steps = args.save_steps = max(1, min(int(args.eval_steps or 125), steps))
+        args.eval_steps = args.save_steps = _eval_steps(args, dataset)
         args.load_best_model_at_end, args.greater_is_better = True, True
         args.metric_for_best_model = f"eval_{evaluators[0].name}_spearman_cosine"
     trainer = SimCSETrainer(
@@ -190,23 +187,37 @@ def _train_once(
         train_dataset=dataset,
         loss=loss,
         evaluator=during_training or None,
-        callbacks=[StopOnSigterm()],
+        callbacks=[stop := StopOnSigterm()],
     )
     results = {"before": _spearman(evaluators, model)}
     resume = args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
-    if trainer.state.global_step < trainer.state.max_steps:
-        print(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, after saving a checkpoint;")
-        print("the same command with --resume_from_checkpoint last goes on from there")
+    is_main = trainer.is_world_process_zero()  # of several processes one writes and prints
+    if stop.has_stopped and trainer.state.global_step < trainer.state.max_steps:
+        if is_main:
+            print(
+                f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, after saving a checkpoint;"
+            )
+            print("the same command with --resume_from_checkpoint last goes on from there")
         return results
     results["after"] = _spearman(evaluators, model)
-    model.save_pretrained(args.output_dir)
-    print(f"saved to {args.output_dir}")
-    if data_args.alignment_uniformity:
+    trainer.save_model(args.output_dir)
+    if is_main:
+        print(f"saved to {args.output_dir}")
+    if is_main and data_args.alignment_uniformity:
         path = Path(args.output_dir, "alignment_uniformity.png")
         plot_alignment_uniformity({model_args.pooling: trainer.state.log_history}, path)
         print(f"drew {path}")
     return results
+
+
+def _eval_steps(args: SimCSETrainingArguments, dataset: Any) -> float:
+    """The steps from one evaluation to the next, or below 1 their share of all; by default as in the paper's code."""
+    if args.eval_steps and args.eval_steps < 1:
+        return args.eval_steps
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * len(dataset) / batch)
+    return max(1, min(int(args.eval_steps or 125), steps))  # once at least
 
 
 def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str | HubDataset | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ from st_simcse.embedding import (
 )
 from st_simcse.losses.duplicates import text_keys
 from st_simcse.losses.heads import ProjectionHead
-from st_simcse.losses.options import Option, Source, SourceOption, TermOption, refuse
+from st_simcse.losses.options import Option, Source, SourceOption, TermOption, option_name, refuse
 from st_simcse.losses.precision import ObservedPrecision
 from st_simcse.objective import Batch, Comparison, Direction, Edit, info_nce
 
-__all__ = ["SimCSELoss", "check_wrappers", "snake_case"]
+__all__ = ["SimCSELoss", "check_wrappers"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,13 @@ class SimCSELoss(CachedLossMixin, nn.Module):
                 "mini_batch_size out and raise the batch size instead"
             )
         self.options = list(options)
-        if twice := {type(option).__name__ for option in self.options if _of_type(self.options, type(option)) > 1}:
-            raise ValueError(f"an option counts once: {', '.join(sorted(twice))} is there more than once")
+        for option in self.options:
+            if isinstance(option, type) or not (callable(option) or isinstance(option, (SourceOption, TermOption))):
+                raise ValueError(
+                    f"{option!r} is no option: pass an edit such as FocalMargin(0.2), or MomentumQueue(160)"
+                )
+        if twice := [kind.__name__ for kind, count in Counter(map(type, self.options)).items() if count > 1]:
+            raise ValueError(f"an option counts once: {', '.join(twice)} is there more than once")
         refuse(self.options, self._kind, type(self).__name__)
         if mini_batch_size is not None:
             refuse(self.options, "cached", "mini_batch_size")
@@ -118,16 +123,16 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         self.uses_gradient_cache = mini_batch_size is not None
         self.gather_across_devices = gather_across_devices
         self.mask_duplicates = mask_duplicates
-        self.edits = [option for option in self.options if not isinstance(option, Option)]
+        self.edits = [option for option in self.options if callable(option)]
         self.sources = nn.ModuleDict(
             {
-                snake_case(option): option.build(model, self.projection_head)
+                option_name(option): option.build(model, self.projection_head)
                 for option in self.options
                 if isinstance(option, SourceOption)
             }
         )
         self.terms = nn.ModuleDict(
-            {snake_case(option): option.build(model) for option in self.options if isinstance(option, TermOption)}
+            {option_name(option): option.build(model) for option in self.options if isinstance(option, TermOption)}
         )
         self._precision = ObservedPrecision()
         # Set by whatever keeps the head equal in several processes; see st_simcse.distributed.
@@ -163,6 +168,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         layers = transformer.forward if isinstance(transformer.forward, TransformerDecorator) else None
         truncated = dimensions is not None or "calculate_loss" in vars(self)
         self.check_wrapper(truncated, layers is not None)
+        one_number = truncated or layers is not None or self.mini_batch_size is not None
         # A wrapper's first call is for the last layer and the largest dimension; the others are about the same batch.
         is_first_call = not (dimensions and dimensions.cache) and (layers is None or layers.layer_idx is None)
         if is_first_call:
@@ -185,18 +191,18 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             embedded = [self._embed(column, places is not None) for column in rows]
             for source in self.sources.values():
                 embedded += [[column] for column in source.more_columns(self, copies[-1])]
-            whole = truncated or layers is not None
-            parts = {"contrastive": self.calculate_loss(embedded, layout)} if whole else self._parts(embedded, layout)
+            # The method that MatryoshkaLoss decorates.
+            parts = (
+                {"contrastive": self.calculate_loss(embedded, layout)} if one_number else self._parts(embedded, layout)
+            )
         if is_first_call:
             with self._precision.autocast():
                 for source in self._active_sources():
-                    source.finish(self, texts[-1 if len(texts) == 1 else 1], keys[1])
+                    source.finish(self, texts[min(1, len(texts) - 1)], keys[1])
                 for name, term in self.terms.items():
                     if (value := term.of_texts(texts)) is not None:
                         parts[name] = term.weight * value
-        if len(parts) > 1 and self.mini_batch_size is None and not truncated and layers is None:
-            return parts
-        return sum(parts.values(), torch.zeros((), device=parts["contrastive"].device))
+        return parts if len(parts) > 1 and not one_number else torch.stack(list(parts.values())).sum()
 
     def check_wrapper(self, matryoshka: bool, adaptive: bool) -> None:
         """Whether this loss can be inside a MatryoshkaLoss or an AdaptiveLayerLoss; a Matryoshka2dLoss is both.
@@ -254,16 +260,12 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         """
         similarities = None
         for source in self.sources.values():
-            embeddings, similarities = source.compare(embeddings)
+            embeddings, similarities = source.compare(embeddings, similarities)
         columns, rows = list(embeddings), slice(0, len(embeddings[0]))
         if self.gather_across_devices:
-            together = [*columns, *(keys or []), *([] if similarities is None else [similarities])]
-            gathered, rows = gather_rows(*together)
-            columns = gathered[: len(columns)]
-            if keys is not None:
-                keys = gathered[len(columns) : len(columns) + len(keys)]
-            if similarities is not None:
-                similarities = gathered[-1]
+            gathered, rows = gather_rows(*columns, similarities, *(keys or []))
+            columns, (similarities, *gathered_keys) = gathered[: len(columns)], gathered[len(columns) :]
+            keys = keys and gathered_keys
         anchors, positives, *negatives = columns
         if keys is not None:
             keys = [*keys[:2], *([torch.stack(keys[2:], dim=1)] if negatives else [])]
@@ -361,21 +363,6 @@ def _can_be_widened(columns: list[dict[str, Any]]) -> bool:
     masks = [column["attention_mask"] for column in columns if "attention_mask" in column]
     widths = {mask.shape[1] for mask in masks}
     return len(widths) < 2 or all(bool(mask[:, 0].all()) for mask in masks)
-
-
-def snake_case(option: object) -> str:
-    """The name of an option's class as logs and the command line write it.
-
-    Example:
-        >>> snake_case(Option())
-        'option'
-    """
-    name = option.__name__ if isinstance(option, type) else type(option).__name__
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-
-
-def _of_type(options: Sequence[object], kind: type) -> int:
-    return sum(type(option) is kind for option in options)
 
 
 def _has_rows(value: Any, order: Tensor) -> bool:

@@ -52,7 +52,7 @@ class _DropoutFree(Source):
     def more_columns(self, loss: SimCSELoss, features: dict[str, Tensor]) -> list[Tensor]:
         return [loss.embed_without_dropout(features)]
 
-    def compare(self, columns: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def compare(self, columns: list[Tensor], similarities: Tensor | None) -> tuple[list[Tensor], Tensor]:
         first, second, dropout_free = columns
         pairs = normalize(first, "the first views") * normalize(second, "the second views")
         return [dropout_free, dropout_free], pairs.sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sentence_transformers import SentenceTransformer
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from st_simcse.losses.base import SimCSELoss
 
-__all__ = ["Option", "Source", "SourceOption", "Term", "TermOption", "refuse"]
+__all__ = ["Option", "Source", "SourceOption", "Term", "TermOption", "option_name", "refuse"]
 
 
 class Option:
@@ -63,9 +64,9 @@ class Source(nn.Module):
         """More embeddings (B, d) of the first column's texts, put behind those of the columns."""
         return []
 
-    def compare(self, columns: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+    def compare(self, columns: list[Tensor], similarities: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         """The columns that are compared, and the similarities (B,) of the positive pairs, if other than theirs."""
-        return columns, None
+        return columns, similarities
 
     def shared_negatives(self) -> tuple[Tensor, Tensor] | None:
         """Further negatives (M, d) of every anchor and their text keys (M,)."""
@@ -106,3 +107,14 @@ def refuse(options: list[Any], what: str, name: str) -> None:
     for option in options:
         if not getattr(option, what, True):
             raise ValueError(f"{type(option).__name__} does not go with {name}: leave one of the two out")
+
+
+def option_name(option: object) -> str:
+    """The name of an option, or of its class, as logs and the command line write it.
+
+    Example:
+        >>> option_name(SourceOption)
+        'source_option'
+    """
+    kind = option if isinstance(option, type) else type(option)
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
