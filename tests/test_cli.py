@@ -9,8 +9,23 @@ from pathlib import Path
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_simcse import build_model, cli, load_sts
+from st_simcse import (
+    AngularMargin,
+    Comparison,
+    DropoutFreeNegatives,
+    FocalMargin,
+    HardnessWeighting,
+    MaskedLanguageModel,
+    MomentumQueue,
+    OwnNegativeWeight,
+    SimilarityThreshold,
+    build_model,
+    cli,
+    load_sts,
+)
 from st_simcse.cli import evaluate, export, train
+from st_simcse.losses import OPTIONS
+from st_simcse.losses.options import option_name
 
 
 def _scored_pairs(path, sentences):
@@ -51,7 +66,7 @@ def test_train_unsupervised_with_dev_and_test(tmp_path, tiny_bert, sentences, ca
 def test_train_supervised_and_every_training_argument(tmp_path, tiny_bert):
     table = tmp_path / "nli.csv"
     table.write_text("sent0,sent1,hard_neg\n" + "A man plays.,A man plays a guitar.,Two dogs run.\n" * 8)
-    options = ["--hard_negative_weight", "2", "--dense", "--max_steps", "1", "--save_strategy", "no", "--bf16"]
+    options = ["--own_negative_weight", "2", "--dense", "--max_steps", "1", "--save_strategy", "no", "--bf16"]
     _train(tmp_path, tiny_bert, table, *options, "--batch_sampler", "no_duplicates", "--logging_steps", "1")
     assert [type(module).__name__ for module in SentenceTransformer(str(tmp_path / "out"))] == [
         "Transformer",
@@ -145,17 +160,41 @@ def test_alignment_and_uniformity_are_logged_and_drawn(tmp_path, tiny_bert, sent
         _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--alignment_uniformity")
 
 
-def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
+def _loss_of(options, tmp_path, tiny_bert, sentences, monkeypatch, supervised=False):
     made = []
     monkeypatch.setattr(train, "SimCSETrainer", lambda **options: made.append(options["loss"]) or sys.exit("enough"))
     (tmp_path / "a.txt").write_text("\n".join(sentences))
-    options = ["--no_mask_duplicates", "--mlm_weight", "0.1", "--false_negative_threshold", "0.9", "--symmetric"]
-    options += ["--queue_size", "5"]
+    (tmp_path / "b.csv").write_text("anchor,positive\n" + "A man plays.,A man plays a guitar.\n" * 8)
     with pytest.raises(SystemExit, match="enough"):
-        _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
-    config = made[0].get_config_dict()
-    assert (config["mask_duplicates"], config["mlm_weight"], config["false_negative_threshold"]) == (False, 0.1, 0.9)
-    assert (config["symmetric"], config["queue_size"]) == (True, 5)
+        _train(tmp_path, tiny_bert, tmp_path / ("b.csv" if supervised else "a.txt"), *options)
+    return made[0]
+
+
+def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
+    words = "--no_mask_duplicates --masked_language_model 0.1 --similarity_threshold 0.9 --symmetric --momentum_queue 5"
+    words += " --momentum_queue_momentum 0.9 --hardness_weighting 5 --hardness_weighting_mode all_negatives"
+    words += " --dropout_free_negatives --focal_margin 0.2 --angular_margin 0.1"
+    loss = _loss_of(words.split(), tmp_path, tiny_bert, sentences, monkeypatch)
+    expected = [
+        FocalMargin(0.2),
+        AngularMargin(0.1),
+        HardnessWeighting(5.0, "all_negatives"),
+        SimilarityThreshold(0.9),
+        MomentumQueue(5, 0.9),
+        DropoutFreeNegatives(),
+        MaskedLanguageModel(0.1),
+    ]
+    assert loss.options == expected
+    assert loss.comparison == Comparison(symmetric=True)
+    assert not loss.mask_duplicates
+    words = "--own_negative_weight 2 --directions query_to_doc doc_to_query --partition_mode per_direction"
+    words += " --mini_batch_size 4 --gather_across_devices --temperature 0.1 --projection_head"
+    loss = _loss_of(words.split(), tmp_path, tiny_bert, sentences, monkeypatch, supervised=True)
+    assert loss.options == [OwnNegativeWeight(2.0)]
+    assert loss.comparison == Comparison(("query_to_doc", "doc_to_query"), "per_direction")
+    assert (loss.mini_batch_size, loss.gather_across_devices, loss.temperature) == (4, True, 0.1)
+    assert loss.projection_head is not None
+    assert {type(option) for option in (*expected, *loss.options)} == set(OPTIONS)
 
 
 def test_export(tmp_path, tiny_bert, sentences, capsys):
@@ -193,14 +232,19 @@ def test_errors_are_a_line(argv, message, tmp_path, monkeypatch):
         cli.main(argv)
 
 
-def test_an_option_of_the_other_objective_is_refused(tmp_path, tiny_bert, sentences):
+def test_options_that_do_not_go_together_are_refused(tmp_path, tiny_bert, sentences):
     (tmp_path / "a.txt").write_text("\n".join(sentences))
-    with pytest.raises(ValueError, match="--hard_negative_weight does not go with sentences"):
-        _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--hard_negative_weight", "2")
     (tmp_path / "b.csv").write_text("anchor,positive\n" + "A man plays.,A man plays a guitar.\n" * 8)
-    for option in ("--symmetric", "--dropout_free_negatives"):
-        with pytest.raises(ValueError, match=f"{option} does not go with triplets"):
-            _train(tmp_path, tiny_bert, tmp_path / "b.csv", option)
+    for file, words, message in [
+        ("a.txt", "--own_negative_weight 2", "--own_negative_weight does not go with sentences"),
+        ("b.csv", "--dropout_free_negatives", "--dropout_free_negatives does not go with triplets"),
+        ("a.txt", "--momentum_queue_momentum 0.9", "--momentum_queue_momentum is part of --momentum_queue: pass that"),
+        ("a.txt", "--momentum_queue 0", "a queue needs a size of at least 1"),
+        ("a.txt", "--masked_language_model 0.1 --mini_batch_size 4", "MaskedLanguageModel does not go with mini_batch"),
+        ("a.txt", "--directions query_to_fox", "unknown direction"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            _train(tmp_path, tiny_bert, tmp_path / file, *words.split())
 
 
 @pytest.mark.parametrize("option", ["--preset", "--pres"])
@@ -230,6 +274,9 @@ def test_help_of_train_is_grouped(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "--help"])
     text = capsys.readouterr().out
+    for option in OPTIONS:
+        assert f"--{option_name(option)} " in text
+    assert "How slowly the copy that embeds them moves. 0.995 when left out." in " ".join(text.split())
     places = [
         text.index(word)
         for word in ("\nmodel:", "\ndata:", "--train_file", "\nobjective:", "--temperature", "\ntraining:")

@@ -1,11 +1,21 @@
 """Edits against loops of their equations; FocalMargin, SimilarityThreshold and OwnNegativeWeight: test_functional."""
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
 
-from st_simcse.objective import AngularMargin, Batch, HardnessWeighting, OwnNegativeWeight, cross_entropy, info_nce
+from st_simcse.objective import (
+    AngularMargin,
+    Batch,
+    FocalMargin,
+    HardnessWeighting,
+    OwnNegativeWeight,
+    SimilarityThreshold,
+    cross_entropy,
+    info_nce,
+)
 from tests.reference import finite_difference
 
 
@@ -40,6 +50,20 @@ def test_equal_views_have_finite_gradients_under_an_angular_margin():
     rows = torch.eye(3, requires_grad=True)
     info_nce(Batch(rows, rows.detach()), 1.0, [AngularMargin(0.2)]).backward()
     assert torch.isfinite(rows.grad).all()
+
+
+def test_edits_can_stand_in_any_order():
+    generator = torch.Generator().manual_seed(0)
+    columns = [torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(3)]
+    edits = [
+        FocalMargin(0.2),
+        AngularMargin(0.1),
+        HardnessWeighting(2.0),
+        SimilarityThreshold(-0.9),  # leaves out also negatives whose similarity and margin are below 0
+        OwnNegativeWeight(3.0),
+    ]
+    values = [info_nce(Batch(*columns), 0.5, order).item() for order in permutations(edits)]
+    assert all(value == pytest.approx(values[0], abs=1e-12) for value in values)
 
 
 @pytest.mark.parametrize(

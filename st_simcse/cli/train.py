@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import set_seed
 
+from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import parse
 from st_simcse.evaluation import AlignmentUniformityEvaluator, format_table
 from st_simcse.hub import HubDataset
-from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.modeling import build_model
 from st_simcse.plots import plot_alignment_uniformity
 from st_simcse.presets import preset_options
@@ -83,30 +82,6 @@ class DataArguments:
     )
 
 
-@dataclass
-class LossArguments:
-    _argument_group_name: ClassVar[str] = "objective"
-
-    temperature: float = field(default=0.05, metadata={"help": "Softmax temperature."})
-    symmetric: bool = field(default=False, metadata={"help": "Unsupervised: both views are anchors."})
-    projection_head: bool = field(default=False, metadata={"help": "Train with an MLP that is not saved."})
-    hard_negative_weight: float = field(default=1.0, metadata={"help": "Supervised: weight of own hard negatives."})
-    mini_batch_size: int | None = field(default=None, metadata={"help": "Rows a forward pass (gradient caching)."})
-    gather_across_devices: bool = field(
-        default=False, metadata={"help": "The rows of all processes are negatives of each other."}
-    )
-    mask_duplicates: bool = field(default=True, metadata={"help": "Equal texts of a batch are no negatives."})
-    false_negative_threshold: float | None = field(
-        default=None, metadata={"help": "Leave out negatives that are more similar than this."}
-    )
-    mlm_weight: float = field(default=0.0, metadata={"help": "Factor of the masked-language-model loss."})
-    focal_margin: float | None = field(default=None, metadata={"help": "The margin m of Focal-InfoNCE."})
-    queue_size: int = field(default=0, metadata={"help": "Unsupervised: negatives from earlier batches."})
-    dropout_free_negatives: bool = field(
-        default=False, metadata={"help": "Unsupervised: dropout in positive pairs only."}
-    )
-
-
 def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     """Train, save the model to ``output_dir``, print Spearman before and after, and return it.
 
@@ -151,7 +126,7 @@ def _parse_train(argv: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _train_once(
-    model_args: ModelArguments, data_args: DataArguments, loss_args: LossArguments, args: SimCSETrainingArguments
+    model_args: ModelArguments, data_args: DataArguments, loss_args: Any, args: SimCSETrainingArguments
 ) -> dict[str, dict[str, float]]:
     set_seed(args.seed)
     sources = {name: _source(data_args, name) for name in ("train", "dev", "test")}
@@ -175,7 +150,7 @@ def _train_once(
         model_args.dense,
         device="cpu" if args.use_cpu else None,
     )
-    loss = _loss(model, dataset, loss_args)
+    loss = make_loss(model, len(dataset.column_names), loss_args)
     if has_dev and args.eval_strategy == "no":
         args.eval_strategy = args.save_strategy = "steps"
         args.eval_steps = args.save_steps = _eval_steps(args, dataset)
@@ -265,18 +240,6 @@ def _format_of(source: HubDataset, columns: list[int | str] | None) -> str:
             return name
     usual = " or ".join(", ".join(map(str, columns)) for reader in READERS.values() for columns in reader.usual)
     raise ValueError(f"{source} has the columns {', '.join(found)}, expected {usual}; name others with --columns")
-
-
-def _loss(
-    model: SentenceTransformer, dataset: Dataset | IterableDataset, args: LossArguments
-) -> UnsupSimCSELoss | SupSimCSELoss:
-    options = dataclasses.asdict(args)
-    unsupervised = len(dataset.column_names) == 1
-    of_unsupervised = ["symmetric", "queue_size", "dropout_free_negatives"]
-    for other in ["hard_negative_weight"] if unsupervised else of_unsupervised:
-        if options.pop(other) != getattr(LossArguments, other):
-            raise ValueError(f"--{other} does not go with {'sentences' if unsupervised else 'triplets'}")
-    return UnsupSimCSELoss(model, **options) if unsupervised else SupSimCSELoss(model, **options)
 
 
 def _spearman(evaluators: list[EmbeddingSimilarityEvaluator], model: SentenceTransformer) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""What may change a logit before the softmax; every edit works in float32 on a tile of the similarity matrix."""
+"""What may change a logit before the softmax, in float32, on a tile of the similarity matrix.
+
+The edits here add their change to the logits, or leave them out, so that they can stand in any order.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,8 @@ class FocalMargin:
 
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
         similarities = tile.similarities
-        return logits * torch.where(tile.is_positive, similarities, similarities + self.margin)
+        change = similarities * (torch.where(tile.is_positive, similarities, similarities + self.margin) - 1)
+        return logits + change * tile.problem.scale
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class AngularMargin:
         # At an angle of 0 the sine has no finite slope; equal views are not to be torn apart by an infinite one.
         sine = (1 - cosine.square()).clamp_min(1e-12).sqrt()
         moved = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
-        return torch.where(tile.is_positive, moved * tile.problem.scale, logits)
+        return torch.where(tile.is_positive, logits + (moved - cosine) * tile.problem.scale, logits)
 
 
 @dataclass(frozen=True)

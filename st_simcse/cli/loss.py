@@ -1,0 +1,104 @@
+"""The loss of ``st-simcse train``: its flags are the fields of the options, as their classes describe them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from sentence_transformers import SentenceTransformer
+
+from st_simcse.losses import OPTIONS, SimCSELoss, SupSimCSELoss, UnsupSimCSELoss
+from st_simcse.losses.options import option_name
+
+__all__ = ["LossArguments", "make_loss"]
+
+
+@dataclass
+class _Arguments:
+    _argument_group_name: ClassVar[str] = "objective"
+
+    temperature: float = field(default=0.05, metadata={"help": "Softmax temperature."})
+    symmetric: bool = field(default=False, metadata={"help": "Positives (second views) are anchors too."})
+    directions: list[str] = field(
+        default_factory=lambda: ["query_to_doc"],
+        metadata={"help": "Who is compared; also query_to_query, doc_to_query, doc_to_doc, as in ST."},
+    )
+    partition_mode: Literal["joint", "per_direction"] = field(
+        default="joint", metadata={"help": "One softmax over the directions, or one each."}
+    )
+    projection_head: bool = field(default=False, metadata={"help": "Train with an MLP that is not saved."})
+    mini_batch_size: int | None = field(default=None, metadata={"help": "Rows a forward pass (gradient caching)."})
+    gather_across_devices: bool = field(
+        default=False, metadata={"help": "The rows of all processes are negatives of each other."}
+    )
+    mask_duplicates: bool = field(default=True, metadata={"help": "Equal texts of a batch are no negatives."})
+
+
+def _flags(option: type) -> dict[str, dataclasses.Field[Any]]:
+    """The flags of an option's fields: the first is called as the class is, the others have that name before theirs."""
+    name = option_name(option)
+    fields = dataclasses.fields(option)
+    return {name if number == 0 else f"{name}_{one.name}": one for number, one in enumerate(fields)}
+
+
+def _described(option: type) -> list[tuple[str, Any, Any]]:
+    """An option's flags as fields of a dataclass; what is not given is None, or False where there is no value."""
+    of_one = "" if getattr(option, "supervised", True) else " Unsupervised only."
+    of_one += "" if getattr(option, "unsupervised", True) else " Supervised only."
+    if not dataclasses.fields(option):
+        summary = (inspect.getdoc(option) or "").partition("\n\n")[0].replace("\n", " ")
+        return [(option_name(option), bool, field(default=False, metadata={"help": summary + of_one}))]
+    types = typing.get_type_hints(option)
+    described = []
+    for flag, one in _flags(option).items():
+        left_out = "" if one.default is dataclasses.MISSING else f" {one.default} when left out."
+        text = one.metadata.get("help", "") + left_out + of_one
+        described.append((flag, types[one.name] | None, field(default=None, metadata={"help": text})))
+    return described
+
+
+LossArguments = dataclasses.make_dataclass(
+    "LossArguments", [one for option in OPTIONS for one in _described(option)], bases=(_Arguments,)
+)
+
+
+def make_loss(model: SentenceTransformer, columns: int, arguments: Any) -> SimCSELoss:
+    """The unsupervised loss for a single column, else the supervised one.
+
+    Args:
+        model: the model to train.
+        columns: how many the training data has.
+        arguments: LossArguments.
+
+    Raises:
+        ValueError: for a further field of an option that is not used, an option of the other loss, and what the options
+            and the loss refuse.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> arguments = LossArguments(momentum_queue=8, momentum_queue_momentum=0.9)
+        >>> make_loss(tiny_model(["Two dogs run."]), 1, arguments).options
+        [MomentumQueue(size=8, momentum=0.9)]
+    """
+    kind, data = ("unsupervised", "sentences") if columns == 1 else ("supervised", "triplets")
+    options = _options(arguments)
+    for option in options:
+        if not getattr(option, kind, True):
+            raise ValueError(f"--{option_name(option)} does not go with {data}")
+    others = {one.name: getattr(arguments, one.name) for one in dataclasses.fields(_Arguments)}
+    return (UnsupSimCSELoss if columns == 1 else SupSimCSELoss)(model, options=options, **others)
+
+
+def _options(arguments: Any) -> list[Any]:
+    options: list[Any] = []
+    for option in OPTIONS:
+        name, flags = option_name(option), _flags(option)
+        given = {flag: value for flag in flags if (value := getattr(arguments, flag)) is not None}
+        if name in given or (not flags and getattr(arguments, name)):
+            options.append(option(**{flags[flag].name: value for flag, value in given.items()}))
+        elif given:
+            raise ValueError(f"--{next(iter(given))} is part of --{name}: pass that too")
+    return options
