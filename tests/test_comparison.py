@@ -6,6 +6,7 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
+from st_simcse import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.objective import Batch, Comparison, HardnessWeighting, cross_entropy, info_nce
 
 OTHERS = ("query_to_query", "doc_to_query", "doc_to_doc")
@@ -67,6 +68,53 @@ def test_the_loss_of_some_rows_is_that_of_a_process_with_them():
         for rows in (slice(0, 3), slice(3, 7))
     ]
     assert (3 * parts[0] + 4 * parts[1]).item() / 7 == pytest.approx(whole.item())
+
+
+def _value_and_gradients(loss, features):
+    loss.model.zero_grad()
+    value = loss([dict(column) for column in features], None)
+    value.backward()
+    return value.item(), {name: p.grad.clone() for name, p in loss.model.named_parameters() if p.grad is not None}
+
+
+def _in_float64(model, sentences, count):
+    model.double().eval()
+    return [model.preprocess(sentences[shift:] + sentences[:shift]) for shift in range(count)]
+
+
+def _equal(ours, theirs):
+    (value, gradients), (expected, others) = ours, theirs
+    assert value == pytest.approx(expected, abs=1e-6)
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, others[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("directions", "mode"),
+    [(JOINT[1], "joint"), (JOINT[2], "joint"), (JOINT[-1], "joint"), (JOINT[2], "per_direction")],
+)
+@pytest.mark.parametrize("columns", [2, 3])
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+def test_the_losses_compare_as_sentence_transformers_does(model, sentences, directions, mode, columns, mini_batch_size):
+    features = _in_float64(model, sentences, columns)
+    options = {"directions": directions, "partition_mode": mode}
+    theirs = _value_and_gradients(MultipleNegativesRankingLoss(model, **options), features)
+    for kind in (UnsupSimCSELoss, SupSimCSELoss) if columns == 2 else (SupSimCSELoss,):
+        loss = kind(model, mask_duplicates=False, mini_batch_size=mini_batch_size, **options)
+        _equal(_value_and_gradients(loss, features), theirs)
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+def test_symmetric_is_the_mean_of_both_sides(model, sentences, columns):
+    """Of each side sentence-transformers' loss against documents and queries, which leaves the query itself out."""
+    features = _in_float64(model, sentences, columns)
+    peer = MultipleNegativesRankingLoss(model, directions=("query_to_doc", "query_to_query"))
+    one, gradients = _value_and_gradients(peer, features)
+    other, others = _value_and_gradients(peer, [features[1], features[0], *features[2:]])
+    mean = (one + other) / 2, {name: (gradient + others[name]) / 2 for name, gradient in gradients.items()}
+    for kind in (UnsupSimCSELoss, SupSimCSELoss) if columns == 2 else (SupSimCSELoss,):
+        _equal(_value_and_gradients(kind(model, symmetric=True, mask_duplicates=False), features), mean)
 
 
 def test_duplicates_are_no_negatives_in_any_direction():

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -18,8 +20,10 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from st_simcse import (
+    AngularMargin,
     DropoutFreeNegatives,
     FocalMargin,
+    HardnessWeighting,
     MaskedLanguageModel,
     MomentumQueue,
     OwnNegativeWeight,
@@ -30,7 +34,7 @@ from st_simcse import (
     UnsupSimCSELoss,
 )
 from st_simcse.demo import tiny_model
-from st_simcse.losses import Option, check_wrappers
+from st_simcse.losses import OPTIONS, Option, check_wrappers
 from tests.reference import info_nce_loop
 
 
@@ -642,13 +646,47 @@ def test_config_and_citation(model):
     assert sup.get_config_dict()["mini_batch_size"] == 8
 
 
-def test_model_card_names_the_loss(model, sentences, tmp_path):
+PAPERS = {
+    FocalMargin: ("hou2023focal", FocalMargin(0.2)),
+    AngularMargin: ("zhang2022arccse", AngularMargin(0.1)),
+    HardnessWeighting: ("lan2025llave", HardnessWeighting(5.0)),
+    SimilarityThreshold: (None, SimilarityThreshold(0.9)),
+    OwnNegativeWeight: (None, OwnNegativeWeight(2.0)),
+    MomentumQueue: ("wu2022esimcse", MomentumQueue(4)),
+    DropoutFreeNegatives: ("xu2023simcseplusplus", DropoutFreeNegatives()),
+    MaskedLanguageModel: (None, MaskedLanguageModel(0.1)),
+}
+
+
+def test_the_citation_is_that_of_the_options_used(model):
+    def cited(kind, *options):
+        return re.findall(r"@\w+\{(\w+),", kind(model, options=options).citation)
+
+    for kind in (UnsupSimCSELoss, SupSimCSELoss):
+        assert cited(kind) == ["gao2021simcse"]
+    for option in OPTIONS:
+        paper, instance = PAPERS[option]
+        kind = UnsupSimCSELoss if getattr(option, "unsupervised", True) else SupSimCSELoss
+        assert cited(kind, instance) == ["gao2021simcse", *([paper] if paper else [])]
+    together = cited(UnsupSimCSELoss, MomentumQueue(4), FocalMargin(0.2), SimilarityThreshold(0.9))
+    assert together == ["gao2021simcse", "wu2022esimcse", "hou2023focal"]
+
+
+def test_model_card_names_the_loss_and_its_options(model, sentences, tmp_path):
     dataset = Dataset.from_dict({"sentence": sentences})
-    SentenceTransformerTrainer(model, _arguments(tmp_path), dataset, loss=UnsupSimCSELoss(model)).train()
+    loss = UnsupSimCSELoss(model, options=[FocalMargin(0.2), MaskedLanguageModel(0.1)])
+    trainer = SentenceTransformerTrainer(model, _arguments(tmp_path, logging_steps=1), dataset, loss=loss)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    parts = logged["contrastive"], logged["masked_language_model"]
+    assert sum(parts) == pytest.approx(logged["loss"], abs=1e-3)
     model.save_pretrained(str(tmp_path / "saved"))
     card = (tmp_path / "saved" / "README.md").read_text()
     assert "UnsupSimCSELoss" in card
+    assert "FocalMargin(margin=0.2)" in card
     assert "gao2021simcse" in card
+    assert "hou2023focal" in card
+    assert "wu2022esimcse" not in card
 
 
 def test_non_finite_embeddings_stop_the_step(model, sentences):

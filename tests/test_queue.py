@@ -7,7 +7,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import TrainerCallback
 
-from st_simcse import MomentumQueue, SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss
+from st_simcse import (
+    DropoutFreeNegatives,
+    MomentumQueue,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    SupSimCSELoss,
+    UnsupSimCSELoss,
+)
 from st_simcse.demo import tiny_model
 from tests.contrast import contrast
 from tests.reference import finite_difference, info_nce_loop
@@ -170,6 +177,40 @@ def test_queued_negatives_count_and_equal_texts_do_not(model, sentences):
     with torch.no_grad():
         plain = UnsupSimCSELoss(model)([model.preprocess(batch)])
         assert loss([model.preprocess(batch)]).item() == pytest.approx(plain.item(), abs=1e-5)
+
+
+def test_the_supervised_loss_has_earlier_positives_as_negatives(model, sentences):
+    _without_dropout(model)
+    loss = SupSimCSELoss(model, options=[MomentumQueue(8)], projection_head=True)
+    earlier = [sentences, sentences[4:] + sentences[:4], sentences[1:] + sentences[:1]]
+    loss([model.preprocess(column) for column in earlier])
+
+    def embedded(texts):
+        return loss.projection_head(model(model.preprocess(texts))["sentence_embedding"]).detach()
+
+    queued = loss.sources["momentum_queue"].negatives()[0].clone()
+    assert torch.allclose(queued, embedded(earlier[1]), atol=1e-5)
+    columns = [sentences[:4], sentences[2:6], ["A dog reads.", *sentences[5:]]]
+    value = loss([model.preprocess(column) for column in columns])
+    anchors, positives, negatives = map(embedded, columns)
+    texts = sorted({text for column in (*columns, *earlier) for text in column})
+    keys = [torch.tensor([texts.index(text) for text in column]) for column in (*columns, earlier[1])]
+    # Whose row they are makes no difference, since all weigh 1.
+    others = torch.cat([negatives[:, None], queued.view(4, 2, -1)], 1)
+    other_keys = torch.cat([keys[2][:, None], keys[3].view(4, 2)], 1)
+    expected = info_nce_loop(anchors, positives, others, keys=[*keys[:2], other_keys])
+    assert value.item() == pytest.approx(expected, abs=1e-4)
+    assert value.item() > info_nce_loop(anchors, positives, negatives[:, None], keys=keys[:3]) + 0.1
+
+
+def test_sources_can_stand_in_any_order(model, sentences):
+    values = []
+    for options in ([DropoutFreeNegatives(), MomentumQueue(8)], [MomentumQueue(8), DropoutFreeNegatives()]):
+        torch.manual_seed(1)
+        loss = UnsupSimCSELoss(model, options=options)
+        values.append([loss([model.preprocess(sentences)]).item() for _ in range(2)])
+    assert values[0] == values[1]
+    assert values[0][1] > values[0][0] + 0.1  # the queue counts
 
 
 def test_a_resumed_run_has_the_queue_of_an_undisturbed_one(sentences, tmp_path):
