@@ -3,20 +3,16 @@ from .checkpoints import load_simcse, save_transformer
 from .evaluation import AlignmentUniformityEvaluator, sts_evaluators
 from .hub import HubDataset
 from .losses import (
-    AngularMargin,
     DropoutFreeNegatives,
-    FocalMargin,
-    HardnessWeighting,
     MaskedLanguageModel,
     MomentumQueue,
-    OwnNegativeWeight,
     ProjectionHead,
-    SimilarityThreshold,
     SupSimCSELoss,
     UnsupSimCSELoss,
 )
 from .modeling import build_model
 from .objective import Batch, Comparison, info_nce, sup_simcse_loss, unsup_simcse_loss
+from .objective.edits import AngularMargin, FocalMargin, HardnessWeighting, OwnNegativeWeight, SimilarityThreshold
 from .readers import (
     NLIReader,
     SentenceReader,

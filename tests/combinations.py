@@ -32,29 +32,55 @@ from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss,
 from torch import Tensor, nn
 
 from conftest import SENTENCES
-from st_simcse import LengthGroupedBatchSampler, SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss
+from st_simcse import (
+    AngularMargin,
+    DropoutFreeNegatives,
+    FocalMargin,
+    HardnessWeighting,
+    LengthGroupedBatchSampler,
+    MaskedLanguageModel,
+    MomentumQueue,
+    OwnNegativeWeight,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    SimilarityThreshold,
+    SupSimCSELoss,
+    UnsupSimCSELoss,
+)
 from st_simcse.demo import tiny_model
+from st_simcse.losses import OPTIONS
 
 BATCH = 4
 LEARNING_RATE = 0.05
 WIDTH = 32
 TEMPERATURE = 0.1
-QUEUE = 6
 
 # An anchor with two positives, and a text that is one row's anchor and another's positive.
 ANCHORS = [f"{first} {second}" for first in SENTENCES for second in SENTENCES][:21] + [SENTENCES[0]] * 2
 POSITIVES = [*ANCHORS[1:21], *SENTENCES[5:8]]
 NEGATIVES = [*ANCHORS[2:21], *SENTENCES[1:5]]
 
-UNSUPERVISED = {"symmetric": True, "queue_size": QUEUE, "dropout_free_negatives": True}
-SUPERVISED = {"hard_negative_weight": 2.0}
-SHARED = {
-    "plain": None,
-    "projection_head": True,
-    "mask_duplicates": False,
-    "false_negative_threshold": 0.9,
-    "mlm_weight": 0.5,
-    "focal_margin": 0.2,
+# How the matrix uses each option; the oracle has to know what it means.
+EXAMPLES = {
+    FocalMargin: FocalMargin(0.2),
+    AngularMargin: AngularMargin(0.1),
+    HardnessWeighting: HardnessWeighting(2.0),
+    SimilarityThreshold: SimilarityThreshold(0.9),
+    OwnNegativeWeight: OwnNegativeWeight(2.0),
+    MomentumQueue: MomentumQueue(6),
+    DropoutFreeNegatives: DropoutFreeNegatives(),
+    MaskedLanguageModel: MaskedLanguageModel(0.5),
+}
+if unknown := [option.__name__ for option in OPTIONS if option not in EXAMPLES]:
+    raise NotImplementedError(f"no example and no oracle for {', '.join(unknown)}: see EXAMPLES and Oracle")
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "projection_head": {"projection_head": True},
+    "mask_duplicates": {"mask_duplicates": False},
+    "symmetric": {"symmetric": True},
+    "directions": {"directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")},
+    "per_direction": {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"},
+    **{option.__name__: {"options": [EXAMPLES[option]]} for option in OPTIONS},
 }
 
 
@@ -73,9 +99,7 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        known = {**SHARED, **UNSUPERVISED, **SUPERVISED}
-        options: dict[str, Any] = {} if self.option == "plain" else {self.option: known[self.option]}
-        options |= {"temperature": TEMPERATURE}
+        options = OBJECTIVES[self.option] | {"temperature": TEMPERATURE}
         options |= {"mini_batch_size": 3} if self.cached else {}
         return options | ({"gather_across_devices": True} if self.processes == "2 gathered" else {})
 
@@ -86,7 +110,7 @@ class Case:
 
 FACTORS = {
     "loss": ["unsupervised", "supervised"],
-    "option": [*SHARED, *UNSUPERVISED, *SUPERVISED],
+    "option": list(OBJECTIVES),
     "wrapper": ["none", "MatryoshkaLoss", "Matryoshka2dLoss", "AdaptiveLayerLoss"],
     "sampler": ["batch", "no_duplicates", "length-grouped", "multi-dataset"],
     "processes": ["1", "2", "2 gathered"],
@@ -107,10 +131,10 @@ def cases() -> list[Case]:
         for pair in itertools.product(FACTORS[one], FACTORS[other]):
             fixed = dict(zip((one, other), pair, strict=True))
             drawn = [{name: rng.choice(values) for name, values in FACTORS.items()} | fixed for _ in range(300)]
-            candidates = [case for case in (Case(**values) for values in drawn) if _exists(case) and not refusal(case)]
+            candidates = [case for case in (Case(**values) for values in drawn) if not refusal(case)]
             if not candidates:
-                alone = [dataclasses.replace(simplest, loss=loss, **fixed) for loss in FACTORS["loss"] if one != "loss"]
-                refused |= dict.fromkeys(case for case in alone if _exists(case))
+                alone = [dataclasses.replace(simplest, **({"loss": loss} | fixed)) for loss in FACTORS["loss"]]
+                refused |= dict.fromkeys(case for case in alone if refusal(case))
             elif (one, other, *pair) not in covered:
                 best = max(candidates, key=lambda case: len(_pairs(case) - covered))
                 covered |= _pairs(best)
@@ -120,10 +144,6 @@ def cases() -> list[Case]:
 
 def _pairs(case: Case) -> set[tuple[Any, ...]]:
     return {(one, other, getattr(case, one), getattr(case, other)) for one, other in itertools.combinations(FACTORS, 2)}
-
-
-def _exists(case: Case) -> bool:
-    return case.option not in (SUPERVISED if case.loss == "unsupervised" else UNSUPERVISED)
 
 
 def train(case: Case, folder: str | Path) -> tuple[list[list[list[dict[str, Tensor]]]], dict[str, Tensor], nn.Module]:
@@ -200,8 +220,22 @@ def check(case: Case, folder: str | Path) -> str | None:
 
 def refusal(case: Case) -> str | None:
     """Part of the message with which a combination has to be refused, or None if it has to be right."""
-    if case.cached and case.option in ("mlm_weight", "dropout_free_negatives"):
-        return f"{case.option} does not go with mini_batch_size"
+    option = next((option for option in OPTIONS if option.__name__ == case.option), None)
+    loss = "UnsupSimCSELoss" if case.loss == "unsupervised" else "SupSimCSELoss"
+    layers = case.wrapper in ("AdaptiveLayerLoss", "Matryoshka2dLoss")
+    dimensions = case.wrapper in ("MatryoshkaLoss", "Matryoshka2dLoss")
+    for applies, what, name in (
+        (True, case.loss, loss),
+        (case.cached, "cached", "mini_batch_size"),
+        (layers, "adaptive_layer", "AdaptiveLayerLoss"),
+        (dimensions, "matryoshka", "MatryoshkaLoss"),
+    ):
+        if applies and not getattr(option, what, True):
+            return f"{case.option} does not go with {name}"
+    if layers and case.cached:
+        return "leave mini_batch_size out"
+    if dimensions and case.option == "projection_head":
+        return "leave projection_head out"
     return None
 
 
@@ -246,8 +280,8 @@ def _copy(features: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
 
 
 def _mask_every_third_token(loss: Any) -> None:
-    if loss.masked_language_model is not None:
-        loss.masked_language_model.collator.torch_mask_tokens = _masked
+    if "masked_language_model" in loss.terms:
+        loss.terms["masked_language_model"].collator.torch_mask_tokens = _masked
 
 
 def _masked(ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -340,8 +374,8 @@ class Oracle(nn.Module):
         self.model, self.case = model, case
         self.head = first.head if first else copy.deepcopy(loss.projection_head)
         self.mlm_head = None
-        if loss.masked_language_model is not None:
-            self.mlm_head = first.mlm_head if first else copy.deepcopy(loss.masked_language_model.head)
+        if "masked_language_model" in loss.terms:
+            self.mlm_head = first.mlm_head if first else copy.deepcopy(loss.terms["masked_language_model"].head)
             for module in self.mlm_head.modules() if not first else ():
                 if isinstance(module, nn.Linear) and module.out_features == model.tokenizer.vocab_size:
                     module.weight = model[0].model.get_input_embeddings().weight
@@ -359,44 +393,65 @@ class Oracle(nn.Module):
             return self._softmax([F.normalize(rows.double(), dim=1) for rows in embedded], texts)
 
     def _softmax(self, embedded: list[Tensor], texts: list[list[tuple[int, ...]]]) -> Tensor:
-        anchors, positives, *negatives = embedded
-        symmetric = self.case.option == "symmetric"
-        masks = self.case.option != "mask_duplicates"
-        threshold = 0.9 if self.case.option == "false_negative_threshold" else math.inf
-        # who is compared: the query, its text, its row, its positive's place among the candidates
-        queries = [(anchors[i], texts[0][i], i, ("positive", i)) for i in range(len(anchors))]
-        candidates = [(("positive", i), positives[i], texts[1][i]) for i in range(len(anchors))]
-        if symmetric:
-            queries += [(positives[i], texts[1][i], i, ("anchor", i)) for i in range(len(anchors))]
-            candidates += [(("anchor", i), anchors[i], texts[0][i]) for i in range(len(anchors))]
-        for column, words in zip(negatives, texts[2:], strict=True):
-            candidates += [(("negative", i), column[i], words[i]) for i in range(len(anchors))]
-        candidates += [(("queued", i), row, words) for i, (row, words) in enumerate(self.queued)]
-        pairs = [*zip(texts[0], texts[1], strict=True)]
-        pairs += [(right, left) for left, right in pairs] if symmetric else []
+        rows = range(len(texts[0]))
+        names = ["anchor", "positive", *["negative"] * (len(texts) - 2)]
+        candidates = [
+            ((name, i), vectors[i], words[i])
+            for name, vectors, words in zip(names, embedded, texts, strict=True)
+            for i in rows
+        ]
+        candidates += [(("queued", i), vector, words) for i, (vector, words) in enumerate(self.queued)]
+        pairs = {
+            "anchor": list(zip(texts[0], texts[1], strict=True)),
+            "positive": list(zip(texts[1], texts[0], strict=True)),
+        }
+        if self.case.option in ("symmetric", "directions"):  # the softmaxes of both sides have both sides' texts
+            pairs = dict.fromkeys(pairs, pairs["anchor"] + pairs["positive"])
         losses = []
-        for query, text, row, target in queries:
-            friends = {text} | {right for left, right in pairs if left == text}
-            itself = ("anchor" if target[0] == "positive" else "positive", row)
-            terms, positive = [], None
-            for place, vector, words in candidates:
-                similarity = query @ vector[: len(query)]
-                if place == target:
-                    logit = positive = self._logit(similarity, is_positive=True)
-                elif place == itself or (masks and words in friends) or similarity > threshold:
-                    continue
-                else:
-                    logit = self._logit(similarity, is_positive=False)
-                    if place == ("negative", row) and self.case.option == "hard_negative_weight":
-                        logit = logit + torch.tensor(2.0).log()
-                terms.append(logit)
-            losses.append(torch.stack(terms).logsumexp(0) - positive)
+        for row, softmax in itertools.product(rows, self._softmaxes()):
+            terms, positives = [], []
+            for side, compared in softmax:
+                index, target = (0, ("positive", row)) if side == "anchor" else (1, ("anchor", row))
+                query, text = embedded[index][row], texts[index][row]
+                friends = {text, *(right for left, right in pairs[side] if left == text)}
+                own_document = ("negative", row) if len(softmax) > 1 and side == "positive" else None
+                for place, vector, words in candidates:
+                    if place[0] not in compared or place in ((side, row), own_document):
+                        continue
+                    # What is queued is wider than what a wrapper has truncated.
+                    similarity = query @ F.normalize(vector[: len(query)], dim=0)
+                    if place == target:
+                        positives.append(self._logit(similarity, is_positive=True))
+                        terms.append(positives[-1])
+                    elif not self._is_left_out(similarity, words in friends):
+                        terms.append(self._logit(similarity, is_positive=False, is_own=place == ("negative", row)))
+            losses.append(torch.stack(terms).logsumexp(0) - positives[0])
         return torch.stack(losses).mean()
 
-    def _logit(self, similarity: Tensor, is_positive: bool) -> Tensor:
-        if self.case.option == "focal_margin":
-            similarity = similarity**2 if is_positive else similarity * (similarity + 0.2)
-        return similarity / TEMPERATURE
+    def _softmaxes(self) -> list[list[tuple[str, set[str]]]]:
+        """Of a row: each softmax with its queries, and with what these are compared."""
+        docs = {"positive", "negative", "queued"}
+        return {
+            "symmetric": [[("anchor", docs | {"anchor"})], [("positive", docs | {"anchor"})]],
+            "directions": [[("anchor", docs | {"anchor"}), ("positive", docs | {"anchor"})]],
+            "per_direction": [[("anchor", docs)], [("positive", {"anchor"})]],
+        }.get(self.case.option, [[("anchor", docs)]])
+
+    def _is_left_out(self, similarity: Tensor, is_friend: bool) -> bool:
+        option = self.case.option
+        return (is_friend and option != "mask_duplicates") or (option == "SimilarityThreshold" and similarity > 0.9)
+
+    def _logit(self, similarity: Tensor, is_positive: bool, is_own: bool = False) -> Tensor:
+        option, logit = self.case.option, similarity / TEMPERATURE
+        if option == "FocalMargin":
+            logit = logit * (similarity if is_positive else similarity + 0.2)
+        if option == "AngularMargin" and is_positive:
+            logit = torch.cos(torch.acos(similarity.clamp(max=1 - 1e-12)) + 0.1) / TEMPERATURE
+        if option == "HardnessWeighting" and not is_positive and not is_own:
+            logit = logit + 2.0 * similarity.detach()
+        if option == "OwnNegativeWeight" and is_own:
+            logit = logit + math.log(2.0)
+        return logit
 
     def masked_language_model(self, columns: list[dict[str, Tensor]]) -> Tensor:
         if self.mlm_head is None:
@@ -408,22 +463,23 @@ class Oracle(nn.Module):
             (head,) = self.mlm_head.children()
             scores = head(hidden).float()
             total = total + F.cross_entropy(scores[labels != -100], labels[labels != -100]) / len(columns)
-        return self.case.options["mlm_weight"] * total
+        return EXAMPLES[MaskedLanguageModel].weight * total
 
     @torch.no_grad()
     def enqueue(self, columns: list[dict[str, Tensor]]) -> None:
-        if self.case.option != "queue_size":
+        if self.case.option != "MomentumQueue":
             return
         (follower,) = self.follower
+        positives = columns[min(1, len(columns) - 1)]
         if self.is_first_of_step:
             step = 0.005 if self.queued else 1.0
             for mine, theirs in zip(follower.parameters(), self.model.parameters(), strict=True):
                 mine += step * (theirs - mine)
         self.is_first_of_step = False
         with torch.autocast("cpu", torch.bfloat16, enabled=self.case.precision == "bf16"):
-            rows = follower(dict(columns[0]))["sentence_embedding"]
+            rows = follower(dict(positives))["sentence_embedding"]
         rows = F.normalize(rows.double(), dim=1)
-        self.queued = [*zip(rows, _texts(columns[0]), strict=True), *self.queued][:QUEUE]
+        self.queued = [*zip(rows, _texts(positives), strict=True), *self.queued][: EXAMPLES[MomentumQueue].size]
 
 
 def main() -> None:

@@ -1,13 +1,7 @@
 """The objective with every option as an argument, in the order of tests/reference.py's loop."""
 
-from st_simcse.objective import (
-    Batch,
-    Comparison,
-    FocalMargin,
-    OwnNegativeWeight,
-    SimilarityThreshold,
-    info_nce,
-)
+from st_simcse.objective import Batch, Comparison, info_nce
+from st_simcse.objective.edits import FocalMargin, OwnNegativeWeight, SimilarityThreshold
 
 
 def contrast(

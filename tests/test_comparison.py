@@ -7,7 +7,8 @@ import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from st_simcse import SupSimCSELoss, UnsupSimCSELoss
-from st_simcse.objective import Batch, Comparison, HardnessWeighting, cross_entropy, info_nce
+from st_simcse.objective import Batch, Comparison, cross_entropy, info_nce
+from st_simcse.objective.edits import HardnessWeighting
 
 OTHERS = ("query_to_query", "doc_to_query", "doc_to_doc")
 JOINT = [("query_to_doc", *chosen) for number in range(4) for chosen in combinations(OTHERS, number)]

@@ -6,15 +6,13 @@ from itertools import permutations
 import pytest
 import torch
 
-from st_simcse.objective import (
+from st_simcse.objective import Batch, cross_entropy, info_nce
+from st_simcse.objective.edits import (
     AngularMargin,
-    Batch,
     FocalMargin,
     HardnessWeighting,
     OwnNegativeWeight,
     SimilarityThreshold,
-    cross_entropy,
-    info_nce,
 )
 from tests.reference import finite_difference
 

@@ -7,20 +7,14 @@ from st_simcse.losses.mlm import MaskedLanguageModel
 from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption
 from st_simcse.losses.queue import MomentumQueue
 from st_simcse.losses.simcse import SupSimCSELoss, UnsupSimCSELoss
-from st_simcse.objective import (
-    AngularMargin,
-    FocalMargin,
-    HardnessWeighting,
-    OwnNegativeWeight,
-    SimilarityThreshold,
-)
+from st_simcse.objective import edits
 
 OPTIONS = [
-    FocalMargin,
-    AngularMargin,
-    HardnessWeighting,
-    SimilarityThreshold,
-    OwnNegativeWeight,
+    edits.FocalMargin,
+    edits.AngularMargin,
+    edits.HardnessWeighting,
+    edits.SimilarityThreshold,
+    edits.OwnNegativeWeight,
     MomentumQueue,
     DropoutFreeNegatives,
     MaskedLanguageModel,
@@ -28,6 +22,9 @@ OPTIONS = [
 
 __all__ = [
     "OPTIONS",
+    "DropoutFreeNegatives",
+    "MaskedLanguageModel",
+    "MomentumQueue",
     "Option",
     "ProjectionHead",
     "SimCSELoss",
@@ -38,5 +35,4 @@ __all__ = [
     "TermOption",
     "UnsupSimCSELoss",
     "check_wrappers",
-    *(option.__name__ for option in OPTIONS),
 ]

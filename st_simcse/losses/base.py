@@ -31,7 +31,7 @@ from st_simcse.embedding import (
 )
 from st_simcse.losses.duplicates import text_keys
 from st_simcse.losses.heads import ProjectionHead
-from st_simcse.losses.options import Option, Source, SourceOption, TermOption, option_name, refuse
+from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption, option_name, refuse
 from st_simcse.losses.precision import ObservedPrecision
 from st_simcse.objective import Batch, Comparison, Direction, Edit, info_nce
 
@@ -105,9 +105,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         self.options = list(options)
         for option in self.options:
             if isinstance(option, type) or not (callable(option) or isinstance(option, (SourceOption, TermOption))):
-                raise ValueError(
-                    f"{option!r} is no option: pass an edit such as FocalMargin(0.2), or MomentumQueue(160)"
-                )
+                raise ValueError(f"{option!r} is no option: pass an instance of one of st_simcse.losses.OPTIONS")
         if twice := [kind.__name__ for kind, count in Counter(map(type, self.options)).items() if count > 1]:
             raise ValueError(f"an option counts once: {', '.join(twice)} is there more than once")
         refuse(self.options, self._kind, type(self).__name__)
@@ -119,21 +117,18 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         if projection_head is True:
             projection_head = ProjectionHead(trained_dimension(model)).to(model.device, model.dtype)
         self.projection_head = projection_head or None
-        self.mini_batch_size = mini_batch_size
+        self.mini_batch_size = mini_batch_size  # type: ignore[assignment]  # None where nothing is cached
         self.uses_gradient_cache = mini_batch_size is not None
         self.gather_across_devices = gather_across_devices
         self.mask_duplicates = mask_duplicates
         self.edits = [option for option in self.options if callable(option)]
-        self.sources = nn.ModuleDict(
-            {
-                option_name(option): option.build(model, self.projection_head)
-                for option in self.options
-                if isinstance(option, SourceOption)
-            }
-        )
-        self.terms = nn.ModuleDict(
-            {option_name(option): option.build(model) for option in self.options if isinstance(option, TermOption)}
-        )
+        sources = {
+            option_name(o): o.build(model, self.projection_head) for o in self.options if isinstance(o, SourceOption)
+        }
+        terms = {option_name(o): o.build(model) for o in self.options if isinstance(o, TermOption)}
+        # A ModuleDict is as good as a dict.
+        self.sources: dict[str, Source] = nn.ModuleDict(sources)  # type: ignore[assignment]
+        self.terms: dict[str, Term] = nn.ModuleDict(terms)  # type: ignore[assignment]
         self._precision = ObservedPrecision()
         # Set by whatever keeps the head equal in several processes; see st_simcse.distributed.
         self.is_synchronized = False
@@ -184,9 +179,10 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         if layers is not None:
             copies = _features_of_batch.setdefault(layers, copies)
         rows, places = self._sort_by_length(copies[: len(columns)])
-        layout = Layout(len(columns), places, None if any(key is None for key in keys) else keys, labels)
+        known = [key for key in keys if key is not None]
+        layout = Layout(len(columns), places, known if len(known) == len(keys) else None, labels)
         if self.mini_batch_size is not None:
-            parts = {"contrastive": self.forward_cached(rows, layout)}
+            parts = {"contrastive": self.forward_cached(rows, layout)}  # type: ignore[arg-type]  # comes back as calculate_loss's labels
         else:
             embedded = [self._embed(column, places is not None) for column in rows]
             for source in self.sources.values():
@@ -225,18 +221,30 @@ class SimCSELoss(CachedLossMixin, nn.Module):
                     "lower the batch size or use gradient_checkpointing instead"
                 )
 
-    def embed_minibatch(self, *args: Any, with_grad: bool, **kwargs: Any) -> tuple[Tensor, RandContext | None]:
+    def embed_minibatch(
+        self,
+        sentence_feature: dict[str, Tensor],
+        begin: int,
+        end: int,
+        with_grad: bool,
+        copy_random_state: bool,
+        random_state: RandContext | None = None,
+    ) -> tuple[Tensor, RandContext | None]:
         # The head belongs to the replayed part of GradCache, so that gradient accumulation and loss scaling reach it.
-        embeddings, random_state = super().embed_minibatch(*args, with_grad=with_grad, **kwargs)
+        embeddings, random_state = super().embed_minibatch(
+            sentence_feature, begin, end, with_grad, copy_random_state, random_state
+        )
         with nullcontext() if with_grad else torch.no_grad():
             return self._project(embeddings), random_state
 
-    def calculate_loss(self, reps: list[list[Tensor]], labels: Layout, *, with_backward: bool = False) -> Tensor:
+    def calculate_loss(  # type: ignore[override]
+        self, reps: list[list[Tensor]], labels: Layout, *, with_backward: bool = False
+    ) -> Tensor:
         """The loss of a list of embeddings a column, or of one list for all columns that were merged."""
         loss = torch.stack(list(self._parts(reps, labels).values())).sum()
         if with_backward:
             with torch.autocast(loss.device.type, enabled=False):  # would round the backward pass's products
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             loss = loss.detach()
         return loss
 

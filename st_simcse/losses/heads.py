@@ -32,4 +32,5 @@ class ProjectionHead(nn.Module):
         nn.init.zeros_(self.dense.bias)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return self.activation(self.dense(embeddings))
+        projected: Tensor = self.activation(self.dense(embeddings))
+        return projected

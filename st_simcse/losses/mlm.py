@@ -72,7 +72,8 @@ class _MaskedLanguageModel(Term):
             )
         except OSError:
             logger.warning("The transformer's checkpoint is gone: the masked language model's head starts anew")
-            whole = AutoModelForMaskedLM.from_config(transformer.config).to(transformer.dtype)
+            whole = AutoModelForMaskedLM.from_config(transformer.config)  # type: ignore[no-untyped-call]
+            whole = whole.to(transformer.dtype)
         setattr(whole, whole.base_model_prefix, transformer)
         whole.tie_weights()
         whole.to(transformer.device)
@@ -98,7 +99,9 @@ class _MaskedLanguageModel(Term):
         if not (labels != -100).any():
             return torch.zeros((), device=ids.device)
         inputs = {name: features[name] for name in ("attention_mask", "token_type_ids") if name in features}
-        return self._whole[0](input_ids=masked_ids.to(ids.device), labels=labels.to(ids.device), **inputs).loss
+        outputs = self._whole[0](input_ids=masked_ids.to(ids.device), labels=labels.to(ids.device), **inputs)
+        loss: Tensor = outputs.loss
+        return loss
 
 
 def _padded(features: dict[str, Any], pad_token: int) -> dict[str, Tensor]:
@@ -108,6 +111,6 @@ def _padded(features: dict[str, Any], pad_token: int) -> dict[str, Tensor]:
     flat["attention_mask"] = torch.ones_like(flat["input_ids"])
     padding = {"input_ids": pad_token}
     return {
-        name: pad_sequence(values.split(lengths), batch_first=True, padding_value=padding.get(name, 0))
+        name: pad_sequence(torch.split(values, lengths), batch_first=True, padding_value=padding.get(name, 0))
         for name, values in flat.items()
     }

@@ -128,7 +128,8 @@ class Queue(Source):
 
     def begin(self) -> None:
         # A copy, since the queue moves on before the last call for this batch.
-        self._of_this_batch = tuple(tensor.clone() for tensor in self.negatives())
+        embeddings, keys = self.negatives()
+        self._of_this_batch = embeddings.clone(), keys.clone()
 
     def shared_negatives(self) -> tuple[Tensor, Tensor]:
         return self._of_this_batch

@@ -23,9 +23,8 @@ class UnsupSimCSELoss(SimCSELoss):
     Args:
         model: the SentenceTransformer to train. Dropout is the only augmentation, so it must be active.
         temperature: softmax temperature τ > 0; ST's ``scale`` is 1/τ.
-        options: what else to do, each once: edits of the logits such as :class:`~st_simcse.FocalMargin`, and
-            :class:`~st_simcse.MomentumQueue`, :class:`~st_simcse.DropoutFreeNegatives`,
-            :class:`~st_simcse.MaskedLanguageModel`. Edits apply in the order given.
+        options: what else to do, each once; ``st_simcse.losses.OPTIONS`` lists the classes. Edits of the logits apply
+            in the order given.
         symmetric: both views are anchors, each against the 2B - 1 other rows, instead of the first views against the
             B second views as in the paper.
         directions, partition_mode: who else is compared, as in ST's MultipleNegativesRankingLoss; see
@@ -52,8 +51,7 @@ class UnsupSimCSELoss(SimCSELoss):
 
     Raises:
         ValueError: for a temperature or mini_batch_size out of range, and options that do not go together; in
-            ``forward``, for three columns or more and
-            for non-finite embeddings.
+            ``forward``, for three columns or more and for non-finite embeddings.
 
     Example:
         ::
@@ -139,8 +137,7 @@ class SupSimCSELoss(SimCSELoss):
 
     Raises:
         ValueError: for a temperature or mini_batch_size out of range, and options that do not go together; in
-            ``forward``, for a single column and
-            for non-finite embeddings.
+            ``forward``, for a single column and for non-finite embeddings.
 
     Example:
         ::

@@ -2,30 +2,18 @@
 
 from st_simcse.objective.batch import Batch, Comparison, Direction
 from st_simcse.objective.cross_entropy import row_losses
-from st_simcse.objective.edits import (
-    AngularMargin,
-    FocalMargin,
-    HardnessWeighting,
-    OwnNegativeWeight,
-    SimilarityThreshold,
-)
 from st_simcse.objective.functional import info_nce, sup_simcse_loss, unsup_simcse_loss
 from st_simcse.objective.geometry import alignment, normalize, uniformity
 from st_simcse.objective.known_positives import KnownPositives
 from st_simcse.objective.problem import Edit, Problem, Tile
 
 __all__ = [
-    "AngularMargin",
     "Batch",
     "Comparison",
     "Direction",
     "Edit",
-    "FocalMargin",
-    "HardnessWeighting",
     "KnownPositives",
-    "OwnNegativeWeight",
     "Problem",
-    "SimilarityThreshold",
     "Tile",
     "alignment",
     "info_nce",

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from st_simcse.objective.problem import Tile
 
-__all__ = ["AngularMargin", "FocalMargin", "HardnessWeighting", "OwnNegativeWeight", "SimilarityThreshold"]
-
 
 @dataclass(frozen=True)
 class FocalMargin:

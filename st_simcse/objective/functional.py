@@ -105,7 +105,7 @@ def info_nce(
         ValueError: for a temperature out of range, and NaN or infinite embeddings (the message lists the rows).
 
     Example:
-        >>> from st_simcse.objective import OwnNegativeWeight
+        >>> from st_simcse import OwnNegativeWeight
         >>> anchors = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> info_nce(Batch(anchors, positives=anchors), temperature=1.0)  # log(e^1 + e^0) - 1
         tensor(0.3133)
