@@ -19,26 +19,31 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, Mu
 from transformers import set_seed
 
 from st_simcse import (
+    DropoutFreeNegatives,
+    FocalMargin,
     LengthGroupedBatchSampler,
+    MaskedLanguageModel,
+    MomentumQueue,
     SentenceReader,
     SimCSETrainer,
+    SimilarityThreshold,
     UnsupSimCSELoss,
     build_model,
     load_sts,
 )
 from st_simcse.trainer import computes_in_bf16
 
-# Options of the loss; what is no option of it is treated by name in train().
+# Arguments of the loss; what is no option of it is treated by name in train().
 RECIPES: dict[str, dict[str, Any]] = {
     "st": {},
     "ours": {},
     "grouped": {},
     "symmetric": {"symmetric": True},
-    "threshold": {"false_negative_threshold": 0.9},
-    "mlm": {"mlm_weight": 0.1},
-    "queue": {"queue_size": 160},
-    "focal": {"focal_margin": 0.2},
-    "dropout_free": {"dropout_free_negatives": True},
+    "threshold": {"options": [SimilarityThreshold(0.9)]},
+    "mlm": {"options": [MaskedLanguageModel(0.1)]},
+    "queue": {"options": [MomentumQueue(160)]},
+    "focal": {"options": [FocalMargin(0.2)]},
+    "dropout_free": {"options": [DropoutFreeNegatives()]},
     "matryoshka": {},
 }
 

@@ -69,6 +69,12 @@ def test_the_code_of_a_page_runs(page, folder):
             _run(words)
 
 
+def test_a_variant_is_short():
+    edit, term, _ = _blocks("docs/variants.md", "python")
+    assert len(edit.splitlines()) < 20
+    assert len(term.splitlines()) < 40
+
+
 def _run(words):
     """What a person types, cut short: one step, the presets' large model being the tiny one here."""
     match words:

@@ -111,6 +111,6 @@ def _padded(features: dict[str, Any], pad_token: int) -> dict[str, Tensor]:
     flat["attention_mask"] = torch.ones_like(flat["input_ids"])
     padding = {"input_ids": pad_token}
     return {
-        name: pad_sequence(torch.split(values, lengths), batch_first=True, padding_value=padding.get(name, 0))
+        name: pad_sequence(list(torch.split(values, lengths)), batch_first=True, padding_value=padding.get(name, 0))
         for name, values in flat.items()
     }
