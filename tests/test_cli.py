@@ -60,6 +60,17 @@ def test_train_supervised_and_every_training_argument(tmp_path, tiny_bert):
     ]
 
 
+def test_a_saved_model_keeps_its_modules_unless_told_otherwise(tmp_path, tiny_bert, sentences, caplog):
+    build_model(tiny_bert, pooling="mean", dense=True).save_pretrained(str(tmp_path / "before"))
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    for options, modules in (([], "Transformer, Pooling, Dense"), (["--pooling", "cls"], "Transformer, Pooling")):
+        _train(tmp_path, str(tmp_path / "before"), tmp_path / "a.txt", "--max_steps", "1", *options)
+        saved = SentenceTransformer(str(tmp_path / "out"))
+        assert ", ".join(type(module).__name__ for module in saved) == modules
+        assert saved[1].pooling_mode == ("cls" if options else "mean")
+        assert ("takes the place of Pooling (mean), Dense" in caplog.text) == bool(options)
+
+
 def test_train_on_nli_rows_and_on_a_column(tmp_path, tiny_bert):
     nli = tmp_path / "nli.tsv"
     nli.write_text("premise\thypothesis\tlabel\nA\tB\tentailment\nA\tC\tcontradiction\n")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel
 
 from st_simcse import build_model
 
@@ -35,12 +36,73 @@ def test_pooling_equals_transformers_and_survives_saving(request, sentences, tmp
     model = build_model(folder, pooling=pooling, max_seq_length=24)
     assert model.max_seq_length == 24
     embeddings = model.encode(sentences)
-    assert embeddings == pytest.approx(_expected(pooling, *_hidden_states(folder, sentences)).numpy(), abs=1e-5)
+    expected = _expected(pooling, *_hidden_states(folder, sentences))
+    if real and pooling == "mean":  # its own pooling, which comes with its Normalize
+        expected = expected / expected.norm(dim=1, keepdim=True)
+    assert embeddings == pytest.approx(expected.numpy(), abs=1e-5)
 
     model.save_pretrained(str(tmp_path))
     saved = SentenceTransformer(str(tmp_path), trust_remote_code=False)
     assert saved.max_seq_length == 24
     assert (saved.encode(sentences) == embeddings).all()
+
+
+@pytest.fixture
+def saved(tiny_bert, tmp_path):
+    """A SentenceTransformer with everything that can be saved: modules, prompts, length."""
+    torch.manual_seed(0)
+    modules = [Transformer(tiny_bert), Pooling(32, "max"), Dense(32, 16), Normalize()]
+    model = SentenceTransformer(modules=modules, prompts={"query": "dogs: "}, default_prompt_name="query", device="cpu")
+    model.max_seq_length = 5
+    model.save_pretrained(str(tmp_path / "saved"))
+    return str(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_was_saved_comes_whole(saved, sentences, into_cache, cached):
+    name = into_cache(saved, "somebody/saved") if cached else saved
+    model, expected = build_model(name), SentenceTransformer(saved)
+    assert model.prompts["query"] == "dogs: "
+    assert model.max_seq_length == 5
+    assert (model.encode(sentences) == expected.encode(sentences)).all()
+    assert build_model(name, max_seq_length=60).max_seq_length == 60  # longer than saved, there are 64 positions
+
+
+def test_another_pooling_replaces_the_saved_one_and_says_so(saved, tiny_bert, sentences, caplog):
+    model = build_model(saved, pooling="cls")
+    assert f"takes the place of Pooling (max), Dense, Normalize, which {saved} was saved with" in caplog.text
+    assert [type(module) for module in model] == [Transformer, Pooling]
+    assert model.prompts["query"] == "dogs: "
+    assert model.max_seq_length == 5
+    model.default_prompt_name, model.max_seq_length = None, 64
+    expected = _expected("cls", *_hidden_states(tiny_bert, sentences))
+    assert model.encode(sentences) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last2_avg"])
+def test_the_pooling_that_was_saved_is_no_other(tiny_bert, tmp_path, sentences, caplog, pooling):
+    build_model(tiny_bert, pooling=pooling, dense=True).save_pretrained(str(tmp_path))
+    model = build_model(str(tmp_path), pooling=pooling)
+    assert not [record for record in caplog.records if record.name.startswith("st_simcse")]
+    assert (model.encode(sentences) == build_model(str(tmp_path)).encode(sentences)).all()
+    assert isinstance(model[-1], Dense)
+
+
+def test_dense_goes_before_the_last_normalize(saved, sentences):
+    model = build_model(saved, dense=True)
+    assert [type(module) for module in model] == [Transformer, Pooling, Dense, Dense, Normalize]
+    norms = torch.tensor(model.encode(sentences)).norm(dim=1)
+    assert norms.numpy() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_without_token_embeddings(static_model, tmp_path, sentences):
+    static_model.save_pretrained(str(tmp_path))
+    expected = static_model.encode(sentences)
+    assert (build_model(tmp_path).encode(sentences) == expected).all()
+    with pytest.raises(ValueError, match="needs a transformer's token embeddings, .* has StaticEmbedding, Dropout"):
+        build_model(tmp_path, pooling="mean")
+    with pytest.raises(ValueError, match="max_seq_length is a transformer's"):
+        build_model(tmp_path, max_seq_length=32)
 
 
 def test_averaging_layers_trains_the_transformer_only(tiny_bert, sentences):
@@ -70,6 +132,19 @@ def test_texts_are_no_longer_than_the_model_reads(tiny_bert, caplog):
     assert model.max_seq_length == 64
     assert "max_seq_length is 64" in caplog.text
     assert model.encode("word " * 100).shape == (32,)
+
+
+def test_a_bare_transformer_reads_128_tokens_or_what_it_has_positions_for(tiny_bert, tmp_path):
+    assert build_model(tiny_bert).max_seq_length == 64
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert, model_max_length=512)
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=514, pad_token_id=0, **size)
+    for part in (tokenizer, RobertaModel(config)):
+        part.save_pretrained(tmp_path)
+    assert build_model(tmp_path).max_seq_length == 128
+    model = build_model(tmp_path, max_seq_length=600)
+    assert model.max_seq_length == 513  # 514 less the padding's own, which is 0 here
+    assert model.encode("dogs " * 1000).shape == (32,)
 
 
 def test_unknown_pooling(tiny_bert):

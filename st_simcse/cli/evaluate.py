@@ -49,9 +49,10 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     for name in args.model:
         if args.pooling == "as saved":
             model = load_model(name)
-            model.max_seq_length = args.max_seq_length or model.max_seq_length
+            if args.max_seq_length:
+                model.max_seq_length = args.max_seq_length
         else:
-            model = build_model(name, args.pooling, args.max_seq_length or 128)
+            model = build_model(name, args.pooling, args.max_seq_length)
         rows[name] = mteb_scores(model) if evaluator is None else sts_scores(evaluator(model))
     print(format_table(rows))
     if args.json_file:

@@ -34,8 +34,9 @@ class ModelArguments:
     _argument_group_name: ClassVar[str] = "model"
 
     model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
-    pooling: Literal["cls", "mean", "first_last_avg", "last2_avg"] = field(
-        default="cls", metadata={"help": "How token embeddings become a sentence embedding."}
+    pooling: Literal["as saved", "cls", "mean", "first_last_avg", "last2_avg"] = field(
+        default="as saved",
+        metadata={"help": "How token embeddings become a sentence embedding; a transformer without a pooling gets cls."},
     )
     max_seq_length: int = field(default=32, metadata={"help": "Texts are cut off after so many tokens."})
     dense: bool = field(default=False, metadata={"help": "Put the MLP into the model, for inference too."})
@@ -170,7 +171,7 @@ def _train_once(
         args.eval_on_start = True  # where the path begins
     model = build_model(
         model_args.model_name_or_path,
-        model_args.pooling,
+        None if model_args.pooling == "as saved" else model_args.pooling,
         model_args.max_seq_length,
         model_args.dense,
         device="cpu" if args.use_cpu else None,
