@@ -46,6 +46,9 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         bf16: None turns mixed precision on where it is fast (Ampere and later GPUs, CPUs with AVX512-bf16 or AMX), and
             says so; False keeps float32.
         save_total_limit: so many checkpoints are kept, the last and the best among them; 0 or None keeps all.
+        max_length: training sees so many tokens of a text, 32 as in the authors' scripts; None as many as the model
+            reads. The model itself goes on reading what it did, in evaluation and once it is saved. ST's own trainer
+            heeds it too.
         tokenize_once: prepare the token ids before training instead of in every epoch.
         group_by_length: make batches with :class:`~st_simcse.batching.LengthGroupedBatchSampler`.
 
@@ -62,6 +65,13 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate."})
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints to keep: the last, and where one is told the best. 0: all."}
+    )
+    max_length: int | None = field(
+        default=32,
+        metadata={
+            "help": "Tokens of a text that training sees; those that the model reads are not changed.",
+            "aliases": ["--max_seq_length", "--max-seq-length"],
+        },
     )
     # nargs and const let the command line say `--bf16`, as it does for ST's arguments.
     bf16: bool | None = field(
@@ -154,6 +164,23 @@ def _naming_damage(checkpoint: str | None) -> Iterator[None]:
         ) from error
 
 
+def limit_training_length(args: SentenceTransformerTrainingArguments, model: SentenceTransformer) -> None:
+    """Say what ``max_length`` cuts off; no more than the model reads."""
+    length, reads = getattr(args, "max_length", None), model.max_seq_length
+    if not isinstance(length, int) or not isinstance(reads, int) or length == reads:
+        return
+    if length < reads:
+        logger.warning(
+            "Training sees the first %d tokens of a text, the model reads %d: max_length (--max_seq_length) is for "
+            "longer texts",
+            length,
+            reads,
+        )
+    else:
+        logger.warning("max_length is %d instead of %d: the model reads no more", reads, length)
+        args.max_length = reads
+
+
 class StopOnSigterm(TrainerCallback):
     """SIGTERM ends the training after the step that is under way, with a checkpoint, instead of at once.
 
@@ -236,6 +263,12 @@ class SimCSETrainer(SentenceTransformerTrainer):
             self._check_trials_are_independent()
             self._make_losses_anew(self.model)
         self.add_callback(LossSynchronizer(self._loss_parameters))
+
+    def get_data_collator(
+        self, model: SentenceTransformer, args: SentenceTransformerTrainingArguments, *others: Any, **options: Any
+    ) -> BaseDataCollator:
+        limit_training_length(args, model)
+        return super().get_data_collator(model, args, *others, **options)
 
     def call_model_init(self, trial: Any = None) -> SentenceTransformer:
         model = super().call_model_init(trial)

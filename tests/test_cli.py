@@ -71,6 +71,14 @@ def test_a_saved_model_keeps_its_modules_unless_told_otherwise(tmp_path, tiny_be
         assert ("takes the place of Pooling (mean), Dense" in caplog.text) == bool(options)
 
 
+def test_the_saved_model_reads_more_than_training_did(tmp_path, tiny_bert, sentences, capsys):
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    for options, reads in ([], 64), (["--model_max_length", "40"], 40):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--max_seq_length", "16", "--max_steps", "1", *options)
+        assert SentenceTransformer(str(tmp_path / "out")).max_seq_length == reads
+        assert f"it reads {reads} tokens of a text" in capsys.readouterr().out
+
+
 def test_train_on_nli_rows_and_on_a_column(tmp_path, tiny_bert):
     nli = tmp_path / "nli.tsv"
     nli.write_text("premise\thypothesis\tlabel\nA\tB\tentailment\nA\tC\tcontradiction\n")

@@ -1,12 +1,12 @@
 import pytest
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import TrainerCallback
 
-from st_simcse import SimCSETrainer, SupSimCSELoss, UnsupSimCSELoss
+from st_simcse import SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.demo import tiny_model
 
 
@@ -26,6 +26,38 @@ def _trainer(sentences, folder, trainer=SimCSETrainer, **options):
         **options,
     )
     return trainer(model=model, args=arguments, train_dataset=Dataset.from_dict({"sentence": sentences}), loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "tokenize_once"), [(SimCSETrainer, False), (SimCSETrainer, True), (SentenceTransformerTrainer, False)]
+)
+def test_training_cuts_texts_shorter_than_the_saved_model(sentences, tmp_path, trainer, tokenize_once, caplog):
+    model = tiny_model(sentences, width=32).to("cpu")
+    widths = []
+    model[0].register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0]["input_ids"].shape[1]))
+    arguments = SimCSETrainingArguments(
+        str(tmp_path), max_length=7, max_steps=2, report_to="none", save_strategy="no", tokenize_once=tokenize_once
+    )
+    dataset = Dataset.from_dict({"sentence": [f"{text} {text}" for text in sentences]})
+    trainer(model=model, args=arguments, train_dataset=dataset, loss=UnsupSimCSELoss(model)).train()
+    assert set(widths) == {7}
+    assert ("first 7 tokens of a text, the model reads 64" in caplog.text) == (trainer is SimCSETrainer)
+    model.save_pretrained(str(tmp_path))
+    assert SentenceTransformer(str(tmp_path)).max_seq_length == 64
+
+
+def test_training_reads_no_more_than_the_model(sentences, tmp_path, caplog):
+    model = tiny_model(sentences, width=32).to("cpu")
+    model.max_seq_length = 6
+    arguments = SimCSETrainingArguments(str(tmp_path), report_to="none")
+    trainer = SimCSETrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"sentence": sentences}),
+        loss=UnsupSimCSELoss(model),
+    )
+    assert next(iter(trainer.get_train_dataloader()))["sentence_input_ids"].shape[1] == 6
+    assert "max_length is 6 instead of 32" in caplog.text
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(sentences, tmp_path):

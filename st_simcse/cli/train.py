@@ -36,9 +36,14 @@ class ModelArguments:
     model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
     pooling: Literal["as saved", "cls", "mean", "first_last_avg", "last2_avg"] = field(
         default="as saved",
-        metadata={"help": "How token embeddings become a sentence embedding; a transformer without a pooling gets cls."},
+        metadata={
+            "help": "How token embeddings become a sentence embedding; a bare transformer gets cls."
+        },
     )
-    max_seq_length: int = field(default=32, metadata={"help": "Texts are cut off after so many tokens."})
+    model_max_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of a text that the model reads, here and once it is saved; as before, or 128."},
+    )
     dense: bool = field(default=False, metadata={"help": "Put the MLP into the model, for inference too."})
 
 
@@ -172,7 +177,7 @@ def _train_once(
     model = build_model(
         model_args.model_name_or_path,
         None if model_args.pooling == "as saved" else model_args.pooling,
-        model_args.max_seq_length,
+        model_args.model_max_length,
         model_args.dense,
         device="cpu" if args.use_cpu else None,
     )
@@ -204,7 +209,7 @@ def _train_once(
     results["after"] = _spearman(evaluators, model)
     trainer.save_model(args.output_dir)
     if is_main:
-        print(f"saved to {args.output_dir}")
+        print(f"saved to {args.output_dir}; it reads {model.max_seq_length} tokens of a text")
     if is_main and data_args.alignment_uniformity:
         path = Path(args.output_dir, "alignment_uniformity.png")
         plot_alignment_uniformity({model_args.pooling: trainer.state.log_history}, path)
