@@ -45,7 +45,7 @@ class MaskedLanguageModel(nn.Module):
         try:
             # The transformer came from there a moment ago, so nothing needs to be downloaded.
             whole = AutoModelForMaskedLM.from_pretrained(
-                transformer.config._name_or_path, use_safetensors=True, local_files_only=True, dtype=transformer.dtype
+                transformer.config._name_or_path, local_files_only=True, dtype=transformer.dtype
             )
         except OSError:
             logger.warning("The transformer's checkpoint is gone: the masked language model's head starts anew")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, get_args
 
 from sentence_transformers import SentenceTransformer
@@ -22,9 +24,12 @@ from torch import nn, tensor
 
 from st_simcse.hub import hub_error
 
-__all__ = ["build_model", "cached_file", "load_sentence_transformer"]
+__all__ = ["build_model", "cached_file", "load_sentence_transformer", "weights_file"]
 
 logger = logging.getLogger(__name__)
+
+# As transformers looks for them: safetensors first, whole or in shards, pickled ones where there are no others.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 PoolingMode = Literal["cls", "mean", "first_last_avg", "last2_avg"]
 
@@ -39,8 +44,9 @@ def build_model(
 ) -> SentenceTransformer:
     """A SentenceTransformer to train: as it was saved, or a pretrained transformer with one of the paper's poolings.
 
-    What was saved as a SentenceTransformer comes with all its modules, prompts and length. Weights are read from
-    safetensors files only, and code that comes with a model is not run unless ``trust_remote_code=True`` is passed.
+    What was saved as a SentenceTransformer comes with all its modules, prompts and length. Code that comes with a model
+    is not run unless ``trust_remote_code=True`` is passed: weights are read from safetensors files, and where there is
+    only a pickle (``pytorch_model.bin``) from that as plain tensors (``weights_only=True``), which is logged.
 
     Args:
         name_or_path: a folder, or a model's name on the Hugging Face hub.
@@ -59,7 +65,8 @@ def build_model(
         **options: for SentenceTransformer, such as ``config_kwargs={"hidden_dropout_prob": 0.2}`` or ``revision``.
 
     Raises:
-        ValueError: for an unknown pooling, a transformer too shallow for it, and a model without token embeddings.
+        ValueError: for an unknown pooling, a transformer too shallow for it, a model without token embeddings, and a
+            pickle of more than tensors.
         OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
 
     Example:
@@ -99,11 +106,34 @@ def load_sentence_transformer(
         256
     """
     name = _full_name(name_or_path)
-    # Pickled weights could run code.
-    options["model_kwargs"] = {"use_safetensors": True} | (options.get("model_kwargs") or {})
     if not options.get("local_files_only"):
         options["local_files_only"] = not _is_reachable(name, options)
-    return SentenceTransformer(name, device=device, **options)
+    try:
+        model = SentenceTransformer(name, device=device, **options)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{name}: its pickled weights hold more than tensors, which could run code, so nothing of them was read or "
+            "run; ask whoever made them for safetensors files"
+        ) from error
+    modules = cached_file(name, "modules.json", **options)
+    for folder in [module["path"] for module in json.loads(modules.read_bytes())] if modules else [""]:
+        weights = weights_file(name, folder, **options)
+        if weights and weights.name.startswith("pytorch_model.bin"):
+            logger.warning(
+                "%s has no safetensors: its pickled weights were read as plain tensors, without running code", name
+            )
+    return model
+
+
+def weights_file(name_or_path: str | os.PathLike[str], subfolder: str = "", **options: Any) -> Path | None:
+    """The file that the weights of a model were loaded from, or the index of its shards; None if it has none.
+
+    Example:
+        >>> weights_file(getfixture("pretrained")).name
+        'model.safetensors'
+    """
+    files = (cached_file(name_or_path, filename, subfolder, **options) for filename in _WEIGHTS)
+    return next((file for file in files if file), None)
 
 
 def cached_file(

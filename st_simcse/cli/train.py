@@ -36,9 +36,7 @@ class ModelArguments:
     model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
     pooling: Literal["as saved", "cls", "mean", "first_last_avg", "last2_avg"] = field(
         default="as saved",
-        metadata={
-            "help": "How token embeddings become a sentence embedding; a bare transformer gets cls."
-        },
+        metadata={"help": "How token embeddings become a sentence embedding; a bare transformer gets cls."},
     )
     model_max_length: int | None = field(
         default=None,
