@@ -11,6 +11,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, get_args
 
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
@@ -19,7 +20,7 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
     WeightedLayerPooling,
 )
-from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, load_file_path
+from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, batch_to_device, load_file_path
 from torch import nn, tensor
 
 from st_simcse.hub import hub_error
@@ -65,8 +66,8 @@ def build_model(
         **options: for SentenceTransformer, such as ``config_kwargs={"hidden_dropout_prob": 0.2}`` or ``revision``.
 
     Raises:
-        ValueError: for an unknown pooling, a transformer too shallow for it, a model without token embeddings, and a
-            pickle of more than tensors.
+        ValueError: for an unknown pooling, a transformer too shallow for it, CLS pooling of a causal decoder, a model
+            without token embeddings, and a pickle of more than tensors.
         OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
 
     Example:
@@ -85,6 +86,11 @@ def build_model(
         if not (pools and isinstance(model[0], Transformer)):
             raise ValueError(f"pooling needs a transformer's token embeddings, {name_or_path} has {_kinds(model)}")
         _set_pooling(model, pooling or "cls", f"{name_or_path} was saved with" if was_saved else None)
+    if _embeds_alike(model):
+        raise ValueError(
+            f"{name_or_path}: its first token sees none of those behind it, as in causal decoders, so that CLS pooling "
+            "embeds every text alike: pass pooling='mean' (--pooling mean)"
+        )
     if max_seq_length is not None:
         _set_length(model, max_seq_length)
     elif not was_saved and model.max_seq_length is not None:
@@ -171,6 +177,18 @@ def _set_pooling(model: SentenceTransformer, pooling: PoolingMode, of_saved: str
     del model[1:]
     for module in modules:
         model.append(module.to(model.device, model.dtype))
+
+
+def _embeds_alike(model: SentenceTransformer) -> bool:
+    """Whether CLS pooling takes a token that does not change with the rest of the text; asked of the model itself."""
+    if not (isinstance(model[0], Transformer) and len(model) > 1 and "cls" in getattr(model[1], "pooling_mode", "")):
+        return False
+    text = batch_to_device(model.preprocess(["one two three"]), model.device)
+    other = text | {"input_ids": text["input_ids"].clone()}
+    other["input_ids"][:, -1] = (other["input_ids"][:, -1] + 1) % model[0].config.vocab_size
+    with torch.no_grad():
+        states = [model[0](dict(features))["token_embeddings"][:, 0] for features in (text, other)]
+    return torch.equal(*states)
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:

@@ -5,7 +5,19 @@ import torch
 from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-from transformers import AutoModel, AutoTokenizer, RobertaConfig, RobertaModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertModel,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from st_simcse import build_model
 
@@ -145,6 +157,39 @@ def test_a_bare_transformer_reads_128_tokens_or_what_it_has_positions_for(tiny_b
     model = build_model(tmp_path, max_seq_length=600)
     assert model.max_seq_length == 513  # 514 less the padding's own, which is 0 here
     assert model.encode("dogs " * 1000).shape == (32,)
+
+
+DECODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**DECODER, vocab_size=40, intermediate_size=64),
+        MistralConfig(**DECODER, vocab_size=40, intermediate_size=64),
+        GemmaConfig(**DECODER, vocab_size=40, intermediate_size=64, head_dim=16),
+        GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=40),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_cls_pooling_of_a_causal_decoder_is_refused(tiny_bert, tmp_path, sentences, config):
+    torch.manual_seed(0)
+    for part in (AutoModel.from_config(config), AutoTokenizer.from_pretrained(tiny_bert)):
+        part.save_pretrained(tmp_path)
+    for pooling in (None, "cls"):
+        with pytest.raises(ValueError, match="embeds every text alike: pass pooling='mean'"):
+            build_model(tmp_path, pooling=pooling)
+    embeddings = torch.tensor(build_model(tmp_path, pooling="mean").encode(sentences))
+    assert (torch.corrcoef(embeddings) - torch.eye(len(sentences))).abs().max() < 0.9999
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_cls_pooling_of_an_encoder_is_not(tiny_bert, tmp_path, kind):
+    config = T5Config(d_model=32, num_layers=2, num_heads=2, d_kv=16, d_ff=64, vocab_size=40)
+    model = T5EncoderModel(config) if kind == "t5" else BertModel.from_pretrained(tiny_bert)
+    for part in (model.bfloat16(), AutoTokenizer.from_pretrained(tiny_bert)):
+        part.save_pretrained(tmp_path)
+    assert build_model(tmp_path, pooling="cls")[1].pooling_mode == "cls"
 
 
 def test_unknown_pooling(tiny_bert):
