@@ -23,6 +23,7 @@ from sentence_transformers.sentence_transformer.modules import (
 from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, batch_to_device, load_file_path
 from torch import nn, tensor
 
+from st_simcse.heads import initialise
 from st_simcse.hub import hub_error
 
 __all__ = ["build_model", "cached_file", "load_sentence_transformer", "weights_file"]
@@ -97,8 +98,9 @@ def build_model(
         model.max_seq_length = min(128, model.max_seq_length)
     if dense:
         width = model.get_embedding_dimension()
-        mlp = Dense(width, width, activation_function=nn.Tanh()).to(model.device, model.dtype)
-        model.insert(len(model) - isinstance(model[-1], Normalize), mlp)
+        mlp = Dense(width, width, activation_function=nn.Tanh())
+        initialise(mlp.linear)
+        model.insert(len(model) - isinstance(model[-1], Normalize), mlp.to(model.device, model.dtype))
     return model
 
 

@@ -19,7 +19,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from st_simcse import build_model
+from st_simcse import ProjectionHead, build_model
 
 
 def _hidden_states(folder, sentences):
@@ -130,6 +130,18 @@ def test_dense_stays_at_inference(tiny_bert, sentences, tmp_path):
     assert model.encode(sentences) == pytest.approx(expected.detach().cpu().numpy(), abs=1e-6)
     model.save_pretrained(str(tmp_path))
     assert (SentenceTransformer(str(tmp_path)).encode(sentences) == model.encode(sentences)).all()
+
+
+def test_head_and_dense_start_alike(pretrained):
+    """As BERT starts new layers: the bounds are five standard errors of 384 x 384 draws from N(0, 0.02)."""
+    head = ProjectionHead(384).dense
+    dense = build_model(pretrained, pooling="cls", dense=True)[2].linear
+    for linear in (head, dense):
+        weights = linear.weight.detach().cpu()
+        assert weights.std().item() == pytest.approx(0.02, abs=5 * 0.02 / (2 * weights.numel()) ** 0.5)
+        assert weights.mean().item() == pytest.approx(0, abs=5 * 0.02 / weights.numel() ** 0.5)
+        assert weights.abs().max() > 0.06  # three standard deviations: no uniform distribution of this spread
+        assert not linear.bias.any()
 
 
 def test_options_reach_the_transformer(tiny_bert):
