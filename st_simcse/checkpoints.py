@@ -12,12 +12,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
 from st_simcse.modeling import build_model, cached_file, load_sentence_transformer, weights_file
 
-__all__ = ["load_model", "load_simcse", "save_transformer"]
+__all__ = ["load_model", "load_simcse", "loading_class", "save_transformer"]
 
 # Where the MLP lies in a checkpoint: as the training script writes it, and as published, in place of BERT's own pooler.
 _MLP_NAMES = ("mlp.dense", "pooler.dense", "bert.pooler.dense", "roberta.pooler.dense")
@@ -91,6 +91,8 @@ def load_model(name_or_path: str | os.PathLike[str]) -> SentenceTransformer:
 def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str]) -> str:
     """Save a model for users of transformers alone, who get the same embeddings from ``AutoModel``.
 
+    Where another class has to load it, :func:`loading_class` names it.
+
     An MLP (the Dense module of ``build_model(..., dense=True)``) is written into BERT's pooler, as published SimCSE
     checkpoints have it.
 
@@ -138,6 +140,22 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     backbone.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return expression
+
+
+def loading_class(model: SentenceTransformer) -> str:
+    """The class of transformers that loads what :func:`save_transformer` saved.
+
+    AutoModel, unless that would be another model, as with T5: sentence-transformers takes its encoder alone.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> loading_class(tiny_model(["Two dogs run."]))
+        'AutoModel'
+    """
+    transformer = model.transformers_model
+    auto = MODEL_MAPPING.get(type(transformer.config), type(transformer))
+    is_auto = type(transformer) in (auto if isinstance(auto, tuple) else (auto,))
+    return "AutoModel" if is_auto else type(transformer).__name__
 
 
 def _dense(weight: Tensor, bias: Tensor) -> Dense:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer, T5Config, T5Model
 
 from st_simcse import build_model, cli, load_sts
 from st_simcse.cli import evaluate, export, train
@@ -177,15 +178,23 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
     assert (config["symmetric"], config["queue_size"]) == (True, 5)
 
 
-def test_export(tmp_path, tiny_bert, sentences, capsys):
-    model = build_model(tiny_bert, dense=True)
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_export(tmp_path, tiny_bert, sentences, capsys, kind):
+    if kind == "t5":
+        config = T5Config(d_model=32, num_layers=2, num_heads=2, d_kv=16, d_ff=64, vocab_size=60)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_bert, model_input_names=["input_ids", "attention_mask"])
+        for part in (T5Model(config), tokenizer):
+            part.save_pretrained(tmp_path / "t5")
+        model = build_model(tmp_path / "t5", pooling="mean")
+    else:
+        model = build_model(tiny_bert, dense=True)
     model.save_pretrained(str(tmp_path / "model"))
     expression = export.run(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "plain")])
     printed = capsys.readouterr().out
     assert printed.endswith(f"embeddings = {expression}\n")
-    code = "from transformers import AutoModel, AutoTokenizer\n" + printed.split("\n\n", 1)[1]
     namespace = {"texts": sentences}
-    exec(code, namespace)
+    exec(printed.split("\n\n", 1)[1], namespace)
+    assert type(namespace["model"]) is type(model[0].model)
     assert namespace["embeddings"].tolist() == [
         pytest.approx(row, abs=1e-5) for row in model.encode(sentences).tolist()
     ]
