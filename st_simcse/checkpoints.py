@@ -178,7 +178,7 @@ def _mlp(name_or_path: str | os.PathLike[str], options: dict[str, Any]) -> tuple
         files = [cached_file(name_or_path, shard, **options) for shard in shards]
     else:
         files = [file]
-    found = {}
+    found: dict[str, Tensor] = {}
     for path in filter(None, files):
         weights = load_state_dict(path)
         found |= {name: weights[name] for name in weights if name.rpartition(".")[0] in _MLP_NAMES}

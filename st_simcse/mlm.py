@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class MaskedLanguageModel(nn.Module):
-    """The cross-entropy of masked tokens: the auxiliary objective of the paper, section 6.3 (its ablation with MLM).
+    """The cross-entropy of masked tokens: the auxiliary objective of the paper, appendix A (ablation: table D.2).
 
     The prediction head is that of the pretrained checkpoint where it has one, a new one otherwise; it belongs to the
     loss and is no part of the saved model. Its output embedding is tied to the model's input embedding.

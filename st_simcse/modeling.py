@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -55,8 +55,9 @@ def build_model(
         pooling: None is the pooling that the model was saved with, and ``cls`` for a bare transformer. ``cls`` the last
             layer's first token, before BERT's own pooler; ``mean`` the average of the last layer's tokens;
             ``first_last_avg`` and ``last2_avg`` the tokens' average over the first and the last, or the last two
-            layers (section 6.3). Another one than the model was saved with takes the place of all modules behind the
-            transformer, which is logged.
+            layers (section 6.3). The first layer is the first transformer layer, as in the authors' code of today; the
+            paper does not say, and its numbers are older than that (docs/pooling.md). Another one than the model was
+            saved with takes the place of all modules behind the transformer, which is logged.
         max_seq_length: how many tokens of a text the model reads, here and once it is saved; at most those that it has
             positions for. None is what the model was saved with, and 128 for a bare transformer, or less if it reads
             less. Training may cut texts shorter: ``SimCSETrainingArguments(max_length=32)``.
@@ -97,7 +98,7 @@ def build_model(
     elif not was_saved and model.max_seq_length is not None:
         model.max_seq_length = min(128, model.max_seq_length)
     if dense:
-        width = model.get_embedding_dimension()
+        width = cast(int, model.get_embedding_dimension())
         mlp = Dense(width, width, activation_function=nn.Tanh())
         initialise(mlp.linear)
         model.insert(len(model) - isinstance(model[-1], Normalize), mlp.to(model.device, model.dtype))
@@ -165,7 +166,7 @@ def cached_file(
 
 
 def _set_pooling(model: SentenceTransformer, pooling: PoolingMode, of_saved: str | None) -> None:
-    transformer = model[0]
+    transformer = cast(Transformer, model[0])
     width = transformer.get_embedding_dimension()
     average_layers = pooling in ("first_last_avg", "last2_avg")
     modules: list[nn.Module] = [Pooling(width, pooling_mode="mean" if average_layers else pooling)]
@@ -226,7 +227,7 @@ def _positions(transformer: nn.Module) -> int:
 def _layer_average(pooling: PoolingMode, width: int, layers: int) -> WeightedLayerPooling:
     if layers < 2:
         raise ValueError(f"pooling {pooling!r} needs at least two layers, the transformer has {layers}")
-    # Hidden state 0 is the embedding layer; the paper's first layer is hidden state 1.
+    # Hidden state 0 is the embedding layer's.
     start = 1 if pooling == "first_last_avg" else layers - 1
     weights = [1.0] + [0.0] * (layers - start - 1) + [1.0]
     return WeightedLayerPooling(
