@@ -22,6 +22,7 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss
 from torch.utils.data import BatchSampler, ConcatDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -152,6 +153,14 @@ def _own_weights(loss: torch.nn.Module, model: torch.nn.Module) -> dict[str, tor
     models = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     tensors = (*loss.named_parameters(), *loss.named_buffers())
     return {name: tensor for name, tensor in tensors if id(tensor) not in models}
+
+
+def _check_compilation(loss: torch.nn.Module) -> None:
+    if any(isinstance(part, AdaptiveLayerLoss) for part in loss.modules()):
+        raise ValueError(
+            "in several processes torch_compile does not go with AdaptiveLayerLoss or Matryoshka2dLoss, of which "
+            "DistributedDataParallel sees a compiled model's parameters used several times: leave torch_compile out"
+        )
 
 
 @contextmanager
@@ -315,6 +324,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def prepare_loss(self, loss: Any, model: SentenceTransformer) -> torch.nn.Module:
         loss = super().prepare_loss(loss, model)
         check_wrappers(loss)
+        if self.args.torch_compile and self.args.world_size > 1:
+            _check_compilation(loss)
         for part in loss.modules():
             if hasattr(part, "is_synchronized"):
                 part.is_synchronized = True
