@@ -55,12 +55,6 @@ except ImportError:  # before 6.0
         model: nn.Module, features: dict[str, Any], mini_batch_size: int | None, task: None
     ) -> list[dict[str, Any]]:
         """What the model gives for each mini-batch of the rows, or for all of them at once."""
-        whole = getattr(model, "_orig_mod", model)
-        if "forward" in vars(getattr(whole, "module", whole)[0]):
-            raise ValueError(
-                "AdaptiveLayerLoss and Matryoshka2dLoss need the columns of a batch embedded one by one, which they "
-                "say since sentence-transformers 6.0: install that or a later release"
-            )
         ranges = _minibatch_ranges(features, mini_batch_size) if mini_batch_size is not None else []
         if len(ranges) < 2:
             return [model(features)]

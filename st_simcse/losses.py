@@ -248,7 +248,10 @@ class SimCSELoss(GradientCache, nn.Module):
         Rows of like length share a forward pass, which saves most of the padding. Columns that are no rows of tokens,
         such as a StaticEmbedding's, stay as they are, and so do those that a wrapper wants to find unmerged.
         """
-        rows = merge_feature_batches(columns) if _can_be_widened(columns) else None
+        # ST before 6.0 does not say that AdaptiveLayerLoss wants the columns unmerged.
+        transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
+        can_be_merged = not isinstance(transformer.forward, TransformerDecorator) and _can_be_widened(columns)
+        rows = merge_feature_batches(columns) if can_be_merged else None
         if rows is None or "attention_mask" not in rows:
             return columns, None
         lengths = rows["attention_mask"].sum(1)
