@@ -15,17 +15,17 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
 from sentence_transformers.sentence_transformer.losses.adaptive_layer import TransformerDecorator
 from sentence_transformers.sentence_transformer.losses.matryoshka import ForwardDecorator
-from sentence_transformers.util.distributed import get_world_size
 from torch import Tensor, nn
 
-from st_simcse.distributed import gather_rows, is_distributed
+from st_simcse.distributed import gather_rows, is_distributed, world_size
 from st_simcse.duplicates import text_keys
 from st_simcse.embedding import (
-    CachedLossMixin,
+    GradientCache,
     RandContext,
     chunked_outputs,
     has_static_embedding_input,
     merge_feature_batches,
+    refuse_stale_gradients,
     trained_dimension,
 )
 from st_simcse.functional import info_nce, normalize
@@ -47,7 +47,7 @@ CACHED_WIDTH_STEP = 16
 _features_of_batch: WeakKeyDictionary[TransformerDecorator, list[dict[str, Tensor]]] = WeakKeyDictionary()
 
 
-class SimCSELoss(CachedLossMixin, nn.Module):
+class SimCSELoss(GradientCache, nn.Module):
     """What the two losses share: embedding with a training-only head, in one pass or in cached mini-batches."""
 
     def __init__(
@@ -107,7 +107,8 @@ class SimCSELoss(CachedLossMixin, nn.Module):
 
         Raises:
             ValueError: for a number of columns that the loss cannot use, non-finite embeddings, an option that does not
-                go with a wrapper around this loss, and a projection head in several processes without SimCSETrainer.
+                go with a wrapper around this loss, and a projection head without SimCSETrainer in several processes, or
+                if its gradients are not cleared (ST before 6.2).
         """
         owns_weights = self.projection_head is not None or self.masked_language_model is not None
         if owns_weights and not self.is_synchronized and is_distributed():
@@ -115,6 +116,8 @@ class SimCSELoss(CachedLossMixin, nn.Module):
                 "in several processes the weights of a loss, such as a projection head's, would drift apart, since "
                 "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
             )
+        if owns_weights:
+            refuse_stale_gradients(self)
         transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
         if self.masked_language_model is not None or self.queue is not None:
             self._precision.watch(transformer)
@@ -245,7 +248,10 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         Rows of like length share a forward pass, which saves most of the padding. Columns that are no rows of tokens,
         such as a StaticEmbedding's, stay as they are, and so do those that a wrapper wants to find unmerged.
         """
-        rows = merge_feature_batches(columns) if _can_be_widened(columns) else None
+        # ST before 6.0 does not say that AdaptiveLayerLoss wants the columns unmerged.
+        transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
+        can_be_merged = not isinstance(transformer.forward, TransformerDecorator) and _can_be_widened(columns)
+        rows = merge_feature_batches(columns) if can_be_merged else None
         if rows is None or "attention_mask" not in rows:
             return columns, None
         lengths = rows["attention_mask"].sum(1)
@@ -293,7 +299,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         keys = keys and [*columns, *queued_keys]
         options["positive_similarities"] = similarities
         # Processes count alike in the mean over them, however many rows each has.
-        share = (rows.stop - rows.start) * get_world_size() / len(anchors)
+        share = (rows.stop - rows.start) * world_size() / len(anchors)
         return share * info_nce(anchors, positives, negatives, anchor_rows=rows, text_keys=keys, **options)
 
     def _active_queue(self) -> MomentumQueue | None:

@@ -73,7 +73,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(sentences, tm
 
 
 def test_resuming_without_the_heads_weights_is_an_error(sentences, tmp_path):
-    _trainer(sentences, tmp_path, SentenceTransformerTrainer).train()
+    _trainer(sentences, tmp_path, SentenceTransformerTrainer, max_steps=1).train()
     with pytest.raises(FileNotFoundError, match="loss.safetensors is missing.*SimCSETrainer from the start"):
         _trainer(sentences, tmp_path).train(resume_from_checkpoint=True)
 
