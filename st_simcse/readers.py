@@ -17,8 +17,8 @@ import sys
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
-from itertools import islice
+from collections.abc import Collection, Container, Iterator, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +42,9 @@ Name = str | os.PathLike[str] | HubDataset
 # The line a row begins on (in parquet files and data sets its number), and its cells by column name (or number,
 # without a header).
 Row = tuple[int, dict[Column, Any]]
+
+# What a row has in a column of the header that lies behind its last cell.
+_LACKING = object()
 
 # The csv module's own limit of 128 KiB a cell would refuse long documents.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -69,7 +72,10 @@ class Reader:
     Attributes:
         skipped: the reasons for which the last file's rows were skipped, with their counts.
         usual: the column sets to look for, of which the first that the file has is taken.
-        optional: how many of the last ones it may lack.
+        optional: how many of the last ones it may lack; those that the user names it must have.
+
+    Raises:
+        ValueError: for fewer or more columns than the reader takes.
     """
 
     usual: ClassVar[Sequence[Sequence[Column]]] = ()
@@ -82,6 +88,10 @@ class Reader:
         quoting: int | None = None,
         drop_duplicates: bool = False,
     ) -> None:
+        if columns is not None and (isinstance(columns, str) or not self._takes(len(columns))):
+            expected = " or ".join(str(list(usual)) for usual in self.usual)
+            hint = "; SentenceReader (--train_format sentences) reads one column" if len(columns) == 1 else ""
+            raise ValueError(f"columns={columns!r}: expected a list as long as {expected}{hint}")
         self.dataset_folder = dataset_folder
         self.columns = columns
         self.quoting = quoting
@@ -166,11 +176,15 @@ class Reader:
     def _cells(self, path: Source) -> Iterator[tuple[int, Record]]:
         """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped."""
         wanted: Sequence[Column] = ()
+        names: Collection[Column] = ()
         for line, row in _rows(path, self.columns, self.quoting):
             if not row:
                 self.skipped["blank"] += 1
                 continue
-            wanted = wanted or self._choose_columns(path, line, row)
+            if not wanted:
+                wanted, names = self._choose_columns(path, line, row), row.keys()
+            elif self.columns is None and row.keys() != names and len(self.usual_columns(row)) > len(wanted):
+                raise ValueError(f"{place(path, line)}: the row has {list(row)}, the first one only {list(names)}")
             cells = [_text(path, line, row, column) for column in wanted]
             empty = [column for column, cell in zip(wanted, cells, strict=True) if not cell]
             if len(empty) == len(wanted):
@@ -190,17 +204,26 @@ class Reader:
         return []
 
     def _choose_columns(self, path: Source, line: int, row: dict[Column, Any]) -> Sequence[Column]:
-        if not self.columns:
-            wanted = self.usual_columns(row)
+        if self.columns is not None:
+            wanted, lacking = self.columns, str([column for column in self.columns if column not in row])
         else:
-            wanted = self.columns if all(column in row for column in self.columns) else []
-        if not wanted:
-            expected = " or ".join(str(list(columns)) for columns in ([self.columns] if self.columns else self.usual))
-            raise ValueError(
-                f"{place(path, line)}: no column(s) {expected}, found {list(row)}; name the columns to read, by their "
-                "header or, for a file without one, by number from 0"
+            wanted, lacking = self.usual_columns(row), " or ".join(str(list(columns)) for columns in self.usual)
+        if not wanted or not all(column in row for column in wanted):
+            other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
+            remedy = (
+                f"{READERS[other].__name__} (--train_format {other}) reads such a file"
+                if other and not self.columns
+                else "name the columns to read, by their header or, for a file without one, by number from 0"
             )
+            raise ValueError(f"{place(path, line)}: no column(s) {lacking}, found {list(row)}; {remedy}")
+        unread = [column for column in row if column not in wanted]
+        if unread and self.columns is None and len(wanted) < len(self.usual[0]):
+            logger.warning("%s: only the columns %s are read, not %s", path, list(wanted), unread)
         return wanted
+
+    @classmethod
+    def _takes(cls, columns: int) -> bool:
+        return columns in map(len, cls.usual)
 
     def _records(self, path: Source) -> Iterator[Record]:
         raise NotImplementedError
@@ -249,10 +272,12 @@ class SentenceReader(Reader):
         super().__init__(dataset_folder, None if column is None else [column], quoting, drop_duplicates)
 
     def _records(self, path: Source) -> Iterator[Record]:
-        if isinstance(path, HubDataset) or _format(path) != "txt":
+        if isinstance(path, HubDataset) or file_format(path) != "txt":
             for _, record in self._cells(path):
                 yield record
             return
+        if self.columns is not None:
+            raise ValueError(f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose")
         for _, line in text_lines(path):
             if sentence := line.strip():
                 yield (sentence,)
@@ -283,6 +308,10 @@ class TripletReader(Reader):
 
     usual = (("sent0", "sent1", "hard_neg"), ("anchor", "positive", "negative"))
     optional = 1
+
+    @classmethod
+    def _takes(cls, columns: int) -> bool:
+        return columns >= 2
 
     def _records(self, path: Source) -> Iterator[Record]:
         for _, record in self._cells(path):
@@ -335,6 +364,9 @@ class NLIReader(Reader):
 
     def _names(self, width: int) -> Sequence[str]:
         return ["anchor", "positive", "negative"]
+
+
+READERS: dict[str, type[Reader]] = {"sentences": SentenceReader, "triplets": TripletReader, "nli": NLIReader}
 
 
 class STSReader(Reader):
@@ -406,10 +438,11 @@ def check_score(path: Source, line: int, column: Column, score: str) -> None:
 
 def place(path: Source, line: int) -> str:
     """Where in the source a row is, for messages."""
-    return f"{path}, {'row' if _format(path) in ('dataset', 'parquet') else 'line'} {line}"
+    return f"{path}, {'row' if file_format(path) in ('dataset', 'parquet') else 'line'} {line}"
 
 
-def _format(path: Source) -> str:
+def file_format(path: Source) -> str:
+    """What the source is read as: csv, tsv, jsonl, parquet, txt or, for a HubDataset, dataset."""
     if isinstance(path, HubDataset):
         return "dataset"
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
@@ -438,11 +471,11 @@ def _rows(path: Source, columns: Sequence[Column] | None, quoting: int | None) -
     """The rows of a table with the line they begin on; blank lines are empty rows."""
     if isinstance(path, HubDataset):
         yield from enumerate(_dataset_rows(path), start=1)
-    elif _format(path) == "parquet":
+    elif file_format(path) == "parquet":
         yield from enumerate(_parquet_rows(path), start=1)
-    elif _format(path) == "jsonl":
+    elif file_format(path) == "jsonl":
         yield from _json_rows(path)
-    elif _format(path) == "txt":
+    elif file_format(path) == "txt":
         raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .parquet file (or one of the first three with .gz)")
     else:
         yield from _csv_rows(path, all(isinstance(column, int) for column in columns or [""]), quoting)
@@ -478,7 +511,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
-    comma = _format(path) == "csv"
+    comma = file_format(path) == "csv"
     quoting = quoting if quoting is not None else csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE
     # strict, since a lenient parser lets one unbalanced quote swallow the rest of the file
     reader = csv.reader(
@@ -510,13 +543,14 @@ def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
                 "quoted in this file, pass quoting=csv.QUOTE_MINIMAL"
             )
         else:
-            yield line, dict(zip(header, cells, strict=False))
+            yield line, dict(zip_longest(header, cells, fillvalue=_LACKING))
 
 
 def _text(path: Source, line: int, row: dict[Column, Any], column: Column) -> str:
-    if column not in row:
-        raise ValueError(f"{place(path, line)}: no column {column!r}, the row has {list(row)}")
-    cell = row[column]
+    cell = row.get(column, _LACKING)
+    if cell is _LACKING:
+        found = [name for name, cell in row.items() if cell is not _LACKING]
+        raise ValueError(f"{place(path, line)}: no column {column!r}, the row has {found}")
     # Labels and scores may be JSON numbers; a null is an empty cell.
     if cell is None:
         return ""

@@ -3,8 +3,10 @@ import gzip
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,9 +23,11 @@ from st_simcse import (
     SimCSETrainingArguments,
     SupSimCSELoss,
     TripletReader,
+    cli,
     load_sts,
 )
 from st_simcse.corpus import generate_corpus
+from st_simcse.readers import file_format
 
 
 def _write(folder, name, content):
@@ -228,7 +232,35 @@ ERRORS = {
         "a.csv",
         "sent0,other\nA,B\n",
         ValueError,
-        r"line 2: no column.*\['sent0', 'other'\]",
+        r"line 2: no column.*\['sent0', 'other'\]; name the columns",
+    ),
+    "sentences for triplets": (
+        TripletReader,
+        "a.csv",
+        "id,sentence\n1,A\n",
+        ValueError,
+        r"line 2: no column.*found \['id', 'sentence'\]; SentenceReader \(--train_format sentences\) reads",
+    ),
+    "nli for triplets": (
+        TripletReader,
+        "a.jsonl",
+        '{"premise": "A", "hypothesis": "B", "label": 0}\n',
+        ValueError,
+        r"line 1: no column.*; NLIReader \(--train_format nli\) reads",
+    ),
+    "a negative from the second row on": (
+        TripletReader,
+        "a.jsonl",
+        '{"sent0": "A", "sent1": "B"}\n{"sent0": "A", "sent1": "B", "hard_neg": "C"}\n',
+        ValueError,
+        r"line 2: the row has .*'hard_neg'\], the first one only \['sent0', 'sent1'\]",
+    ),
+    "a short first row": (
+        TripletReader,
+        "a.csv",
+        "sent0,sent1,hard_neg\nA,B\nA,B,C\n",
+        ValueError,
+        r"line 2: no column 'hard_neg', the row has \['sent0', 'sent1'\]",
     ),
     "missing json key": (
         TripletReader,
@@ -276,6 +308,89 @@ def test_errors_name_file_line_and_column(tmp_path, reader, name, content, error
     for read in (reader(tmp_path).get_examples, reader(tmp_path).get_dataset):
         with pytest.raises(error, match=message):
             read(name)
+
+
+@pytest.mark.parametrize(
+    ("columns", "lacking"),
+    [
+        (["sent0", "sent1", "hard_negative"], ["hard_negative"]),
+        (["sent0", "sent2"], ["sent2"]),
+        (["sent", "sent1", "hard_neg", "hard_neg_2"], ["sent", "hard_neg_2"]),
+        ([0, 1, 3], [0, 1, 3]),
+        (["sent0", 1], [1]),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_all_columns_that_the_user_names_are_required(tmp_path, name, columns, lacking):
+    row = {"sent0": "A", "sent1": "B", "hard_neg": "C"}
+    _write(tmp_path, name, json.dumps(row) if name == "a.jsonl" else "sent0,sent1,hard_neg\nA,B,C\n")
+    if columns == [0, 1, 3] and name == "a.csv":  # numbers mean that there is no header
+        lacking = [3]
+    reader = TripletReader(tmp_path, columns=columns)
+    for read in (reader.get_examples, reader.get_dataset, reader.get_iterable_dataset):
+        with pytest.raises(ValueError, match=rf"{name}, line \d: no column\(s\) {re.escape(str(lacking))}, found"):
+            read(name)
+
+
+@pytest.mark.parametrize(
+    ("reader", "columns"),
+    [
+        (TripletReader, ["sentence"]),
+        (TripletReader, "ab"),
+        (TripletReader, []),
+        (NLIReader, ["a", "b"]),
+        (NLIReader, [0, 1, 2, 3]),
+    ],
+)
+def test_as_many_columns_as_the_reader_takes(reader, columns):
+    with pytest.raises(ValueError, match="expected a list as long as") as error:
+        reader(columns=columns)
+    assert ("SentenceReader" in str(error.value)) == (columns == ["sentence"])
+
+
+def test_a_text_file_has_no_columns(tmp_path):
+    _write(tmp_path, "a.txt", "One.\n")
+    with pytest.raises(ValueError, match=r"a.txt: a text file has .* no column 'body' to choose"):
+        SentenceReader(tmp_path, column="body").get_dataset("a.txt")
+
+
+def test_pairs_of_a_table_with_other_columns_are_said(tmp_path, caplog):
+    path = _write(tmp_path, "a.csv", "anchor,positive,hard_negative\nA,B,C\n")
+    with caplog.at_level(logging.WARNING):
+        assert _texts(TripletReader(), path) == [["A", "B"]]
+        assert _texts(TripletReader(columns=["anchor", "positive"]), path) == [["A", "B"]]
+    assert caplog.messages == [f"{path}: only the columns ['anchor', 'positive'] are read, not ['hard_negative']"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("x.csv_data/sentences.txt", "txt"),
+        ("x.csv/sentences", "txt"),
+        ("a.csv.txt", "txt"),
+        ("a.txt.csv", "csv"),
+        ("A.CSV.GZ", "csv"),
+        ("a.json", "jsonl"),
+    ],
+)
+def test_the_format_is_that_of_the_files_own_ending(name, expected):
+    assert file_format(Path(name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.txt", "One.\n", ["--columns", "body"], "a.txt: a text file has .* no column 'body'"),
+        ("x.csv_data/a.txt", "\n", [], "x.csv_data/a.txt: nothing to read, .*1 blank"),  # read as text
+        ("a.csv", "sentence\nOne.\n", [], "a.csv, line 2: no column.*; SentenceReader .--train_format sentences"),
+        ("a.csv", "body\nOne.\n", ["--columns", "body"], "SentenceReader .--train_format sentences. reads one column"),
+    ],
+)
+def test_what_the_command_line_says_of_files(tmp_path, name, content, options, message):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    path = _write(tmp_path, name, content)
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["train", "--model_name_or_path", "absent", "--train_file", str(path), *options])
 
 
 @pytest.mark.parametrize("score", ["good", "nan", "inf", "4,5"])
