@@ -44,7 +44,7 @@ Name = str | os.PathLike[str] | HubDataset
 Row = tuple[int, dict[Column, Any]]
 
 # What a row has in a column of the header that lies behind its last cell.
-_LACKING = object()
+_LACKING: Any = object()
 
 # The csv module's own limit of 128 KiB a cell would refuse long documents.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
@@ -133,15 +133,27 @@ class Reader:
 
         Every file is a shard; ``.shuffle(seed, buffer_size)`` shuffles the files and, within a buffer, their rows. The
         trainer needs ``max_steps``, because nobody has counted the rows. What is skipped is logged file by file.
-        Raises what :meth:`get_examples` raises, when it comes to the row.
+        Raises what :meth:`get_examples` raises, at once for each file's first row, later when it comes to the row; and
+        ValueError for files of different width, for none, and for pipes, which can be read but once.
         """
-        files = [name for name in filenames if not isinstance(name, HubDataset)]
-        if missing := [str(name) for name in files if not Path(self.dataset_folder, name).exists()]:
+        if not filenames:
+            raise ValueError("no file to read: pass one file name or more")
+        paths = {str(name): Path(self.dataset_folder, name) for name in filenames if not isinstance(name, HubDataset)}
+        if missing := [name for name, path in paths.items() if not path.exists()]:
             raise FileNotFoundError(f"no such file(s): {', '.join(missing)}")
-        width = len(next(self._read(filenames[0])))
+        if pipes := [name for name, path in paths.items() if path.is_fifo()]:
+            raise ValueError(f"{', '.join(pipes)}: a pipe can be read but once; use get_dataset")
+        columns = {str(name): list(self._names(len(next(self._read(name))))) for name in filenames}
+        names = columns[str(filenames[0])]
+        if any(other != names for other in columns.values()):
+            raise ValueError(
+                "the files give different columns: "
+                + ", ".join(f"{file} {found}" for file, found in columns.items())
+                + "; read them apart, or name the columns that all of them have"
+            )
         return IterableDataset.from_generator(
             self._read_dicts,
-            features=Features({name: Value("string") for name in self._names(width)}),
+            features=Features({name: Value("string") for name in names}),
             gen_kwargs={"filenames": list(filenames)},
         )
 

@@ -3,9 +3,11 @@ import gzip
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -441,6 +443,36 @@ def test_files_stream_as_shards(tmp_path):
     assert sorted(shuffled) == sorted(expected)
     with pytest.raises(FileNotFoundError, match=r"3.txt, 4.txt"):
         SentenceReader(tmp_path).get_iterable_dataset("0.txt.gz", "3.txt", "4.txt")
+
+
+def test_files_of_different_width_are_no_stream(tmp_path):
+    _write(tmp_path, "pairs.csv", "sent0,sent1\nA,B\n")
+    _write(tmp_path, "triplets.csv", "sent0,sent1,hard_neg\nA,B,C\n")
+    for names in (["pairs.csv", "triplets.csv"], ["triplets.csv", "triplets.csv", "pairs.csv"]):
+        message = r"different columns: .*pairs.csv \['anchor', 'positive'\].*; read them apart"
+        with pytest.raises(ValueError, match=message):
+            TripletReader(tmp_path).get_iterable_dataset(*names)
+    stream = TripletReader(tmp_path, columns=["sent0", "sent1"]).get_iterable_dataset("pairs.csv", "triplets.csv")
+    assert list(stream) == [{"anchor": "A", "positive": "B"}] * 2
+
+
+def test_a_stream_of_no_file_or_a_pipe_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no file to read"):
+        SentenceReader(tmp_path).get_iterable_dataset()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: a pipe can be read but once; use get_dataset"):
+        SentenceReader(tmp_path).get_iterable_dataset("pipe")
+
+
+@pytest.mark.parametrize("way", ["get_examples", "get_dataset"])
+def test_a_pipe_is_read_to_its_end(tmp_path, way):
+    os.mkfifo(tmp_path / "pipe")
+    lines = [f"Sentence number {number}." for number in range(20_000)]
+    with ThreadPoolExecutor() as pool:
+        written = pool.submit((tmp_path / "pipe").write_text, "\n".join(lines))
+        read = getattr(SentenceReader(tmp_path), way)("pipe")
+        written.result()
+    assert [row.texts[0] if way == "get_examples" else row["sentence"] for row in read] == lines
 
 
 def test_training_on_a_stream(tmp_path, model, sentences):
