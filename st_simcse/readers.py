@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import logging
 import math
 import os
+import re
+import stat
 import sys
 import tempfile
 import zlib
@@ -463,20 +466,72 @@ def file_format(path: Source) -> str:
     return formats.get(suffix, "txt")
 
 
+def _check_unchanged(path: Path, file: io.BufferedReader, before: os.stat_result) -> None:
+    """ValueError if the open file was written to since: rows may be lost or torn."""
+    after = os.fstat(file.fileno())
+    written = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
+    if written and stat.S_ISREG(before.st_mode):
+        sizes = f"from {before.st_size:,} to {after.st_size:,} bytes"
+        raise ValueError(f"{path}: changed while it was read, {sizes}; read it when it is complete")
+
+
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers and lines, line ends included; reads bytes so that a line can be named that does not decode."""
-    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
+    with path.open("rb") as raw:
+        before = os.fstat(raw.fileno())
         number = 0
         try:
-            for number, raw in enumerate(file, start=1):
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            file, head = raw, raw.peek()
+            if path.suffix.lower() == ".gz" and (head.startswith(_GZIP) or not _foreign(head)):
+                file = io.BufferedReader(gzip.GzipFile(fileobj=raw))
+                head = file.peek()
+            if foreign := _foreign(head):
+                raise ValueError(f"{path}: not lines of UTF-8 text but {foreign}")
+            for number, line in enumerate(file, start=1):
+                if number == 1 and b"\n" not in line and b"\r" in line.rstrip(b"\r"):
+                    raise ValueError(
+                        f"{path}: its lines end in \\r alone, as on old Macs; convert it with tr '\\r' '\\n'"
+                    )
+                if not line.endswith(b"\n"):
+                    _check_unchanged(path, raw, before)
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            _check_unchanged(path, raw, before)
         except UnicodeDecodeError as error:
+            # No other encoding of text has zero bytes.
+            remedy = f"it may be {_UTF16}" if b"\0" in head else "convert it, for example with iconv -f LATIN1 -t UTF-8"
             raise ValueError(
-                f"{path}, line {number}, byte {error.start + 1}: not UTF-8 ({error.reason}); convert the file, for "
-                "example with iconv -f LATIN1 -t UTF-8"
+                f"{path}, line {number}, byte {error.start + 1}: not UTF-8 ({error.reason}); {remedy}"
             ) from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}, after line {number}: damaged gzip file ({error})") from None
+
+
+_GZIP = b"\x1f\x8b"
+_UTF16 = "UTF-16 text: convert it with iconv -f UTF-16LE (or UTF-16BE) -t UTF-8"
+# What begins so, and what to do with it.
+_FOREIGN = {
+    rb"\x1f\x8b": "gzip data: unpack it, or give it a name that ends in .gz",
+    rb"PK(\x03\x04|\x05\x06)": "a zip archive, as .xlsx files are too: unpack it, or save the sheet as csv",
+    rb"\xd0\xcf\x11\xe0": "an .xls file: save the sheet as csv",
+    rb"BZh[1-9]1AY&SY": "bzip2 data: unpack it",
+    rb"\xfd7zXZ\x00": "xz data: unpack it",
+    rb"\x28\xb5\x2f\xfd": "zstandard data: unpack it",
+    rb"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
+    rb"(?s).{257}ustar": "a tar archive: unpack it",
+    rb"PAR1\x15": "a parquet file: give it a name that ends in .parquet",
+    rb"ARROW1\x00": "an Arrow file: save it as parquet",
+    rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff": "UTF-32 text: convert it with iconv -f UTF-32 -t UTF-8",
+    rb"\xff\xfe|\xfe\xff": "UTF-16 text: convert it with iconv -f UTF-16 -t UTF-8",
+}
+
+
+def _foreign(head: bytes) -> str:
+    """What a file with these first bytes is, and what to do with it, if it is no UTF-8 text; else empty."""
+    for pattern, kind in _FOREIGN.items():
+        if re.match(pattern, head):
+            return kind
+    # Western text in UTF-16 is half zeros; a stray zero in UTF-8 is a character like any other.
+    return _UTF16 + ", if it is text" if head.count(0) > len(head) / 20 else ""
 
 
 def _rows(path: Source, columns: Sequence[Column] | None, quoting: int | None) -> Iterator[Row]:
@@ -501,11 +556,30 @@ def _dataset_rows(source: HubDataset) -> Iterator[dict[Column, Any]]:
 
 def _parquet_rows(path: Path) -> Iterator[dict[Column, Any]]:
     with path.open("rb") as file:
+        before = os.fstat(file.fileno())
+        foreign = "" if file.peek().startswith(b"PAR1") else _foreign(file.peek())
         try:
             for batch in ParquetFile(file).iter_batches(batch_size=1000):
                 yield from batch.to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: damaged or no parquet file ({error})") from None
+            raise ValueError(
+                f"{path}: damaged or no parquet file ({error})" + (foreign and f" but {foreign}")
+            ) from None
+        _check_unchanged(path, file, before)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"an object names one of {list(row)} more than once")
+    return row
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -514,7 +588,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
             yield line, {}
             continue
         try:
-            row = json.loads(text)
+            row = _JSON.decode(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {line}: not JSON ({error}); expected one object a line") from None
         if not isinstance(row, dict):
@@ -535,8 +609,10 @@ def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
+            # csv's own words on a lone \\r are meant for who calls it.
+            told = "a line end \\r inside an unquoted cell" if "new-line" in str(error) else str(error)
             raise ValueError(
-                f"{path}, line {line}: {error}; if quotes are ordinary characters in this file, pass "
+                f"{path}, line {line}: {told}; if quotes are ordinary characters in this file, pass "
                 "quoting=csv.QUOTE_NONE"
             ) from None
         if cells is None:
@@ -546,16 +622,23 @@ def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
         elif numbered:
             yield line, dict(enumerate(cells))
         elif header is None:
-            header = [cell.strip() for cell in cells]
+            header = [cell.strip() for cell in _without_empty_end(cells, 0)]
             if twice := [name for name, count in Counter(header).items() if count > 1]:
                 raise ValueError(f"{path}, line {line}: the header names {twice} more than once")
-        elif len(cells) > len(header):
+        elif len(cells := _without_empty_end(cells, len(header))) > len(header):
             raise ValueError(
                 f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)} columns; if cells are "
                 "quoted in this file, pass quoting=csv.QUOTE_MINIMAL"
             )
         else:
             yield line, dict(zip_longest(header, cells, fillvalue=_LACKING))
+
+
+def _without_empty_end(cells: list[str], width: int) -> list[str]:
+    """The cells without empty ones behind the last column: spreadsheets write commas for them."""
+    while len(cells) > width and not cells[-1].strip():
+        cells.pop()
+    return cells
 
 
 def _text(path: Source, line: int, row: dict[Column, Any], column: Column) -> str:
@@ -566,9 +649,18 @@ def _text(path: Source, line: int, row: dict[Column, Any], column: Column) -> st
     # Labels and scores may be JSON numbers; a null is an empty cell.
     if cell is None:
         return ""
-    if isinstance(cell, bool) or not isinstance(cell, str | int | float):
-        raise ValueError(f"{place(path, line)}, column {column!r}: expected text, got {cell!r}")
-    return str(cell).strip()
+    number = isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell))
+    if isinstance(cell, bool) or not (number or isinstance(cell, str)):
+        raise ValueError(f"{place(path, line)}, column {column!r}: expected text or a number, got {cell!r}")
+    text = str(cell).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ValueError(
+            f"{place(path, line)}, column {column!r}: {half!r} is one half of a character (a lone surrogate); delete it"
+        ) from None
+    return text
 
 
 _scratch_folder: tempfile.TemporaryDirectory[str] | None = None

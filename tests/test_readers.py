@@ -1,15 +1,21 @@
+import bz2
 import csv
 import gzip
 import io
 import json
 import logging
+import lzma
 import os
+import random
 import re
 import subprocess
 import sys
+import tarfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
@@ -227,7 +233,54 @@ ERRORS = {
     "only a header": (TripletReader, "a.csv", "sent0,sent1\n", ValueError, "a.csv: nothing to read"),
     "undecodable": (SentenceReader, "a.txt", b"Ok.\ncaf\xe9\n", ValueError, "a.txt, line 2, byte 4: not UTF-8.*iconv"),
     "undecodable csv": (SentenceReader, "a.csv", b"text\nOk\ncaf\xe9\n", ValueError, "a.csv, line 3, byte 4"),
-    "utf-16": (SentenceReader, "a.txt", "One.".encode("utf-16"), ValueError, "a.txt, line 1, byte 1"),
+    "infinite": (
+        SentenceReader,
+        "a.jsonl",
+        '{"text": "A"}\n{"text": 1e999}\n',
+        ValueError,
+        "line 2, column 'text'.*got inf",
+    ),
+    "name twice": (
+        SentenceReader,
+        "a.jsonl",
+        '{"text": "A", "text": "B"}\n',
+        ValueError,
+        r"line 1: not JSON.*\['text'\]",
+    ),
+    "return": (
+        TripletReader,
+        "a.csv",
+        "sent0,sent1\nA\rB,C\n",
+        ValueError,
+        r"line 2: a line end \\r inside an unquoted",
+    ),
+    "nameless": (
+        TripletReader,
+        "a.csv",
+        "sent0,sent1,,\nA,B,,C\n",
+        ValueError,
+        "line 2: 4 cells, but the header has 2",
+    ),
+    **{
+        constant: (
+            SentenceReader,
+            "a.jsonl",
+            f'{{"text": "A"}}\n{{"text": "B", "x": {constant}}}\n',
+            ValueError,
+            f"a.jsonl, line 2: not JSON .{constant} is no",
+        )
+        for constant in ("NaN", "Infinity", "-Infinity")
+    },
+    **{
+        f"lone {half}": (
+            SentenceReader,
+            "a.jsonl",
+            f'{{"text": "A"}}\n{{"text": "B \\{half}!"}}\n',
+            ValueError,
+            rf"a.jsonl, line 2, column 'text': '\\{half}' is one half",
+        )
+        for half in ("ud83d", "ude00")
+    },
     "no gzip": (SentenceReader, "a.txt", b"", ValueError, "nothing to read"),
     "missing column": (
         TripletReader,
@@ -310,6 +363,152 @@ def test_errors_name_file_line_and_column(tmp_path, reader, name, content, error
     for read in (reader(tmp_path).get_examples, reader(tmp_path).get_dataset):
         with pytest.raises(error, match=message):
             read(name)
+
+
+def _zip(data):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.txt", data)
+    return buffer.getvalue()
+
+
+def _tar(data):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        entry = tarfile.TarInfo("a.txt")
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _parquet(data):
+    buffer = io.BytesIO()
+    Dataset.from_dict({"sentence": data.decode().splitlines()}).to_parquet(buffer)
+    return buffer.getvalue()
+
+
+ENGLISH = b"sentence\nA man plays a guitar.\nTwo dogs run.\n"
+OTHERS = {
+    "gzip": (gzip.compress, ENGLISH, "gzip data"),
+    "zip": (_zip, ENGLISH, "a zip archive"),
+    "bz2": (bz2.compress, ENGLISH, "bzip2 data"),
+    "xz": (lzma.compress, ENGLISH, "xz data"),
+    "zst": (lambda data: pyarrow.compress(data, "zstd", asbytes=True), ENGLISH, "zstandard data"),
+    "tar": (_tar, ENGLISH, "a tar archive"),
+    "parquet": (_parquet, ENGLISH, "a parquet file"),
+}
+for _encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+    _named = "UTF-32" if _encoding == "utf-32" else "UTF-16"
+    OTHERS |= {
+        f"{_encoding} {_language}": (
+            lambda data, to=_encoding: data.decode().encode(to),
+            _text,
+            f"{_named} text.*iconv",
+        )
+        for _language, _text in {
+            "English": ENGLISH,
+            "Russian": "sentence\nДве собаки бегут.\nМужчина играет на гитаре.\n".encode(),
+            "Chinese": "两只狗在奔跑，其中一只是棕色的。\n一个男人在弹吉他。\n".encode(),
+        }.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.txt.gz", "a.gz", "a.parquet"])
+@pytest.mark.parametrize(("encode", "text", "kind"), OTHERS.values(), ids=OTHERS)
+def test_what_is_no_utf8_text_is_named(tmp_path, name, encode, text, kind):
+    path = tmp_path / name
+    data = encode(text)
+    path.write_bytes(gzip.compress(data) if name == "a.txt.gz" else data)
+    if (name, kind) in (("a.gz", "gzip data"), ("a.parquet", "a parquet file")):
+        assert len(_texts(SentenceReader(), path)) >= 2
+        return
+    for read in (SentenceReader().get_examples, SentenceReader().get_dataset):
+        with pytest.raises(ValueError, match=kind) as error:
+            read(path)
+        assert str(path) in str(error.value)
+        assert "LATIN1" not in str(error.value)
+
+
+def test_a_stray_zero_is_a_character(tmp_path):
+    line = "A man plays a guitar, and two dogs run.\0"
+    _write(tmp_path, "a.txt", f"{line}\n" * 3)
+    assert _texts(SentenceReader(tmp_path), "a.txt") == [[line, line]] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "One.\rTwo.\rThree.\r"),
+        ("a.txt.gz", "One.\rTwo."),
+        ("a.csv", 'text\r"One."\rTwo.\r'),
+        ("a.tsv", "text\tid\rOne.\t1\rTwo.\t2"),
+        ("a.jsonl", '{"text": "One."}\r{"text": "Two."}\r'),
+    ],
+)
+def test_line_ends_of_old_macs_are_named(tmp_path, name, content):
+    _write(tmp_path, name, content)
+    with pytest.raises(ValueError, match=rf"{name}: its lines end in \\r alone, .* tr"):
+        SentenceReader(tmp_path).get_dataset(name)
+
+
+def test_a_single_line_may_end_in_a_return(tmp_path):
+    _write(tmp_path, "a.txt", "One.\r")
+    assert _texts(SentenceReader(tmp_path), "a.txt") == [["One.", "One."]]
+
+
+def test_an_escaped_pair_of_surrogates_is_a_character(tmp_path):
+    _write(tmp_path, "a.jsonl", r'{"text": "\ud83d\ude00 caf\u00e9"}')
+    assert SentenceReader(tmp_path).get_dataset("a.jsonl")["sentence"][:] == ["😀 café"]
+
+
+def test_a_nan_in_a_parquet_file_is_no_text(tmp_path):
+    Dataset.from_dict({"text": [1.5, float("nan")]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="a.parquet, row 2, column 'text': expected text or a number, got nan"):
+        SentenceReader(tmp_path).get_dataset("a.parquet")
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_commas_that_a_spreadsheet_adds_are_no_columns(tmp_path, separator):
+    name = "a.csv" if separator == "," else "a.tsv"
+    rows = ["sent0,sent1,hard_neg,,,", "A,B,C,,,", "D,E,F", "G,H,I,,,,,", ",,,,,", "J,K,, ,,", "L,M,N,,,"]
+    _write(tmp_path, name, "\r\n".join(rows).replace(",", separator))
+    reader = TripletReader(tmp_path)
+    assert _texts(reader, name) == [["A", "B", "C"], ["D", "E", "F"], ["G", "H", "I"], ["L", "M", "N"]]
+    assert reader.skipped == {"blank": 1, "with an empty 'hard_neg'": 1}
+    _write(tmp_path, name, "sent0,sent1,hard_neg\nA,B,C,,\nD,E,F,\n".replace(",", separator))
+    assert _texts(reader, name) == [["A", "B", "C"], ["D", "E", "F"]]
+
+
+LINES = [f'{{"sentence": "{random.Random(number).randbytes(50).hex()}."}}\n' for number in range(3000)]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.parquet"])
+@pytest.mark.parametrize("change", ["cut", "cut to nothing", "grown", "written over"])
+@pytest.mark.parametrize("way", ["get_examples", "get_dataset", "get_iterable_dataset"])
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, name, change, way):
+    path = tmp_path / name
+    if name == "a.parquet":
+        Dataset.from_list([json.loads(line) for line in LINES]).to_parquet(path, batch_size=1000)
+    else:
+        _write(tmp_path, name, "".join(LINES))
+    whole = path.read_bytes()
+    os.utime(path, (1e9, 1e9))
+
+    class Writer(SentenceReader):
+        """Reads while somebody writes."""
+
+        def _records(self, path):
+            for number, record in enumerate(super()._records(path)):
+                if number == 300 and change.startswith("cut"):
+                    os.truncate(path, 0 if change == "cut to nothing" else len(whole) * 2 // 3)
+                elif number == 300:
+                    with open(path, "ab" if change == "grown" else "r+b") as file:
+                        file.write(whole)
+                yield record
+
+    with pytest.raises(ValueError, match=r"changed while it was read|damaged") as error:
+        len(list(getattr(Writer(), way)(path)))
+    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -502,14 +701,17 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00"), min
     rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=8),
     ending=st.sampled_from(["\n", "\r\n"]),
     bom=st.booleans(),
+    commas=st.tuples(st.integers(0, 3), st.integers(0, 3)),
 )
-def test_no_valid_row_is_ever_lost(tmp_path_factory, rows, ending, bom):
+def test_no_valid_row_is_ever_lost(tmp_path_factory, rows, ending, bom, commas):
     """Whatever the text, what a csv or json writer wrote comes back row by row."""
     folder = tmp_path_factory.mktemp("fuzz")
     expected = [[cell.strip() for cell in row] for row in rows]
     start = b"\xef\xbb\xbf" if bom else b""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator=ending).writerows([("sent0", "sent1"), *rows])
+    csv.writer(buffer, lineterminator=ending).writerows(
+        [("sent0", "sent1", *[""] * commas[0]), *((*row, *[""] * commas[1]) for row in rows)]
+    )
     (folder / "a.csv").write_bytes(start + buffer.getvalue().encode())
     assert _texts(TripletReader(folder), "a.csv") == expected
     lines = [json.dumps(dict(zip(("sent0", "sent1"), row, strict=True)), ensure_ascii=False) for row in rows]
