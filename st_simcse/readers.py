@@ -49,7 +49,10 @@ Row = tuple[int, dict[Column, Any]]
 # What a row has in a column of the header that lies behind its last cell.
 _LACKING: Any = object()
 
-# The csv module's own limit of 128 KiB a cell would refuse long documents.
+# Room for every document; a row beyond it is a mistake, such as a quote that is never closed.
+MAX_ROW_BYTES = 2**24
+
+# The csv module's own limit of 128 KiB a cell would refuse long documents; ours is that of the row.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
@@ -71,6 +74,8 @@ class Reader:
         quoting: how quotes in csv and tsv files are read, a constant of the csv module. When left out, csv files are
             quoted (``csv.QUOTE_MINIMAL``) and in tsv files a quote is an ordinary character (``csv.QUOTE_NONE``).
         drop_duplicates: skip, and count, what was read before.
+        max_row_bytes: a row that is longer in UTF-8 is refused, before more of it is in memory (in parquet files and
+            data sets, once it is loaded). A row is a line, in csv files all the lines of its quoted cells.
 
     Attributes:
         skipped: the reasons for which the last file's rows were skipped, with their counts.
@@ -78,7 +83,7 @@ class Reader:
         optional: how many of the last ones it may lack; those that the user names it must have.
 
     Raises:
-        ValueError: for fewer or more columns than the reader takes.
+        ValueError: for fewer or more columns than the reader takes, and for a limit below 1.
     """
 
     usual: ClassVar[Sequence[Sequence[Column]]] = ()
@@ -90,15 +95,19 @@ class Reader:
         columns: Sequence[Column] | None = None,
         quoting: int | None = None,
         drop_duplicates: bool = False,
+        max_row_bytes: int = MAX_ROW_BYTES,
     ) -> None:
         if columns is not None and (isinstance(columns, str) or not self._takes(len(columns))):
             expected = " or ".join(str(list(usual)) for usual in self.usual)
             hint = "; SentenceReader (--train_format sentences) reads one column" if len(columns) == 1 else ""
             raise ValueError(f"columns={columns!r}: expected a list as long as {expected}{hint}")
+        if max_row_bytes < 1:
+            raise ValueError(f"max_row_bytes must be 1 or more, got {max_row_bytes}")
         self.dataset_folder = dataset_folder
         self.columns = columns
         self.quoting = quoting
         self.drop_duplicates = drop_duplicates
+        self.max_row_bytes = max_row_bytes
         self.skipped: Counter[str] = Counter()
 
     def get_examples(self, filename: Name, max_examples: int = 0) -> list[InputExample]:
@@ -192,7 +201,7 @@ class Reader:
         """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped."""
         wanted: Sequence[Column] = ()
         names: Collection[Column] = ()
-        for line, row in _rows(path, self.columns, self.quoting):
+        for line, row in self._rows(path):
             if not row:
                 self.skipped["blank"] += 1
                 continue
@@ -201,6 +210,8 @@ class Reader:
             elif self.columns is None and row.keys() != names and len(self.usual_columns(row)) > len(wanted):
                 raise ValueError(f"{place(path, line)}: the row has {list(row)}, the first one only {list(names)}")
             cells = [_text(path, line, row, column) for column in wanted]
+            if sum(map(len, cells)) > self.max_row_bytes:
+                raise _too_long(path, line, self.max_row_bytes)
             empty = [column for column, cell in zip(wanted, cells, strict=True) if not cell]
             if len(empty) == len(wanted):
                 self.skipped["blank"] += 1
@@ -208,6 +219,22 @@ class Reader:
                 self.skipped[f"with an empty {empty[0]!r}"] += 1
             else:
                 yield line, tuple(cells)
+
+    def _rows(self, path: Source) -> Iterator[Row]:
+        """The rows of a table with the line they begin on; blank lines are empty rows."""
+        if isinstance(path, HubDataset):
+            yield from enumerate(_dataset_rows(path), start=1)
+        elif file_format(path) == "parquet":
+            yield from enumerate(_parquet_rows(path), start=1)
+        elif file_format(path) == "jsonl":
+            yield from _json_rows(path, self.max_row_bytes)
+        elif file_format(path) == "txt":
+            raise ValueError(
+                f"{path}: expected a .csv, .tsv, .jsonl or .parquet file (or one of the first three with .gz)"
+            )
+        else:
+            numbered = all(isinstance(column, int) for column in self.columns or [""])
+            yield from _csv_rows(path, numbered, self.quoting, self.max_row_bytes)
 
     @classmethod
     def usual_columns(cls, names: Container[Column]) -> Sequence[Column]:
@@ -264,6 +291,7 @@ class SentenceReader(Reader):
         column: name or number of the column.
         quoting: see :class:`Reader`.
         drop_duplicates: skip, and count, sentences that were read before.
+        max_row_bytes: see :class:`Reader`.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -283,8 +311,10 @@ class SentenceReader(Reader):
         column: Column | None = None,
         quoting: int | None = None,
         drop_duplicates: bool = False,
+        max_row_bytes: int = MAX_ROW_BYTES,
     ) -> None:
-        super().__init__(dataset_folder, None if column is None else [column], quoting, drop_duplicates)
+        columns = None if column is None else [column]
+        super().__init__(dataset_folder, columns, quoting, drop_duplicates, max_row_bytes)
 
     def _records(self, path: Source) -> Iterator[Record]:
         if isinstance(path, HubDataset) or file_format(path) != "txt":
@@ -293,7 +323,7 @@ class SentenceReader(Reader):
             return
         if self.columns is not None:
             raise ValueError(f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose")
-        for _, line in text_lines(path):
+        for _, line in text_lines(path, self.max_row_bytes):
             if sentence := line.strip():
                 yield (sentence,)
             else:
@@ -401,6 +431,7 @@ def load_sts(
     name: str | None = None,
     columns: Sequence[Column] | None = None,
     quoting: int | None = None,
+    max_row_bytes: int = MAX_ROW_BYTES,
     **evaluator_kwargs: Any,
 ) -> EmbeddingSimilarityEvaluator:
     """Scored sentence pairs as ST's EmbeddingSimilarityEvaluator with Spearman's correlation of the cosine.
@@ -412,6 +443,7 @@ def load_sts(
         name: the evaluator's name; when left out the file's name without endings, or those of data set and split.
         columns: other columns, see :class:`Reader`.
         quoting: see :class:`Reader`.
+        max_row_bytes: see :class:`Reader`.
         **evaluator_kwargs: for the evaluator, such as ``batch_size``.
 
     Raises:
@@ -429,7 +461,8 @@ def load_sts(
             name = f"{Path(filename.name).name}-{filename.split}"
         else:
             name = Path(filename).name.split(".")[0]
-    return sts_evaluator(STSReader(columns=columns, quoting=quoting), filename, name, **evaluator_kwargs)
+    reader = STSReader(columns=columns, quoting=quoting, max_row_bytes=max_row_bytes)
+    return sts_evaluator(reader, filename, name, **evaluator_kwargs)
 
 
 def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs: Any) -> EmbeddingSimilarityEvaluator:
@@ -475,7 +508,14 @@ def _check_unchanged(path: Path, file: io.BufferedReader, before: os.stat_result
         raise ValueError(f"{path}: changed while it was read, {sizes}; read it when it is complete")
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _too_long(path: Source, line: int, max_row_bytes: int) -> ValueError:
+    return ValueError(
+        f"{place(path, line)}: longer than {max_row_bytes:,} bytes; look for an unclosed quote or a file without line "
+        "ends, or raise the reader's max_row_bytes"
+    )
+
+
+def text_lines(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[tuple[int, str]]:
     """Line numbers and lines, line ends included; reads bytes so that a line can be named that does not decode."""
     with path.open("rb") as raw:
         before = os.fstat(raw.fileno())
@@ -487,11 +527,13 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 head = file.peek()
             if foreign := _foreign(head):
                 raise ValueError(f"{path}: not lines of UTF-8 text but {foreign}")
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(max_row_bytes + 2), b""), start=1):
                 if number == 1 and b"\n" not in line and b"\r" in line.rstrip(b"\r"):
                     raise ValueError(
                         f"{path}: its lines end in \\r alone, as on old Macs; convert it with tr '\\r' '\\n'"
                     )
+                if len(line.rstrip(b"\r\n")) > max_row_bytes:
+                    raise _too_long(path, number, max_row_bytes)
                 if not line.endswith(b"\n"):
                     _check_unchanged(path, raw, before)
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -534,20 +576,6 @@ def _foreign(head: bytes) -> str:
     return _UTF16 + ", if it is text" if head.count(0) > len(head) / 20 else ""
 
 
-def _rows(path: Source, columns: Sequence[Column] | None, quoting: int | None) -> Iterator[Row]:
-    """The rows of a table with the line they begin on; blank lines are empty rows."""
-    if isinstance(path, HubDataset):
-        yield from enumerate(_dataset_rows(path), start=1)
-    elif file_format(path) == "parquet":
-        yield from enumerate(_parquet_rows(path), start=1)
-    elif file_format(path) == "jsonl":
-        yield from _json_rows(path)
-    elif file_format(path) == "txt":
-        raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .parquet file (or one of the first three with .gz)")
-    else:
-        yield from _csv_rows(path, all(isinstance(column, int) for column in columns or [""]), quoting)
-
-
 def _dataset_rows(source: HubDataset) -> Iterator[dict[Column, Any]]:
     for batch in source.load().iter(batch_size=1000):
         for cells in zip(*batch.values(), strict=True):
@@ -582,8 +610,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _JSON = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    for line, text in text_lines(path):
+def _json_rows(path: Path, max_row_bytes: int) -> Iterator[Row]:
+    for line, text in text_lines(path, max_row_bytes):
         if not text.strip():
             yield line, {}
             continue
@@ -596,16 +624,24 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield line, row
 
 
-def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
+def _csv_rows(path: Path, numbered: bool, quoting: int | None, max_row_bytes: int) -> Iterator[Row]:
     comma = file_format(path) == "csv"
     quoting = quoting if quoting is not None else csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE
+    line = size = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal size
+        for _, text in text_lines(path, max_row_bytes):
+            size += len(text.encode())
+            if size > max_row_bytes + 2:  # with the line's end
+                raise _too_long(path, line, max_row_bytes)
+            yield text
+
     # strict, since a lenient parser lets one unbalanced quote swallow the rest of the file
-    reader = csv.reader(
-        (text for _, text in text_lines(path)), delimiter="," if comma else "\t", quoting=quoting, strict=True
-    )
+    reader = csv.reader(lines(), delimiter="," if comma else "\t", quoting=quoting, strict=True)
     header: list[str] | None = None
     while True:
-        line = reader.line_num + 1
+        line, size = reader.line_num + 1, 0
         try:
             cells = next(reader, None)
         except csv.Error as error:

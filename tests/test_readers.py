@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -754,6 +755,73 @@ def test_huge_lines(tmp_path):
     assert [len(texts[0]) for texts in _texts(SentenceReader(tmp_path), "a.txt")] == [4, len(huge) - 1, 4]
     _write(tmp_path, "a.csv", f'sentence\nOne.\n"{huge}"\nTwo.\n')
     assert [len(texts[0]) for texts in _texts(SentenceReader(tmp_path), "a.csv")] == [4, len(huge) - 1, 4]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv.gz", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("word", ["word", "日本"])
+def test_rows_up_to_a_limit_and_no_further(tmp_path, name, word):
+    content = {
+        ".txt": "{}\r\n{}\nEnd.",
+        ".csv": "text\r\n{}\r\n{}\nEnd.",
+        ".tsv": "text\n{}\n{}\nEnd.",
+        ".jsonl": '{{"text":"{}"}}\n{{"text":"{}"}}\n{{"text":"End."}}\n',
+    }
+    text = word * 100
+    ending = Path(name.removesuffix(".gz")).suffix
+    place = {".csv": "line 3", ".tsv": "line 3", ".parquet": "row 2"}.get(ending, "line 2")
+    # Of parquet files the characters of the cells are counted.
+    limit = len(text) if ending == ".parquet" else len(text.encode()) + len('{"text":""}') * (ending == ".jsonl")
+    for longer in ("", "+"):
+        if ending == ".parquet":
+            Dataset.from_dict({"text": [text, text + longer, "End."]}).to_parquet(tmp_path / name)
+        else:
+            _write(tmp_path, name, content[ending].format(text, text + longer))
+        reader = SentenceReader(tmp_path, max_row_bytes=limit)
+        if not longer:
+            assert [texts[0] for texts in _texts(reader, name)] == [text, text, "End."]
+            continue
+        for read in (reader.get_examples, reader.get_dataset, reader.get_iterable_dataset):
+            with pytest.raises(ValueError, match=rf"{name}, {place}: longer than {limit} bytes; .*max_row_bytes"):
+                list(read(name))
+
+
+def test_a_quote_that_is_never_closed_ends_at_the_limit(tmp_path):
+    _write(tmp_path, "a.csv", 'text\n"A\nB"\n"' + "A man plays a guitar.\n" * 1000)
+    with pytest.raises(ValueError, match="a.csv, line 4: longer than 2,000 bytes; look for an unclosed quote"):
+        SentenceReader(tmp_path, max_row_bytes=2000).get_dataset("a.csv")
+
+
+def test_the_limit_of_scored_pairs(tmp_path):
+    path = _write(tmp_path, "a.tsv", f"sentence1\tsentence2\tscore\n{'A' * 40}\tB\t1\n")
+    assert load_sts(path, max_row_bytes=44).scores == [1.0]
+    with pytest.raises(ValueError, match="a.tsv, line 2: longer than 43 bytes"):
+        load_sts(path, max_row_bytes=43)
+    with pytest.raises(ValueError, match="max_row_bytes must be 1 or more, got 0"):
+        load_sts(path, max_row_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "place"),
+    [
+        ("a.txt.gz", b"One.\n", "line 2"),
+        ("a.csv.gz", b'text\nOne.\n"', "line 3"),
+        ("a.jsonl.gz", b'{"text": "', "line 1"),
+    ],
+)
+def test_a_row_without_an_end_takes_no_memory(tmp_path, name, start, place):
+    """512 MiB behind half a megabyte of gzip: what is allocated is a few times the limit of 16 MiB."""
+    piece = gzip.compress(b"word " * 2**20)
+    with (tmp_path / name).open("wb") as file:
+        file.write(gzip.compress(start))
+        for _ in range(100):
+            file.write(piece)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"{name}, {place}: longer than 16,777,216 bytes"):
+            SentenceReader(tmp_path).get_examples(name)
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 NLI = {"premise": ["P", "P", "P"], "hypothesis": ["C", "E", "N"], "label": [2, 0, 1]}
