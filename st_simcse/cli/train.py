@@ -23,10 +23,8 @@ from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.modeling import build_model
 from st_simcse.plots import plot_alignment_uniformity
 from st_simcse.presets import preset_options
-from st_simcse.readers import NLIReader, Reader, SentenceReader, TripletReader, load_sts
+from st_simcse.readers import READERS, Reader, SentenceReader, file_format, load_sts
 from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSigterm, checkpoints
-
-READERS: dict[str, type[Reader]] = {"sentences": SentenceReader, "triplets": TripletReader, "nli": NLIReader}
 
 
 @dataclass
@@ -251,8 +249,7 @@ def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
     if train_format == "auto" and isinstance(source, HubDataset):
         train_format = _format_of(source, columns)
     elif train_format == "auto":
-        table = any(ending in str(source).lower() for ending in (".csv", ".tsv", ".json", ".parquet"))
-        train_format = "triplets" if table else "sentences"
+        train_format = "sentences" if file_format(Path(str(source))) == "txt" else "triplets"
     if train_format != "sentences":
         return READERS[train_format](columns=columns)
     if columns and len(columns) > 1:
