@@ -254,6 +254,17 @@ def test_help_needs_no_torch():
         assert f"example:\n  st-simcse {command}" in done.stdout
 
 
+def test_help_says_what_is_required_and_no_defaults_where_there_are_none(capsys):
+    for command in ("evaluate", "demo"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "folders or names on the hub. (required)" in text
+    assert "Sentences a forward pass. (default: 64)" in text
+    assert "the training. (default: 0)" in text
+    assert not re.search(r"default: (None|False|\[\])", text)
+
+
 def test_help_of_train_is_grouped(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "--help"])

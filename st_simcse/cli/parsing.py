@@ -15,7 +15,14 @@ __all__ = ["parse"]
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the options, and the example as it was written."""
+    """Beside an option its default, or that it is required; the example as it was written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
+        # `--no_x` has the default False too, where that of `--x` is True.
+        has_none = action.default is None or action.default is False or action.default in ([], {})
+        return action.help if has_none else super()._get_help_string(action)
 
 
 class _Parser(HfArgumentParser):
