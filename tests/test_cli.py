@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import os
 import re
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import pytest
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from tqdm import tqdm
 from transformers import AutoTokenizer, T5Config, T5Model
 
 from st_simcse import build_model, cli, load_sts
 from st_simcse.cli import evaluate, export, train
+from st_simcse.evaluation import STS_TASKS
 
 
 def _scored_pairs(path, sentences):
@@ -114,6 +118,109 @@ def test_evaluate_side_by_side_into_files(generated, tmp_path, tiny_bert, capsys
         table = {row.pop("model"): {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)}
     assert table == rows
     assert Path(outputs["png"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def small_sts(tmp_path, sentences):
+    (tmp_path / "sts").mkdir()
+    for stem in STS_TASKS.values():
+        _scored_pairs(tmp_path / f"sts/{stem}.tsv", sentences)
+    return str(tmp_path / "sts")
+
+
+def test_evaluate_finds_a_wrong_model_before_the_work(small_sts, tiny_bert, monkeypatch):
+    monkeypatch.setattr(EmbeddingSimilarityEvaluator, "__call__", lambda *call: pytest.fail("has begun to work"))
+    with pytest.raises(OSError, match="/absent"):
+        evaluate.run(["--model", tiny_bert, "/absent", "--sts_dir", small_sts])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json_file", "absent/a.json"], "cannot write absent/a.json: there is no folder absent"),
+        (["--csv_file", "sts"], "cannot write sts: it is a folder"),
+        (["--plot_file", "sts.doc"], "sts.doc: the ending says the format of a picture, choose one of .*png"),
+        (["--plot_file", "noending"], "noending: the ending says"),
+        (["--json_file", "a", "--csv_file", "./a"], "need names of their own"),
+        (["--batch_size", "0"], "--batch_size must be at least 1, got 0"),
+        (["--max_seq_length", "0"], "--max_seq_length must be at least 1, got 0"),
+    ],
+)
+def test_evaluate_checks_its_options_before_the_work(small_sts, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((OSError, ValueError), match=message):
+        evaluate.run(["--model", "/absent", "--sts_dir", small_sts, *options])
+
+
+def test_evaluate_asks_for_matplotlib_before_the_work(small_sts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    with pytest.raises(ImportError, match="pictures need matplotlib: pip install"):
+        evaluate.run(["--model", "/absent", "--sts_dir", small_sts, "--plot_file", "a.png"])
+
+
+def test_evaluate_keeps_what_is_done(small_sts, tiny_bert, tmp_path, monkeypatch, capsys):
+    build_model(tiny_bert, pooling="mean").save_pretrained(str(tmp_path / "other"))
+    calls = iter(range(100))
+
+    def interrupted(self, *args, **kwargs):
+        if next(calls) == 9:  # in the second model's third task
+            raise KeyboardInterrupt
+        return {f"{self.name}_spearman_cosine": 0.25}
+
+    monkeypatch.setattr(EmbeddingSimilarityEvaluator, "__call__", interrupted)
+    models = ["--model", tiny_bert, str(tmp_path / "other")]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run([*models, "--sts_dir", small_sts, "--json_file", str(tmp_path / "a.json")])
+    assert capsys.readouterr().out.splitlines()[2:] == [f"| {tiny_bert} |{' 25.00 |' * 8}"]
+    assert list(json.loads((tmp_path / "a.json").read_text())) == [tiny_bert]
+
+
+def test_evaluate_says_which_model_has_no_correlation(small_sts, tiny_bert, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("nans", float("nan")), ("collapsed", 0.0)):
+        broken = build_model(tiny_bert, dense=True)
+        broken[-1].linear.weight.data.fill_(value)
+        broken[-1].linear.bias.data.fill_(1.0)
+        broken.save_pretrained(name)
+    files = ["--json_file", "a.json", "--csv_file", "a.csv", "--plot_file", "a.png"]
+    with pytest.raises(SystemExit, match="no correlation for nans on STS12, .*; collapsed on STS12, .*, Avg.: "):
+        cli.main(["evaluate", "--model", "nans", tiny_bert, "collapsed", "--sts_dir", small_sts, *files])
+    rows = json.loads(Path("a.json").read_text())
+    assert set(rows["nans"].values()) == set(rows["collapsed"].values()) == {None}
+    assert rows[tiny_bert]["Avg."] == pytest.approx(sum(list(rows[tiny_bert].values())[:7]) / 7)
+    assert f"| nans |{' nan |' * 8}" in capsys.readouterr().out
+    assert Path("a.csv").read_text().splitlines()[1] == "nans" + ",nan" * 8
+    assert Path("a.png").exists()
+
+
+def test_evaluate_shows_a_bar_over_the_sentences_of_all_tasks(small_sts, tiny_bert, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **options):
+            bars.append(self)
+            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+
+        def set_description(self, text=None, refresh=True):
+            self.seen = [*getattr(self, "seen", []), (self.n, text.removeprefix(tiny_bert))]
+
+    monkeypatch.setattr(evaluate, "tqdm", Bar)
+    evaluate.run(["--model", tiny_bert, "--sts_dir", small_sts, "--batch_size", "3"])
+    (bar,) = bars
+    assert bar.seen == [(16 * number, f", {task}") for number, task in enumerate(STS_TASKS)]
+    assert bar.n == bar.total == 7 * 16
+
+
+def test_names_break_neither_the_table_nor_the_csv(small_sts, tiny_bert, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a|b", "=1+1", "@x"):
+        Path(name).symlink_to(tiny_bert)
+    evaluate.run(["--model", "a|b", "=1+1", "@x", "--sts_dir", small_sts, "--csv_file", "a.csv"])
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert rows[0].startswith(r"| a\|b | ")
+    assert {len(re.split(r"(?<!\\)\|", row)) for row in (header, *rows)} == {1 + 9 + 1}
+    with Path("a.csv").open(newline="") as file:
+        assert [row["model"] for row in csv.DictReader(file)] == ["a|b", "'=1+1", "'@x"]
 
 
 @pytest.mark.parametrize("options", [[], ["--sts_dir", "sts", "--mteb"]])
