@@ -31,6 +31,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from st_simcse.batching import LengthGroupedBatchSampler, token_collator, tokenize
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, any_process, average_gradients
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss, check_wrappers
+from st_simcse.model_card import ModelCardCallback
 
 __all__ = ["SimCSETrainer", "SimCSETrainingArguments"]
 
@@ -52,6 +53,7 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
             heeds it too.
         tokenize_once: prepare the token ids before training instead of in every epoch.
         group_by_length: make batches with :class:`~st_simcse.batching.LengthGroupedBatchSampler`.
+        texts_in_model_card: let the README of the saved model show texts of the training data, as ST's does.
 
     Example:
         >>> SimCSETrainingArguments(bf16=False, tokenize_once=True).learning_rate
@@ -81,6 +83,9 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     )
     tokenize_once: bool = field(default=False, metadata={"help": "Tokenize before training, not in every epoch."})
     group_by_length: bool = field(default=False, metadata={"help": "Make batches of texts of like length."})
+    texts_in_model_card: bool = field(
+        default=False, metadata={"help": "The saved model's README shows some texts of the training data."}
+    )
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -242,6 +247,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
         >>> type(trainer.loss).__name__
         'UnsupSimCSELoss'
     """
+
+    model_card_callback_class = ModelCardCallback
 
     def __init__(
         self,

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from tqdm import tqdm
 from transformers import AutoTokenizer, T5Config, T5Model
+from transformers.utils.logging import enable_progress_bar
 
 from st_simcse import build_model, cli, load_sts
 from st_simcse.cli import evaluate, export, train
@@ -305,6 +307,16 @@ def test_export(tmp_path, tiny_bert, sentences, capsys, kind):
     assert namespace["embeddings"].tolist() == [
         pytest.approx(row, abs=1e-5) for row in model.encode(sentences).tolist()
     ]
+
+
+def test_no_bar_for_the_loading_of_a_model(tmp_path, tiny_bert, capsys):
+    enable_progress_bar()
+    SentenceTransformer(tiny_bert)
+    assert "Loading weights" in capsys.readouterr().err
+    cli.main(["export", "--model", tiny_bert, "--output_dir", str(tmp_path)])
+    assert "Loading weights" not in capsys.readouterr().err
+    assert not are_progress_bars_disabled()  # of downloads
+    enable_progress_bar()
 
 
 @pytest.mark.parametrize(
