@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub.utils import are_progress_bars_disabled
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from tqdm import tqdm
@@ -285,6 +287,123 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
     config = made[0].get_config_dict()
     assert (config["mask_duplicates"], config["mlm_weight"], config["false_negative_threshold"]) == (False, 0.1, 0.9)
     assert (config["symmetric"], config["queue_size"]) == (True, 5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([0], [], "1 row.* one and the same sentence, 'A man plays a guitar.', so that no row has a negative"),
+        ([0] * 4, [], "4 row.* one and the same sentence"),
+        ([0, 1, 2], ["--per_device_train_batch_size", "1"], "--per_device_train_batch_size 1 leaves no negatives"),
+        ([0, 1, 2], ["--max_seq_length", "0"], "--max_seq_length 0 leaves nothing of a text.* 3 is the least"),
+        ([0, 1, 2], ["--max_seq_length", "2"], "--max_seq_length 2 leaves nothing of a text"),
+        ([0, 1, 2], ["--seeds", "1", "2", "1"], "--seeds 1 2 1 names a seed twice"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(tmp_path, tiny_bert, sentences, rows, options, message):
+    (tmp_path / "a.txt").write_text("\n".join(sentences[row] for row in rows))
+    with pytest.raises(ValueError, match=message):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_pairs_that_share_an_anchor_have_no_negatives_but_triplets_have(tmp_path, tiny_bert):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("anchor,positive\nA dog.,A hound.\nA dog.,A pet.\n")
+    with pytest.raises(ValueError, match="one and the same anchor"):
+        _train(tmp_path, tiny_bert, pairs)
+    triplets = tmp_path / "triplets.csv"
+    triplets.write_text("anchor,positive,negative\nA dog.,A hound.,A cat.\n")
+    _train(tmp_path, tiny_bert, triplets, "--per_device_train_batch_size", "1", "--logging_steps", "1")
+    state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
+    assert state["log_history"][0]["loss"] > 0
+
+
+def test_a_queue_has_negatives_for_batches_of_one(tmp_path, tiny_bert, sentences):
+    (tmp_path / "a.txt").write_text("\n".join(sentences[:2]))
+    _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--per_device_train_batch_size", "1", "--queue_size", "2")
+
+
+@pytest.mark.parametrize(
+    ("options", "schedule"),
+    [
+        ([], ("steps", 2, "steps", 2)),  # eight rows in batches of four
+        (["--eval_steps", "1"], ("steps", 1, "steps", 1)),
+        (["--eval_strategy", "steps", "--eval_steps", "1"], ("steps", 1, "steps", 1)),
+        (["--eval_strategy", "steps", "--eval_steps", "0.5"], ("steps", 0.5, "steps", 0.5)),
+        (["--eval_strategy", "steps"], ("steps", 2, "steps", 2)),
+        (["--eval_strategy", "steps", "--eval_steps", "9", "--save_steps", "18"], ("steps", 2, "steps", 2)),
+        (["--eval_strategy", "epoch"], ("epoch", None, "epoch", None)),
+        (["--save_strategy", "epoch"], ("epoch", None, "epoch", None)),
+        (["--eval_steps", "1", "--save_steps", "2"], ("steps", 1, "steps", 2)),
+        (["--eval_steps", "1", "--save_strategy", "best"], ("steps", 1, "best", None)),
+    ],
+)
+def test_dev_pairs_keep_the_best_checkpoint_whatever_the_schedule(
+    tmp_path, tiny_bert, sentences, monkeypatch, options, schedule
+):
+    made = []
+    monkeypatch.setattr(train, "SimCSETrainer", lambda **options: made.append(options["args"]) or sys.exit("enough"))
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    options += ["--dev_file", _scored_pairs(tmp_path / "dev.tsv", sentences), "--per_device_train_batch_size", "4"]
+    with pytest.raises(SystemExit, match="enough"):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
+    (args,) = made
+    assert (args.load_best_model_at_end, args.metric_for_best_model) == (True, "eval_dev_spearman_cosine")
+    assert args.greater_is_better
+    evaluate_when, evaluate_steps, save_when, save_steps = schedule
+    assert (args.eval_strategy, args.save_strategy) == (evaluate_when, save_when)
+    assert evaluate_steps in (None, args.eval_steps)
+    assert save_steps in (None, args.save_steps)
+
+
+def test_the_model_of_the_best_evaluation_is_saved(tmp_path, tiny_bert, sentences, monkeypatch):
+    """With an --eval_strategy of the user's own, and scores that say the first epoch was the best."""
+    scores = iter([0.0, 0.9, 0.5, 0.1, 0.0])
+    monkeypatch.setattr(
+        EmbeddingSimilarityEvaluator, "__call__", lambda self, *call, **kwargs: {"dev_spearman_cosine": next(scores)}
+    )
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    options = ["--dev_file", _scored_pairs(tmp_path / "dev.tsv", sentences), "--eval_strategy", "epoch"]
+    options += ["--num_train_epochs", "3", "--save_total_limit", "0", "--learning_rate", "0.01", "--bf16", "false"]
+    _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
+    saved, *epochs = (
+        load_file(tmp_path / "out" / folder / "model.safetensors") for folder in (".", "checkpoint-1", "checkpoint-3")
+    )
+    assert [all(torch.equal(saved[name], epoch[name]) for name in saved) for epoch in epochs] == [True, False]
+
+
+def test_dev_pairs_and_a_schedule_that_keeps_no_best_checkpoint(tmp_path, tiny_bert, sentences, caplog):
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    dev = ["--dev_file", _scored_pairs(tmp_path / "dev.tsv", sentences), "--per_device_train_batch_size", "2"]
+    for options in (
+        ["--eval_strategy", "epoch", "--save_steps", "3"],
+        ["--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "3"],
+        ["--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "0.5"],
+        ["--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "epoch"],
+    ):
+        with pytest.raises(ValueError, match="does not go with --eval_strategy .*or save at multiples of --eval_steps"):
+            _train(tmp_path, tiny_bert, tmp_path / "a.txt", *dev, *options)
+    _train(tmp_path, tiny_bert, tmp_path / "a.txt", *dev, "--save_strategy", "no")
+    assert "the saved model is that of the last step, not the best" in caplog.text
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_train_asks_for_matplotlib_before_the_work(tmp_path, tiny_bert, sentences, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    options = ["--dev_file", _scored_pairs(tmp_path / "dev.tsv", sentences), "--alignment_uniformity"]
+    with pytest.raises(ImportError, match="pictures need matplotlib"):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
+
+
+def test_train_says_that_a_model_has_no_correlation(tmp_path, tiny_bert, sentences, monkeypatch, capsys):
+    monkeypatch.setattr(EmbeddingSimilarityEvaluator, "__call__", lambda *c: {"test_spearman_cosine": float("nan")})
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    test = _scored_pairs(tmp_path / "test.tsv", sentences)
+    with pytest.raises(ValueError, match="no correlation for before on test; after on test: "):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--test_file", test, "--save_strategy", "no")
+    assert "| after | nan |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5"])
