@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardCallback
-from transformers import TrainingArguments
 
 __all__ = ["ModelCardCallback"]
 
@@ -18,16 +16,14 @@ class ModelCardCallback(SentenceTransformerModelCardCallback):
     the code that shows how the model is used. ``args.texts_in_model_card`` lets it.
     """
 
-    def on_init_end(
-        self, args: TrainingArguments, state: Any, control: Any, model: SentenceTransformer, **kwargs: Any
-    ) -> None:
+    def on_init_end(self, args: Any, *others: Any, **kwargs: Any) -> None:
         if getattr(args, "texts_in_model_card", False):
-            super().on_init_end(args, state, control, model, **kwargs)
+            super().on_init_end(args, *others, **kwargs)
             return
-        card = model.model_card_data
+        card = kwargs["model"].model_card_data
         given = card.widget
         card.widget = given or [{}]  # ST takes texts of the data where there are none
-        super().on_init_end(args, state, control, model, **kwargs)
+        super().on_init_end(args, *others, **kwargs)
         card.widget = given
         for dataset in (*card.train_datasets, *card.eval_datasets):
             for key in ("examples", "examples_table"):

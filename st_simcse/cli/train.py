@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.cli.parsing import parse
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
@@ -261,7 +262,7 @@ def _check_negatives(dataset: Dataset | IterableDataset, loss: LossArguments, ar
 
 def _keep_the_best(args: SimCSETrainingArguments, dataset: Dataset | IterableDataset, metric: str) -> None:
     """Evaluate while training goes on, save when evaluated, and load the best checkpoint at the end."""
-    evaluate, save = args.eval_strategy.value, args.save_strategy.value
+    evaluate, save = IntervalStrategy(args.eval_strategy).value, SaveStrategy(args.save_strategy).value
     if evaluate == "no":
         evaluate = "epoch" if save == "epoch" else "steps"
     asked, args.eval_steps = args.eval_steps, _eval_steps(args, dataset)
