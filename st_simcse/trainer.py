@@ -181,6 +181,8 @@ def _naming_damage(checkpoint: str | None) -> Iterator[None]:
 def limit_training_length(args: SentenceTransformerTrainingArguments, model: SentenceTransformer) -> None:
     """Say what ``max_length`` cuts off; no more than the model reads."""
     length, reads = getattr(args, "max_length", None), model.max_seq_length
+    if isinstance(length, int) and length < 1:
+        raise ValueError(f"max_length (--max_seq_length) must be at least 1, got {length}")
     if not isinstance(length, int) or not isinstance(reads, int) or length == reads:
         return
     if length < reads:

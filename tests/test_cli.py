@@ -297,6 +297,8 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
         ([0, 1, 2], ["--per_device_train_batch_size", "1"], "--per_device_train_batch_size 1 leaves no negatives"),
         ([0, 1, 2], ["--max_seq_length", "0"], "--max_seq_length 0 leaves nothing of a text.* 3 is the least"),
         ([0, 1, 2], ["--max_seq_length", "2"], "--max_seq_length 2 leaves nothing of a text"),
+        ([0, 1, 2], ["--model_max_length", "2"], "--model_max_length 2 leaves nothing of a text"),
+        ([0, 1, 2], ["--model_max_length", "0"], "max_seq_length must be at least 1, got 0"),
         ([0, 1, 2], ["--seeds", "1", "2", "1"], "--seeds 1 2 1 names a seed twice"),
     ],
 )

@@ -196,7 +196,7 @@ def _train_once(
         model_args.dense,
         device="cpu" if args.use_cpu else None,
     )
-    _check_length(model, model_args.max_seq_length)
+    _check_length(model, args.max_length)
     loss = _loss(model, dataset, loss_args)
     _check_negatives(dataset, loss_args, args)
     if has_dev:
@@ -231,13 +231,14 @@ def _train_once(
     return results
 
 
-def _check_length(model: SentenceTransformer, length: int) -> None:
+def _check_length(model: SentenceTransformer, in_training: int | None) -> None:
     special = model.tokenizer.num_special_tokens_to_add(False)
-    if length <= special:
-        raise ValueError(
-            f"--max_seq_length {length} leaves nothing of a text: {special} tokens are the tokenizer's own, so that "
-            f"{special + 1} is the least"
-        )
+    for option, length in (("max_seq_length", in_training), ("model_max_length", model.max_seq_length)):
+        if length is not None and length <= special:
+            raise ValueError(
+                f"--{option} {length} leaves nothing of a text: {special} tokens are the tokenizer's own, so that "
+                f"{special + 1} is the least"
+            )
 
 
 def _check_negatives(dataset: Dataset | IterableDataset, loss: LossArguments, args: SimCSETrainingArguments) -> None:
