@@ -30,6 +30,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_simcse.batching import LengthGroupedBatchSampler, token_collator, tokenize
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, any_process, average_gradients
+from st_simcse.embedding import chunked_outputs
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss, check_wrappers
 from st_simcse.model_card import ModelCardCallback
 
@@ -195,6 +196,20 @@ def limit_training_length(args: SentenceTransformerTrainingArguments, model: Sen
     else:
         logger.warning("max_length is %d instead of %d: the model reads no more", reads, length)
         args.max_length = reads
+
+
+@torch.no_grad()
+def texts_without_embedding(model: SentenceTransformer, columns: list[dict[str, torch.Tensor]]) -> list[str]:
+    """The different texts of a batch whose embeddings hold NaN or infinity, as the tokenizer gives them back."""
+    texts = []
+    for column in columns:
+        if column.get("input_ids", torch.empty(0)).ndim != 2:
+            continue  # without rows of tokens
+        outputs = chunked_outputs(model, dict(column), 64, task=None)
+        embeddings = torch.cat([output["sentence_embedding"] for output in outputs])
+        rows = column["input_ids"][~embeddings.isfinite().all(dim=1)]
+        texts += model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return list(dict.fromkeys(texts))
 
 
 class StopOnSigterm(TrainerCallback):
@@ -372,6 +387,17 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 return super().prediction_step(model, inputs, *args, **kwargs)
             finally:
                 self.model.eval()
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the plain trainer's; where embeddings are NaN or infinite, the error lists the texts."""
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        except ValueError as error:
+            texts = texts_without_embedding(self.model, self.collect_features(inputs)[0])
+            if not texts:
+                raise
+            more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
+            raise ValueError(f"{error}. The texts: {', '.join(map(repr, texts[:5]))}{more}") from error
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
