@@ -388,7 +388,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
             finally:
                 self.model.eval()
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As the plain trainer's; where embeddings are NaN or infinite, the error lists the texts."""
         try:
             return super().compute_loss(model, inputs, *args, **kwargs)
