@@ -69,7 +69,7 @@ def build_model(
 
     Raises:
         ValueError: for an unknown pooling, a transformer too shallow for it, CLS pooling of a causal decoder, a model
-            without token embeddings, and a pickle of more than tensors.
+            without token embeddings, a max_seq_length below 1, and a pickle of more than tensors.
         OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
 
     Example:
@@ -208,6 +208,8 @@ def _kinds(modules: Iterable[nn.Module]) -> str:
 def _set_length(model: SentenceTransformer, max_seq_length: int) -> None:
     if not isinstance(model[0], Transformer):
         raise ValueError(f"max_seq_length is a transformer's, this model has {_kinds(model)}")
+    if max_seq_length < 1:
+        raise ValueError(f"max_seq_length must be at least 1, got {max_seq_length}")
     longest = _positions(model[0].model)
     if max_seq_length > longest:
         logger.warning("max_seq_length is %d: the transformer reads no longer texts", longest)

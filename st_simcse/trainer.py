@@ -30,7 +30,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_simcse.batching import LengthGroupedBatchSampler, token_collator, tokenize
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, any_process, average_gradients
+from st_simcse.embedding import chunked_outputs
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss, check_wrappers
+from st_simcse.model_card import ModelCardCallback
 
 __all__ = ["SimCSETrainer", "SimCSETrainingArguments"]
 
@@ -52,6 +54,7 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
             heeds it too.
         tokenize_once: prepare the token ids before training instead of in every epoch.
         group_by_length: make batches with :class:`~st_simcse.batching.LengthGroupedBatchSampler`.
+        texts_in_model_card: let the README of the saved model show texts of the training data, as ST's does.
 
     Example:
         >>> SimCSETrainingArguments(bf16=False, tokenize_once=True).learning_rate
@@ -81,6 +84,9 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     )
     tokenize_once: bool = field(default=False, metadata={"help": "Tokenize before training, not in every epoch."})
     group_by_length: bool = field(default=False, metadata={"help": "Make batches of texts of like length."})
+    texts_in_model_card: bool = field(
+        default=False, metadata={"help": "The saved model's README shows some texts of the training data."}
+    )
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -176,6 +182,8 @@ def _naming_damage(checkpoint: str | None) -> Iterator[None]:
 def limit_training_length(args: SentenceTransformerTrainingArguments, model: SentenceTransformer) -> None:
     """Say what ``max_length`` cuts off; no more than the model reads."""
     length, reads = getattr(args, "max_length", None), model.max_seq_length
+    if isinstance(length, int) and length < 1:
+        raise ValueError(f"max_length (--max_seq_length) must be at least 1, got {length}")
     if not isinstance(length, int) or not isinstance(reads, int) or length == reads:
         return
     if length < reads:
@@ -188,6 +196,20 @@ def limit_training_length(args: SentenceTransformerTrainingArguments, model: Sen
     else:
         logger.warning("max_length is %d instead of %d: the model reads no more", reads, length)
         args.max_length = reads
+
+
+@torch.no_grad()
+def texts_without_embedding(model: SentenceTransformer, columns: list[dict[str, torch.Tensor]]) -> list[str]:
+    """The different texts of a batch whose embeddings hold NaN or infinity, as the tokenizer gives them back."""
+    texts = []
+    for column in columns:
+        if column.get("input_ids", torch.empty(0)).ndim != 2:
+            continue  # without rows of tokens
+        outputs = chunked_outputs(model, dict(column), 64, task=None)
+        embeddings = torch.cat([output["sentence_embedding"] for output in outputs])
+        rows = column["input_ids"][~embeddings.isfinite().all(dim=1)]
+        texts += model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return list(dict.fromkeys(texts))
 
 
 class StopOnSigterm(TrainerCallback):
@@ -242,6 +264,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
         >>> type(trainer.loss).__name__
         'UnsupSimCSELoss'
     """
+
+    model_card_callback_class = ModelCardCallback
 
     def __init__(
         self,
@@ -363,6 +387,17 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 return super().prediction_step(model, inputs, *args, **kwargs)
             finally:
                 self.model.eval()
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the plain trainer's; where embeddings are NaN or infinite, the error lists the texts."""
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        except ValueError as error:
+            texts = texts_without_embedding(self.model, self.collect_features(inputs)[0])
+            if not texts:
+                raise
+            more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
+            raise ValueError(f"{error}. The texts: {', '.join(map(repr, texts[:5]))}{more}") from error
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -156,6 +156,8 @@ def test_texts_are_no_longer_than_the_model_reads(tiny_bert, caplog):
     assert model.max_seq_length == 64
     assert "max_seq_length is 64" in caplog.text
     assert model.encode("word " * 100).shape == (32,)
+    with pytest.raises(ValueError, match="max_seq_length must be at least 1, got 0"):
+        build_model(tiny_bert, max_seq_length=0)
 
 
 def test_a_bare_transformer_reads_128_tokens_or_what_it_has_positions_for(tiny_bert, tmp_path):

@@ -1,3 +1,5 @@
+import ast
+
 import pytest
 import torch
 from datasets import Dataset
@@ -58,6 +60,9 @@ def test_training_reads_no_more_than_the_model(sentences, tmp_path, caplog):
     )
     assert next(iter(trainer.get_train_dataloader()))["sentence_input_ids"].shape[1] == 6
     assert "max_length is 6 instead of 32" in caplog.text
+    arguments.max_length = 0
+    with pytest.raises(ValueError, match="max_length .*must be at least 1, got 0"):
+        SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}))
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(sentences, tmp_path):
@@ -81,6 +86,36 @@ def test_resuming_without_the_heads_weights_is_an_error(sentences, tmp_path):
 def test_resuming_from_a_checkpoint_that_is_not_there(sentences, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no checkpoint .*checkpoint-9; save_total_limit=None"):
         _trainer(sentences, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+
+
+@pytest.mark.parametrize("cached", [None, 3])
+def test_texts_without_an_embedding_are_listed(sentences, tmp_path, cached):
+    model = tiny_model(sentences, width=32).to("cpu")
+    with torch.no_grad():
+        for word in ("guitar", "horse"):
+            model[0].model.embeddings.word_embeddings.weight[model.tokenizer.vocab[word]] = float("nan")
+    dataset = Dataset.from_dict({"anchor": sentences, "positive": sentences[1:] + sentences[:1]})
+    arguments = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False)
+    trainer = SimCSETrainer(model, arguments, dataset, loss=SupSimCSELoss(model, mini_batch_size=cached))
+    with pytest.raises(ValueError, match="NaN or infinite") as caught:
+        trainer.train()
+    listed = str(caught.value).split("The texts: ")[1]
+    expected = {sentence for sentence in sentences if "guitar" in sentence or "horse" in sentence}
+    assert {text.lower() for text in expected} == {
+        text.replace(" .", ".") for text in ast.literal_eval(f"[{listed.lower()}]")
+    }
+    with torch.no_grad():
+        model[0].model.embeddings.word_embeddings.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"The texts: ('[^']*', ){4}'[^']*' and 3 more$"):
+        trainer.train()
+
+
+def test_other_errors_of_a_loss_stay_as_they_are(sentences, tmp_path):
+    model = tiny_model(sentences, width=32).to("cpu")
+    dataset = Dataset.from_dict({"sentence": sentences})
+    arguments = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False)
+    with pytest.raises(ValueError, match="use UnsupSimCSELoss for single sentences$"):
+        SimCSETrainer(model, arguments, dataset, loss=SupSimCSELoss(model)).train()
 
 
 def test_losses_by_dataset_are_saved_under_their_names(sentences, tmp_path):
