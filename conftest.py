@@ -10,11 +10,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores: threads of their own would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dropout, StaticEmbedding
 from transformers import set_seed
@@ -121,6 +123,21 @@ def tiny_bert(tmp_path_factory):
     set_seed(0)
     save_tiny_transformer(folder, SENTENCES, width=32, layers=2)
     return str(folder)
+
+
+@pytest.fixture
+def into_cache(monkeypatch, tmp_path):
+    """Puts a model's folder into the hub's cache, which is empty and can be had offline alone, under a name."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def copy(folder, name):
+        cached = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        shutil.copytree(folder, cached / "snapshots" / ("a" * 40))
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text("a" * 40)
+        return name
+
+    return copy
 
 
 @pytest.fixture

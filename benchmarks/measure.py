@@ -76,7 +76,7 @@ def measure_loss(implementation: str, batch: int, width: int, repeat: int) -> di
 def measure_training(recipe: str, model: str, corpus: str, batch: int, steps: int, bf16: bool) -> dict[str, float]:
     """Seconds a step of the Trainer's own loop, from ST's recipe (doubled sentences) or from ours."""
     sentences = SentenceReader().get_dataset(corpus).shuffle(seed=0).select(range(batch * (steps + 2)))["sentence"][:]
-    encoder = build_model(model, pooling="mean", device=DEVICE)
+    encoder = build_model(model, pooling="mean", device=DEVICE, max_seq_length=32)
     ours = recipe.startswith("ours")
     options = {
         "num_train_epochs": 1,
@@ -107,7 +107,7 @@ def measure_training(recipe: str, model: str, corpus: str, batch: int, steps: in
 def measure_cached(recipe: str, model: str, corpus: str, batch: int, mini_batch: int, bf16: bool) -> dict[str, float]:
     """One training step with gradient caching: seconds and peak memory beyond the loaded model."""
     sentences = SentenceReader().get_dataset(corpus)["sentence"][:batch]
-    encoder = build_model(model, pooling="mean", device=DEVICE).train()
+    encoder = build_model(model, pooling="mean", device=DEVICE, max_seq_length=32).train()
     ours = recipe == "ours"
     loss = (UnsupSimCSELoss if ours else CachedMultipleNegativesRankingLoss)(encoder, mini_batch_size=mini_batch)
 

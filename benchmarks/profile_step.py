@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     args = parser.parse_args()
     texts = SentenceReader().get_examples(args.corpus, max_examples=args.batch)
-    model = build_model(args.model, pooling="mean").train()
+    model = build_model(args.model, pooling="mean", max_seq_length=32).train()
     loss = UnsupSimCSELoss(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
 

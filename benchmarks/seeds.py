@@ -84,7 +84,7 @@ def train(
     evaluator: EmbeddingSimilarityEvaluator,
 ) -> float:
     set_seed(seed)
-    model = build_model(model_name, pooling=pooling)
+    model = build_model(model_name, pooling=pooling, max_seq_length=32)
     use_cpu = not torch.accelerator.is_available()
     ours = recipe != "st"
     with tempfile.TemporaryDirectory() as folder:

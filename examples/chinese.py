@@ -15,10 +15,12 @@ parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to tr
 args = parser.parse_args()
 
 columns = [SentenceReader(column=column).get_dataset(args.dev_file) for column in ("sentence1", "sentence2")]
-model = build_model(args.model, pooling="cls", max_seq_length=64)
+model = build_model(args.model, pooling="cls")
 test = load_sts(args.test_file, name="test")
 print("before", test(model))
-arguments = SimCSETrainingArguments(args.output, max_steps=args.max_steps, save_strategy="no", report_to="none")
+arguments = SimCSETrainingArguments(
+    args.output, max_length=64, max_steps=args.max_steps, save_strategy="no", report_to="none"
+)
 loss = UnsupSimCSELoss(model, projection_head=True)
 trainer = SimCSETrainer(model=model, args=arguments, train_dataset=concatenate_datasets(columns), loss=loss)
 trainer.train()

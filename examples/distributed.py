@@ -15,7 +15,7 @@ parser.add_argument("--batch", type=int, default=512, help="rows a process")
 parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to try things out")
 args = parser.parse_args()
 
-model = build_model(args.model, pooling="cls", max_seq_length=32)
+model = build_model(args.model, pooling="cls")
 loss = UnsupSimCSELoss(model, projection_head=True, mini_batch_size=32, gather_across_devices=True)
 arguments = SimCSETrainingArguments(
     args.output, per_device_train_batch_size=args.batch, max_steps=args.max_steps, save_strategy="no", report_to="none"

@@ -14,8 +14,9 @@ parser.add_argument("--output", default="output/fit_unsup")
 parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to try things out")
 args = parser.parse_args()
 
-model = build_model(args.model, pooling="cls", max_seq_length=32)
-loss = UnsupSimCSELoss(model, projection_head=True)
+model = build_model(args.model, pooling="mean")
+# With projection_head=True fit takes sentence-transformers 6.2 or later.
+loss = UnsupSimCSELoss(model)
 loader = DataLoader(SentenceReader().get_examples(args.train_file), batch_size=64, shuffle=True)
 
 # fit warms up for 10,000 steps unless told otherwise: on less data the learning rate would never be reached.

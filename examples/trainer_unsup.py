@@ -14,7 +14,7 @@ parser.add_argument("--output", default="output/trainer_unsup")
 parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to try things out")
 args = parser.parse_args()
 
-model = build_model(args.model, pooling="cls", max_seq_length=32)
+model = build_model(args.model, pooling="cls")
 loss = UnsupSimCSELoss(model, projection_head=True)
 dev = load_sts(args.dev_file, name="dev")
 arguments = SentenceTransformerTrainingArguments(

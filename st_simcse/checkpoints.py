@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers.modeling_utils import load_state_dict
 
-from st_simcse.modeling import build_model
+from st_simcse.modeling import build_model, cached_file, load_sentence_transformer, weights_file
 
-__all__ = ["load_model", "load_simcse", "save_transformer"]
+__all__ = ["load_model", "load_simcse", "loading_class", "save_transformer"]
 
 # Where the MLP lies in a checkpoint: as the training script writes it, and as published, in place of BERT's own pooler.
 _MLP_NAMES = ("mlp.dense", "pooler.dense", "bert.pooler.dense", "roberta.pooler.dense")
@@ -25,27 +26,29 @@ _MLP_NAMES = ("mlp.dense", "pooler.dense", "bert.pooler.dense", "roberta.pooler.
 def load_simcse(
     name_or_path: str | os.PathLike[str],
     supervised: bool | None = None,
-    max_seq_length: int = 128,
+    max_seq_length: int | None = None,
     device: str | None = None,
-    **transformer_kwargs: Any,
+    **options: Any,
 ) -> SentenceTransformer:
     """A checkpoint of princeton-nlp/SimCSE as a SentenceTransformer with the pooler that it was evaluated with.
 
     Unsupervised checkpoints are read at the CLS token before the pooler, since their MLP was there in training only;
     supervised ones go through the trained MLP (Linear + Tanh), which becomes a Dense module. Both the published form
     (``princeton-nlp/sup-simcse-bert-base-uncased``: the MLP stands where BERT has its pooler) and the one that the
-    training script writes (``mlp.dense``) are understood.
+    training script writes (``mlp.dense``) are understood, here and on the hub. What was saved as a SentenceTransformer
+    knows its pooler and comes as it is.
 
     Args:
         name_or_path: a folder, or a model's name on the Hugging Face hub.
         supervised: which of the two it is; told from ``unsup-simcse`` or ``sup-simcse`` in the name when left out.
-        max_seq_length: longer texts are cut off after so many tokens.
+        max_seq_length: longer texts are cut off after so many tokens; 128, as the authors' tool does, when left out.
         device: where the model is put; ST chooses when left out.
-        **transformer_kwargs: for :func:`~st_simcse.build_model`.
+        **options: for :func:`~st_simcse.build_model`.
 
     Raises:
-        ValueError: if the name does not tell and ``supervised`` is left out, or if the MLP is missing.
-        OSError: as :func:`~st_simcse.build_model`; also for weights that are not in safetensors files.
+        ValueError: if the name does not tell and ``supervised`` is left out, if it is given for a SentenceTransformer,
+            or if the MLP is missing.
+        OSError: as :func:`~st_simcse.build_model`.
 
     Example:
         ::
@@ -53,7 +56,12 @@ def load_simcse(
             model = load_simcse("princeton-nlp/sup-simcse-bert-base-uncased")
             model.encode(["A man plays a guitar."])
     """
+    model = build_model(name_or_path, None, max_seq_length, device=device, **options)
     name = Path(name_or_path).name.lower()
+    if cached_file(name_or_path, "modules.json", **options):
+        if supervised is not None:
+            raise ValueError(f"{name_or_path} was saved as a SentenceTransformer with its pooler: leave supervised out")
+        return model
     if supervised is None:
         if "sup-simcse" not in name:
             raise ValueError(
@@ -61,28 +69,29 @@ def load_simcse(
                 "poolers; pass supervised=True or supervised=False"
             )
         supervised = "unsup-simcse" not in name
-    model = build_model(str(name_or_path), "cls", max_seq_length, device=device, **transformer_kwargs)
     if supervised:
-        weight, bias = _mlp(model.transformers_model, Path(name_or_path, "model.safetensors"))
-        model.append(_dense(weight, bias).to(model.device))
+        weight, bias = _mlp(name_or_path, options)
+        model.append(_dense(weight, bias).to(model.device, model.dtype))
     return model
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> SentenceTransformer:
     """Any model to evaluate or search with: SimCSE's checkpoints by :func:`load_simcse`, all others as ST loads them.
 
+    For weights and code the rules of :func:`~st_simcse.build_model` hold.
+
     Example:
         >>> load_model(getfixture("pretrained")).get_embedding_dimension()
         384
     """
     is_simcse = "sup-simcse" in Path(name_or_path).name.lower()
-    if is_simcse and not Path(name_or_path, "modules.json").exists():
-        return load_simcse(name_or_path)
-    return SentenceTransformer(str(name_or_path))
+    return load_simcse(name_or_path) if is_simcse else load_sentence_transformer(name_or_path)
 
 
 def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str]) -> str:
     """Save a model for users of transformers alone, who get the same embeddings from ``AutoModel``.
+
+    Where another class has to load it, :func:`loading_class` names it.
 
     An MLP (the Dense module of ``build_model(..., dense=True)``) is written into BERT's pooler, as published SimCSE
     checkpoints have it.
@@ -133,6 +142,22 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     return expression
 
 
+def loading_class(model: SentenceTransformer) -> str:
+    """The class of transformers that loads what :func:`save_transformer` saved.
+
+    AutoModel, unless that would be another model, as with T5: sentence-transformers takes its encoder alone.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> loading_class(tiny_model(["Two dogs run."]))
+        'AutoModel'
+    """
+    transformer = model.transformers_model
+    auto = MODEL_MAPPING.get(type(transformer.config), type(transformer))
+    is_auto = type(transformer) in (auto if isinstance(auto, tuple) else (auto,))
+    return "AutoModel" if is_auto else type(transformer).__name__
+
+
 def _dense(weight: Tensor, bias: Tensor) -> Dense:
     dense = Dense(weight.shape[1], weight.shape[0], activation_function=nn.Tanh())
     with torch.no_grad():
@@ -145,17 +170,22 @@ def _pooler(transformer: PreTrainedModel) -> nn.Linear | None:
     return getattr(getattr(transformer, "pooler", None), "dense", None)
 
 
-def _mlp(transformer: PreTrainedModel, path: Path) -> tuple[Tensor, Tensor]:
-    if path.exists():
-        with safe_open(path, "pt") as file:
-            for name in _MLP_NAMES:
-                if f"{name}.weight" in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    return file.get_tensor(f"{name}.weight"), file.get_tensor(f"{name}.bias")
-        raise ValueError(
-            f"{path} has no MLP, that is none of {', '.join(_MLP_NAMES)}: if it was trained without supervision, pass "
-            "supervised=False"
-        )
-    pooler = _pooler(transformer)
-    if pooler is None:
-        raise ValueError(f"{type(transformer).__name__} has no pooler that a supervised SimCSE checkpoint would fill")
-    return pooler.weight, pooler.bias
+def _mlp(name_or_path: str | os.PathLike[str], options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the trained MLP, from the files that the transformer was loaded from a moment ago."""
+    file = weights_file(name_or_path, **options)
+    if file is not None and file.name.endswith(".index.json"):
+        shards = sorted(set(json.loads(file.read_bytes())["weight_map"].values()))
+        files = [cached_file(name_or_path, shard, **options) for shard in shards]
+    else:
+        files = [file]
+    found: dict[str, Tensor] = {}
+    for path in filter(None, files):
+        weights = load_state_dict(path)
+        found |= {name: weights[name] for name in weights if name.rpartition(".")[0] in _MLP_NAMES}
+    for name in _MLP_NAMES:
+        if f"{name}.weight" in found:
+            return found[f"{name}.weight"], found[f"{name}.bias"]
+    raise ValueError(
+        f"{file or name_or_path} has no MLP, that is none of {', '.join(_MLP_NAMES)}: if it was trained without "
+        "supervision, pass supervised=False"
+    )

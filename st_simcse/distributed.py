@@ -31,6 +31,7 @@ __all__ = [
     "average_gradients",
     "gather_rows",
     "is_distributed",
+    "world_size",
 ]
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,12 @@ logger = logging.getLogger(__name__)
 
 def is_distributed() -> bool:
     """Whether this is one of several processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return world_size() > 1
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def any_process(flag: bool) -> bool:
@@ -233,7 +239,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 class LossSynchronizer(TrainerCallback):
     """What a Trainer of several processes has to be told: the weights of its losses start as those of rank 0.
 
-    DistributedDataParallel wraps the model alone. And an epoch that training resumes in the middle of is drawn in the
+    DistributedDataParallel wraps the model alone. Their gradients are cleared after every step, also in a single
+    process, which ST's own trainer does since 6.2. And an epoch that training resumes in the middle of is drawn in the
     order of that epoch, since accelerate passes the epoch on to whole ones only.
 
     Args:
@@ -243,7 +250,8 @@ class LossSynchronizer(TrainerCallback):
     def __init__(self, parameters: Callable[[], Iterable[nn.Parameter]]) -> None:
         self.parameters = parameters
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: Any, optimizer: torch.optim.Optimizer, **kwargs: Any) -> None:
+        optimizer.zero_grad()
         if is_distributed():
             for parameter in self.parameters():
                 dist.broadcast(parameter.data, src=0)
@@ -254,3 +262,6 @@ class LossSynchronizer(TrainerCallback):
         sampler = getattr(getattr(train_dataloader, "batch_sampler", None), "batch_sampler", None)
         if isinstance(sampler, EvenBatchSampler):
             sampler.set_epoch(int(state.epoch))
+
+    def on_step_end(self, *args: Any, optimizer: torch.optim.Optimizer, **kwargs: Any) -> None:
+        optimizer.zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,12 +77,12 @@ def sts_scores(results: Mapping[str, float]) -> dict[str, float]:
     """A row of the paper's table: Spearman × 100 by task, and the average, from what :func:`sts_evaluators` returned.
 
     Example:
-        >>> results = {f"{task}_spearman_cosine": 0.5 for task in STS_TASKS} | {"sequential_score": 0.5}
+        >>> results = {f"{task}_spearman_cosine": 0.5 for task in STS_TASKS}
         >>> sts_scores(results)["Avg."]
         50.0
     """
     scores = {task: 100 * results[f"{task}_spearman_cosine"] for task in STS_TASKS}
-    return scores | {"Avg.": 100 * results["sequential_score"]}
+    return scores | {"Avg.": sum(scores.values()) / len(scores)}
 
 
 def mteb_scores(model: SentenceTransformer) -> dict[str, float]:
@@ -102,7 +103,7 @@ def mteb_scores(model: SentenceTransformer) -> dict[str, float]:
 
 
 def format_table(rows: Mapping[str, Mapping[str, float]], corner: str = "model") -> str:
-    """Rows of numbers by name as a Markdown table with two decimals.
+    """Rows of numbers by name as a Markdown table with two decimals; a ``|`` in a name is escaped.
 
     Args:
         rows: numbers by row and column, the same columns in every row.
@@ -117,7 +118,27 @@ def format_table(rows: Mapping[str, Mapping[str, float]], corner: str = "model")
     header = [corner, *next(iter(rows.values()))]
     cells = [header, ["---"] * len(header)]
     cells += [[name, *(f"{value:.2f}" for value in row.values())] for name, row in rows.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells)
+
+
+def check_defined(rows: Mapping[str, Mapping[str, float]]) -> None:
+    """ValueError that names the rows and columns without a correlation: those that are nan.
+
+    Example:
+        >>> check_defined({"collapsed": {"STS-B": math.nan}})
+        Traceback (most recent call last):
+        ...
+        ValueError: no correlation for collapsed on STS-B: the embeddings hold NaN, or all similarities are equal
+    """
+    undefined = [
+        f"{name} on {', '.join(columns)}"
+        for name, row in rows.items()
+        if (columns := [column for column, value in row.items() if math.isnan(value)])
+    ]
+    if undefined:
+        raise ValueError(
+            f"no correlation for {'; '.join(undefined)}: the embeddings hold NaN, or all similarities are equal"
+        )
 
 
 class AlignmentUniformityEvaluator(BaseEvaluator):

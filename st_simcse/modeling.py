@@ -1,52 +1,75 @@
-"""A SentenceTransformer with one of SimCSE's poolers, made of ST's own modules so that plain ST loads it again."""
+"""A SentenceTransformer to train: as it was saved, or with one of SimCSE's poolers, made of ST's own modules."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from pickle import UnpicklingError
+from typing import Any, Literal, cast, get_args
 
-from huggingface_hub import try_to_load_from_cache
+import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer, WeightedLayerPooling
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    Transformer,
+    WeightedLayerPooling,
+)
+from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, batch_to_device, load_file_path
 from torch import nn, tensor
 
 from st_simcse.hub import hub_error
+from st_simcse.losses.heads import initialise
 
-__all__ = ["build_model"]
+__all__ = ["build_model", "cached_file", "load_sentence_transformer", "weights_file"]
 
 logger = logging.getLogger(__name__)
+
+# As transformers looks for them: safetensors first, whole or in shards, pickled ones where there are no others.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 PoolingMode = Literal["cls", "mean", "first_last_avg", "last2_avg"]
 
 
 def build_model(
-    name_or_path: str,
-    pooling: PoolingMode = "cls",
-    max_seq_length: int = 32,
+    name_or_path: str | os.PathLike[str],
+    pooling: PoolingMode | None = None,
+    max_seq_length: int | None = None,
     dense: bool = False,
     device: str | None = None,
-    **transformer_kwargs: Any,
+    **options: Any,
 ) -> SentenceTransformer:
-    """A SentenceTransformer of a pretrained transformer and one of the paper's poolings (section 6.3).
+    """A SentenceTransformer to train: as it was saved, or a pretrained transformer with one of the paper's poolings.
 
-    Weights are read from safetensors files only, and code that comes with a model is not run unless
-    ``trust_remote_code=True`` is passed.
+    What was saved as a SentenceTransformer comes with all its modules, prompts and length. Code that comes with a model
+    is not run unless ``trust_remote_code=True`` is passed: weights are read from safetensors files, and where there is
+    only a pickle (``pytorch_model.bin``) from that as plain tensors (``weights_only=True``), which is logged.
 
     Args:
         name_or_path: a folder, or a model's name on the Hugging Face hub.
-        pooling: ``cls`` the last layer's first token, before BERT's own pooler; ``mean`` the average of the last
-            layer's tokens; ``first_last_avg`` and ``last2_avg`` the tokens' average over the first and the last, or
-            the last two layers.
-        max_seq_length: longer texts are cut off after so many tokens; 32 is the paper's. At most what the
-            model reads.
+        pooling: None is the pooling that the model was saved with, and ``cls`` for a bare transformer. ``cls`` the last
+            layer's first token, before BERT's own pooler; ``mean`` the average of the last layer's tokens;
+            ``first_last_avg`` and ``last2_avg`` the tokens' average over the first and the last, or the last two
+            layers (section 6.3). The first layer is the first transformer layer, as in the authors' code of today; the
+            paper does not say, and its numbers are older than that (docs/pooling.md). Another one than the model was
+            saved with takes the place of all modules behind the transformer, which is logged.
+        max_seq_length: how many tokens of a text the model reads, here and once it is saved; at most those that it has
+            positions for. None is what the model was saved with, and 128 for a bare transformer, or less if it reads
+            less. Training may cut texts shorter: ``SimCSETrainingArguments(max_length=32)``.
         dense: append the MLP (Linear + Tanh) as a Dense module that stays at inference, as in the paper's supervised
-            models. For an MLP in training only leave it out and pass ``projection_head=True`` to the loss.
+            models; a final Normalize stays the last. For an MLP in training only leave it out and pass
+            ``projection_head=True`` to the loss.
         device: where the model is put; ST chooses when left out.
-        **transformer_kwargs: for ST's Transformer module, such as ``config_kwargs={"hidden_dropout_prob": 0.2}``.
+        **options: for SentenceTransformer, such as ``config_kwargs={"hidden_dropout_prob": 0.2}`` or ``revision``.
 
     Raises:
-        ValueError: for an unknown pooling, or a transformer too shallow for it.
+        ValueError: for an unknown pooling, a transformer too shallow for it, CLS pooling of a causal decoder, a model
+            without token embeddings, a max_seq_length below 1, and a pickle of more than tensors.
         OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
 
     Example:
@@ -54,36 +77,159 @@ def build_model(
         >>> model.encode(["A man plays a guitar.", "Two dogs run."]).shape
         (2, 32)
     """
-    if pooling not in ("cls", "mean", "first_last_avg", "last2_avg"):
+    if pooling is not None and pooling not in get_args(PoolingMode):
         raise ValueError(f"unknown pooling {pooling!r}: choose cls, mean, first_last_avg or last2_avg")
-    name_or_path = str(name_or_path)
-    average_layers = pooling in ("first_last_avg", "last2_avg")
-    if average_layers:
-        config = transformer_kwargs.pop("config_kwargs", {})
-        transformer_kwargs["config_kwargs"] = config | {"output_hidden_states": True}
-    # Pickled weights could run code.
-    transformer_kwargs["model_kwargs"] = {"use_safetensors": True} | transformer_kwargs.get("model_kwargs", {})
-    _use_cache_when_offline(name_or_path, transformer_kwargs)
-    transformer = Transformer(name_or_path, **transformer_kwargs)
-    longest = transformer.max_seq_length
-    if longest is not None and max_seq_length > longest:
-        logger.warning("max_seq_length is %d: %s reads no longer texts", longest, name_or_path)
-    else:
-        transformer.max_seq_length = max_seq_length
-    width = transformer.get_embedding_dimension()
-    modules: list[nn.Module] = [transformer]
-    if average_layers:
-        modules.append(_layer_average(pooling, width, transformer.model.config.num_hidden_layers))
-    modules.append(Pooling(width, pooling_mode="mean" if average_layers else pooling))
+    if pooling in ("first_last_avg", "last2_avg"):
+        options["config_kwargs"] = (options.get("config_kwargs") or {}) | {"output_hidden_states": True}
+    model = load_sentence_transformer(name_or_path, device, **options)
+    was_saved = cached_file(name_or_path, "modules.json", **options) is not None
+    pools = any(isinstance(module, Pooling) for module in model)
+    if pooling is not None or (pools and not was_saved):
+        if not (pools and isinstance(model[0], Transformer)):
+            raise ValueError(f"pooling needs a transformer's token embeddings, {name_or_path} has {_kinds(model)}")
+        _set_pooling(model, pooling or "cls", f"{name_or_path} was saved with" if was_saved else None)
+    if _embeds_alike(model):
+        raise ValueError(
+            f"{name_or_path}: its first token sees none of those behind it, as in causal decoders, so that CLS pooling "
+            "embeds every text alike: pass pooling='mean' (--pooling mean)"
+        )
+    if max_seq_length is not None:
+        _set_length(model, max_seq_length)
+    elif not was_saved and model.max_seq_length is not None:
+        model.max_seq_length = min(128, model.max_seq_length)
     if dense:
-        modules.append(Dense(width, width, activation_function=nn.Tanh()))
-    return SentenceTransformer(modules=modules, device=device)
+        width = cast(int, model.get_embedding_dimension())
+        mlp = Dense(width, width, activation_function=nn.Tanh())
+        initialise(mlp.linear)
+        model.insert(len(model) - isinstance(model[-1], Normalize), mlp.to(model.device, model.dtype))
+    return model
+
+
+def load_sentence_transformer(
+    name_or_path: str | os.PathLike[str], device: str | None = None, **options: Any
+) -> SentenceTransformer:
+    """What ``SentenceTransformer(name_or_path)`` is, by the rules that :func:`build_model` has for weights and code.
+
+    Example:
+        >>> load_sentence_transformer(getfixture("pretrained")).max_seq_length
+        256
+    """
+    name = _full_name(name_or_path)
+    if not options.get("local_files_only"):
+        options["local_files_only"] = not _is_reachable(name, options)
+    try:
+        model = SentenceTransformer(name, device=device, **options)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{name}: its pickled weights hold more than tensors, which could run code, so nothing of them was read or "
+            "run; ask whoever made them for safetensors files"
+        ) from error
+    modules = cached_file(name, "modules.json", **options)
+    for folder in [module["path"] for module in json.loads(modules.read_bytes())] if modules else [""]:
+        weights = weights_file(name, folder, **options)
+        if weights and weights.name.startswith("pytorch_model.bin"):
+            logger.warning(
+                "%s has no safetensors: its pickled weights were read as plain tensors, without running code", name
+            )
+    return model
+
+
+def weights_file(name_or_path: str | os.PathLike[str], subfolder: str = "", **options: Any) -> Path | None:
+    """The file that the weights of a model were loaded from, or the index of its shards; None if it has none.
+
+    Example:
+        >>> weights_file(getfixture("pretrained")).name
+        'model.safetensors'
+    """
+    files = (cached_file(name_or_path, filename, subfolder, **options) for filename in _WEIGHTS)
+    return next((file for file in files if file), None)
+
+
+def cached_file(
+    name_or_path: str | os.PathLike[str], filename: str, subfolder: str = "", **options: Any
+) -> Path | None:
+    """A file of a model that was loaded with these options: in its folder, or in the hub's cache; None if it has none.
+
+    Example:
+        >>> cached_file(getfixture("pretrained"), "config.json", "1_Pooling").parent.name
+        '1_Pooling'
+    """
+    path = load_file_path(
+        _full_name(name_or_path),
+        filename,
+        subfolder,
+        cache_folder=_cache_folder(options),
+        revision=options.get("revision"),
+        local_files_only=True,
+    )
+    return None if path is None else Path(path)
+
+
+def _set_pooling(model: SentenceTransformer, pooling: PoolingMode, of_saved: str | None) -> None:
+    transformer = cast(Transformer, model[0])
+    width = transformer.get_embedding_dimension()
+    average_layers = pooling in ("first_last_avg", "last2_avg")
+    modules: list[nn.Module] = [Pooling(width, pooling_mode="mean" if average_layers else pooling)]
+    if average_layers:
+        modules.insert(0, _layer_average(pooling, width, transformer.model.config.num_hidden_layers))
+    saved = list(model)[1:]
+    if [_settings(module) for module in modules] == [_settings(module) for module in saved[: len(modules)]]:
+        return
+    if of_saved:
+        logger.warning("pooling %r takes the place of %s, which %s", pooling, _kinds(saved), of_saved)
+    del model[1:]
+    for module in modules:
+        model.append(module.to(model.device, model.dtype))
+
+
+def _embeds_alike(model: SentenceTransformer) -> bool:
+    """Whether CLS pooling takes a token that does not change with the rest of the text; asked of the model itself."""
+    if not (isinstance(model[0], Transformer) and len(model) > 1 and "cls" in getattr(model[1], "pooling_mode", "")):
+        return False
+    text = batch_to_device(model.preprocess(["one two three"]), model.device)
+    other = text | {"input_ids": text["input_ids"].clone()}
+    other["input_ids"][:, -1] = (other["input_ids"][:, -1] + 1) % model[0].config.vocab_size
+    with torch.no_grad():
+        states = [model[0](dict(features))["token_embeddings"][:, 0] for features in (text, other)]
+    return torch.equal(*states)
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """What makes two poolings the same."""
+    weights = [weight.tolist() for weight in module.parameters()]
+    return type(module), getattr(module, "pooling_mode", None), getattr(module, "layer_start", None), weights
+
+
+def _kinds(modules: Iterable[nn.Module]) -> str:
+    modes = ((type(module).__name__, getattr(module, "pooling_mode", None)) for module in modules)
+    return ", ".join(f"{kind} ({mode})" if mode else kind for kind, mode in modes)
+
+
+def _set_length(model: SentenceTransformer, max_seq_length: int) -> None:
+    if not isinstance(model[0], Transformer):
+        raise ValueError(f"max_seq_length is a transformer's, this model has {_kinds(model)}")
+    if max_seq_length < 1:
+        raise ValueError(f"max_seq_length must be at least 1, got {max_seq_length}")
+    longest = _positions(model[0].model)
+    if max_seq_length > longest:
+        logger.warning("max_seq_length is %d: the transformer reads no longer texts", longest)
+    model.max_seq_length = min(max_seq_length, longest)
+
+
+def _positions(transformer: nn.Module) -> int:
+    """How many tokens a transformer has positions for."""
+    for module in transformer.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, nn.Embedding):
+            # RoBERTa and its kin number positions from behind the padding's.
+            return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    return getattr(transformer.config, "max_position_embeddings", None) or sys.maxsize
 
 
 def _layer_average(pooling: PoolingMode, width: int, layers: int) -> WeightedLayerPooling:
     if layers < 2:
         raise ValueError(f"pooling {pooling!r} needs at least two layers, the transformer has {layers}")
-    # Hidden state 0 is the embedding layer; the paper's first layer is hidden state 1.
+    # Hidden state 0 is the embedding layer's.
     start = 1 if pooling == "first_last_avg" else layers - 1
     weights = [1.0] + [0.0] * (layers - start - 1) + [1.0]
     return WeightedLayerPooling(
@@ -91,16 +237,32 @@ def _layer_average(pooling: PoolingMode, width: int, layers: int) -> WeightedLay
     )
 
 
-def _use_cache_when_offline(name_or_path: str, transformer_kwargs: dict[str, Any]) -> None:
-    """Ask the hub once, with a time limit: the loading code would retry every file of the model for minutes."""
-    if Path(name_or_path).exists():
-        return
-    unreachable = hub_error(name_or_path, token=transformer_kwargs.get("token"))
+def _full_name(name_or_path: str | os.PathLike[str]) -> str:
+    """ST looks for names without an owner among its own models, but for the oldest ones."""
+    name = str(name_or_path)
+    if Path(name).exists() or "/" in name or name.lower() in ORIGINAL_TRANSFORMER_MODELS:
+        return name
+    return f"{SentenceTransformer.default_huggingface_organization}/{name}"
+
+
+def _cache_folder(options: dict[str, Any]) -> str | None:
+    return options.get("cache_folder") or os.getenv("SENTENCE_TRANSFORMERS_HOME")
+
+
+def _is_reachable(name: str, options: dict[str, Any]) -> bool:
+    """Whether there is a folder of that name, or a repository at a hub that can be reached; False if it is cached.
+
+    Raises:
+        OSError: if the model is neither a folder, nor at the hub, nor in the cache.
+    """
+    if Path(name).exists():
+        return True
+    unreachable = hub_error(name, token=options.get("token"))
     if unreachable is None:
-        return
-    if not isinstance(try_to_load_from_cache(name_or_path, "config.json"), str):
+        return True
+    if not any(cached_file(name, file, **options) for file in ("config.json", "modules.json")):
         raise OSError(
-            f"{name_or_path} is no folder here, is not in the local cache, and the Hugging Face hub cannot be reached "
+            f"{name} is no folder here, is not in the local cache, and the Hugging Face hub cannot be reached "
             f"({unreachable}): check the name and the network, or pass the path of a downloaded model"
         ) from unreachable
-    transformer_kwargs["local_files_only"] = True
+    return False

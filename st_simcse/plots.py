@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_alignment_uniformity", "plot_scores"]
+__all__ = ["check_picture", "plot_alignment_uniformity", "plot_scores"]
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Whether a picture could be drawn under this name; asked before the work whose result it shows.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: for an ending that is no format of matplotlib's.
+
+    Example:
+        >>> check_picture("bars.png")
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise ImportError('pictures need matplotlib: pip install "st_simcse[plots]"') from error
+
+    endings = FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in endings:
+        raise ValueError(f"{path}: the ending says the format of a picture, choose one of .{', .'.join(endings)}")
 
 
 def plot_alignment_uniformity(
@@ -28,13 +50,13 @@ def plot_alignment_uniformity(
 
     Raises:
         ImportError: without matplotlib.
-        ValueError: for a run without these metrics.
+        ValueError: for a run without these metrics, and for an ending that is no format.
 
     Example:
         >>> history = [{"dev_alignment": 0.3, "dev_uniformity": -1.5}, {"dev_alignment": 0.2, "dev_uniformity": -2.0}]
         >>> plot_alignment_uniformity({"cls": history}, getfixture("tmp_path") / "paths.png")
     """
-    figure, axes = _figure()
+    figure, axes = _figure(path)
     for run, history in runs.items():
         points = [point for entry in history if (point := _point(entry, name)) is not None]
         if not points:
@@ -57,17 +79,18 @@ def plot_scores(rows: Mapping[str, Mapping[str, float]], path: str | os.PathLike
 
     Raises:
         ImportError: without matplotlib.
+        ValueError: for an ending that is no format.
 
     Example:
         >>> plot_scores({"ours": {"STS-B": 80.0, "Avg.": 78.0}}, getfixture("tmp_path") / "bars.png", "Spearman")
     """
-    figure, axes = _figure()
+    figure, axes = _figure(path)
     width = 0.8 / len(rows)
     for number, (name, row) in enumerate(rows.items()):
         places = [group + (number - (len(rows) - 1) / 2) * width for group in range(len(row))]
         axes.bar(places, list(row.values()), width, label=name)
     columns = list(next(iter(rows.values())))
-    lowest = min(min(row.values()) for row in rows.values())
+    lowest = min((value for row in rows.values() for value in row.values() if math.isfinite(value)), default=0)
     axes.set(ylabel=label, xticks=range(len(columns)), xticklabels=columns, ylim=(10 * ((lowest - 1) // 10), None))
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
@@ -84,11 +107,9 @@ def _point(entry: Mapping[str, float], name: str) -> tuple[float, float] | None:
     return (found["uniformity"], found["alignment"]) if len(found) == 2 else None
 
 
-def _figure() -> tuple[Figure, Axes]:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "st_simcse[plots]"') from error
+def _figure(path: str | os.PathLike[str]) -> tuple[Figure, Axes]:
+    check_picture(path)
+    import matplotlib
 
     matplotlib.use("Agg")  # draws without a screen
     from matplotlib import pyplot

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 __all__ = ["PRESETS", "preset_options"]
 
-# Batch sizes and learning rates: table "Batch sizes and learning rates for SimCSE" of appendix A. The rest is from the
-# text of appendix A and of section 6.3: one epoch without, three with supervision, temperature 0.05, 32 tokens, CLS
-# pooling with an MLP, which without supervision is left out at inference; the development set of the STS benchmark is
-# looked at every 250 steps, and the best checkpoint is kept. (The authors' scripts say 125: --eval_steps 125.)
+# Where it is from, in arXiv:2104.08821 and the authors' repository, github.com/princeton-nlp/SimCSE:
+# - batch sizes and learning rates: table A.1 in appendix A;
+# - one epoch without and three with supervision, the development set of the STS benchmark looked at every 250 steps and
+#   the best checkpoint kept: the text of appendix A (the authors' scripts say 125: --eval_steps 125);
+# - CLS with an MLP, which without supervision is left out at inference: appendix A and section 6.3, table 6;
+# - temperature 0.05: table D.1 in appendix D, and the scripts;
+# - 32 tokens: run_unsup_example.sh and run_sup_example.sh alone, the paper does not say; nor does it say how the
+#   learning rate falls: linearly, as the scripts leave it to transformers' default.
 _BATCH_AND_LEARNING_RATE = {
     "unsup-bert-base": (64, 3e-5, "bert-base-uncased"),
     "unsup-bert-large": (64, 1e-5, "bert-large-uncased"),

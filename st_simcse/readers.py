@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import logging
 import math
 import os
+import re
+import stat
 import sys
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
-from itertools import islice
+from collections.abc import Collection, Container, Iterator, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,7 +46,13 @@ Name = str | os.PathLike[str] | HubDataset
 # without a header).
 Row = tuple[int, dict[Column, Any]]
 
-# The csv module's own limit of 128 KiB a cell would refuse long documents.
+# What a row has in a column of the header that lies behind its last cell.
+_LACKING: Any = object()
+
+# Room for every document; a row beyond it is a mistake, such as a quote that is never closed.
+MAX_ROW_BYTES = 2**24
+
+# The csv module's own limit of 128 KiB a cell would refuse long documents; ours is that of the row.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
@@ -65,11 +74,16 @@ class Reader:
         quoting: how quotes in csv and tsv files are read, a constant of the csv module. When left out, csv files are
             quoted (``csv.QUOTE_MINIMAL``) and in tsv files a quote is an ordinary character (``csv.QUOTE_NONE``).
         drop_duplicates: skip, and count, what was read before.
+        max_row_bytes: a row that is longer in UTF-8 is refused, before more of it is in memory (in parquet files and
+            data sets, once it is loaded). A row is a line, in csv files all the lines of its quoted cells.
 
     Attributes:
         skipped: the reasons for which the last file's rows were skipped, with their counts.
         usual: the column sets to look for, of which the first that the file has is taken.
-        optional: how many of the last ones it may lack.
+        optional: how many of the last ones it may lack; those that the user names it must have.
+
+    Raises:
+        ValueError: for fewer or more columns than the reader takes, and for a limit below 1.
     """
 
     usual: ClassVar[Sequence[Sequence[Column]]] = ()
@@ -81,11 +95,19 @@ class Reader:
         columns: Sequence[Column] | None = None,
         quoting: int | None = None,
         drop_duplicates: bool = False,
+        max_row_bytes: int = MAX_ROW_BYTES,
     ) -> None:
+        if columns is not None and (isinstance(columns, str) or not self._takes(len(columns))):
+            expected = " or ".join(str(list(usual)) for usual in self.usual)
+            hint = "; SentenceReader (--train_format sentences) reads one column" if len(columns) == 1 else ""
+            raise ValueError(f"columns={columns!r}: expected a list as long as {expected}{hint}")
+        if max_row_bytes < 1:
+            raise ValueError(f"max_row_bytes must be 1 or more, got {max_row_bytes}")
         self.dataset_folder = dataset_folder
         self.columns = columns
         self.quoting = quoting
         self.drop_duplicates = drop_duplicates
+        self.max_row_bytes = max_row_bytes
         self.skipped: Counter[str] = Counter()
 
     def get_examples(self, filename: Name, max_examples: int = 0) -> list[InputExample]:
@@ -123,15 +145,27 @@ class Reader:
 
         Every file is a shard; ``.shuffle(seed, buffer_size)`` shuffles the files and, within a buffer, their rows. The
         trainer needs ``max_steps``, because nobody has counted the rows. What is skipped is logged file by file.
-        Raises what :meth:`get_examples` raises, when it comes to the row.
+        Raises what :meth:`get_examples` raises, at once for each file's first row, later when it comes to the row; and
+        ValueError for files of different width, for none, and for pipes, which can be read but once.
         """
-        files = [name for name in filenames if not isinstance(name, HubDataset)]
-        if missing := [str(name) for name in files if not Path(self.dataset_folder, name).exists()]:
+        if not filenames:
+            raise ValueError("no file to read: pass one file name or more")
+        paths = {str(name): Path(self.dataset_folder, name) for name in filenames if not isinstance(name, HubDataset)}
+        if missing := [name for name, path in paths.items() if not path.exists()]:
             raise FileNotFoundError(f"no such file(s): {', '.join(missing)}")
-        width = len(next(self._read(filenames[0])))
+        if pipes := [name for name, path in paths.items() if path.is_fifo()]:
+            raise ValueError(f"{', '.join(pipes)}: a pipe can be read but once; use get_dataset")
+        columns = {str(name): list(self._names(len(next(self._read(name))))) for name in filenames}
+        names = columns[str(filenames[0])]
+        if any(other != names for other in columns.values()):
+            raise ValueError(
+                "the files give different columns: "
+                + ", ".join(f"{file} {found}" for file, found in columns.items())
+                + "; read them apart, or name the columns that all of them have"
+            )
         return IterableDataset.from_generator(
             self._read_dicts,
-            features=Features({name: Value("string") for name in self._names(width)}),
+            features=Features({name: Value("string") for name in names}),
             gen_kwargs={"filenames": list(filenames)},
         )
 
@@ -166,12 +200,18 @@ class Reader:
     def _cells(self, path: Source) -> Iterator[tuple[int, Record]]:
         """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped."""
         wanted: Sequence[Column] = ()
-        for line, row in _rows(path, self.columns, self.quoting):
+        names: Collection[Column] = ()
+        for line, row in self._rows(path):
             if not row:
                 self.skipped["blank"] += 1
                 continue
-            wanted = wanted or self._choose_columns(path, line, row)
+            if not wanted:
+                wanted, names = self._choose_columns(path, line, row), row.keys()
+            elif self.columns is None and row.keys() != names and len(self.usual_columns(row)) > len(wanted):
+                raise ValueError(f"{place(path, line)}: the row has {list(row)}, the first one only {list(names)}")
             cells = [_text(path, line, row, column) for column in wanted]
+            if sum(map(len, cells)) > self.max_row_bytes:
+                raise _too_long(path, line, self.max_row_bytes)
             empty = [column for column, cell in zip(wanted, cells, strict=True) if not cell]
             if len(empty) == len(wanted):
                 self.skipped["blank"] += 1
@@ -179,6 +219,22 @@ class Reader:
                 self.skipped[f"with an empty {empty[0]!r}"] += 1
             else:
                 yield line, tuple(cells)
+
+    def _rows(self, path: Source) -> Iterator[Row]:
+        """The rows of a table with the line they begin on; blank lines are empty rows."""
+        if isinstance(path, HubDataset):
+            yield from enumerate(_dataset_rows(path), start=1)
+        elif file_format(path) == "parquet":
+            yield from enumerate(_parquet_rows(path), start=1)
+        elif file_format(path) == "jsonl":
+            yield from _json_rows(path, self.max_row_bytes)
+        elif file_format(path) == "txt":
+            raise ValueError(
+                f"{path}: expected a .csv, .tsv, .jsonl or .parquet file (or one of the first three with .gz)"
+            )
+        else:
+            numbered = all(isinstance(column, int) for column in self.columns or [""])
+            yield from _csv_rows(path, numbered, self.quoting, self.max_row_bytes)
 
     @classmethod
     def usual_columns(cls, names: Container[Column]) -> Sequence[Column]:
@@ -190,17 +246,26 @@ class Reader:
         return []
 
     def _choose_columns(self, path: Source, line: int, row: dict[Column, Any]) -> Sequence[Column]:
-        if not self.columns:
-            wanted = self.usual_columns(row)
+        if self.columns is not None:
+            wanted, lacking = self.columns, str([column for column in self.columns if column not in row])
         else:
-            wanted = self.columns if all(column in row for column in self.columns) else []
-        if not wanted:
-            expected = " or ".join(str(list(columns)) for columns in ([self.columns] if self.columns else self.usual))
-            raise ValueError(
-                f"{place(path, line)}: no column(s) {expected}, found {list(row)}; name the columns to read, by their "
-                "header or, for a file without one, by number from 0"
+            wanted, lacking = self.usual_columns(row), " or ".join(str(list(columns)) for columns in self.usual)
+        if not wanted or not all(column in row for column in wanted):
+            other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
+            remedy = (
+                f"{READERS[other].__name__} (--train_format {other}) reads such a file"
+                if other and not self.columns
+                else "name the columns to read, by their header or, for a file without one, by number from 0"
             )
+            raise ValueError(f"{place(path, line)}: no column(s) {lacking}, found {list(row)}; {remedy}")
+        unread = [column for column in row if column not in wanted]
+        if unread and self.columns is None and len(wanted) < len(self.usual[0]):
+            logger.warning("%s: only the columns %s are read, not %s", path, list(wanted), unread)
         return wanted
+
+    @classmethod
+    def _takes(cls, columns: int) -> bool:
+        return columns in map(len, cls.usual)
 
     def _records(self, path: Source) -> Iterator[Record]:
         raise NotImplementedError
@@ -226,6 +291,7 @@ class SentenceReader(Reader):
         column: name or number of the column.
         quoting: see :class:`Reader`.
         drop_duplicates: skip, and count, sentences that were read before.
+        max_row_bytes: see :class:`Reader`.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -245,15 +311,19 @@ class SentenceReader(Reader):
         column: Column | None = None,
         quoting: int | None = None,
         drop_duplicates: bool = False,
+        max_row_bytes: int = MAX_ROW_BYTES,
     ) -> None:
-        super().__init__(dataset_folder, None if column is None else [column], quoting, drop_duplicates)
+        columns = None if column is None else [column]
+        super().__init__(dataset_folder, columns, quoting, drop_duplicates, max_row_bytes)
 
     def _records(self, path: Source) -> Iterator[Record]:
-        if isinstance(path, HubDataset) or _format(path) != "txt":
+        if isinstance(path, HubDataset) or file_format(path) != "txt":
             for _, record in self._cells(path):
                 yield record
             return
-        for _, line in text_lines(path):
+        if self.columns is not None:
+            raise ValueError(f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose")
+        for _, line in text_lines(path, self.max_row_bytes):
             if sentence := line.strip():
                 yield (sentence,)
             else:
@@ -283,6 +353,10 @@ class TripletReader(Reader):
 
     usual = (("sent0", "sent1", "hard_neg"), ("anchor", "positive", "negative"))
     optional = 1
+
+    @classmethod
+    def _takes(cls, columns: int) -> bool:
+        return columns >= 2
 
     def _records(self, path: Source) -> Iterator[Record]:
         for _, record in self._cells(path):
@@ -337,6 +411,9 @@ class NLIReader(Reader):
         return ["anchor", "positive", "negative"]
 
 
+READERS: dict[str, type[Reader]] = {"sentences": SentenceReader, "triplets": TripletReader, "nli": NLIReader}
+
+
 class STSReader(Reader):
     """(sentence1, sentence2, score) rows, for :func:`load_sts`."""
 
@@ -354,6 +431,7 @@ def load_sts(
     name: str | None = None,
     columns: Sequence[Column] | None = None,
     quoting: int | None = None,
+    max_row_bytes: int = MAX_ROW_BYTES,
     **evaluator_kwargs: Any,
 ) -> EmbeddingSimilarityEvaluator:
     """Scored sentence pairs as ST's EmbeddingSimilarityEvaluator with Spearman's correlation of the cosine.
@@ -365,6 +443,7 @@ def load_sts(
         name: the evaluator's name; when left out the file's name without endings, or those of data set and split.
         columns: other columns, see :class:`Reader`.
         quoting: see :class:`Reader`.
+        max_row_bytes: see :class:`Reader`.
         **evaluator_kwargs: for the evaluator, such as ``batch_size``.
 
     Raises:
@@ -382,7 +461,8 @@ def load_sts(
             name = f"{Path(filename.name).name}-{filename.split}"
         else:
             name = Path(filename).name.split(".")[0]
-    return sts_evaluator(STSReader(columns=columns, quoting=quoting), filename, name, **evaluator_kwargs)
+    reader = STSReader(columns=columns, quoting=quoting, max_row_bytes=max_row_bytes)
+    return sts_evaluator(reader, filename, name, **evaluator_kwargs)
 
 
 def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs: Any) -> EmbeddingSimilarityEvaluator:
@@ -406,10 +486,11 @@ def check_score(path: Source, line: int, column: Column, score: str) -> None:
 
 def place(path: Source, line: int) -> str:
     """Where in the source a row is, for messages."""
-    return f"{path}, {'row' if _format(path) in ('dataset', 'parquet') else 'line'} {line}"
+    return f"{path}, {'row' if file_format(path) in ('dataset', 'parquet') else 'line'} {line}"
 
 
-def _format(path: Source) -> str:
+def file_format(path: Source) -> str:
+    """What the source is read as: csv, tsv, jsonl, parquet, txt or, for a HubDataset, dataset."""
     if isinstance(path, HubDataset):
         return "dataset"
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
@@ -418,34 +499,81 @@ def _format(path: Source) -> str:
     return formats.get(suffix, "txt")
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _check_unchanged(path: Path, file: io.BufferedReader, before: os.stat_result) -> None:
+    """ValueError if the open file was written to since: rows may be lost or torn."""
+    after = os.fstat(file.fileno())
+    written = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
+    if written and stat.S_ISREG(before.st_mode):
+        sizes = f"from {before.st_size:,} to {after.st_size:,} bytes"
+        raise ValueError(f"{path}: changed while it was read, {sizes}; read it when it is complete")
+
+
+def _too_long(path: Source, line: int, max_row_bytes: int) -> ValueError:
+    return ValueError(
+        f"{place(path, line)}: longer than {max_row_bytes:,} bytes; look for an unclosed quote or a file without line "
+        "ends, or raise the reader's max_row_bytes"
+    )
+
+
+def text_lines(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[tuple[int, str]]:
     """Line numbers and lines, line ends included; reads bytes so that a line can be named that does not decode."""
-    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
+    with path.open("rb") as raw:
+        before = os.fstat(raw.fileno())
         number = 0
         try:
-            for number, raw in enumerate(file, start=1):
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            file, head = raw, raw.peek()
+            if path.suffix.lower() == ".gz" and (head.startswith(_GZIP) or not _foreign(head)):
+                file = io.BufferedReader(gzip.GzipFile(fileobj=raw))
+                head = file.peek()
+            if foreign := _foreign(head):
+                raise ValueError(f"{path}: not lines of UTF-8 text but {foreign}")
+            for number, line in enumerate(iter(lambda: file.readline(max_row_bytes + 2), b""), start=1):
+                if number == 1 and b"\n" not in line and b"\r" in line.rstrip(b"\r"):
+                    raise ValueError(
+                        f"{path}: its lines end in \\r alone, as on old Macs; convert it with tr '\\r' '\\n'"
+                    )
+                if len(line.rstrip(b"\r\n")) > max_row_bytes:
+                    raise _too_long(path, number, max_row_bytes)
+                if not line.endswith(b"\n"):
+                    _check_unchanged(path, raw, before)
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            _check_unchanged(path, raw, before)
         except UnicodeDecodeError as error:
+            # No other encoding of text has zero bytes.
+            remedy = f"it may be {_UTF16}" if b"\0" in head else "convert it, for example with iconv -f LATIN1 -t UTF-8"
             raise ValueError(
-                f"{path}, line {number}, byte {error.start + 1}: not UTF-8 ({error.reason}); convert the file, for "
-                "example with iconv -f LATIN1 -t UTF-8"
+                f"{path}, line {number}, byte {error.start + 1}: not UTF-8 ({error.reason}); {remedy}"
             ) from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}, after line {number}: damaged gzip file ({error})") from None
 
 
-def _rows(path: Source, columns: Sequence[Column] | None, quoting: int | None) -> Iterator[Row]:
-    """The rows of a table with the line they begin on; blank lines are empty rows."""
-    if isinstance(path, HubDataset):
-        yield from enumerate(_dataset_rows(path), start=1)
-    elif _format(path) == "parquet":
-        yield from enumerate(_parquet_rows(path), start=1)
-    elif _format(path) == "jsonl":
-        yield from _json_rows(path)
-    elif _format(path) == "txt":
-        raise ValueError(f"{path}: expected a .csv, .tsv, .jsonl or .parquet file (or one of the first three with .gz)")
-    else:
-        yield from _csv_rows(path, all(isinstance(column, int) for column in columns or [""]), quoting)
+_GZIP = b"\x1f\x8b"
+_UTF16 = "UTF-16 text: convert it with iconv -f UTF-16LE (or UTF-16BE) -t UTF-8"
+# What begins so, and what to do with it.
+_FOREIGN = {
+    rb"\x1f\x8b": "gzip data: unpack it, or give it a name that ends in .gz",
+    rb"PK(\x03\x04|\x05\x06)": "a zip archive, as .xlsx files are too: unpack it, or save the sheet as csv",
+    rb"\xd0\xcf\x11\xe0": "an .xls file: save the sheet as csv",
+    rb"BZh[1-9]1AY&SY": "bzip2 data: unpack it",
+    rb"\xfd7zXZ\x00": "xz data: unpack it",
+    rb"\x28\xb5\x2f\xfd": "zstandard data: unpack it",
+    rb"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
+    rb"(?s).{257}ustar": "a tar archive: unpack it",
+    rb"PAR1\x15": "a parquet file: give it a name that ends in .parquet",
+    rb"ARROW1\x00": "an Arrow file: save it as parquet",
+    rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff": "UTF-32 text: convert it with iconv -f UTF-32 -t UTF-8",
+    rb"\xff\xfe|\xfe\xff": "UTF-16 text: convert it with iconv -f UTF-16 -t UTF-8",
+}
+
+
+def _foreign(head: bytes) -> str:
+    """What a file with these first bytes is, and what to do with it, if it is no UTF-8 text; else empty."""
+    for pattern, kind in _FOREIGN.items():
+        if re.match(pattern, head):
+            return kind
+    # Western text in UTF-16 is half zeros; a stray zero in UTF-8 is a character like any other.
+    return _UTF16 + ", if it is text" if head.count(0) > len(head) / 20 else ""
 
 
 def _dataset_rows(source: HubDataset) -> Iterator[dict[Column, Any]]:
@@ -456,20 +584,39 @@ def _dataset_rows(source: HubDataset) -> Iterator[dict[Column, Any]]:
 
 def _parquet_rows(path: Path) -> Iterator[dict[Column, Any]]:
     with path.open("rb") as file:
+        before = os.fstat(file.fileno())
+        foreign = "" if file.peek().startswith(b"PAR1") else _foreign(file.peek())
         try:
             for batch in ParquetFile(file).iter_batches(batch_size=1000):
                 yield from batch.to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: damaged or no parquet file ({error})") from None
+            raise ValueError(
+                f"{path}: damaged or no parquet file ({error})" + (foreign and f" but {foreign}")
+            ) from None
+        _check_unchanged(path, file, before)
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    for line, text in text_lines(path):
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"an object names one of {list(row)} more than once")
+    return row
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
+
+
+def _json_rows(path: Path, max_row_bytes: int) -> Iterator[Row]:
+    for line, text in text_lines(path, max_row_bytes):
         if not text.strip():
             yield line, {}
             continue
         try:
-            row = json.loads(text)
+            row = _JSON.decode(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {line}: not JSON ({error}); expected one object a line") from None
         if not isinstance(row, dict):
@@ -477,21 +624,31 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield line, row
 
 
-def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
-    comma = _format(path) == "csv"
+def _csv_rows(path: Path, numbered: bool, quoting: int | None, max_row_bytes: int) -> Iterator[Row]:
+    comma = file_format(path) == "csv"
     quoting = quoting if quoting is not None else csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE
+    line = size = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal size
+        for _, text in text_lines(path, max_row_bytes):
+            size += len(text.encode())
+            if size > max_row_bytes + 2:  # with the line's end
+                raise _too_long(path, line, max_row_bytes)
+            yield text
+
     # strict, since a lenient parser lets one unbalanced quote swallow the rest of the file
-    reader = csv.reader(
-        (text for _, text in text_lines(path)), delimiter="," if comma else "\t", quoting=quoting, strict=True
-    )
+    reader = csv.reader(lines(), delimiter="," if comma else "\t", quoting=quoting, strict=True)
     header: list[str] | None = None
     while True:
-        line = reader.line_num + 1
+        line, size = reader.line_num + 1, 0
         try:
             cells = next(reader, None)
         except csv.Error as error:
+            # csv's own words on a lone \\r are meant for who calls it.
+            told = "a line end \\r inside an unquoted cell" if "new-line" in str(error) else str(error)
             raise ValueError(
-                f"{path}, line {line}: {error}; if quotes are ordinary characters in this file, pass "
+                f"{path}, line {line}: {told}; if quotes are ordinary characters in this file, pass "
                 "quoting=csv.QUOTE_NONE"
             ) from None
         if cells is None:
@@ -501,28 +658,45 @@ def _csv_rows(path: Path, numbered: bool, quoting: int | None) -> Iterator[Row]:
         elif numbered:
             yield line, dict(enumerate(cells))
         elif header is None:
-            header = [cell.strip() for cell in cells]
+            header = [cell.strip() for cell in _without_empty_end(cells, 0)]
             if twice := [name for name, count in Counter(header).items() if count > 1]:
                 raise ValueError(f"{path}, line {line}: the header names {twice} more than once")
-        elif len(cells) > len(header):
+        elif len(cells := _without_empty_end(cells, len(header))) > len(header):
             raise ValueError(
                 f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)} columns; if cells are "
                 "quoted in this file, pass quoting=csv.QUOTE_MINIMAL"
             )
         else:
-            yield line, dict(zip(header, cells, strict=False))
+            yield line, dict(zip_longest(header, cells, fillvalue=_LACKING))
+
+
+def _without_empty_end(cells: list[str], width: int) -> list[str]:
+    """The cells without empty ones behind the last column: spreadsheets write commas for them."""
+    while len(cells) > width and not cells[-1].strip():
+        cells.pop()
+    return cells
 
 
 def _text(path: Source, line: int, row: dict[Column, Any], column: Column) -> str:
-    if column not in row:
-        raise ValueError(f"{place(path, line)}: no column {column!r}, the row has {list(row)}")
-    cell = row[column]
+    cell = row.get(column, _LACKING)
+    if cell is _LACKING:
+        found = [name for name, cell in row.items() if cell is not _LACKING]
+        raise ValueError(f"{place(path, line)}: no column {column!r}, the row has {found}")
     # Labels and scores may be JSON numbers; a null is an empty cell.
     if cell is None:
         return ""
-    if isinstance(cell, bool) or not isinstance(cell, str | int | float):
-        raise ValueError(f"{place(path, line)}, column {column!r}: expected text, got {cell!r}")
-    return str(cell).strip()
+    number = isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell))
+    if isinstance(cell, bool) or not (number or isinstance(cell, str)):
+        raise ValueError(f"{place(path, line)}, column {column!r}: expected text or a number, got {cell!r}")
+    text = str(cell).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ValueError(
+            f"{place(path, line)}, column {column!r}: {half!r} is one half of a character (a lone surrogate); delete it"
+        ) from None
+    return text
 
 
 _scratch_folder: tempfile.TemporaryDirectory[str] | None = None

@@ -22,6 +22,7 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss
 from torch.utils.data import BatchSampler, ConcatDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -29,7 +30,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_simcse.batching import LengthGroupedBatchSampler, token_collator, tokenize
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, any_process, average_gradients
+from st_simcse.embedding import chunked_outputs
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss, check_wrappers
+from st_simcse.model_card import ModelCardCallback
 
 __all__ = ["SimCSETrainer", "SimCSETrainingArguments"]
 
@@ -46,8 +49,12 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         bf16: None turns mixed precision on where it is fast (Ampere and later GPUs, CPUs with AVX512-bf16 or AMX), and
             says so; False keeps float32.
         save_total_limit: so many checkpoints are kept, the last and the best among them; 0 or None keeps all.
+        max_length: training sees so many tokens of a text, 32 as in the authors' scripts; None as many as the model
+            reads. The model itself goes on reading what it did, in evaluation and once it is saved. ST's own trainer
+            heeds it too.
         tokenize_once: prepare the token ids before training instead of in every epoch.
         group_by_length: make batches with :class:`~st_simcse.batching.LengthGroupedBatchSampler`.
+        texts_in_model_card: let the README of the saved model show texts of the training data, as ST's does.
 
     Example:
         >>> SimCSETrainingArguments(bf16=False, tokenize_once=True).learning_rate
@@ -63,6 +70,13 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints to keep: the last, and where one is told the best. 0: all."}
     )
+    max_length: int | None = field(
+        default=32,
+        metadata={
+            "help": "Tokens of a text that training sees; those that the model reads are not changed.",
+            "aliases": ["--max_seq_length", "--max-seq-length"],
+        },
+    )
     # nargs and const let the command line say `--bf16`, as it does for ST's arguments.
     bf16: bool | None = field(
         default=None,
@@ -70,6 +84,9 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     )
     tokenize_once: bool = field(default=False, metadata={"help": "Tokenize before training, not in every epoch."})
     group_by_length: bool = field(default=False, metadata={"help": "Make batches of texts of like length."})
+    texts_in_model_card: bool = field(
+        default=False, metadata={"help": "The saved model's README shows some texts of the training data."}
+    )
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -144,6 +161,14 @@ def _own_weights(loss: torch.nn.Module, model: torch.nn.Module) -> dict[str, tor
     return {name: tensor for name, tensor in tensors if id(tensor) not in models}
 
 
+def _check_compilation(loss: torch.nn.Module) -> None:
+    if any(isinstance(part, AdaptiveLayerLoss) for part in loss.modules()):
+        raise ValueError(
+            "in several processes torch_compile does not go with AdaptiveLayerLoss or Matryoshka2dLoss, of which "
+            "DistributedDataParallel sees a compiled model's parameters used several times: leave torch_compile out"
+        )
+
+
 @contextmanager
 def _naming_damage(checkpoint: str | None) -> Iterator[None]:
     try:
@@ -152,6 +177,39 @@ def _naming_damage(checkpoint: str | None) -> Iterator[None]:
         raise ValueError(
             f"{checkpoint} cannot be read and is probably damaged ({error}): resume from an earlier checkpoint"
         ) from error
+
+
+def limit_training_length(args: SentenceTransformerTrainingArguments, model: SentenceTransformer) -> None:
+    """Say what ``max_length`` cuts off; no more than the model reads."""
+    length, reads = getattr(args, "max_length", None), model.max_seq_length
+    if isinstance(length, int) and length < 1:
+        raise ValueError(f"max_length (--max_seq_length) must be at least 1, got {length}")
+    if not isinstance(length, int) or not isinstance(reads, int) or length == reads:
+        return
+    if length < reads:
+        logger.warning(
+            "Training sees the first %d tokens of a text, the model reads %d: max_length (--max_seq_length) is for "
+            "longer texts",
+            length,
+            reads,
+        )
+    else:
+        logger.warning("max_length is %d instead of %d: the model reads no more", reads, length)
+        args.max_length = reads
+
+
+@torch.no_grad()
+def texts_without_embedding(model: SentenceTransformer, columns: list[dict[str, torch.Tensor]]) -> list[str]:
+    """The different texts of a batch whose embeddings hold NaN or infinity, as the tokenizer gives them back."""
+    texts = []
+    for column in columns:
+        if column.get("input_ids", torch.empty(0)).ndim != 2:
+            continue  # without rows of tokens
+        outputs = chunked_outputs(model, dict(column), 64, task=None)
+        embeddings = torch.cat([output["sentence_embedding"] for output in outputs])
+        rows = column["input_ids"][~embeddings.isfinite().all(dim=1)]
+        texts += model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return list(dict.fromkeys(texts))
 
 
 class StopOnSigterm(TrainerCallback):
@@ -207,6 +265,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
         'UnsupSimCSELoss'
     """
 
+    model_card_callback_class = ModelCardCallback
+
     def __init__(
         self,
         model: SentenceTransformer | None = None,
@@ -236,6 +296,12 @@ class SimCSETrainer(SentenceTransformerTrainer):
             self._check_trials_are_independent()
             self._make_losses_anew(self.model)
         self.add_callback(LossSynchronizer(self._loss_parameters))
+
+    def get_data_collator(
+        self, model: SentenceTransformer, args: SentenceTransformerTrainingArguments, *others: Any, **options: Any
+    ) -> BaseDataCollator:
+        limit_training_length(args, model)
+        return super().get_data_collator(model, args, *others, **options)
 
     def call_model_init(self, trial: Any = None) -> SentenceTransformer:
         model = super().call_model_init(trial)
@@ -282,6 +348,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def prepare_loss(self, loss: Any, model: SentenceTransformer) -> torch.nn.Module:
         loss = super().prepare_loss(loss, model)
         check_wrappers(loss)
+        if self.args.torch_compile and self.args.world_size > 1:
+            _check_compilation(loss)
         for part in loss.modules():
             if hasattr(part, "is_synchronized"):
                 part.is_synchronized = True
@@ -290,6 +358,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def get_batch_sampler(
         self, dataset: Dataset, batch_size: int, drop_last: bool, **kwargs: Any
     ) -> DefaultBatchSampler | None:
+        kwargs.setdefault("seed", self.args.seed)  # as ST's trainer passes it since 6.2
         processes = self.args.world_size
         if processes == 1:
             return super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)
@@ -319,6 +388,17 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 return super().prediction_step(model, inputs, *args, **kwargs)
             finally:
                 self.model.eval()
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the plain trainer's; where embeddings are NaN or infinite, the error lists the texts."""
+        try:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        except ValueError as error:
+            texts = texts_without_embedding(self.model, self.collect_features(inputs)[0])
+            if not texts:
+                raise
+            more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
+            raise ValueError(f"{error}. The texts: {', '.join(map(repr, texts[:5]))}{more}") from error
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

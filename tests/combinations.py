@@ -10,7 +10,6 @@ if the package says so when loss or trainer is made, and :func:`refusal` expects
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import itertools
 import math
@@ -121,25 +120,34 @@ FACTORS = {
 
 
 def cases() -> list[Case]:
-    """Every two values of two factors together at least once; where they are to be refused, with nothing else."""
+    """Every two values of two factors together at least once; what is to be refused, with nothing else."""
     rng = random.Random(0)
-    simplest = Case(*(values[0] for values in FACTORS.values()))
     right: dict[Case, None] = {}
-    refused: dict[Case, None] = {}
     covered: set[tuple[Any, ...]] = set()
     for one, other in itertools.combinations(FACTORS, 2):
         for pair in itertools.product(FACTORS[one], FACTORS[other]):
             fixed = dict(zip((one, other), pair, strict=True))
             drawn = [{name: rng.choice(values) for name, values in FACTORS.items()} | fixed for _ in range(300)]
             candidates = [case for case in (Case(**values) for values in drawn) if not refusal(case)]
-            if not candidates:
-                alone = [dataclasses.replace(simplest, **({"loss": loss} | fixed)) for loss in FACTORS["loss"]]
-                refused |= dict.fromkeys(case for case in alone if refusal(case))
-            elif (one, other, *pair) not in covered:
+            if candidates and (one, other, *pair) not in covered:
                 best = max(candidates, key=lambda case: len(_pairs(case) - covered))
                 covered |= _pairs(best)
                 right[best] = None
-    return [*right, *refused]
+    return [*right, *_refused()]
+
+
+def _refused() -> list[Case]:
+    """One to three values that are refused together, all else being the simplest; none of them less is refused."""
+    simplest = {name: values[0] for name, values in FACTORS.items()}
+    refused: list[dict[str, Any]] = []
+    for number in (1, 2, 3):
+        for names in itertools.combinations(FACTORS, number):
+            for chosen in itertools.product(*(FACTORS[name][1:] for name in names)):
+                values = dict(zip(names, chosen, strict=True))
+                case = Case(**(simplest | values))
+                if refusal(case) and not any(less.items() <= values.items() for less in refused):
+                    refused.append(values)
+    return [Case(**(simplest | values)) for values in refused]
 
 
 def _pairs(case: Case) -> set[tuple[Any, ...]]:
@@ -234,6 +242,8 @@ def refusal(case: Case) -> str | None:
             return f"{case.option} does not go with {name}"
     if layers and case.cached:
         return "leave mini_batch_size out"
+    if layers and case.step == "compile" and case.processes != "1":
+        return "leave torch_compile out"
     if dimensions and case.option == "projection_head":
         return "leave projection_head out"
     return None
@@ -266,12 +276,14 @@ def _data(case: Case) -> Dataset | dict[str, Dataset]:
 
 def _wrap(case: Case, model: Any, loss: nn.Module) -> nn.Module:
     dims = [WIDTH, WIDTH // 2]
+    # The wrapper's own divergence is a mean over each process's rows, which with unequal numbers is not that of all.
+    layers = {"n_layers_per_step": -1} | ({"kl_temperature": 0.0} if case.processes == "2 gathered" else {})
     if case.wrapper == "MatryoshkaLoss":
         return MatryoshkaLoss(model, loss, dims, matryoshka_weights=[1.0, 0.5])
     if case.wrapper == "Matryoshka2dLoss":
-        return Matryoshka2dLoss(model, loss, dims, n_layers_per_step=-1, n_dims_per_step=-1)
+        return Matryoshka2dLoss(model, loss, dims, n_dims_per_step=-1, **layers)
     if case.wrapper == "AdaptiveLayerLoss":
-        return AdaptiveLayerLoss(model, loss, n_layers_per_step=-1)
+        return AdaptiveLayerLoss(model, loss, **layers)
     return loss
 
 

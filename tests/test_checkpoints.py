@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, BertModel, RobertaConfig, RobertaModel
 
-from st_simcse import build_model, load_simcse, save_transformer
+from st_simcse import build_model, cli, load_simcse, save_transformer
 from st_simcse.checkpoints import load_model
 from st_simcse.demo import tiny_model
 
@@ -89,12 +89,109 @@ def test_a_missing_mlp_is_an_error(tiny_bert, tmp_path):
         load_simcse(tmp_path / "sup-simcse-tiny")
 
 
-def test_pickled_weights_are_refused(plain, tmp_path):
-    folder = _published(plain, tmp_path / "sup-simcse-tiny")
+def _pickled(folder):
+    """As most published repositories are: pytorch_model.bin and nothing else."""
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(OSError, match="model.safetensors"):
-        load_simcse(folder)
+    return folder
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("write", [_published, _as_trained])
+@pytest.mark.parametrize("name", ["unsup-simcse-tiny", "sup-simcse-tiny"])
+def test_pickled_weights_are_read_as_tensors_with_a_notice(
+    plain, tmp_path, sentences, into_cache, caplog, write, name, cached
+):
+    folder = _pickled(write(plain, tmp_path / name))
+    expected = _by_hand(plain, sentences, supervised=name.startswith("sup"))
+    place = into_cache(folder, f"somebody/{name}") if cached else folder
+    assert load_model(place).encode(sentences) == pytest.approx(expected.numpy(), abs=1e-5)
+    assert caplog.text.count("pickled weights were read as plain tensors") == 1
+    assert load_simcse(place, True).encode(sentences) == pytest.approx(
+        _by_hand(plain, sentences, supervised=True).numpy(), abs=1e-5
+    )
+
+
+def test_safetensors_in_the_cache(plain, tmp_path, sentences, into_cache, caplog):
+    name = into_cache(_as_trained(plain, tmp_path / "sup-simcse-tiny"), "somebody/sup-simcse-tiny")
+    expected = _by_hand(plain, sentences, supervised=True)
+    assert load_simcse(name).encode(sentences) == pytest.approx(expected.numpy(), abs=1e-5)
+    assert "pickled" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickled"])
+def test_the_mlp_is_found_in_shards(plain, tmp_path, sentences, kind):
+    folder = _as_trained(plain, tmp_path / "sup-simcse-tiny")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem, ending = ("model", "safetensors") if kind == "safetensors" else ("pytorch_model", "bin")
+    index = {}
+    for part in range(2):
+        shard = {name: weights[name] for name in weights if ("mlp" in name) == bool(part)}
+        file = f"{stem}-0000{part + 1}-of-00002.{ending}"
+        index |= dict.fromkeys(shard, file)
+        if kind == "safetensors":
+            save_file(shard, folder / file, metadata={"format": "pt"})
+        else:
+            torch.save(shard, folder / file)
+    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    expected = _by_hand(plain, sentences, supervised=True)
+    assert load_simcse(folder).encode(sentences) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_a_missing_mlp_in_the_cache_is_an_error(tiny_bert, tmp_path, into_cache):
+    model = BertModel.from_pretrained(tiny_bert, add_pooling_layer=False)
+    folder = _published((model, AutoTokenizer.from_pretrained(tiny_bert)), tmp_path / "sup-simcse-tiny")
+    name = into_cache(_pickled(folder), "somebody/sup-simcse-tiny")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin has no MLP"):
+        load_simcse(name)
+
+
+class _Harm:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("place", ["transformer", "dense", "cache"])
+@pytest.mark.parametrize("command", ["evaluate", "export", "serve", "train"])
+def test_a_hostile_pickle_is_a_line_and_never_runs(
+    plain, tiny_bert, tmp_path, shared, sentences, into_cache, place, command
+):
+    harm = tmp_path / "harm"
+    if place == "dense":
+        build_model(tiny_bert, dense=True).save_pretrained(str(tmp_path / "model"))
+        folder = tmp_path / "model" / "2_Dense"
+    else:
+        folder = _published(plain, tmp_path / "sup-simcse-tiny")
+    (folder / "model.safetensors").unlink()
+    torch.save({"linear.weight": _Harm(harm)}, folder / "pytorch_model.bin")
+    model = {"transformer": folder, "dense": folder.parent}.get(place) or into_cache(folder, "somebody/sup-simcse-x")
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    words = {
+        "evaluate": ["--model", str(model), "--sts_dir", str(shared / "sts" / "raw")],
+        "export": ["--model", str(model), "--output_dir", str(tmp_path / "out")],
+        "serve": ["--model", str(model), "--corpus", str(tmp_path / "a.txt")],
+        "train": [*("--model_name_or_path", str(model)), *("--train_file", str(tmp_path / "a.txt"))],
+    }[command]
+    if command == "train":
+        words += ["--output_dir", str(tmp_path / "out"), "--bf16", "false"]
+    with pytest.raises(SystemExit, match=f"st-simcse {command}: .*pickled weights hold more than tensors"):
+        cli.main([command, *words])
+    assert not harm.exists()
+
+
+def test_a_sentence_transformer_of_that_name_knows_its_pooler(tiny_bert, tmp_path, sentences, into_cache):
+    model = build_model(tiny_bert, pooling="mean", max_seq_length=17)
+    model.save_pretrained(str(tmp_path / "sup-simcse-mine"))
+    for name in (tmp_path / "sup-simcse-mine", into_cache(tmp_path / "sup-simcse-mine", "somebody/sup-simcse-mine")):
+        for load in (load_model, load_simcse):
+            assert (load(name).encode(sentences) == model.encode(sentences)).all()
+            assert load(name).max_seq_length == 17
+    with pytest.raises(ValueError, match="leave supervised out"):
+        load_simcse(tmp_path / "sup-simcse-mine", supervised=True)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "dense"])
@@ -127,8 +224,6 @@ def test_what_automodel_cannot_stand_in_for_is_refused(tiny_bert, tmp_path, stat
     assert not list(Path(tmp_path).iterdir())
 
 
-def test_published_names_are_asked_of_the_hub(monkeypatch):
-    asked = []
-    monkeypatch.setattr("st_simcse.checkpoints.build_model", lambda *args, **kwargs: asked.append(args))
-    load_simcse("princeton-nlp/unsup-simcse-bert-base-uncased")
-    assert asked == [("princeton-nlp/unsup-simcse-bert-base-uncased", "cls", 128)]
+def test_a_published_name_that_is_neither_cached_nor_reachable():
+    with pytest.raises(OSError, match="princeton-nlp/unsup-simcse-bert-base-uncased is no folder here"):
+        load_simcse("princeton-nlp/unsup-simcse-bert-base-uncased")

@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import os
 import re
@@ -7,7 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub.utils import are_progress_bars_disabled
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from tqdm import tqdm
+from transformers import AutoTokenizer, T5Config, T5Model
+from transformers.utils.logging import enable_progress_bar
 
 from st_simcse import (
     AngularMargin,
@@ -24,6 +32,7 @@ from st_simcse import (
     load_sts,
 )
 from st_simcse.cli import evaluate, export, train
+from st_simcse.evaluation import STS_TASKS
 from st_simcse.losses import OPTIONS
 from st_simcse.losses.options import option_name
 
@@ -75,6 +84,25 @@ def test_train_supervised_and_every_training_argument(tmp_path, tiny_bert):
     ]
 
 
+def test_a_saved_model_keeps_its_modules_unless_told_otherwise(tmp_path, tiny_bert, sentences, caplog):
+    build_model(tiny_bert, pooling="mean", dense=True).save_pretrained(str(tmp_path / "before"))
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    for options, modules in (([], "Transformer, Pooling, Dense"), (["--pooling", "cls"], "Transformer, Pooling")):
+        _train(tmp_path, str(tmp_path / "before"), tmp_path / "a.txt", "--max_steps", "1", *options)
+        saved = SentenceTransformer(str(tmp_path / "out"))
+        assert ", ".join(type(module).__name__ for module in saved) == modules
+        assert saved[1].pooling_mode == ("cls" if options else "mean")
+        assert ("takes the place of Pooling (mean), Dense" in caplog.text) == bool(options)
+
+
+def test_the_saved_model_reads_more_than_training_did(tmp_path, tiny_bert, sentences, capsys):
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    for options, reads in ([], 64), (["--model_max_length", "40"], 40):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--max_seq_length", "16", "--max_steps", "1", *options)
+        assert SentenceTransformer(str(tmp_path / "out")).max_seq_length == reads
+        assert f"it reads {reads} tokens of a text" in capsys.readouterr().out
+
+
 def test_train_on_nli_rows_and_on_a_column(tmp_path, tiny_bert):
     nli = tmp_path / "nli.tsv"
     nli.write_text("premise\thypothesis\tlabel\nA\tB\tentailment\nA\tC\tcontradiction\n")
@@ -109,6 +137,109 @@ def test_evaluate_side_by_side_into_files(generated, tmp_path, tiny_bert, capsys
         table = {row.pop("model"): {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)}
     assert table == rows
     assert Path(outputs["png"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def small_sts(tmp_path, sentences):
+    (tmp_path / "sts").mkdir()
+    for stem in STS_TASKS.values():
+        _scored_pairs(tmp_path / f"sts/{stem}.tsv", sentences)
+    return str(tmp_path / "sts")
+
+
+def test_evaluate_finds_a_wrong_model_before_the_work(small_sts, tiny_bert, monkeypatch):
+    monkeypatch.setattr(EmbeddingSimilarityEvaluator, "__call__", lambda *call: pytest.fail("has begun to work"))
+    with pytest.raises(OSError, match="/absent"):
+        evaluate.run(["--model", tiny_bert, "/absent", "--sts_dir", small_sts])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json_file", "absent/a.json"], "cannot write absent/a.json: there is no folder absent"),
+        (["--csv_file", "sts"], "cannot write sts: it is a folder"),
+        (["--plot_file", "sts.doc"], "sts.doc: the ending says the format of a picture, choose one of .*png"),
+        (["--plot_file", "noending"], "noending: the ending says"),
+        (["--json_file", "a", "--csv_file", "./a"], "need names of their own"),
+        (["--batch_size", "0"], "--batch_size must be at least 1, got 0"),
+        (["--max_seq_length", "0"], "--max_seq_length must be at least 1, got 0"),
+    ],
+)
+def test_evaluate_checks_its_options_before_the_work(small_sts, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((OSError, ValueError), match=message):
+        evaluate.run(["--model", "/absent", "--sts_dir", small_sts, *options])
+
+
+def test_evaluate_asks_for_matplotlib_before_the_work(small_sts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    with pytest.raises(ImportError, match="pictures need matplotlib: pip install"):
+        evaluate.run(["--model", "/absent", "--sts_dir", small_sts, "--plot_file", "a.png"])
+
+
+def test_evaluate_keeps_what_is_done(small_sts, tiny_bert, tmp_path, monkeypatch, capsys):
+    build_model(tiny_bert, pooling="mean").save_pretrained(str(tmp_path / "other"))
+    calls = iter(range(100))
+
+    def interrupted(self, *args, **kwargs):
+        if next(calls) == 9:  # in the second model's third task
+            raise KeyboardInterrupt
+        return {f"{self.name}_spearman_cosine": 0.25}
+
+    monkeypatch.setattr(EmbeddingSimilarityEvaluator, "__call__", interrupted)
+    models = ["--model", tiny_bert, str(tmp_path / "other")]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run([*models, "--sts_dir", small_sts, "--json_file", str(tmp_path / "a.json")])
+    assert capsys.readouterr().out.splitlines()[2:] == [f"| {tiny_bert} |{' 25.00 |' * 8}"]
+    assert list(json.loads((tmp_path / "a.json").read_text())) == [tiny_bert]
+
+
+def test_evaluate_says_which_model_has_no_correlation(small_sts, tiny_bert, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("nans", float("nan")), ("collapsed", 0.0)):
+        broken = build_model(tiny_bert, dense=True)
+        broken[-1].linear.weight.data.fill_(value)
+        broken[-1].linear.bias.data.fill_(1.0)
+        broken.save_pretrained(name)
+    files = ["--json_file", "a.json", "--csv_file", "a.csv", "--plot_file", "a.png"]
+    with pytest.raises(SystemExit, match="no correlation for nans on STS12, .*; collapsed on STS12, .*, Avg.: "):
+        cli.main(["evaluate", "--model", "nans", tiny_bert, "collapsed", "--sts_dir", small_sts, *files])
+    rows = json.loads(Path("a.json").read_text())
+    assert set(rows["nans"].values()) == set(rows["collapsed"].values()) == {None}
+    assert rows[tiny_bert]["Avg."] == pytest.approx(sum(list(rows[tiny_bert].values())[:7]) / 7)
+    assert f"| nans |{' nan |' * 8}" in capsys.readouterr().out
+    assert Path("a.csv").read_text().splitlines()[1] == "nans" + ",nan" * 8
+    assert Path("a.png").exists()
+
+
+def test_evaluate_shows_a_bar_over_the_sentences_of_all_tasks(small_sts, tiny_bert, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **options):
+            bars.append(self)
+            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+
+        def set_description(self, text=None, refresh=True):
+            self.seen = [*getattr(self, "seen", []), (self.n, text.removeprefix(tiny_bert))]
+
+    monkeypatch.setattr(evaluate, "tqdm", Bar)
+    evaluate.run(["--model", tiny_bert, "--sts_dir", small_sts, "--batch_size", "3"])
+    (bar,) = bars
+    assert bar.seen == [(16 * number, f", {task}") for number, task in enumerate(STS_TASKS)]
+    assert bar.n == bar.total == 7 * 16
+
+
+def test_names_break_neither_the_table_nor_the_csv(small_sts, tiny_bert, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a|b", "=1+1", "@x"):
+        Path(name).symlink_to(tiny_bert)
+    evaluate.run(["--model", "a|b", "=1+1", "@x", "--sts_dir", small_sts, "--csv_file", "a.csv"])
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert rows[0].startswith(r"| a\|b | ")
+    assert {len(re.split(r"(?<!\\)\|", row)) for row in (header, *rows)} == {1 + 9 + 1}
+    with Path("a.csv").open(newline="") as file:
+        assert [row["model"] for row in csv.DictReader(file)] == ["a|b", "'=1+1", "'@x"]
 
 
 @pytest.mark.parametrize("options", [[], ["--sts_dir", "sts", "--mteb"]])
@@ -164,7 +295,7 @@ def _loss_of(options, tmp_path, tiny_bert, sentences, monkeypatch, supervised=Fa
     made = []
     monkeypatch.setattr(train, "SimCSETrainer", lambda **options: made.append(options["loss"]) or sys.exit("enough"))
     (tmp_path / "a.txt").write_text("\n".join(sentences))
-    (tmp_path / "b.csv").write_text("anchor,positive\n" + "A man plays.,A man plays a guitar.\n" * 8)
+    (tmp_path / "b.csv").write_text("anchor,positive\n" + "".join(f"{text},{text} Yes.\n" for text in sentences))
     with pytest.raises(SystemExit, match="enough"):
         _train(tmp_path, tiny_bert, tmp_path / ("b.csv" if supervised else "a.txt"), *options)
     return made[0]
@@ -197,18 +328,155 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
     assert {type(option) for option in (*expected, *loss.options)} == set(OPTIONS)
 
 
-def test_export(tmp_path, tiny_bert, sentences, capsys):
-    model = build_model(tiny_bert, dense=True)
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([0], [], "1 row.* one and the same sentence, 'A man plays a guitar.', so that no row has a negative"),
+        ([0] * 4, [], "4 row.* one and the same sentence"),
+        ([0, 1, 2], ["--per_device_train_batch_size", "1"], "--per_device_train_batch_size 1 leaves no negatives"),
+        ([0, 1, 2], ["--max_seq_length", "0"], "--max_seq_length 0 leaves nothing of a text.* 3 is the least"),
+        ([0, 1, 2], ["--max_seq_length", "2"], "--max_seq_length 2 leaves nothing of a text"),
+        ([0, 1, 2], ["--model_max_length", "2"], "--model_max_length 2 leaves nothing of a text"),
+        ([0, 1, 2], ["--model_max_length", "0"], "max_seq_length must be at least 1, got 0"),
+        ([0, 1, 2], ["--seeds", "1", "2", "1"], "--seeds 1 2 1 names a seed twice"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(tmp_path, tiny_bert, sentences, rows, options, message):
+    (tmp_path / "a.txt").write_text("\n".join(sentences[row] for row in rows))
+    with pytest.raises(ValueError, match=message):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_pairs_that_share_an_anchor_have_no_negatives_but_triplets_have(tmp_path, tiny_bert):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("anchor,positive\nA dog.,A hound.\nA dog.,A pet.\n")
+    with pytest.raises(ValueError, match="one and the same anchor"):
+        _train(tmp_path, tiny_bert, pairs)
+    triplets = tmp_path / "triplets.csv"
+    triplets.write_text("anchor,positive,negative\nA dog.,A hound.,A cat.\n")
+    _train(tmp_path, tiny_bert, triplets, "--per_device_train_batch_size", "1", "--logging_steps", "1")
+    state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
+    assert state["log_history"][0]["loss"] > 0
+
+
+def test_a_queue_has_negatives_for_batches_of_one(tmp_path, tiny_bert, sentences):
+    (tmp_path / "a.txt").write_text("\n".join(sentences[:2]))
+    _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--per_device_train_batch_size", "1", "--momentum_queue", "2")
+
+
+@pytest.mark.parametrize(
+    ("options", "schedule"),
+    [
+        ([], ("steps", 2, "steps", 2)),  # eight rows in batches of four
+        (["--eval_steps", "1"], ("steps", 1, "steps", 1)),
+        (["--eval_strategy", "steps", "--eval_steps", "1"], ("steps", 1, "steps", 1)),
+        (["--eval_strategy", "steps", "--eval_steps", "0.5"], ("steps", 0.5, "steps", 0.5)),
+        (["--eval_strategy", "steps"], ("steps", 2, "steps", 2)),
+        (["--eval_strategy", "steps", "--eval_steps", "9", "--save_steps", "18"], ("steps", 2, "steps", 2)),
+        (["--eval_strategy", "epoch"], ("epoch", None, "epoch", None)),
+        (["--save_strategy", "epoch"], ("epoch", None, "epoch", None)),
+        (["--eval_steps", "1", "--save_steps", "2"], ("steps", 1, "steps", 2)),
+        (["--eval_steps", "1", "--save_strategy", "best"], ("steps", 1, "best", None)),
+    ],
+)
+def test_dev_pairs_keep_the_best_checkpoint_whatever_the_schedule(
+    tmp_path, tiny_bert, sentences, monkeypatch, options, schedule
+):
+    made = []
+    monkeypatch.setattr(train, "SimCSETrainer", lambda **options: made.append(options["args"]) or sys.exit("enough"))
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    options += ["--dev_file", _scored_pairs(tmp_path / "dev.tsv", sentences), "--per_device_train_batch_size", "4"]
+    with pytest.raises(SystemExit, match="enough"):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
+    (args,) = made
+    assert (args.load_best_model_at_end, args.metric_for_best_model) == (True, "eval_dev_spearman_cosine")
+    assert args.greater_is_better
+    evaluate_when, evaluate_steps, save_when, save_steps = schedule
+    assert (args.eval_strategy, args.save_strategy) == (evaluate_when, save_when)
+    assert evaluate_steps in (None, args.eval_steps)
+    assert save_steps in (None, args.save_steps)
+
+
+def test_the_model_of_the_best_evaluation_is_saved(tmp_path, tiny_bert, sentences, monkeypatch):
+    """With an --eval_strategy of the user's own, and scores that say the first epoch was the best."""
+    scores = iter([0.0, 0.9, 0.5, 0.1, 0.0])
+    monkeypatch.setattr(
+        EmbeddingSimilarityEvaluator, "__call__", lambda self, *call, **kwargs: {"dev_spearman_cosine": next(scores)}
+    )
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    options = ["--dev_file", _scored_pairs(tmp_path / "dev.tsv", sentences), "--eval_strategy", "epoch"]
+    options += ["--num_train_epochs", "3", "--save_total_limit", "0", "--learning_rate", "0.01", "--bf16", "false"]
+    _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
+    saved, *epochs = (
+        load_file(tmp_path / "out" / folder / "model.safetensors") for folder in (".", "checkpoint-1", "checkpoint-3")
+    )
+    assert [all(torch.equal(saved[name], epoch[name]) for name in saved) for epoch in epochs] == [True, False]
+
+
+def test_dev_pairs_and_a_schedule_that_keeps_no_best_checkpoint(tmp_path, tiny_bert, sentences, caplog):
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    dev = ["--dev_file", _scored_pairs(tmp_path / "dev.tsv", sentences), "--per_device_train_batch_size", "2"]
+    for options in (
+        ["--eval_strategy", "epoch", "--save_steps", "3"],
+        ["--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "3"],
+        ["--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "0.5"],
+        ["--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "epoch"],
+    ):
+        with pytest.raises(ValueError, match="does not go with --eval_strategy .*or save at multiples of --eval_steps"):
+            _train(tmp_path, tiny_bert, tmp_path / "a.txt", *dev, *options)
+    _train(tmp_path, tiny_bert, tmp_path / "a.txt", *dev, "--save_strategy", "no")
+    assert "the saved model is that of the last step, not the best" in caplog.text
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_train_asks_for_matplotlib_before_the_work(tmp_path, tiny_bert, sentences, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    options = ["--dev_file", _scored_pairs(tmp_path / "dev.tsv", sentences), "--alignment_uniformity"]
+    with pytest.raises(ImportError, match="pictures need matplotlib"):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
+
+
+def test_train_says_that_a_model_has_no_correlation(tmp_path, tiny_bert, sentences, monkeypatch, capsys):
+    monkeypatch.setattr(EmbeddingSimilarityEvaluator, "__call__", lambda *c: {"test_spearman_cosine": float("nan")})
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    test = _scored_pairs(tmp_path / "test.tsv", sentences)
+    with pytest.raises(ValueError, match="no correlation for before on test; after on test: "):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--test_file", test, "--save_strategy", "no")
+    assert "| after | nan |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_export(tmp_path, tiny_bert, sentences, capsys, kind):
+    if kind == "t5":
+        config = T5Config(d_model=32, num_layers=2, num_heads=2, d_kv=16, d_ff=64, vocab_size=60)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_bert, model_input_names=["input_ids", "attention_mask"])
+        for part in (T5Model(config), tokenizer):
+            part.save_pretrained(tmp_path / "t5")
+        model = build_model(tmp_path / "t5", pooling="mean")
+    else:
+        model = build_model(tiny_bert, dense=True)
     model.save_pretrained(str(tmp_path / "model"))
     expression = export.run(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "plain")])
     printed = capsys.readouterr().out
     assert printed.endswith(f"embeddings = {expression}\n")
-    code = "from transformers import AutoModel, AutoTokenizer\n" + printed.split("\n\n", 1)[1]
     namespace = {"texts": sentences}
-    exec(code, namespace)
+    exec(printed.split("\n\n", 1)[1], namespace)
+    assert type(namespace["model"]) is type(model[0].model)
     assert namespace["embeddings"].tolist() == [
         pytest.approx(row, abs=1e-5) for row in model.encode(sentences).tolist()
     ]
+
+
+def test_no_bar_for_the_loading_of_a_model(tmp_path, tiny_bert, capsys):
+    enable_progress_bar()
+    SentenceTransformer(tiny_bert)
+    assert "Loading weights" in capsys.readouterr().err
+    cli.main(["export", "--model", tiny_bert, "--output_dir", str(tmp_path)])
+    assert "Loading weights" not in capsys.readouterr().err
+    assert not are_progress_bars_disabled()  # of downloads
+    enable_progress_bar()
 
 
 @pytest.mark.parametrize(
@@ -268,6 +536,17 @@ def test_help_needs_no_torch():
         done = subprocess.run([sys.executable, "-c", help_code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert f"example:\n  st-simcse {command}" in done.stdout
+
+
+def test_help_says_what_is_required_and_no_defaults_where_there_are_none(capsys):
+    for command in ("evaluate", "demo"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "folders or names on the hub. (required)" in text
+    assert "Sentences a forward pass. (default: 64)" in text
+    assert "the training. (default: 0)" in text
+    assert not re.search(r"default: (None|False|\[\])", text)
 
 
 def test_help_of_train_is_grouped(capsys):

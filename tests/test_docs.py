@@ -60,10 +60,14 @@ def _blocks(page, language):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page, folder):
-    namespace = {}
-    for block in _blocks(page, "python"):
+    blocks = _blocks(page, "python")
+    assert blocks or page == "docs/reproduce.md"
+    for block in blocks:
+        namespace = {}  # of its own: each runs by itself, in the folder that the ones before it left
         exec(compile(block, page, "exec"), namespace)
-    assert namespace or page == "docs/reproduce.md"
+        trainer = namespace.get("trainer")
+        if trainer is not None and trainer.evaluator is not None:
+            assert any(key.endswith("spearman_cosine") for entry in trainer.state.log_history for key in entry)
     for line in "\n".join(_blocks(page, "bash")).replace("\\\n", " ").splitlines():
         if words := shlex.split(line, comments=True):
             _run(words)

@@ -6,7 +6,6 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from sentence_transformers import InputExample, SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
-from sentence_transformers.base.losses import column_merging_disabled
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import (
@@ -34,8 +33,12 @@ from st_simcse import (
     UnsupSimCSELoss,
 )
 from st_simcse.demo import tiny_model
+from st_simcse.embedding import CLEARS_LOSS_GRADIENTS, SYNCHRONIZES_ONCE
 from st_simcse.losses import OPTIONS, Option, check_wrappers
 from tests.reference import info_nce_loop
+
+# Before ST 6.2 a projection head takes ours, see test_releases.py.
+HeadTrainer = SentenceTransformerTrainer if CLEARS_LOSS_GRADIENTS else SimCSETrainer
 
 
 def _weights(module):
@@ -94,7 +97,8 @@ def test_sorting_by_length_changes_nothing(model, sentences, monkeypatch, mini_b
     columns = [sentences, sentences[3:] + sentences[:3], ["No.", *sentences[1:]]]
     loss = SupSimCSELoss(model, mini_batch_size=mini_batch_size, mask_duplicates=False)
     value = loss(_features(model, *columns))
-    with column_merging_disabled():
+    with monkeypatch.context() as patch:
+        patch.setattr("st_simcse.losses.base.merge_feature_batches", lambda columns: None)
         assert loss(_features(model, *columns)).item() == pytest.approx(value.item(), abs=1e-5)
     embeddings = [model.encode(column, convert_to_tensor=True).cpu() for column in columns]
     expected = info_nce_loop(embeddings[0], embeddings[1], embeddings[2][:, None])
@@ -463,7 +467,7 @@ def test_head_trains_in_the_trainer_and_is_not_saved(model, sentences, tmp_path,
     assert isinstance(loss.projection_head, ProjectionHead)
     head, body = _weights(loss.projection_head), _weights(model)
     dataset = Dataset.from_dict({"sentence": sentences})
-    SentenceTransformerTrainer(model, _arguments(tmp_path), dataset, loss=loss).train()
+    HeadTrainer(model, _arguments(tmp_path), dataset, loss=loss).train()
     assert not _same(head, _weights(loss.projection_head))
     assert not _same(body, _weights(model))
 
@@ -477,10 +481,11 @@ def test_head_trains_in_the_trainer_and_is_not_saved(model, sentences, tmp_path,
     assert (model.encode(sentences) == before).all()
 
 
-def test_head_gradients_are_zeroed_between_steps(model, sentences, tmp_path):
+@pytest.mark.parametrize("trainer", [HeadTrainer, SimCSETrainer])
+def test_head_gradients_are_zeroed_between_steps(model, sentences, tmp_path, trainer):
     loss = UnsupSimCSELoss(model, projection_head=True)
     dataset = Dataset.from_dict({"sentence": sentences})
-    SentenceTransformerTrainer(model, _arguments(tmp_path), dataset, loss=loss).train()
+    trainer(model, _arguments(tmp_path), dataset, loss=loss).train()
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in loss.projection_head.parameters())
 
 
@@ -507,7 +512,8 @@ def test_cached_gradients_equal_the_uncached(sentences, supervised, head):
         gradients.append({name: p.grad for name, p in loss.named_parameters() if p.grad is not None} | {"": value})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        assert torch.allclose(gradient, gradients[1][name], atol=1e-12), name
+        # Before ST 6.2 the gradients are replayed in float32.
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-12 if SYNCHRONIZES_ONCE else 1e-7), name
 
 
 def test_cached_dropout_is_replayed_and_differs_between_views(model, sentences):
@@ -538,7 +544,11 @@ def test_cached_static_embedding_is_refused(static_model):
 @pytest.mark.parametrize("supervised", [False, True])
 def test_fit(model, sentences, tmp_path, method, supervised, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    loss = SupSimCSELoss(model) if supervised else UnsupSimCSELoss(model, projection_head=True)
+    loss = (
+        SupSimCSELoss(model)
+        if supervised
+        else UnsupSimCSELoss(model, projection_head=method != "fit" or CLEARS_LOSS_GRADIENTS)
+    )
     examples = [InputExample(texts=[s, s, sentences[0]][: 3 if supervised else 2]) for s in sentences]
     before = _weights(model)
     pairs = sentences[:4], sentences[4:], [0.1, 0.5, 0.7, 0.2]
@@ -560,7 +570,7 @@ def test_static_embedding_trains(static_model, sentences, tmp_path, supervised):
     columns = {"anchor": sentences, "positive": sentences[1:] + sentences[:1]} if supervised else {"text": sentences}
     loss = SupSimCSELoss(static_model) if supervised else UnsupSimCSELoss(static_model, projection_head=True)
     before = _weights(static_model)
-    SentenceTransformerTrainer(static_model, _arguments(tmp_path), Dataset.from_dict(columns), loss=loss).train()
+    HeadTrainer(static_model, _arguments(tmp_path), Dataset.from_dict(columns), loss=loss).train()
     assert not _same(before, _weights(static_model))
 
 
@@ -580,7 +590,7 @@ def test_multi_dataset_training_with_evaluation_and_best_model(model, sentences,
         load_best_model_at_end=True,
         metric_for_best_model="eval_sup_loss",
     )
-    trainer = SentenceTransformerTrainer(model, arguments, data, data, loss=losses)
+    trainer = HeadTrainer(model, arguments, data, eval_dataset=data, loss=losses)
     trainer.train()
     values = [entry["eval_sup_loss"] for entry in trainer.state.log_history if "eval_sup_loss" in entry]
     assert len(values) == 2

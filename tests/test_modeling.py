@@ -4,9 +4,22 @@ import pytest
 import torch
 from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertModel,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+)
 
-from st_simcse import build_model
+from st_simcse import ProjectionHead, build_model
 
 
 def _hidden_states(folder, sentences):
@@ -35,12 +48,73 @@ def test_pooling_equals_transformers_and_survives_saving(request, sentences, tmp
     model = build_model(folder, pooling=pooling, max_seq_length=24)
     assert model.max_seq_length == 24
     embeddings = model.encode(sentences)
-    assert embeddings == pytest.approx(_expected(pooling, *_hidden_states(folder, sentences)).numpy(), abs=1e-5)
+    expected = _expected(pooling, *_hidden_states(folder, sentences))
+    if real and pooling == "mean":  # its own pooling, which comes with its Normalize
+        expected = expected / expected.norm(dim=1, keepdim=True)
+    assert embeddings == pytest.approx(expected.numpy(), abs=1e-5)
 
     model.save_pretrained(str(tmp_path))
     saved = SentenceTransformer(str(tmp_path), trust_remote_code=False)
     assert saved.max_seq_length == 24
     assert (saved.encode(sentences) == embeddings).all()
+
+
+@pytest.fixture
+def saved(tiny_bert, tmp_path):
+    """A SentenceTransformer with everything that can be saved: modules, prompts, length."""
+    torch.manual_seed(0)
+    modules = [Transformer(tiny_bert), Pooling(32, "max"), Dense(32, 16), Normalize()]
+    model = SentenceTransformer(modules=modules, prompts={"query": "dogs: "}, default_prompt_name="query", device="cpu")
+    model.max_seq_length = 5
+    model.save_pretrained(str(tmp_path / "saved"))
+    return str(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_was_saved_comes_whole(saved, sentences, into_cache, cached):
+    name = into_cache(saved, "somebody/saved") if cached else saved
+    model, expected = build_model(name), SentenceTransformer(saved)
+    assert model.prompts["query"] == "dogs: "
+    assert model.max_seq_length == 5
+    assert (model.encode(sentences) == expected.encode(sentences)).all()
+    assert build_model(name, max_seq_length=60).max_seq_length == 60  # longer than saved, there are 64 positions
+
+
+def test_another_pooling_replaces_the_saved_one_and_says_so(saved, tiny_bert, sentences, caplog):
+    model = build_model(saved, pooling="cls")
+    assert f"takes the place of Pooling (max), Dense, Normalize, which {saved} was saved with" in caplog.text
+    assert [type(module) for module in model] == [Transformer, Pooling]
+    assert model.prompts["query"] == "dogs: "
+    assert model.max_seq_length == 5
+    model.default_prompt_name, model.max_seq_length = None, 64
+    expected = _expected("cls", *_hidden_states(tiny_bert, sentences))
+    assert model.encode(sentences) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last2_avg"])
+def test_the_pooling_that_was_saved_is_no_other(tiny_bert, tmp_path, sentences, caplog, pooling):
+    build_model(tiny_bert, pooling=pooling, dense=True).save_pretrained(str(tmp_path))
+    model = build_model(str(tmp_path), pooling=pooling)
+    assert not [record for record in caplog.records if record.name.startswith("st_simcse")]
+    assert (model.encode(sentences) == build_model(str(tmp_path)).encode(sentences)).all()
+    assert isinstance(model[-1], Dense)
+
+
+def test_dense_goes_before_the_last_normalize(saved, sentences):
+    model = build_model(saved, dense=True)
+    assert [type(module) for module in model] == [Transformer, Pooling, Dense, Dense, Normalize]
+    norms = torch.tensor(model.encode(sentences)).norm(dim=1)
+    assert norms.numpy() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_model_without_token_embeddings(static_model, tmp_path, sentences):
+    static_model.save_pretrained(str(tmp_path))
+    expected = static_model.encode(sentences)
+    assert (build_model(tmp_path).encode(sentences) == expected).all()
+    with pytest.raises(ValueError, match="needs a transformer's token embeddings, .* has StaticEmbedding, Dropout"):
+        build_model(tmp_path, pooling="mean")
+    with pytest.raises(ValueError, match="max_seq_length is a transformer's"):
+        build_model(tmp_path, max_seq_length=32)
 
 
 def test_averaging_layers_trains_the_transformer_only(tiny_bert, sentences):
@@ -58,6 +132,18 @@ def test_dense_stays_at_inference(tiny_bert, sentences, tmp_path):
     assert (SentenceTransformer(str(tmp_path)).encode(sentences) == model.encode(sentences)).all()
 
 
+def test_head_and_dense_start_alike(pretrained):
+    """As BERT starts new layers: the bounds are five standard errors of 384 x 384 draws from N(0, 0.02)."""
+    head = ProjectionHead(384).dense
+    dense = build_model(pretrained, pooling="cls", dense=True)[2].linear
+    for linear in (head, dense):
+        weights = linear.weight.detach().cpu()
+        assert weights.std().item() == pytest.approx(0.02, abs=5 * 0.02 / (2 * weights.numel()) ** 0.5)
+        assert weights.mean().item() == pytest.approx(0, abs=5 * 0.02 / weights.numel() ** 0.5)
+        assert weights.abs().max() > 0.06  # three standard deviations: no uniform distribution of this spread
+        assert not linear.bias.any()
+
+
 def test_options_reach_the_transformer(tiny_bert):
     options = {"hidden_dropout_prob": 0.25}
     model = build_model(tiny_bert, pooling="last2_avg", config_kwargs=options)
@@ -70,6 +156,54 @@ def test_texts_are_no_longer_than_the_model_reads(tiny_bert, caplog):
     assert model.max_seq_length == 64
     assert "max_seq_length is 64" in caplog.text
     assert model.encode("word " * 100).shape == (32,)
+    with pytest.raises(ValueError, match="max_seq_length must be at least 1, got 0"):
+        build_model(tiny_bert, max_seq_length=0)
+
+
+def test_a_bare_transformer_reads_128_tokens_or_what_it_has_positions_for(tiny_bert, tmp_path):
+    assert build_model(tiny_bert).max_seq_length == 64
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert, model_max_length=512)
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=514, pad_token_id=0, **size)
+    for part in (tokenizer, RobertaModel(config)):
+        part.save_pretrained(tmp_path)
+    assert build_model(tmp_path).max_seq_length == 128
+    model = build_model(tmp_path, max_seq_length=600)
+    assert model.max_seq_length == 513  # 514 less the padding's own, which is 0 here
+    assert model.encode("dogs " * 1000).shape == (32,)
+
+
+DECODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**DECODER, vocab_size=40, intermediate_size=64),
+        MistralConfig(**DECODER, vocab_size=40, intermediate_size=64),
+        GemmaConfig(**DECODER, vocab_size=40, intermediate_size=64, head_dim=16),
+        GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=40),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_cls_pooling_of_a_causal_decoder_is_refused(tiny_bert, tmp_path, sentences, config):
+    torch.manual_seed(0)
+    for part in (AutoModel.from_config(config), AutoTokenizer.from_pretrained(tiny_bert)):
+        part.save_pretrained(tmp_path)
+    for pooling in (None, "cls"):
+        with pytest.raises(ValueError, match="embeds every text alike: pass pooling='mean'"):
+            build_model(tmp_path, pooling=pooling)
+    embeddings = torch.tensor(build_model(tmp_path, pooling="mean").encode(sentences))
+    assert (torch.corrcoef(embeddings) - torch.eye(len(sentences))).abs().max() < 0.9999
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_cls_pooling_of_an_encoder_is_not(tiny_bert, tmp_path, kind):
+    config = T5Config(d_model=32, num_layers=2, num_heads=2, d_kv=16, d_ff=64, vocab_size=40)
+    model = T5EncoderModel(config) if kind == "t5" else BertModel.from_pretrained(tiny_bert)
+    for part in (model.bfloat16(), AutoTokenizer.from_pretrained(tiny_bert)):
+        part.save_pretrained(tmp_path)
+    assert build_model(tmp_path, pooling="cls")[1].pooling_mode == "cls"
 
 
 def test_unknown_pooling(tiny_bert):

@@ -37,3 +37,10 @@ def test_bars_are_the_numbers(tmp_path, drawn):
     assert heights == [[80.0, 70.0], [81.0, 71.5]]
     assert [label.get_text() for label in drawn[0][1].get_xticklabels()] == ["STS-B", "Avg."]
     assert "<svg" in (tmp_path / "b.svg").read_text()
+
+
+def test_a_number_that_is_nan_has_no_bar(tmp_path, drawn):
+    plot_scores({"a": {"STS-B": float("nan")}, "b": {"STS-B": 81.0}}, tmp_path / "b.png", "Spearman")
+    assert drawn[0][1].get_ylim()[0] == 80.0
+    with pytest.raises(ValueError, match=r"b.doc: the ending says the format"):
+        plot_scores({"a": {"STS-B": 81.0}}, tmp_path / "b.doc", "Spearman")

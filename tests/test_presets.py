@@ -23,7 +23,7 @@ def test_presets_parse_to_the_papers_values(name):
     assert (arguments.per_device_train_batch_size, arguments.learning_rate) == TABLE[name]
     unsupervised = name.startswith("unsup")
     assert (loss.projection_head, model.dense) == (unsupervised, not unsupervised)
-    assert (model.pooling, model.max_seq_length, loss.temperature) == ("cls", 32, 0.05)
+    assert (model.pooling, arguments.max_length, loss.temperature) == ("cls", 32, 0.05)
     assert arguments.num_train_epochs == (1 if unsupervised else 3)
     assert (arguments.eval_steps, arguments.lr_scheduler_type, arguments.warmup_steps) == (250, "linear", 0)
     assert ("roberta" in model.model_name_or_path, "large" in model.model_name_or_path) == (

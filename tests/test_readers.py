@@ -1,11 +1,22 @@
+import bz2
 import csv
 import gzip
 import io
 import json
 import logging
+import lzma
+import os
+import random
+import re
 import subprocess
 import sys
+import tarfile
+import tracemalloc
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
@@ -21,9 +32,11 @@ from st_simcse import (
     SimCSETrainingArguments,
     SupSimCSELoss,
     TripletReader,
+    cli,
     load_sts,
 )
 from st_simcse.corpus import generate_corpus
+from st_simcse.readers import file_format
 
 
 def _write(folder, name, content):
@@ -221,14 +234,89 @@ ERRORS = {
     "only a header": (TripletReader, "a.csv", "sent0,sent1\n", ValueError, "a.csv: nothing to read"),
     "undecodable": (SentenceReader, "a.txt", b"Ok.\ncaf\xe9\n", ValueError, "a.txt, line 2, byte 4: not UTF-8.*iconv"),
     "undecodable csv": (SentenceReader, "a.csv", b"text\nOk\ncaf\xe9\n", ValueError, "a.csv, line 3, byte 4"),
-    "utf-16": (SentenceReader, "a.txt", "One.".encode("utf-16"), ValueError, "a.txt, line 1, byte 1"),
+    "infinite": (
+        SentenceReader,
+        "a.jsonl",
+        '{"text": "A"}\n{"text": 1e999}\n',
+        ValueError,
+        "line 2, column 'text'.*got inf",
+    ),
+    "name twice": (
+        SentenceReader,
+        "a.jsonl",
+        '{"text": "A", "text": "B"}\n',
+        ValueError,
+        r"line 1: not JSON.*\['text'\]",
+    ),
+    "return": (
+        TripletReader,
+        "a.csv",
+        "sent0,sent1\nA\rB,C\n",
+        ValueError,
+        r"line 2: a line end \\r inside an unquoted",
+    ),
+    "nameless": (
+        TripletReader,
+        "a.csv",
+        "sent0,sent1,,\nA,B,,C\n",
+        ValueError,
+        "line 2: 4 cells, but the header has 2",
+    ),
+    **{
+        constant: (
+            SentenceReader,
+            "a.jsonl",
+            f'{{"text": "A"}}\n{{"text": "B", "x": {constant}}}\n',
+            ValueError,
+            f"a.jsonl, line 2: not JSON .{constant} is no",
+        )
+        for constant in ("NaN", "Infinity", "-Infinity")
+    },
+    **{
+        f"lone {half}": (
+            SentenceReader,
+            "a.jsonl",
+            f'{{"text": "A"}}\n{{"text": "B \\{half}!"}}\n',
+            ValueError,
+            rf"a.jsonl, line 2, column 'text': '\\{half}' is one half",
+        )
+        for half in ("ud83d", "ude00")
+    },
     "no gzip": (SentenceReader, "a.txt", b"", ValueError, "nothing to read"),
     "missing column": (
         TripletReader,
         "a.csv",
         "sent0,other\nA,B\n",
         ValueError,
-        r"line 2: no column.*\['sent0', 'other'\]",
+        r"line 2: no column.*\['sent0', 'other'\]; name the columns",
+    ),
+    "sentences for triplets": (
+        TripletReader,
+        "a.csv",
+        "id,sentence\n1,A\n",
+        ValueError,
+        r"line 2: no column.*found \['id', 'sentence'\]; SentenceReader \(--train_format sentences\) reads",
+    ),
+    "nli for triplets": (
+        TripletReader,
+        "a.jsonl",
+        '{"premise": "A", "hypothesis": "B", "label": 0}\n',
+        ValueError,
+        r"line 1: no column.*; NLIReader \(--train_format nli\) reads",
+    ),
+    "a negative from the second row on": (
+        TripletReader,
+        "a.jsonl",
+        '{"sent0": "A", "sent1": "B"}\n{"sent0": "A", "sent1": "B", "hard_neg": "C"}\n',
+        ValueError,
+        r"line 2: the row has .*'hard_neg'\], the first one only \['sent0', 'sent1'\]",
+    ),
+    "a short first row": (
+        TripletReader,
+        "a.csv",
+        "sent0,sent1,hard_neg\nA,B\nA,B,C\n",
+        ValueError,
+        r"line 2: no column 'hard_neg', the row has \['sent0', 'sent1'\]",
     ),
     "missing json key": (
         TripletReader,
@@ -276,6 +364,235 @@ def test_errors_name_file_line_and_column(tmp_path, reader, name, content, error
     for read in (reader(tmp_path).get_examples, reader(tmp_path).get_dataset):
         with pytest.raises(error, match=message):
             read(name)
+
+
+def _zip(data):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.txt", data)
+    return buffer.getvalue()
+
+
+def _tar(data):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        entry = tarfile.TarInfo("a.txt")
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _parquet(data):
+    buffer = io.BytesIO()
+    Dataset.from_dict({"sentence": data.decode().splitlines()}).to_parquet(buffer)
+    return buffer.getvalue()
+
+
+ENGLISH = b"sentence\nA man plays a guitar.\nTwo dogs run.\n"
+OTHERS = {
+    "gzip": (gzip.compress, ENGLISH, "gzip data"),
+    "zip": (_zip, ENGLISH, "a zip archive"),
+    "bz2": (bz2.compress, ENGLISH, "bzip2 data"),
+    "xz": (lzma.compress, ENGLISH, "xz data"),
+    "zst": (lambda data: pyarrow.compress(data, "zstd", asbytes=True), ENGLISH, "zstandard data"),
+    "tar": (_tar, ENGLISH, "a tar archive"),
+    "parquet": (_parquet, ENGLISH, "a parquet file"),
+}
+for _encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+    _named = "UTF-32" if _encoding == "utf-32" else "UTF-16"
+    OTHERS |= {
+        f"{_encoding} {_language}": (
+            lambda data, to=_encoding: data.decode().encode(to),
+            _text,
+            f"{_named} text.*iconv",
+        )
+        for _language, _text in {
+            "English": ENGLISH,
+            "Russian": "sentence\nДве собаки бегут.\nМужчина играет на гитаре.\n".encode(),
+            "Chinese": "两只狗在奔跑，其中一只是棕色的。\n一个男人在弹吉他。\n".encode(),
+        }.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.txt.gz", "a.gz", "a.parquet"])
+@pytest.mark.parametrize(("encode", "text", "kind"), OTHERS.values(), ids=OTHERS)
+def test_what_is_no_utf8_text_is_named(tmp_path, name, encode, text, kind):
+    path = tmp_path / name
+    data = encode(text)
+    path.write_bytes(gzip.compress(data) if name == "a.txt.gz" else data)
+    if (name, kind) in (("a.gz", "gzip data"), ("a.parquet", "a parquet file")):
+        assert len(_texts(SentenceReader(), path)) >= 2
+        return
+    for read in (SentenceReader().get_examples, SentenceReader().get_dataset):
+        with pytest.raises(ValueError, match=kind) as error:
+            read(path)
+        assert str(path) in str(error.value)
+        assert "LATIN1" not in str(error.value)
+
+
+def test_a_stray_zero_is_a_character(tmp_path):
+    line = "A man plays a guitar, and two dogs run.\0"
+    _write(tmp_path, "a.txt", f"{line}\n" * 3)
+    assert _texts(SentenceReader(tmp_path), "a.txt") == [[line, line]] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "One.\rTwo.\rThree.\r"),
+        ("a.txt.gz", "One.\rTwo."),
+        ("a.csv", 'text\r"One."\rTwo.\r'),
+        ("a.tsv", "text\tid\rOne.\t1\rTwo.\t2"),
+        ("a.jsonl", '{"text": "One."}\r{"text": "Two."}\r'),
+    ],
+)
+def test_line_ends_of_old_macs_are_named(tmp_path, name, content):
+    _write(tmp_path, name, content)
+    with pytest.raises(ValueError, match=rf"{name}: its lines end in \\r alone, .* tr"):
+        SentenceReader(tmp_path).get_dataset(name)
+
+
+def test_a_single_line_may_end_in_a_return(tmp_path):
+    _write(tmp_path, "a.txt", "One.\r")
+    assert _texts(SentenceReader(tmp_path), "a.txt") == [["One.", "One."]]
+
+
+def test_an_escaped_pair_of_surrogates_is_a_character(tmp_path):
+    _write(tmp_path, "a.jsonl", r'{"text": "\ud83d\ude00 caf\u00e9"}')
+    assert SentenceReader(tmp_path).get_dataset("a.jsonl")["sentence"][:] == ["😀 café"]
+
+
+def test_a_nan_in_a_parquet_file_is_no_text(tmp_path):
+    Dataset.from_dict({"text": [1.5, float("nan")]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="a.parquet, row 2, column 'text': expected text or a number, got nan"):
+        SentenceReader(tmp_path).get_dataset("a.parquet")
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_commas_that_a_spreadsheet_adds_are_no_columns(tmp_path, separator):
+    name = "a.csv" if separator == "," else "a.tsv"
+    rows = ["sent0,sent1,hard_neg,,,", "A,B,C,,,", "D,E,F", "G,H,I,,,,,", ",,,,,", "J,K,, ,,", "L,M,N,,,"]
+    _write(tmp_path, name, "\r\n".join(rows).replace(",", separator))
+    reader = TripletReader(tmp_path)
+    assert _texts(reader, name) == [["A", "B", "C"], ["D", "E", "F"], ["G", "H", "I"], ["L", "M", "N"]]
+    assert reader.skipped == {"blank": 1, "with an empty 'hard_neg'": 1}
+    _write(tmp_path, name, "sent0,sent1,hard_neg\nA,B,C,,\nD,E,F,\n".replace(",", separator))
+    assert _texts(reader, name) == [["A", "B", "C"], ["D", "E", "F"]]
+
+
+LINES = [f'{{"sentence": "{random.Random(number).randbytes(50).hex()}."}}\n' for number in range(3000)]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.parquet"])
+@pytest.mark.parametrize("change", ["cut", "cut to nothing", "grown", "written over"])
+@pytest.mark.parametrize("way", ["get_examples", "get_dataset", "get_iterable_dataset"])
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, name, change, way):
+    path = tmp_path / name
+    if name == "a.parquet":
+        Dataset.from_list([json.loads(line) for line in LINES]).to_parquet(path, batch_size=1000)
+    else:
+        _write(tmp_path, name, "".join(LINES))
+    whole = path.read_bytes()
+    os.utime(path, (1e9, 1e9))
+
+    class Writer(SentenceReader):
+        """Reads while somebody writes."""
+
+        def _records(self, path):
+            for number, record in enumerate(super()._records(path)):
+                if number == 300 and change.startswith("cut"):
+                    os.truncate(path, 0 if change == "cut to nothing" else len(whole) * 2 // 3)
+                elif number == 300:
+                    with open(path, "ab" if change == "grown" else "r+b") as file:
+                        file.write(whole)
+                yield record
+
+    with pytest.raises(ValueError, match=r"changed while it was read|damaged") as error:
+        len(list(getattr(Writer(), way)(path)))
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "lacking"),
+    [
+        (["sent0", "sent1", "hard_negative"], ["hard_negative"]),
+        (["sent0", "sent2"], ["sent2"]),
+        (["sent", "sent1", "hard_neg", "hard_neg_2"], ["sent", "hard_neg_2"]),
+        ([0, 1, 3], [0, 1, 3]),
+        (["sent0", 1], [1]),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_all_columns_that_the_user_names_are_required(tmp_path, name, columns, lacking):
+    row = {"sent0": "A", "sent1": "B", "hard_neg": "C"}
+    _write(tmp_path, name, json.dumps(row) if name == "a.jsonl" else "sent0,sent1,hard_neg\nA,B,C\n")
+    if columns == [0, 1, 3] and name == "a.csv":  # numbers mean that there is no header
+        lacking = [3]
+    reader = TripletReader(tmp_path, columns=columns)
+    for read in (reader.get_examples, reader.get_dataset, reader.get_iterable_dataset):
+        with pytest.raises(ValueError, match=rf"{name}, line \d: no column\(s\) {re.escape(str(lacking))}, found"):
+            read(name)
+
+
+@pytest.mark.parametrize(
+    ("reader", "columns"),
+    [
+        (TripletReader, ["sentence"]),
+        (TripletReader, "ab"),
+        (TripletReader, []),
+        (NLIReader, ["a", "b"]),
+        (NLIReader, [0, 1, 2, 3]),
+    ],
+)
+def test_as_many_columns_as_the_reader_takes(reader, columns):
+    with pytest.raises(ValueError, match="expected a list as long as") as error:
+        reader(columns=columns)
+    assert ("SentenceReader" in str(error.value)) == (columns == ["sentence"])
+
+
+def test_a_text_file_has_no_columns(tmp_path):
+    _write(tmp_path, "a.txt", "One.\n")
+    with pytest.raises(ValueError, match=r"a.txt: a text file has .* no column 'body' to choose"):
+        SentenceReader(tmp_path, column="body").get_dataset("a.txt")
+
+
+def test_pairs_of_a_table_with_other_columns_are_said(tmp_path, caplog):
+    path = _write(tmp_path, "a.csv", "anchor,positive,hard_negative\nA,B,C\n")
+    with caplog.at_level(logging.WARNING):
+        assert _texts(TripletReader(), path) == [["A", "B"]]
+        assert _texts(TripletReader(columns=["anchor", "positive"]), path) == [["A", "B"]]
+    assert caplog.messages == [f"{path}: only the columns ['anchor', 'positive'] are read, not ['hard_negative']"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("x.csv_data/sentences.txt", "txt"),
+        ("x.csv/sentences", "txt"),
+        ("a.csv.txt", "txt"),
+        ("a.txt.csv", "csv"),
+        ("A.CSV.GZ", "csv"),
+        ("a.json", "jsonl"),
+    ],
+)
+def test_the_format_is_that_of_the_files_own_ending(name, expected):
+    assert file_format(Path(name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.txt", "One.\n", ["--columns", "body"], "a.txt: a text file has .* no column 'body'"),
+        ("x.csv_data/a.txt", "\n", [], "x.csv_data/a.txt: nothing to read, .*1 blank"),  # read as text
+        ("a.csv", "sentence\nOne.\n", [], "a.csv, line 2: no column.*; SentenceReader .--train_format sentences"),
+        ("a.csv", "body\nOne.\n", ["--columns", "body"], "SentenceReader .--train_format sentences. reads one column"),
+    ],
+)
+def test_what_the_command_line_says_of_files(tmp_path, name, content, options, message):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    path = _write(tmp_path, name, content)
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["train", "--model_name_or_path", "absent", "--train_file", str(path), *options])
 
 
 @pytest.mark.parametrize("score", ["good", "nan", "inf", "4,5"])
@@ -328,6 +645,36 @@ def test_files_stream_as_shards(tmp_path):
         SentenceReader(tmp_path).get_iterable_dataset("0.txt.gz", "3.txt", "4.txt")
 
 
+def test_files_of_different_width_are_no_stream(tmp_path):
+    _write(tmp_path, "pairs.csv", "sent0,sent1\nA,B\n")
+    _write(tmp_path, "triplets.csv", "sent0,sent1,hard_neg\nA,B,C\n")
+    for names in (["pairs.csv", "triplets.csv"], ["triplets.csv", "triplets.csv", "pairs.csv"]):
+        message = r"different columns: .*pairs.csv \['anchor', 'positive'\].*; read them apart"
+        with pytest.raises(ValueError, match=message):
+            TripletReader(tmp_path).get_iterable_dataset(*names)
+    stream = TripletReader(tmp_path, columns=["sent0", "sent1"]).get_iterable_dataset("pairs.csv", "triplets.csv")
+    assert list(stream) == [{"anchor": "A", "positive": "B"}] * 2
+
+
+def test_a_stream_of_no_file_or_a_pipe_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no file to read"):
+        SentenceReader(tmp_path).get_iterable_dataset()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: a pipe can be read but once; use get_dataset"):
+        SentenceReader(tmp_path).get_iterable_dataset("pipe")
+
+
+@pytest.mark.parametrize("way", ["get_examples", "get_dataset"])
+def test_a_pipe_is_read_to_its_end(tmp_path, way):
+    os.mkfifo(tmp_path / "pipe")
+    lines = [f"Sentence number {number}." for number in range(20_000)]
+    with ThreadPoolExecutor() as pool:
+        written = pool.submit((tmp_path / "pipe").write_text, "\n".join(lines))
+        read = getattr(SentenceReader(tmp_path), way)("pipe")
+        written.result()
+    assert [row.texts[0] if way == "get_examples" else row["sentence"] for row in read] == lines
+
+
 def test_training_on_a_stream(tmp_path, model, sentences):
     _write(
         tmp_path,
@@ -355,14 +702,17 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00"), min
     rows=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=8),
     ending=st.sampled_from(["\n", "\r\n"]),
     bom=st.booleans(),
+    commas=st.tuples(st.integers(0, 3), st.integers(0, 3)),
 )
-def test_no_valid_row_is_ever_lost(tmp_path_factory, rows, ending, bom):
+def test_no_valid_row_is_ever_lost(tmp_path_factory, rows, ending, bom, commas):
     """Whatever the text, what a csv or json writer wrote comes back row by row."""
     folder = tmp_path_factory.mktemp("fuzz")
     expected = [[cell.strip() for cell in row] for row in rows]
     start = b"\xef\xbb\xbf" if bom else b""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator=ending).writerows([("sent0", "sent1"), *rows])
+    csv.writer(buffer, lineterminator=ending).writerows(
+        [("sent0", "sent1", *[""] * commas[0]), *((*row, *[""] * commas[1]) for row in rows)]
+    )
     (folder / "a.csv").write_bytes(start + buffer.getvalue().encode())
     assert _texts(TripletReader(folder), "a.csv") == expected
     lines = [json.dumps(dict(zip(("sent0", "sent1"), row, strict=True)), ensure_ascii=False) for row in rows]
@@ -405,6 +755,73 @@ def test_huge_lines(tmp_path):
     assert [len(texts[0]) for texts in _texts(SentenceReader(tmp_path), "a.txt")] == [4, len(huge) - 1, 4]
     _write(tmp_path, "a.csv", f'sentence\nOne.\n"{huge}"\nTwo.\n')
     assert [len(texts[0]) for texts in _texts(SentenceReader(tmp_path), "a.csv")] == [4, len(huge) - 1, 4]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv.gz", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("word", ["word", "日本"])
+def test_rows_up_to_a_limit_and_no_further(tmp_path, name, word):
+    content = {
+        ".txt": "{}\r\n{}\nEnd.",
+        ".csv": "text\r\n{}\r\n{}\nEnd.",
+        ".tsv": "text\n{}\n{}\nEnd.",
+        ".jsonl": '{{"text":"{}"}}\n{{"text":"{}"}}\n{{"text":"End."}}\n',
+    }
+    text = word * 100
+    ending = Path(name.removesuffix(".gz")).suffix
+    place = {".csv": "line 3", ".tsv": "line 3", ".parquet": "row 2"}.get(ending, "line 2")
+    # Of parquet files the characters of the cells are counted.
+    limit = len(text) if ending == ".parquet" else len(text.encode()) + len('{"text":""}') * (ending == ".jsonl")
+    for longer in ("", "+"):
+        if ending == ".parquet":
+            Dataset.from_dict({"text": [text, text + longer, "End."]}).to_parquet(tmp_path / name)
+        else:
+            _write(tmp_path, name, content[ending].format(text, text + longer))
+        reader = SentenceReader(tmp_path, max_row_bytes=limit)
+        if not longer:
+            assert [texts[0] for texts in _texts(reader, name)] == [text, text, "End."]
+            continue
+        for read in (reader.get_examples, reader.get_dataset, reader.get_iterable_dataset):
+            with pytest.raises(ValueError, match=rf"{name}, {place}: longer than {limit} bytes; .*max_row_bytes"):
+                list(read(name))
+
+
+def test_a_quote_that_is_never_closed_ends_at_the_limit(tmp_path):
+    _write(tmp_path, "a.csv", 'text\n"A\nB"\n"' + "A man plays a guitar.\n" * 1000)
+    with pytest.raises(ValueError, match="a.csv, line 4: longer than 2,000 bytes; look for an unclosed quote"):
+        SentenceReader(tmp_path, max_row_bytes=2000).get_dataset("a.csv")
+
+
+def test_the_limit_of_scored_pairs(tmp_path):
+    path = _write(tmp_path, "a.tsv", f"sentence1\tsentence2\tscore\n{'A' * 40}\tB\t1\n")
+    assert load_sts(path, max_row_bytes=44).scores == [1.0]
+    with pytest.raises(ValueError, match="a.tsv, line 2: longer than 43 bytes"):
+        load_sts(path, max_row_bytes=43)
+    with pytest.raises(ValueError, match="max_row_bytes must be 1 or more, got 0"):
+        load_sts(path, max_row_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "place"),
+    [
+        ("a.txt.gz", b"One.\n", "line 2"),
+        ("a.csv.gz", b'text\nOne.\n"', "line 3"),
+        ("a.jsonl.gz", b'{"text": "', "line 1"),
+    ],
+)
+def test_a_row_without_an_end_takes_no_memory(tmp_path, name, start, place):
+    """512 MiB behind half a megabyte of gzip: what is allocated is a few times the limit of 16 MiB."""
+    piece = gzip.compress(b"word " * 2**20)
+    with (tmp_path / name).open("wb") as file:
+        file.write(gzip.compress(start))
+        for _ in range(100):
+            file.write(piece)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"{name}, {place}: longer than 16,777,216 bytes"):
+            SentenceReader(tmp_path).get_examples(name)
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 NLI = {"premise": ["P", "P", "P"], "hypothesis": ["C", "E", "N"], "label": [2, 0, 1]}

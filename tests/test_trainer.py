@@ -1,12 +1,21 @@
+import ast
+
 import pytest
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import TrainerCallback
 
-from st_simcse import MaskedLanguageModel, MomentumQueue, SimCSETrainer, SupSimCSELoss, UnsupSimCSELoss
+from st_simcse import (
+    MaskedLanguageModel,
+    MomentumQueue,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    SupSimCSELoss,
+    UnsupSimCSELoss,
+)
 from st_simcse.demo import tiny_model
 
 
@@ -28,6 +37,41 @@ def _trainer(sentences, folder, trainer=SimCSETrainer, **options):
     return trainer(model=model, args=arguments, train_dataset=Dataset.from_dict({"sentence": sentences}), loss=loss)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "tokenize_once"), [(SimCSETrainer, False), (SimCSETrainer, True), (SentenceTransformerTrainer, False)]
+)
+def test_training_cuts_texts_shorter_than_the_saved_model(sentences, tmp_path, trainer, tokenize_once, caplog):
+    model = tiny_model(sentences, width=32).to("cpu")
+    widths = []
+    model[0].register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0]["input_ids"].shape[1]))
+    arguments = SimCSETrainingArguments(
+        str(tmp_path), max_length=7, max_steps=2, report_to="none", save_strategy="no", tokenize_once=tokenize_once
+    )
+    dataset = Dataset.from_dict({"sentence": [f"{text} {text}" for text in sentences]})
+    trainer(model=model, args=arguments, train_dataset=dataset, loss=UnsupSimCSELoss(model)).train()
+    assert set(widths) == {7}
+    assert ("first 7 tokens of a text, the model reads 64" in caplog.text) == (trainer is SimCSETrainer)
+    model.save_pretrained(str(tmp_path))
+    assert SentenceTransformer(str(tmp_path)).max_seq_length == 64
+
+
+def test_training_reads_no_more_than_the_model(sentences, tmp_path, caplog):
+    model = tiny_model(sentences, width=32).to("cpu")
+    model.max_seq_length = 6
+    arguments = SimCSETrainingArguments(str(tmp_path), report_to="none")
+    trainer = SimCSETrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"sentence": sentences}),
+        loss=UnsupSimCSELoss(model),
+    )
+    assert next(iter(trainer.get_train_dataloader()))["sentence_input_ids"].shape[1] == 6
+    assert "max_length is 6 instead of 32" in caplog.text
+    arguments.max_length = 0
+    with pytest.raises(ValueError, match="max_length .*must be at least 1, got 0"):
+        SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}))
+
+
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(sentences, tmp_path):
     whole = _trainer(sentences, tmp_path / "whole")
     whole.train()
@@ -41,7 +85,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(sentences, tm
 
 
 def test_resuming_without_the_heads_weights_is_an_error(sentences, tmp_path):
-    _trainer(sentences, tmp_path, SentenceTransformerTrainer).train()
+    _trainer(sentences, tmp_path, SentenceTransformerTrainer, max_steps=1).train()
     with pytest.raises(FileNotFoundError, match="loss.safetensors is missing.*SimCSETrainer from the start"):
         _trainer(sentences, tmp_path).train(resume_from_checkpoint=True)
 
@@ -49,6 +93,36 @@ def test_resuming_without_the_heads_weights_is_an_error(sentences, tmp_path):
 def test_resuming_from_a_checkpoint_that_is_not_there(sentences, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no checkpoint .*checkpoint-9; save_total_limit=None"):
         _trainer(sentences, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+
+
+@pytest.mark.parametrize("cached", [None, 3])
+def test_texts_without_an_embedding_are_listed(sentences, tmp_path, cached):
+    model = tiny_model(sentences, width=32).to("cpu")
+    with torch.no_grad():
+        for word in ("guitar", "horse"):
+            model[0].model.embeddings.word_embeddings.weight[model.tokenizer.vocab[word]] = float("nan")
+    dataset = Dataset.from_dict({"anchor": sentences, "positive": sentences[1:] + sentences[:1]})
+    arguments = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False)
+    trainer = SimCSETrainer(model, arguments, dataset, loss=SupSimCSELoss(model, mini_batch_size=cached))
+    with pytest.raises(ValueError, match="NaN or infinite") as caught:
+        trainer.train()
+    listed = str(caught.value).split("The texts: ")[1]
+    expected = {sentence for sentence in sentences if "guitar" in sentence or "horse" in sentence}
+    assert {text.lower() for text in expected} == {
+        text.replace(" .", ".") for text in ast.literal_eval(f"[{listed.lower()}]")
+    }
+    with torch.no_grad():
+        model[0].model.embeddings.word_embeddings.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"The texts: ('[^']*', ){4}'[^']*' and 3 more$"):
+        trainer.train()
+
+
+def test_other_errors_of_a_loss_stay_as_they_are(sentences, tmp_path):
+    model = tiny_model(sentences, width=32).to("cpu")
+    dataset = Dataset.from_dict({"sentence": sentences})
+    arguments = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False)
+    with pytest.raises(ValueError, match="use UnsupSimCSELoss for single sentences$"):
+        SimCSETrainer(model, arguments, dataset, loss=SupSimCSELoss(model)).train()
 
 
 def test_losses_by_dataset_are_saved_under_their_names(sentences, tmp_path):

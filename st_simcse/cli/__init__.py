@@ -41,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
         try:
             # Here, not above: the libraries take seconds to import, and --help needs none of them.
+            from huggingface_hub.utils import enable_progress_bars
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()  # no bar for the loading of each model
+            enable_progress_bars()  # but for downloads
             import_module(f"st_simcse.cli.{command}").run(rest)
         except (ImportError, OSError, ValueError, SafetensorError) as error:
             sys.exit(f"st-simcse {command}: {error}")

@@ -19,12 +19,15 @@ def run(argv: Sequence[str]) -> str:
     example = "st-simcse export --model output --output_dir for-automodel"
     (args,) = parse("export", argv, ExportArguments, example=example)
 
-    from st_simcse.checkpoints import load_model, save_transformer
+    from st_simcse.checkpoints import load_model, loading_class, save_transformer
 
-    expression = save_transformer(load_model(args.model), args.output_dir)
+    model = load_model(args.model)
+    kind = loading_class(model)
+    expression = save_transformer(model, args.output_dir)
     print(
         f"saved to {args.output_dir}; the embeddings of texts are\n\n"
-        f'tokenizer, model = (kind.from_pretrained("{args.output_dir}") for kind in (AutoTokenizer, AutoModel))\n'
+        f"from transformers import AutoTokenizer, {kind}\n\n"
+        f'tokenizer, model = (kind.from_pretrained("{args.output_dir}") for kind in (AutoTokenizer, {kind}))\n'
         'inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")\n'
         f"outputs = model(**inputs)\nembeddings = {expression}"
     )

@@ -11,11 +11,18 @@ from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser
 
-__all__ = ["parse"]
+__all__ = ["check_positive", "parse"]
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults beside the options, and the example as it was written."""
+    """Beside an option its default, or that it is required; the example as it was written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
+        # `--no_x` has the default False too, where that of `--x` is True.
+        has_none = action.default is None or action.default is False or action.default in ([], {})
+        return action.help if has_none else super()._get_help_string(action)
 
 
 class _Parser(HfArgumentParser):
@@ -59,3 +66,18 @@ def parse(command: str, argv: Sequence[str], *types: type, example: str) -> tupl
         near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
         parser.error(f"unknown option {unknown[0]}" + (f", did you mean {near[0]}?" if near else ""))
     return tuple(arguments)
+
+
+def check_positive(args: object, *names: str) -> None:
+    """ValueError for an option that has to be 1 or more, and is not; None is none.
+
+    Example:
+        >>> check_positive(argparse.Namespace(batch_size=0), "batch_size")
+        Traceback (most recent call last):
+        ...
+        ValueError: --batch_size must be at least 1, got 0
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,18 +16,22 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import set_seed
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import parse
-from st_simcse.evaluation import AlignmentUniformityEvaluator, format_table
+from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.hub import HubDataset
 from st_simcse.modeling import build_model
-from st_simcse.plots import plot_alignment_uniformity
+from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
-from st_simcse.readers import NLIReader, Reader, SentenceReader, TripletReader, load_sts
+from st_simcse.readers import READERS, Reader, SentenceReader, file_format, load_sts
 from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSigterm, checkpoints
 
-READERS: dict[str, type[Reader]] = {"sentences": SentenceReader, "triplets": TripletReader, "nli": NLIReader}
+logger = logging.getLogger(__name__)
+
+
+PICTURE = "alignment_uniformity.png"
 
 
 @dataclass
@@ -33,10 +39,14 @@ class ModelArguments:
     _argument_group_name: ClassVar[str] = "model"
 
     model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
-    pooling: Literal["cls", "mean", "first_last_avg", "last2_avg"] = field(
-        default="cls", metadata={"help": "How token embeddings become a sentence embedding."}
+    pooling: Literal["as saved", "cls", "mean", "first_last_avg", "last2_avg"] = field(
+        default="as saved",
+        metadata={"help": "How token embeddings become a sentence embedding; a bare transformer gets cls."},
     )
-    max_seq_length: int = field(default=32, metadata={"help": "Texts are cut off after so many tokens."})
+    model_max_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of a text that the model reads, here and once it is saved; as before, or 128."},
+    )
     dense: bool = field(default=False, metadata={"help": "Put the MLP into the model, for inference too."})
 
 
@@ -86,9 +96,16 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     """Train, save the model to ``output_dir``, print Spearman before and after, and return it.
 
     With ``--seeds`` the rows are those of the single seeds, and their mean and spread (standard deviation).
+
+    Raises:
+        ValueError: for options and data that cannot be trained with; at the end for a model without a correlation.
     """
     arguments = _parse_train(argv)
     _, data_args, _, training_args = arguments
+    if len(set(data_args.seeds or [])) < len(data_args.seeds or []):
+        raise ValueError(
+            f"--seeds {' '.join(map(str, data_args.seeds))} names a seed twice: its runs would be the same"
+        )
     if not data_args.seeds:
         results = _train_once(*arguments)
     else:
@@ -110,6 +127,7 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     if results["before"] and training_args.process_index == 0:
         percent = {name: {test: 100 * value for test, value in scores.items()} for name, scores in results.items()}
         print(format_table(percent, corner="Spearman x 100"))
+    check_defined(results)
     return results
 
 
@@ -141,21 +159,21 @@ def _train_once(
     if data_args.alignment_uniformity:
         if not has_dev:
             raise ValueError("--alignment_uniformity needs --dev_file or --dev_dataset")
+        check_picture(PICTURE)
         during_training.append(AlignmentUniformityEvaluator.from_sts(evaluators[0]))
         args.eval_on_start = True  # where the path begins
     model = build_model(
         model_args.model_name_or_path,
-        model_args.pooling,
-        model_args.max_seq_length,
+        None if model_args.pooling == "as saved" else model_args.pooling,
+        model_args.model_max_length,
         model_args.dense,
         device="cpu" if args.use_cpu else None,
     )
+    _check_length(model, args.max_length)
     loss = make_loss(model, len(dataset.column_names), loss_args)
-    if has_dev and args.eval_strategy == "no":
-        args.eval_strategy = args.save_strategy = "steps"
-        args.eval_steps = args.save_steps = _eval_steps(args, dataset)
-        args.load_best_model_at_end, args.greater_is_better = True, True
-        args.metric_for_best_model = f"eval_{evaluators[0].name}_spearman_cosine"
+    _check_negatives(dataset, loss_args, args)
+    if has_dev:
+        _keep_the_best(args, dataset, f"eval_{evaluators[0].name}_spearman_cosine")
     trainer = SimCSETrainer(
         model=model,
         args=args,
@@ -178,12 +196,69 @@ def _train_once(
     results["after"] = _spearman(evaluators, model)
     trainer.save_model(args.output_dir)
     if is_main:
-        print(f"saved to {args.output_dir}")
+        print(f"saved to {args.output_dir}; it reads {model.max_seq_length} tokens of a text")
     if is_main and data_args.alignment_uniformity:
-        path = Path(args.output_dir, "alignment_uniformity.png")
+        path = Path(args.output_dir, PICTURE)
         plot_alignment_uniformity({model_args.pooling: trainer.state.log_history}, path)
         print(f"drew {path}")
     return results
+
+
+def _check_length(model: SentenceTransformer, in_training: int | None) -> None:
+    special = model.tokenizer.num_special_tokens_to_add(False)
+    for option, length in (("max_seq_length", in_training), ("model_max_length", model.max_seq_length)):
+        if length is not None and length <= special:
+            raise ValueError(
+                f"--{option} {length} leaves nothing of a text: {special} tokens are the tokenizer's own, so that "
+                f"{special + 1} is the least"
+            )
+
+
+def _check_negatives(dataset: Dataset | IterableDataset, loss: Any, args: SimCSETrainingArguments) -> None:
+    """ValueError for data and batches in which no row has a negative: the loss is 0, and nothing is learned."""
+    if len(dataset.column_names) > 2:
+        return  # the row's own
+    rows = args.train_batch_size * (args.world_size if loss.gather_across_devices else 1)
+    if rows < 2 and not loss.momentum_queue:
+        raise ValueError(
+            f"--per_device_train_batch_size {args.per_device_train_batch_size} leaves no negatives, which are the "
+            "other rows of a batch: 2 is the least"
+        )
+    for column in dataset.column_names if isinstance(dataset, Dataset) else ():
+        texts = iter(dataset[column])
+        first = next(texts)
+        if all(text == first for text in texts):
+            raise ValueError(
+                f"the {len(dataset)} row(s) of the training data have one and the same {column}, {first!r}, so that no "
+                "row has a negative: two different texts are the least"
+            )
+
+
+def _keep_the_best(args: SimCSETrainingArguments, dataset: Dataset | IterableDataset, metric: str) -> None:
+    """Evaluate while training goes on, save when evaluated, and load the best checkpoint at the end."""
+    evaluate, save = IntervalStrategy(args.eval_strategy).value, SaveStrategy(args.save_strategy).value
+    if evaluate == "no":
+        evaluate = "epoch" if save == "epoch" else "steps"
+    asked, args.eval_steps = args.eval_steps, _eval_steps(args, dataset)
+    if save == "steps" and args.save_steps == SimCSETrainingArguments.save_steps:  # nothing was said
+        save, args.save_steps = evaluate, args.eval_steps
+    elif asked and asked > args.eval_steps:  # the last step comes before
+        args.save_steps = args.eval_steps
+    args.eval_strategy, args.save_strategy = evaluate, save
+    if save == "no":
+        logger.warning("--save_strategy no: the saved model is that of the last step, not the best on the dev pairs")
+        return
+    times = args.save_steps / args.eval_steps
+    fits = (args.save_steps < 1) == (args.eval_steps < 1) and math.isclose(times, max(1, round(times)))
+    if save not in ("best", evaluate) or (save == "steps" and not fits):
+        raise ValueError(
+            "the best checkpoint on the dev pairs is kept, which has to be both evaluated and saved: --save_strategy "
+            f"{save} --save_steps {args.save_steps} does not go with --eval_strategy {evaluate} --eval_steps "
+            f"{args.eval_steps}; leave --save_strategy and --save_steps out, or save at multiples of --eval_steps"
+        )
+    args.load_best_model_at_end = True
+    if args.metric_for_best_model in (None, "loss"):  # there are no rows to compute a loss of
+        args.metric_for_best_model, args.greater_is_better = metric, True
 
 
 def _eval_steps(args: SimCSETrainingArguments, dataset: Any) -> float:
@@ -222,8 +297,7 @@ def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
     if train_format == "auto" and isinstance(source, HubDataset):
         train_format = _format_of(source, columns)
     elif train_format == "auto":
-        table = any(ending in str(source).lower() for ending in (".csv", ".tsv", ".json", ".parquet"))
-        train_format = "triplets" if table else "sentences"
+        train_format = "sentences" if file_format(Path(str(source))) == "txt" else "triplets"
     if train_format != "sentences":
         return READERS[train_format](columns=columns)
     if columns and len(columns) > 1:

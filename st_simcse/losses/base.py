@@ -17,16 +17,16 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
 from sentence_transformers.sentence_transformer.losses.adaptive_layer import TransformerDecorator
 from sentence_transformers.sentence_transformer.losses.matryoshka import ForwardDecorator
-from sentence_transformers.util.distributed import get_world_size
 from torch import Tensor, nn
 
-from st_simcse.distributed import gather_rows, is_distributed
+from st_simcse.distributed import gather_rows, is_distributed, world_size
 from st_simcse.embedding import (
-    CachedLossMixin,
+    GradientCache,
     RandContext,
     chunked_outputs,
     has_static_embedding_input,
     merge_feature_batches,
+    refuse_stale_gradients,
     trained_dimension,
 )
 from st_simcse.losses.duplicates import text_keys
@@ -72,7 +72,7 @@ class Layout:
         return embedded if self.places is None else [*embedded[0][self.places], *embedded[1:]]
 
 
-class SimCSELoss(CachedLossMixin, nn.Module):
+class SimCSELoss(GradientCache, nn.Module):
     """What the two losses share: a batch becomes embeddings, these a problem, and that a sum of named terms."""
 
     # Which attribute of an option says that it goes with this loss.
@@ -148,13 +148,17 @@ class SimCSELoss(CachedLossMixin, nn.Module):
 
         Raises:
             ValueError: for a number of columns that the loss cannot use, non-finite embeddings, an option that does not
-                go with a wrapper around this loss, and weights of its own in several processes without SimCSETrainer.
+                go with a wrapper around this loss, and weights of its own without SimCSETrainer in several processes,
+                or if their gradients are not cleared (ST before 6.2).
         """
-        if not self.is_synchronized and is_distributed() and self._owns_weights():
+        owns_weights = self._owns_weights()
+        if owns_weights and not self.is_synchronized and is_distributed():
             raise ValueError(
                 "in several processes the weights of a loss, such as a projection head's, would drift apart, since "
                 "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
             )
+        if owns_weights:
+            refuse_stale_gradients(self)
         transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
         if self.sources or self.terms:
             self._precision.watch(transformer)
@@ -291,7 +295,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             rows,
         )
         # Processes count alike in the mean over them, however many rows each has.
-        share = (rows.stop - rows.start) * get_world_size() / len(anchors) if self.gather_across_devices else 1.0
+        share = (rows.stop - rows.start) * world_size() / len(anchors) if self.gather_across_devices else 1.0
         return share * info_nce(batch, self.temperature, self.edits, self.comparison)
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -326,7 +330,10 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         Rows of like length share a forward pass, which saves most of the padding. Columns that are no rows of tokens,
         such as a StaticEmbedding's, stay as they are, and so do those that a wrapper wants to find unmerged.
         """
-        rows = merge_feature_batches(columns) if _can_be_widened(columns) else None
+        # ST before 6.0 does not say that AdaptiveLayerLoss wants the columns unmerged.
+        transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
+        can_be_merged = not isinstance(transformer.forward, TransformerDecorator) and _can_be_widened(columns)
+        rows = merge_feature_batches(columns) if can_be_merged else None
         if rows is None or "attention_mask" not in rows:
             return columns, None
         lengths = rows["attention_mask"].sum(1)

@@ -27,10 +27,21 @@ class ProjectionHead(nn.Module):
         super().__init__()
         self.dense = nn.Linear(dimension, dimension)
         self.activation = nn.Tanh()
-        # BERT's own initialisation, which the paper's code gives to every new layer.
-        nn.init.normal_(self.dense.weight, std=0.02)
-        nn.init.zeros_(self.dense.bias)
+        initialise(self.dense)
 
     def forward(self, embeddings: Tensor) -> Tensor:
         projected: Tensor = self.activation(self.dense(embeddings))
         return projected
+
+
+def initialise(linear: nn.Linear) -> None:
+    """Weights from N(0, 0.02), no bias: BERT's own initialisation, which the paper's code gives to every new layer.
+
+    Example:
+        >>> linear = nn.Linear(8, 8)
+        >>> initialise(linear)
+        >>> linear.bias.abs().sum().item()
+        0.0
+    """
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)

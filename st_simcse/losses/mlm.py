@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MaskedLanguageModel(TermOption):
-    """The cross-entropy of masked tokens: the auxiliary objective of the paper, section 6.3 (its ablation with MLM).
+    """The cross-entropy of masked tokens: the auxiliary objective of the paper, appendix A (ablation: table D.2).
 
     The prediction head is that of the pretrained checkpoint where it has one, a new one otherwise; it belongs to the
     loss and is no part of the saved model. Its output embedding is tied to the model's input embedding. Within a
@@ -68,7 +68,7 @@ class _MaskedLanguageModel(Term):
         try:
             # The transformer came from there a moment ago, so nothing needs to be downloaded.
             whole = AutoModelForMaskedLM.from_pretrained(
-                transformer.config._name_or_path, use_safetensors=True, local_files_only=True, dtype=transformer.dtype
+                transformer.config._name_or_path, local_files_only=True, dtype=transformer.dtype
             )
         except OSError:
             logger.warning("The transformer's checkpoint is gone: the masked language model's head starts anew")
