@@ -74,7 +74,7 @@ def test_the_code_of_a_page_runs(page, folder):
 
 
 def test_a_variant_is_short():
-    edit, term, _ = _blocks("docs/variants.md", "python")
+    edit, term = _blocks("docs/variants.md", "python")
     assert len(edit.splitlines()) < 20
     assert len(term.splitlines()) < 40
 
