@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from st_simcse.cli import train
-from st_simcse.trainer import checkpoints, last_complete_checkpoint
+from st_simcse.run_folder import checkpoints, last_complete_checkpoint
 
 STEPS = 30
 
