@@ -121,7 +121,7 @@ def sole_run(folder: str | Path, is_writer: bool = True) -> Iterator[None]:
         ...     pass  # train
     """
     check_writable(folder)
-    lock = FileLock(Path(folder, LOCK), blocking=False, thread_local=False, is_singleton=True)
+    lock = FileLock(Path(folder, LOCK), timeout=0, thread_local=False, is_singleton=True)
     is_taken = False
     try:
         if is_writer:
