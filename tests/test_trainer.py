@@ -120,16 +120,10 @@ def test_other_errors_of_a_loss_stay_as_they_are(sentences, tmp_path):
 
 
 def test_a_plain_trainers_checkpoint_resumes_with_a_warning(sentences, tmp_path, caplog):
-    plain, whole, resumed = (
-        _trainer(sentences, tmp_path / name, trainer, head=False)
-        for name, trainer in (
-            ("plain", SentenceTransformerTrainer),
-            ("whole", SimCSETrainer),
-            ("resumed", SimCSETrainer),
-        )
-    )
-    plain.train()
+    _trainer(sentences, tmp_path / "plain", SentenceTransformerTrainer, head=False).train()
+    whole = _trainer(sentences, tmp_path / "whole", head=False)
     whole.train()
+    resumed = _trainer(sentences, tmp_path / "resumed", head=False)
     resumed.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-2"))
     assert "does not say which data, model, objective and arguments" in caplog.text
     expected = whole.model.state_dict()
