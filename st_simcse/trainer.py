@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +25,7 @@ from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss
 from torch.utils.data import BatchSampler, ConcatDataset
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -33,6 +34,17 @@ from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampl
 from st_simcse.embedding import chunked_outputs
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss, check_wrappers
 from st_simcse.model_card import ModelCardCallback
+from st_simcse.resume import RECORD_NAME, check_resumable, describe_run, write_record
+from st_simcse.run_folder import (
+    UNFINISHED,
+    check_writable,
+    checkpoints,
+    last_complete_checkpoint,
+    publish,
+    rotate,
+    sole_run,
+    step_of,
+)
 
 __all__ = ["SimCSETrainer", "SimCSETrainingArguments"]
 
@@ -55,6 +67,7 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         tokenize_once: prepare the token ids before training instead of in every epoch.
         group_by_length: make batches with :class:`~st_simcse.batching.LengthGroupedBatchSampler`.
         texts_in_model_card: let the README of the saved model show texts of the training data, as ST's does.
+        resume_with_changes: resume also where data, objective or settings are others than the checkpoint's.
 
     Example:
         >>> SimCSETrainingArguments(bf16=False, tokenize_once=True).learning_rate
@@ -87,6 +100,9 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     texts_in_model_card: bool = field(
         default=False, metadata={"help": "The saved model's README shows some texts of the training data."}
     )
+    resume_with_changes: bool = field(
+        default=False, metadata={"help": "Resume although data, objective or settings are others than before."}
+    )
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -108,41 +124,6 @@ def computes_in_bf16(use_cpu: bool) -> bool:
     if not use_cpu and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def last_complete_checkpoint(folder: str | Path) -> str:
-    """The newest checkpoint in a folder that was saved to its end; newer ones that were cut off are logged.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    for path in sorted(checkpoints(folder), key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        try:
-            # What a checkpoint writes last.
-            TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
-        except (OSError, ValueError, TypeError):
-            logger.warning("%s was cut off while it was saved: trying the one before it", path)
-        else:
-            return str(path)
-    raise ValueError(f"{folder} has no complete checkpoint to resume from")
-
-
-def checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints of a training run, complete or not, in no order.
-
-    Example:
-        >>> checkpoints(getfixture("tmp_path"))  # nothing has been saved there
-        []
-    """
-    return [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[-1].isdigit()]
-
-
-def _check_writable(folder: str | Path) -> None:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise OSError(f"cannot write to the output folder {folder}: {error}") from error
 
 
 def _check_sharding(args: SentenceTransformerTrainingArguments) -> None:
@@ -170,9 +151,11 @@ def _check_compilation(loss: torch.nn.Module) -> None:
 
 
 @contextmanager
-def _naming_damage(checkpoint: str | None) -> Iterator[None]:
+def _naming_damage(checkpoint: str | None, part: str = "", *misfits: type[Exception]) -> Iterator[None]:
     try:
         yield
+    except misfits as error:
+        raise ValueError(f"{checkpoint} is of another {part}, whose state does not fit this one ({error})") from error
     except Exception as error:
         raise ValueError(
             f"{checkpoint} cannot be read and is probably damaged ({error}): resume from an earlier checkpoint"
@@ -212,27 +195,32 @@ def texts_without_embedding(model: SentenceTransformer, columns: list[dict[str, 
     return list(dict.fromkeys(texts))
 
 
-class StopOnSigterm(TrainerCallback):
-    """SIGTERM ends the training after the step that is under way, with a checkpoint, instead of at once.
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and Ctrl-C end the training after the step that is under way, with a checkpoint, instead of at once.
 
-    Unlike the just-in-time checkpoint of transformers it never falls between a step's backward pass and its update, so
-    the resumed run is the same as an undisturbed one.
+    It listens as a context manager; a second Ctrl-C is a KeyboardInterrupt. Unlike the just-in-time checkpoint of
+    transformers it never falls between a step's backward pass and its update, so the resumed run is the same as an
+    undisturbed one.
     """
 
     def __init__(self) -> None:
         self.requested = self.has_stopped = False
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.previous = signal.signal(signal.SIGTERM, self._request)
+    def __enter__(self) -> StopOnSignal:
+        self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         if any_process(self.requested):
             control.should_save = control.should_training_stop = self.has_stopped = True
 
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGTERM, self.previous)
-
-    def _request(self, *args: Any) -> None:
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.requested = True
 
 
@@ -279,13 +267,15 @@ class SimCSETrainer(SentenceTransformerTrainer):
     ) -> None:
         args = SimCSETrainingArguments("tmp_trainer") if args is None else args
         if args.output_dir:
-            _check_writable(args.output_dir)
+            check_writable(args.output_dir)
         if args.world_size > 1 and not isinstance(train_dataset, IterableDataset):
             _check_sharding(args)
         tokenize_once = getattr(args, "tokenize_once", False)
         if tokenize_once and not isinstance(train_dataset, Dataset):
             raise ValueError(f"tokenize_once needs a datasets.Dataset, got {type(train_dataset).__name__}")
         self._given_loss = loss
+        self._untokenized = train_dataset if tokenize_once else None
+        self._unfinished: str | None = None  # where a checkpoint is being written
         super().__init__(model, args, train_dataset, eval_dataset, loss, *others, **options)
         if tokenize_once:
             if not isinstance(self.data_collator, BaseDataCollator):
@@ -416,33 +406,116 @@ class SimCSETrainer(SentenceTransformerTrainer):
         """As the plain trainer does; ``resume_from_checkpoint=True`` takes the last checkpoint that is complete.
 
         Raises:
-            OSError: if a checkpoint cannot be saved.
-            ValueError: if the checkpoint to resume from is damaged, or none is complete.
+            FileNotFoundError: if the checkpoint to resume from is not there.
+            OSError: if a checkpoint cannot be saved, or another run is writing to the folder.
+            ValueError: if the checkpoint to resume from is damaged, not complete, beyond the last step, or of a run
+                with other data, objective or settings; with ``resume_with_changes`` in the training arguments only if
+                its model is another one, or its optimizer. If none is complete.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-        return super().train(resume_from_checkpoint, trial, **kwargs)
+        folder = self._get_output_dir(trial=trial)
+        with sole_run(folder, self.args.should_save):
+            data = self.train_dataset if self._untokenized is None else self._untokenized
+            self._run = describe_run(self.args, self.model, self._losses(), data)
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = last_complete_checkpoint(folder)
+            if resume_from_checkpoint:
+                check_resumable(resume_from_checkpoint, self._run, self._resumes_with_changes())
+            return super().train(resume_from_checkpoint, trial, **kwargs)
+
+    def _resumes_with_changes(self) -> bool:
+        return getattr(self.args, "resume_with_changes", False)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial=trial) if self._unfinished is None else self._unfinished
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As the plain trainer's, but a checkpoint has its name only when all of it is there."""
+        folder = Path(self._get_output_dir(trial=trial))
+        path = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        written = folder / UNFINISHED / path.name
+        self._unfinished = str(written.parent)
         try:
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.state.best_model_checkpoint == str(written):
+                self.state.best_model_checkpoint = str(path)
+            if self.args.should_save:
+                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+                write_record(written, self._run)
+                publish(written)
         except Exception as error:
-            path = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(written.parent, ignore_errors=True)
             raise OSError(
-                f"could not save {path}: {error}. What there was of it has been removed; earlier checkpoints are as "
-                "they were, and training can resume from them once there is room to write"
+                f"could not save {path}: {error}. {self._room(folder, whole=True)} What there was of it has been "
+                "removed; earlier checkpoints are as they were, and training can resume from them once there is room "
+                "to write"
             ) from error
+        finally:
+            self._unfinished = None
+        if self.args.should_save:
+            rotate(path, self.state.best_model_checkpoint, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(path))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._unfinished is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _room(self, folder: Path, whole: bool) -> str:
+        """What a checkpoint takes, or without its ``whole`` the model, and what is free."""
+        tensors = [*self.model.state_dict().values()]
+        if whole:
+            tensors += self._loss_weights().values()
+            for state in self.optimizer.state.values() if self.optimizer is not None else ():
+                tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        needed = sum(tensor.nbytes for tensor in tensors) / 1e6
+        return f"It takes about {needed:.1f} MB, and {shutil.disk_usage(folder).free / 1e6:.1f} MB are free."
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the plain trainer's; what was in the folder is replaced when all of the model is written.
+
+        Raises:
+            OSError: if it cannot be saved; says which checkpoint has the weights, or else where they were saved.
+        """
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir is not None:  # a checkpoint, not the model that leaves here
             self._save_loss_weights(Path(output_dir))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # transformers leaves it to this method that only the main process writes, and ST's lets all of them.
-        if self.args.should_save:
+        if not self.args.should_save:
+            return
+        if self._unfinished is not None:
             super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        written = folder / UNFINISHED
+        try:
+            super()._save(str(written), state_dict)
+            for path in written.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(folder / path.name, ignore_errors=True)
+                path.replace(folder / path.name)
+        except Exception as error:
+            shutil.rmtree(written, ignore_errors=True)
+            message = f"could not save the model to {folder}: {error}. {self._room(folder, whole=False)}"
+            raise OSError(f"{message} {self._save_elsewhere(state_dict)}") from error
+        shutil.rmtree(written, ignore_errors=True)
+
+    def _save_elsewhere(self, state_dict: dict[str, Any] | None) -> str:
+        """Where the weights of now are, so that training is not lost for want of room."""
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        saved = [str(path) for path in checkpoints(self.args.output_dir) if step_of(path) == self.state.global_step]
+        if path := best or next(iter(saved), None):
+            return f"No weights are lost: {path} is complete and has them"
+        elsewhere = tempfile.mkdtemp(prefix="st_simcse-")
+        try:
+            super()._save(elsewhere, state_dict)
+        except Exception as error:
+            shutil.rmtree(elsewhere, ignore_errors=True)
+            return f"No checkpoint has these weights, and {elsewhere} did not take them either ({error})"
+        return f"No checkpoint has these weights, so they were saved to {elsewhere}"
 
     def _save_loss_weights(self, folder: Path) -> None:
         weights = {name: tensor.detach() for name, tensor in self._loss_weights().items()}
@@ -456,11 +529,9 @@ class SimCSETrainer(SentenceTransformerTrainer):
 
     def _checkpoint_push_skip_names(self, checkpoint_folder: str) -> set[str]:
         own = {path.name for path in Path(checkpoint_folder).glob(f"{Path(LOSS_WEIGHTS_NAME).stem}*.safetensors")}
-        return super()._checkpoint_push_skip_names(checkpoint_folder) | own
+        return super()._checkpoint_push_skip_names(checkpoint_folder) | own | {RECORD_NAME}
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
-        if not Path(checkpoint_path).is_dir():
-            raise FileNotFoundError(f"there is no checkpoint {checkpoint_path}; save_total_limit=None keeps all")
         weights = self._loss_weights()
         files = [Path(checkpoint_path, LOSS_WEIGHTS_NAME)] if weights else []
         if self._loss_buffers() and self.args.process_index > 0:
@@ -472,15 +543,36 @@ class SimCSETrainer(SentenceTransformerTrainer):
                     "or by fewer processes. Train with SimCSETrainer from the start, resume with as many processes, or "
                     "drop resume_from_checkpoint and load the checkpoint as a model"
                 )
-        with _naming_damage(checkpoint_path), torch.no_grad():
+        with _naming_damage(checkpoint_path, "model", RuntimeError):
             super()._load_from_checkpoint(checkpoint_path)
+        with _naming_damage(checkpoint_path, "loss", RuntimeError, KeyError), torch.no_grad():
             for path in files:
                 for name, saved in load_file(path).items():
                     weights[name].copy_(saved)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _naming_damage(checkpoint):
+        if self.state.global_step > self.state.max_steps:
+            raise ValueError(
+                f"{checkpoint} is of step {self.state.global_step}, beyond the {self.state.max_steps} that this run "
+                "takes: resume from an earlier one, or raise max_steps or num_train_epochs"
+            )
+        settings = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
+        with _naming_damage(checkpoint, "optimizer", ValueError):
             super()._load_optimizer_and_scheduler(checkpoint)
+        if any(set(new) - set(group) for new, group in zip(settings, self.optimizer.param_groups, strict=True)):
+            raise ValueError(
+                f"{checkpoint} is of another optimizer than {self.args.optim}, whose state does not fit this one"
+            )
+        if checkpoint is not None and self._resumes_with_changes():
+            self._take_over(settings)
+
+    def _take_over(self, settings: list[dict[str, Any]]) -> None:
+        """Learning rate, weight decay and the like of this run, where the loaded optimizer has the earlier run's."""
+        for new, group in zip(settings, self.optimizer.param_groups, strict=True):
+            share = group["lr"] / group["initial_lr"] if group.get("initial_lr") else 1.0
+            group.update(new, lr=share * new.get("initial_lr", new["lr"]))
+        if hasattr(self.lr_scheduler, "base_lrs"):
+            self.lr_scheduler.base_lrs = [new["initial_lr"] for new in settings]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _naming_damage(checkpoint):

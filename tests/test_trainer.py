@@ -1,8 +1,9 @@
 import ast
+import random
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
@@ -17,22 +18,22 @@ from st_simcse import (
     UnsupSimCSELoss,
 )
 from st_simcse.demo import tiny_model
+from st_simcse.resume import describe_run
 
 
-def _trainer(sentences, folder, trainer=SimCSETrainer, **options):
+def _trainer(sentences, folder, trainer=SimCSETrainer, head=True, **options):
     model = tiny_model(sentences, width=32).to("cpu")
     torch.manual_seed(0)
-    loss = UnsupSimCSELoss(model, projection_head=True)
+    loss = UnsupSimCSELoss(model, projection_head=head)
     arguments = Arguments(
         str(folder),
         per_device_train_batch_size=4,
         num_train_epochs=3,
-        learning_rate=1e-2,
         report_to="none",
         save_strategy="steps",
         save_steps=2,
         use_cpu=True,
-        **options,
+        **{"learning_rate": 1e-2, **options},
     )
     return trainer(model=model, args=arguments, train_dataset=Dataset.from_dict({"sentence": sentences}), loss=loss)
 
@@ -123,6 +124,75 @@ def test_other_errors_of_a_loss_stay_as_they_are(sentences, tmp_path):
     arguments = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False)
     with pytest.raises(ValueError, match="use UnsupSimCSELoss for single sentences$"):
         SimCSETrainer(model, arguments, dataset, loss=SupSimCSELoss(model)).train()
+
+
+def test_a_plain_trainers_checkpoint_resumes_with_a_warning(sentences, tmp_path, caplog):
+    _trainer(sentences, tmp_path / "plain", SentenceTransformerTrainer, head=False).train()
+    whole = _trainer(sentences, tmp_path / "whole", head=False)
+    whole.train()
+    resumed = _trainer(sentences, tmp_path / "resumed", head=False)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-2"))
+    assert "does not say which data, model, objective and arguments" in caplog.text
+    expected = whole.model.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in resumed.model.state_dict().items())
+
+
+def test_changes_take_effect_where_they_are_asked_for(sentences, tmp_path, caplog):
+    _trainer(sentences, tmp_path).train()
+    rates = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer, **kwargs):
+            rates.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["weight_decay"]))
+
+    changed = _trainer(sentences, tmp_path, learning_rate=2e-2, weight_decay=0.5)
+    changed.args.resume_with_changes = True
+    changed.add_callback(Watch())
+    changed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert rates == [(pytest.approx(2e-2 * left / 6), 0.5) for left in (2, 1)]
+    assert "arguments.learning_rate: 0.01 -> 0.02" in caplog.text
+
+
+def test_a_checkpoint_that_cannot_be_pushed_stays(sentences, tmp_path, monkeypatch):
+    def fail(*args):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("transformers.Trainer._push_from_checkpoint", fail)
+    trainer = _trainer(sentences, tmp_path)
+    trainer.args.push_to_hub, trainer.push_in_progress = True, None
+    with pytest.raises(ConnectionError, match="no network"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (tmp_path / "simcse_run.json").exists()
+    resumed = _trainer(sentences, tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+
+
+def test_a_record_knows_rows_and_streams_and_leaves_the_random_state_alone(sentences):
+    model = tiny_model(sentences, width=32)
+
+    def record(data):
+        return describe_run(Arguments("out", use_cpu=True), model, {"": UnsupSimCSELoss(model)}, data)["data"]
+
+    def stream(texts):
+        def rows():
+            for text in texts:
+                yield {"sentence": " ".join(random.sample(text.split(), len(text.split())))}
+
+        return IterableDataset.from_generator(rows)
+
+    rows = sentences * 300
+    data = Dataset.from_dict({"sentence": rows})
+    assert record(data) == record(Dataset.from_list([{"sentence": text} for text in rows]))
+    assert record(data) == record(Dataset.from_dict({"sentence": rows[::-1]}).select(range(len(rows) - 1, -1, -1)))
+    for row in (0, 1234, len(rows) - 1):
+        changed = [*rows[:row], rows[row] + "!", *rows[row + 1 :]]
+        assert record(data) != record(Dataset.from_dict({"sentence": changed}))
+    states = random.getstate(), torch.get_rng_state()
+    assert record(stream(sentences)) == record(stream(sentences)) != record(stream(sentences[1:]))
+    assert states[0] == random.getstate()
+    assert torch.equal(states[1], torch.get_rng_state())
 
 
 def test_losses_by_dataset_are_saved_under_their_names(sentences, tmp_path):

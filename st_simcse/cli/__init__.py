@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             import_module(f"st_simcse.cli.{command}").run(rest)
         except (ImportError, OSError, ValueError, SafetensorError) as error:
             sys.exit(f"st-simcse {command}: {error}")
+        except KeyboardInterrupt:
+            print(f"st-simcse {command}: interrupted", file=sys.stderr)
+            sys.exit(130)  # 128 and the number of SIGINT, as shells expect
 
 
 def _usage() -> str:

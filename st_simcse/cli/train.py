@@ -26,7 +26,8 @@ from st_simcse.modeling import build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
 from st_simcse.readers import READERS, Reader, SentenceReader, file_format, load_sts
-from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSigterm, checkpoints
+from st_simcse.run_folder import checkpoints, sole_run
+from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSignal
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,12 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         ValueError: for options and data that cannot be trained with; at the end for a model without a correlation.
     """
     arguments = _parse_train(argv)
+    training_args = arguments[-1]
+    with sole_run(training_args.output_dir, training_args.should_save):
+        return _run(argv, arguments)
+
+
+def _run(argv: Sequence[str], arguments: tuple[Any, ...]) -> dict[str, dict[str, float]]:
     _, data_args, _, training_args = arguments
     if len(set(data_args.seeds or [])) < len(data_args.seeds or []):
         raise ValueError(
@@ -180,11 +187,12 @@ def _train_once(
         train_dataset=dataset,
         loss=loss,
         evaluator=during_training or None,
-        callbacks=[stop := StopOnSigterm()],
+        callbacks=[stop := StopOnSignal()],
     )
     results = {"before": _spearman(evaluators, model)}
     resume = args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
+    with stop:
+        trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
     is_main = trainer.is_world_process_zero()  # of several processes one writes and prints
     if stop.has_stopped and trainer.state.global_step < trainer.state.max_steps:
         if is_main:
