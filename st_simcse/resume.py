@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import random
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -210,7 +211,9 @@ def _plain(value: Any) -> Any:
     """What JSON knows, and the same in every process: no addresses."""
     if isinstance(value, enum.Enum):
         return _plain(value.value)
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, str):
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", value)
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}

@@ -489,7 +489,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         if self._unfinished is not None:
             super()._save(output_dir, state_dict)
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         written = folder / UNFINISHED
         try:
             super()._save(str(written), state_dict)
@@ -506,7 +506,9 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def _save_elsewhere(self, state_dict: dict[str, Any] | None) -> str:
         """Where the weights of now are, so that training is not lost for want of room."""
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        saved = [str(path) for path in checkpoints(self.args.output_dir) if step_of(path) == self.state.global_step]
+        saved = [
+            str(path) for path in checkpoints(str(self.args.output_dir)) if step_of(path) == self.state.global_step
+        ]
         if path := best or next(iter(saved), None):
             return f"No weights are lost: {path} is complete and has them"
         elsewhere = tempfile.mkdtemp(prefix="st_simcse-")
@@ -556,6 +558,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 f"{checkpoint} is of step {self.state.global_step}, beyond the {self.state.max_steps} that this run "
                 "takes: resume from an earlier one, or raise max_steps or num_train_epochs"
             )
+        assert self.optimizer is not None
         settings = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
         with _naming_damage(checkpoint, "optimizer", ValueError):
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -568,6 +571,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
 
     def _take_over(self, settings: list[dict[str, Any]]) -> None:
         """Learning rate, weight decay and the like of this run, where the loaded optimizer has the earlier run's."""
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
         for new, group in zip(settings, self.optimizer.param_groups, strict=True):
             share = group["lr"] / group["initial_lr"] if group.get("initial_lr") else 1.0
             group.update(new, lr=share * new.get("initial_lr", new["lr"]))

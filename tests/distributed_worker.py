@@ -1,6 +1,7 @@
 """What test_distributed.py runs under torchrun: each check compares several processes with one over the whole batch."""
 
 import contextlib
+import fcntl
 import functools
 import io
 import os
@@ -29,6 +30,7 @@ from st_simcse import (
 )
 from st_simcse.cli import train
 from st_simcse.objective import cross_entropy
+from st_simcse.run_folder import LOCK, UNFINISHED
 from tests.test_losses import _without_dropout
 
 ROWS = [f"{first} {second}" for first in SENTENCES for second in SENTENCES][::3]
@@ -285,6 +287,24 @@ def check_in_two_resume(folder):
         for name, tensor in expected.items():
             assert torch.equal(tensor, resumed[name]), (step, name)
 
+    arguments = _arguments(folder, num_train_epochs=2, learning_rate=0.02)
+    trainer = SimCSETrainer(_tiny(), arguments, Dataset.from_dict({"sentence": ROWS}))
+    for error in (_refusal(trainer, resume_from_checkpoint=True), _refusal(trainer, taken=folder)):
+        assert all(_everywhere(error)), error
+    assert "another run is training" in error
+
+
+def _refusal(trainer, taken=None, **options):
+    """Why training does not begin; with ``taken``, while another run holds that folder."""
+    with open(os.path.join(taken, LOCK), "w") if taken and dist.get_rank() == 0 else contextlib.nullcontext() as file:
+        if file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            trainer.train(**options)
+        except (OSError, ValueError) as error:
+            dist.barrier()
+            return str(error)
+
 
 def check_in_two_command_line(folder):
     """One process writes and prints."""
@@ -308,7 +328,7 @@ def check_in_two_command_line(folder):
             ]
         )
     SentenceTransformer.save_pretrained = save
-    assert [len(paths) for paths in _everywhere(written)] == [1, 0], written
+    assert _everywhere(written) == [[os.path.join(folder, UNFINISHED)], []], written
     assert [f"saved to {folder}" in text for text in _everywhere(printed.getvalue())] == [True, False]
 
 

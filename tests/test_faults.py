@@ -243,7 +243,7 @@ def test_a_state_of_another_version_is_named(interrupted, command):
         (["--seed", "7"], "arguments.seed: 42 -> 7"),
         (["--temperature", "0.1"], "objective.loss.temperature: 0.05 -> 0.1"),
         (["--pooling", "cls"], r"model.modules.1.pooling_mode: .*mean.* -> .*cls"),
-        (["--queue_size", "8"], "queue"),
+        (["--momentum_queue", "8"], "objective.loss.options: .*MomentumQueue"),
         (["--num_train_epochs", "2"], "arguments.num_train_epochs: 3.0 -> 2.0"),
         (["--max_seq_length", "5"], "max_.*length: .* -> 5"),
         (["--model_name_or_path", "WIDER"], "model.transformer.hidden_size: 32 -> 48"),
