@@ -150,8 +150,8 @@ class HardnessWeighting:
     r"""Similar negatives weigh more: α times their similarity, as a constant, on top of their logits.
 
     The ``hardness_mode`` and ``hardness_strength`` of ST's MultipleNegativesRankingLoss (Lan et al., LLaVE, 2025,
-    equation 5; EmbeddingGemma, 2025, for the hard negatives alone). It acts in every direction that is compared, in ST's
-    loss in ``query_to_doc`` alone.
+    equation 5; EmbeddingGemma, 2025, for the hard negatives alone). It acts in every direction that is compared, there
+    in ``query_to_doc`` alone.
 
     Args:
         strength: α ≥ 0; 9 in LLaVE, 5 in EmbeddingGemma.
