@@ -25,3 +25,4 @@ trainer = SimCSETrainer(
 )
 trainer.train()
 trainer.save_model(args.output)  # process 0 writes
+trainer.accelerator.end_training()  # otherwise a process may abort at its exit while others still talk to it
