@@ -26,13 +26,17 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from st_simcse import (
+    FocalMargin,
     SentenceReader,
     SimCSETrainer,
     SimCSETrainingArguments,
+    SimilarityThreshold,
     UnsupSimCSELoss,
     build_model,
+    info_nce,
     unsup_simcse_loss,
 )
+from st_simcse.objective import Batch, Comparison
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -51,7 +55,18 @@ def matrix_product(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(embeddings), device=embeddings.device) ^ 1)
 
 
-LOSSES = {"reference": reference, "matrix product": matrix_product, "ours": unsup_simcse_loss}
+def with_edits(embeddings: Tensor) -> Tensor:
+    """Ours with two edits of the logits."""
+    batch = Batch(embeddings[0::2], embeddings[1::2])
+    return info_nce(batch, edits=[FocalMargin(0.2), SimilarityThreshold(0.9)], comparison=Comparison(symmetric=True))
+
+
+LOSSES = {
+    "reference": reference,
+    "matrix product": matrix_product,
+    "ours": unsup_simcse_loss,
+    "with edits": with_edits,
+}
 
 
 def measure_loss(implementation: str, batch: int, width: int, repeat: int) -> dict[str, float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,8 @@ __all__ = [
     "LossSynchronizer",
     "RoundSampler",
     "any_process",
-    "average_gradients",
+    "averaged_gradients",
+    "averages_gradients",
     "gather_rows",
     "is_distributed",
     "world_size",
@@ -215,6 +218,36 @@ class EvenBatchSampler(DefaultBatchSampler):
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
         self.rounds.set_epoch(epoch)
+
+
+_averages: ContextVar[bool] = ContextVar("_averages", default=False)
+
+
+def averages_gradients() -> bool:
+    """Whether this is inside of :func:`averaged_gradients`."""
+    return _averages.get()
+
+
+@contextmanager
+def averaged_gradients(parameters: Iterable[nn.Parameter], now: bool = True) -> Iterator[None]:
+    """Around a training step, whose gradients of weights outside the model are those of all processes afterwards.
+
+    Args:
+        parameters: as :func:`average_gradients` takes them.
+        now: False while gradients are accumulated.
+
+    Example:
+        >>> with averaged_gradients([]):
+        ...     averages_gradients()
+        True
+    """
+    token = _averages.set(True)
+    try:
+        yield
+    finally:
+        _averages.reset(token)
+    if now:
+        average_gradients(parameters)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

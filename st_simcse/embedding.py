@@ -15,6 +15,9 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from st_simcse.distributed import averages_gradients
+from st_simcse.own_weights import own_parameters
+
 try:
     from sentence_transformers.base import trainer
     from sentence_transformers.base.losses import (
@@ -106,12 +109,10 @@ def refuse_stale_gradients(loss: nn.Module) -> None:
     Raises:
         ValueError: if the loss's own weights have gradients left from a step before, which would be added up.
     """
-    if CLEARS_LOSS_GRADIENTS or loss.is_synchronized:
+    if CLEARS_LOSS_GRADIENTS or averages_gradients():
         return
-    models = {id(parameter) for parameter in loss.model.parameters()}
-    own = [parameter for parameter in loss.parameters() if id(parameter) not in models]
     cleared = all(parameter.grad is None for parameter in loss.model.parameters())
-    if cleared and any(parameter.grad is not None for parameter in own):
+    if cleared and any(parameter.grad is not None for parameter in own_parameters(loss, loss.model)):
         raise ValueError(
             "the gradients of the model have been cleared, but not those of the loss's own weights, such as a "
             "projection head's: train with SimCSETrainer, which clears them, or install sentence-transformers 6.2, "

@@ -24,7 +24,7 @@ from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, batch_to_dev
 from torch import nn, tensor
 
 from st_simcse.hub import hub_error
-from st_simcse.losses.heads import initialise
+from st_simcse.initialisation import initialise
 
 __all__ = ["build_model", "cached_file", "load_sentence_transformer", "weights_file"]
 

@@ -23,17 +23,17 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss
 from torch.utils.data import BatchSampler, ConcatDataset
 from transformers import TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from st_simcse.batching import LengthGroupedBatchSampler, token_collator, tokenize
-from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, any_process, average_gradients
+from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, any_process, averaged_gradients
 from st_simcse.embedding import chunked_outputs
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss, check_wrappers
 from st_simcse.model_card import ModelCardCallback
+from st_simcse.own_weights import own_parameters, own_weights
 from st_simcse.resume import RECORD_NAME, check_resumable, describe_run, write_record
 from st_simcse.run_folder import (
     UNFINISHED,
@@ -133,21 +133,6 @@ def _check_sharding(args: SentenceTransformerTrainingArguments) -> None:
                 f"accelerator_config's {name} is not for SimCSETrainer, which deals the batches of several processes "
                 "out itself: leave it out; per_device_train_batch_size is what every process gets"
             )
-
-
-def _own_weights(loss: torch.nn.Module, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What belongs to a loss alone, by name; the model's weights, also those that the loss shares, are not."""
-    models = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    tensors = (*loss.named_parameters(), *loss.named_buffers())
-    return {name: tensor for name, tensor in tensors if id(tensor) not in models}
-
-
-def _check_compilation(loss: torch.nn.Module) -> None:
-    if any(isinstance(part, AdaptiveLayerLoss) for part in loss.modules()):
-        raise ValueError(
-            "in several processes torch_compile does not go with AdaptiveLayerLoss or Matryoshka2dLoss, of which "
-            "DistributedDataParallel sees a compiled model's parameters used several times: leave torch_compile out"
-        )
 
 
 @contextmanager
@@ -313,7 +298,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def _check_trials_are_independent(self) -> None:
         given = self._given_loss.values() if isinstance(self._given_loss, dict) else [self._given_loss]
         for loss in given:
-            if isinstance(loss, torch.nn.Module) and _own_weights(loss, getattr(loss, "model", self.model)):
+            if isinstance(loss, torch.nn.Module) and own_weights(loss, getattr(loss, "model", self.model)):
                 raise ValueError(
                     f"this {type(loss).__name__} has weights of its own, which would go from the model of one trial to "
                     "that of the next: with model_init pass a function that makes the loss, such as "
@@ -337,12 +322,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
 
     def prepare_loss(self, loss: Any, model: SentenceTransformer) -> torch.nn.Module:
         loss = super().prepare_loss(loss, model)
-        check_wrappers(loss)
-        if self.args.torch_compile and self.args.world_size > 1:
-            _check_compilation(loss)
-        for part in loss.modules():
-            if hasattr(part, "is_synchronized"):
-                part.is_synchronized = True
+        check_wrappers(loss, compiled_in_processes=self.args.torch_compile and self.args.world_size > 1)
         return loss
 
     def get_batch_sampler(
@@ -391,11 +371,12 @@ class SimCSETrainer(SentenceTransformerTrainer):
             raise ValueError(f"{error}. The texts: {', '.join(map(repr, texts[:5]))}{more}") from error
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
-        if self.args.world_size > 1 and self.accelerator.sync_gradients:
-            average_gradients(self._loss_parameters())
-        return loss
+        with averaged_gradients(self._loss_parameters(), now=self.accelerator.sync_gradients):
+            return super().training_step(*args, **kwargs)
 
+    # The underscored methods below are transformers', which has no public place for what each comment says.
+
+    # max_grad_norm is of the head's gradients too, and so is the grad_norm that is logged.
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         return super()._clip_grad_norm(torch.nn.ModuleList([model, *self._losses().values()]))
 
@@ -425,6 +406,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def _resumes_with_changes(self) -> bool:
         return getattr(self.args, "resume_with_changes", False)
 
+    # A checkpoint is written beside its name, and has it when all is there.
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial=trial) if self._unfinished is None else self._unfinished
 
@@ -458,6 +440,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(path))
 
+    # Nor is it pushed before.
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._unfinished is None:
             super()._push_from_checkpoint(checkpoint_folder)
@@ -529,10 +512,12 @@ class SimCSETrainer(SentenceTransformerTrainer):
         # No checkpoint counts as complete before all have written.
         self.accelerator.wait_for_everyone()
 
+    # The loss's weights and the record of the run are for resuming alone.
     def _checkpoint_push_skip_names(self, checkpoint_folder: str) -> set[str]:
         own = {path.name for path in Path(checkpoint_folder).glob(f"{Path(LOSS_WEIGHTS_NAME).stem}*.safetensors")}
         return super()._checkpoint_push_skip_names(checkpoint_folder) | own | {RECORD_NAME}
 
+    # Resuming restores the loss's weights with the model's, and says which file is damaged.
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         weights = self._loss_weights()
         files = [Path(checkpoint_path, LOSS_WEIGHTS_NAME)] if weights else []
@@ -552,6 +537,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 for name, saved in load_file(path).items():
                     weights[name].copy_(saved)
 
+    # Another optimizer's state, or another length of training, would go unnoticed.
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.state.global_step > self.state.max_steps:
             raise ValueError(
@@ -579,6 +565,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         if hasattr(self.lr_scheduler, "base_lrs"):
             self.lr_scheduler.base_lrs = [new["initial_lr"] for new in settings]
 
+    # A damaged file is named here too.
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _naming_damage(checkpoint):
             super()._load_rng_state(checkpoint)
@@ -587,7 +574,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         return {
             f"{dataset}.{name}".lstrip("."): tensor
             for dataset, loss in self._losses().items()
-            for name, tensor in _own_weights(loss, self.model).items()
+            for name, tensor in own_weights(loss, self.model).items()
         }
 
     def _loss_buffers(self) -> dict[str, torch.Tensor]:
@@ -599,8 +586,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         return LOSS_WEIGHTS_NAME.replace(".", f"_{self.args.process_index}.")
 
     def _loss_parameters(self) -> list[torch.nn.Parameter]:
-        weights = self._loss_weights().values()
-        return [weight for weight in weights if isinstance(weight, torch.nn.Parameter) and weight.requires_grad]
+        return [weight for loss in self._losses().values() for weight in own_parameters(loss, self.model)]
 
     def _losses(self) -> dict[str, torch.nn.Module]:
         return self.loss if isinstance(self.loss, dict) else {"": self.loss}

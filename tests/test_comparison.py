@@ -28,10 +28,9 @@ def _same(ours, theirs, columns):
         assert torch.allclose(gradient, expected, atol=1e-9)
 
 
-@pytest.fixture(params=["dense", "tiled"])
+@pytest.fixture(params=["one tile", "tiles"])
 def _kernel(request, monkeypatch):
-    if request.param == "tiled":
-        monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", 0)
+    if request.param == "tiles":
         for rows in ("TILE_ROWS", "EDITED_TILE_ROWS"):
             monkeypatch.setattr(cross_entropy, rows, 5)  # cuts groups of two unless it is rounded
 

@@ -6,7 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from st_simcse.objective import Batch, cross_entropy, info_nce
+from st_simcse.objective import Batch, cross_entropy, functional, info_nce, row_losses
 from st_simcse.objective.edits import (
     AngularMargin,
     FocalMargin,
@@ -33,7 +33,6 @@ def _angular_loop(anchors, positives, temperature, margin):
 @pytest.mark.parametrize("tiled", [False, True])
 def test_angular_margin(monkeypatch, tiled):
     if tiled:
-        monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", 0)
         monkeypatch.setattr(cross_entropy, "EDITED_TILE_ROWS", 2)
     generator = torch.Generator().manual_seed(0)
     anchors, positives = (torch.randn(5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -84,8 +83,8 @@ def test_an_edit_of_a_user_may_keep_its_result_for_the_gradient(monkeypatch):
     keys = [torch.tensor([0, 0, 1, 2]), torch.tensor([3, 4, 5, 6])]
     batch = Batch(rows, rows.detach().flip(0), text_keys=keys)
     losses = []
-    for elements in (2**18, 0):
-        monkeypatch.setattr(cross_entropy, "DENSE_ELEMENTS", elements)
+    for kernel in (functional.cross_entropy, lambda problem, edits: row_losses(problem.tile(), edits).mean()):
+        monkeypatch.setattr(functional, "cross_entropy", kernel)
         losses.append(info_nce(batch, 1.0, [lambda logits, tile: logits.exp()]))
     gradients = [torch.autograd.grad(loss, rows)[0] for loss in losses]
     assert torch.allclose(*gradients)

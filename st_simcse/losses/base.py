@@ -16,10 +16,10 @@ from accelerate.utils import extract_model_from_parallel
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
 from sentence_transformers.sentence_transformer.losses.adaptive_layer import TransformerDecorator
-from sentence_transformers.sentence_transformer.losses.matryoshka import ForwardDecorator
+from sentence_transformers.sentence_transformer.losses.matryoshka import CachedLossDecorator, ForwardDecorator
 from torch import Tensor, nn
 
-from st_simcse.distributed import gather_rows, is_distributed, world_size
+from st_simcse.distributed import averages_gradients, gather_rows, is_distributed, world_size
 from st_simcse.embedding import (
     GradientCache,
     RandContext,
@@ -34,6 +34,7 @@ from st_simcse.losses.heads import ProjectionHead
 from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption, option_name, refuse
 from st_simcse.losses.precision import ObservedPrecision
 from st_simcse.objective import Batch, Comparison, Direction, Edit, info_nce
+from st_simcse.own_weights import own_parameters
 
 __all__ = ["SimCSELoss", "check_wrappers"]
 
@@ -130,8 +131,6 @@ class SimCSELoss(GradientCache, nn.Module):
         self.sources: dict[str, Source] = nn.ModuleDict(sources)  # type: ignore[assignment]
         self.terms: dict[str, Term] = nn.ModuleDict(terms)  # type: ignore[assignment]
         self._precision = ObservedPrecision()
-        # Set by whatever keeps the head equal in several processes; see st_simcse.distributed.
-        self.is_synchronized = False
 
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
@@ -151,21 +150,20 @@ class SimCSELoss(GradientCache, nn.Module):
                 go with a wrapper around this loss, and weights of its own without SimCSETrainer in several processes,
                 or if their gradients are not cleared (ST before 6.2).
         """
-        owns_weights = self._owns_weights()
-        if owns_weights and not self.is_synchronized and is_distributed():
+        drifts = is_distributed() and torch.is_grad_enabled() and not averages_gradients()
+        if drifts and own_parameters(self, self.model):
             raise ValueError(
                 "in several processes the weights of a loss, such as a projection head's, would drift apart, since "
                 "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
             )
-        if owns_weights:
-            refuse_stale_gradients(self)
+        refuse_stale_gradients(self)
         transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
         if self.sources or self.terms:
             self._precision.watch(transformer)
         # What a MatryoshkaLoss and an AdaptiveLayerLoss around this loss put in place of forward passes meanwhile.
         dimensions = self.model.forward if isinstance(self.model.forward, ForwardDecorator) else None
         layers = transformer.forward if isinstance(transformer.forward, TransformerDecorator) else None
-        truncated = dimensions is not None or "calculate_loss" in vars(self)
+        truncated = dimensions is not None or isinstance(self.calculate_loss, CachedLossDecorator)
         self.check_wrapper(truncated, layers is not None)
         one_number = truncated or layers is not None or self.mini_batch_size is not None
         # A wrapper's first call is for the last layer and the largest dimension; the others are about the same batch.
@@ -314,10 +312,6 @@ class SimCSELoss(GradientCache, nn.Module):
         """BibTeX of SimCSE, and of the papers of the options used."""
         return "\n".join([_CITATION, *(text for option in self.options if (text := getattr(option, "citation", "")))])
 
-    def _owns_weights(self) -> bool:
-        of_model = {id(parameter) for parameter in self.model.parameters()}
-        return any(parameter.requires_grad and id(parameter) not in of_model for parameter in self.parameters())
-
     def _active_sources(self) -> list[Source]:
         return list(self.sources.values()) if self.model.training and torch.is_grad_enabled() else []
 
@@ -360,13 +354,18 @@ class SimCSELoss(GradientCache, nn.Module):
         return embeddings if self.projection_head is None else self.projection_head(embeddings)
 
 
-def check_wrappers(loss: nn.Module) -> None:
-    """Whether every loss of ours goes with the wrappers around it.
+def check_wrappers(loss: nn.Module, compiled_in_processes: bool = False) -> None:
+    """Whether every loss of ours goes with the wrappers around it, and these with a model compiled in each process.
 
     Raises:
         ValueError: if one does not; says which option to leave out.
     """
     for wrapper in loss.modules():
+        if compiled_in_processes and isinstance(wrapper, AdaptiveLayerLoss):
+            raise ValueError(
+                "in several processes torch_compile does not go with AdaptiveLayerLoss or Matryoshka2dLoss, of which "
+                "DistributedDataParallel sees a compiled model's parameters used several times: leave torch_compile out"
+            )
         if isinstance(wrapper, (MatryoshkaLoss, AdaptiveLayerLoss)):
             for inner in wrapper.modules():
                 if isinstance(inner, SimCSELoss):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from st_simcse.initialisation import initialise
+
 
 class ProjectionHead(nn.Module):
     """Linear + Tanh on top of the sentence embedding: the MLP of the paper's ablation on pooling, section 6.3.
@@ -32,16 +34,3 @@ class ProjectionHead(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         projected: Tensor = self.activation(self.dense(embeddings))
         return projected
-
-
-def initialise(linear: nn.Linear) -> None:
-    """Weights from N(0, 0.02), no bias: BERT's own initialisation, which the paper's code gives to every new layer.
-
-    Example:
-        >>> linear = nn.Linear(8, 8)
-        >>> initialise(linear)
-        >>> linear.bias.abs().sum().item()
-        0.0
-    """
-    nn.init.normal_(linear.weight, std=0.02)
-    nn.init.zeros_(linear.bias)

@@ -13,8 +13,6 @@ from st_simcse.objective.problem import Edit, Problem, Tile
 
 __all__ = ["cross_entropy", "row_losses"]
 
-# A similarity matrix of more elements than this is computed in tiles.
-DENSE_ELEMENTS = 2**18
 # Rows of a tile; fewer where that many rows of the matrix would take more than the given number of elements.
 TILE_ROWS = 1024
 TILE_ELEMENTS = 2**25
@@ -30,16 +28,14 @@ def cross_entropy(problem: Problem, edits: Sequence[Edit] = ()) -> Tensor:
         edits: what changes the logits, in this order.
 
     Returns:
-        A scalar in the dtype of the problem's embeddings. Differentiable any number of times up to ``DENSE_ELEMENTS``
-        similarities, once beyond them.
+        A scalar in the dtype of the problem's embeddings. Differentiable once; ``row_losses(problem.tile()).mean()``,
+        which holds the whole matrix, any number of times.
 
     Example:
         >>> rows = torch.eye(3)
         >>> cross_entropy(Problem(rows, rows, torch.arange(3), scale=1.0))  # log(e^1 + 2 e^0) - 1
         tensor(0.5514)
     """
-    if len(problem.queries) * len(problem.candidates) <= DENSE_ELEMENTS:
-        return row_losses(problem.tile(), edits).mean()
     inputs = problem.queries, problem.candidates, problem.positive_similarities
     loss: Tensor = _TiledCrossEntropy.apply(*inputs, problem, tuple(edits))  # type: ignore[no-untyped-call]
     return loss
@@ -86,30 +82,35 @@ class _TiledCrossEntropy(torch.autograd.Function):
         edits: tuple[Edit, ...],
     ) -> Tensor:
         wants_queries, wants_candidates, wants_positives = ctx.needs_input_grad[:3]
-        queries_grad = torch.empty_like(queries) if wants_queries else None
-        candidates_grad = torch.zeros_like(candidates) if wants_candidates else None
+        # Where rows are compared among themselves, one gradient is both.
+        shared = queries is candidates
+        queries_grad = torch.zeros_like(queries) if wants_queries else None
+        candidates_grad = queries_grad if shared else torch.zeros_like(candidates) if wants_candidates else None
         positives_grad = torch.empty_like(positive_similarities) if positive_similarities is not None else None
-        losses = queries.new_empty(len(queries) // problem.group)
         rows = min(EDITED_TILE_ROWS if edits else TILE_ROWS, TILE_ELEMENTS // len(candidates))
         rows = max(1, rows // problem.group) * problem.group
+        softmaxes = len(queries) // problem.group
         buffer = queries.new_empty(min(rows, len(queries)), len(candidates))
+        total = queries.new_zeros(())
+        gradients = _edited_gradients if edits else _plain_gradients
         with torch.autocast(queries.device.type, enabled=False):
             for begin in range(0, len(queries), rows):
                 part = slice(begin, min(begin + rows, len(queries)))
-                groups = slice(part.start // problem.group, part.stop // problem.group)
-                gradients = _edited_gradients if edits else _plain_gradients
-                losses[groups], tile, factor = gradients(problem, part, edits, buffer[: part.stop - part.start])
-                factor /= len(losses)  # as the gradient of their mean wants it
+                losses, tile, factor = gradients(problem, part, edits, buffer[: part.stop - begin])
+                total += losses.sum()
+                factor /= softmaxes  # as the gradient of their mean wants it
                 if positives_grad is not None:
                     target = problem.targets[part, None]
                     positives_grad[part] = tile.gather(1, target).squeeze(1) * factor
                     tile.scatter_(1, target, 0.0)
                 if queries_grad is not None:
-                    torch.addmm(queries[part], tile, candidates, beta=0, alpha=factor, out=queries_grad[part])
+                    queries_grad[part].addmm_(tile, candidates, alpha=factor)
                 if candidates_grad is not None:
                     candidates_grad.addmm_(tile.T, queries[part], alpha=factor)
-        ctx.save_for_backward(queries_grad, candidates_grad, positives_grad if wants_positives else None)
-        return losses.mean()
+        ctx.save_for_backward(
+            queries_grad, None if shared else candidates_grad, positives_grad if wants_positives else None
+        )
+        return total / softmaxes
 
     @staticmethod
     @once_differentiable

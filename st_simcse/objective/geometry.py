@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,15 +30,33 @@ def normalize(embeddings: Tensor, name: str) -> Tensor:
                 [0.0000, 0.0000]])
     """
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    norms: Tensor = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
-    if not torch.isfinite(norms).all():
+    norms: Tensor = torch.linalg.vector_norm(embeddings.detach(), dim=-1, keepdim=True)
+    if not math.isfinite(norms.sum()):
         rows = (~torch.isfinite(norms).squeeze(-1)).nonzero().squeeze(-1).tolist()
         raise ValueError(
             f"{name} has NaN or infinite values in row(s) {rows} of {len(embeddings)}: look at these sentences, lower "
             "the learning rate, or train in bf16 or float32 instead of fp16"
         )
-    # Dividing by infinity, not by a small epsilon, keeps a zero row's gradient at zero instead of 1/epsilon.
-    return embeddings / norms.masked_fill(norms == 0, math.inf)
+    unit: Tensor = _Normalize.apply(embeddings, norms)  # type: ignore[no-untyped-call]
+    return unit
+
+
+class _Normalize(torch.autograd.Function):
+    r"""u = x / |x|, and its gradient :math:`(g - u (u \cdot g)) / |x|`, in half as many steps as autograd takes."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, norms: Tensor) -> Tensor:
+        # Of a zero row 0, not 1 / epsilon, which would be the factor of its gradient too.
+        inverse = norms.reciprocal().masked_fill_(norms == 0, 0.0)
+        unit = embeddings * inverse
+        ctx.save_for_backward(unit, inverse)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        unit, inverse = ctx.saved_tensors
+        along = (unit * gradient).sum(-1, keepdim=True)
+        return (gradient - unit * along) * inverse, None
 
 
 def alignment(embeddings: Tensor, positives: Tensor) -> Tensor:
