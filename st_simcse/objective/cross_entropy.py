@@ -54,14 +54,19 @@ def row_losses(tile: Tile, edits: Sequence[Edit] = ()) -> Tensor:
         (m / group,), in the tile's dtype.
     """
     problem = tile.problem
-    logits = tile.similarities * problem.scale
-    for edit in edits:
-        logits = edit(logits, tile)
-    # A clone, since an edit may have kept its result for the gradient.
+    logits = _edited(tile, edits)
+    # A copy, since an edit may have kept its result for the gradient.
     logits = problem.leave_out_(logits.clone() if edits else logits, tile.rows)
-    first_of_groups = problem.targets[tile.rows, None][:: problem.group]
+    first_of_groups = tile.targets[:: problem.group]
     positives = logits[:: problem.group].gather(1, first_of_groups).squeeze(1)
     return logits.reshape(len(positives), -1).logsumexp(1) - positives
+
+
+def _edited(tile: Tile, edits: Sequence[Edit]) -> Tensor:
+    logits = tile.similarities * tile.problem.scale
+    for edit in edits:
+        logits = edit(logits, tile)
+    return logits
 
 
 class _TiledCrossEntropy(torch.autograd.Function):
@@ -118,31 +123,36 @@ class _TiledCrossEntropy(torch.autograd.Function):
         return *(None if grad is None else grad * grad_output for grad in ctx.saved_tensors), None, None
 
 
-def _edited_gradients(
-    problem: Problem, rows: slice, edits: Sequence[Edit], buffer: Tensor
-) -> tuple[Tensor, Tensor, float]:
-    """The losses of a tile, and their gradients with respect to its similarities: a matrix, and a factor for it."""
-    similarities = problem.tile(rows).similarities.detach().requires_grad_()
-    with torch.enable_grad():
-        losses = row_losses(problem.tile(rows, similarities), edits)
-        (gradient,) = torch.autograd.grad(losses.sum(), similarities)
-    return losses.detach(), gradient, 1.0
-
-
 def _plain_gradients(
     problem: Problem, rows: slice, edits: Sequence[Edit], buffer: Tensor
 ) -> tuple[Tensor, Tensor, float]:
-    """The same without edits, in place: the gradient of a logit is its probability, less one for the positive."""
-    target = problem.targets[rows, None]
+    """The losses of a tile, and their gradients with respect to its similarities: a matrix, and a factor for it."""
     torch.addmm(buffer, problem.queries[rows], problem.candidates.T, beta=0, alpha=problem.scale, out=buffer)
     if problem.positive_similarities is not None:
-        buffer.scatter_(1, target, problem.positive_similarities[rows, None] * problem.scale)
-    first_of_groups = target[:: problem.group]
-    positives = buffer[:: problem.group].gather(1, first_of_groups).squeeze(1)
-    softmaxes = problem.leave_out_(buffer, rows).view(len(positives), -1)
+        buffer.scatter_(1, problem.targets[rows, None], problem.positive_similarities[rows, None] * problem.scale)
+    return _losses_and_gradients_(problem, rows, buffer), buffer, problem.scale
+
+
+def _edited_gradients(
+    problem: Problem, rows: slice, edits: Sequence[Edit], buffer: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    """The same with edits, through which autograd goes."""
+    similarities = problem.tile(rows).similarities.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = _edited(problem.tile(rows, similarities), edits)
+    losses = _losses_and_gradients_(problem, rows, buffer.copy_(logits.detach()))
+    (gradient,) = torch.autograd.grad(logits, similarities, buffer)
+    return losses, gradient, 1.0
+
+
+def _losses_and_gradients_(problem: Problem, rows: slice, logits: Tensor) -> Tensor:
+    """The losses of a tile; its logits become their gradients: the probability, less one for the positive."""
+    first_of_groups = problem.targets[rows, None][:: problem.group]
+    positives = logits[:: problem.group].gather(1, first_of_groups).squeeze(1)
+    softmaxes = problem.leave_out_(logits, rows).view(len(positives), -1)
     largest = softmaxes.amax(1)
     torch.softmax(softmaxes, 1, out=softmaxes)
     # The largest probability is e^largest / sum, and never underflows as the others may.
     losses = largest - softmaxes.amax(1).log() - positives
     softmaxes.scatter_add_(1, first_of_groups, softmaxes.new_full(first_of_groups.shape, -1.0))
-    return losses, buffer, problem.scale
+    return losses

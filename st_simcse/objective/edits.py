@@ -42,9 +42,9 @@ class FocalMargin:
 """
 
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
-        similarities = tile.similarities
-        change = similarities * (torch.where(tile.is_positive, similarities, similarities + self.margin) - 1)
-        return logits + change * tile.problem.scale
+        s = tile.similarities
+        margins = torch.full_like(s, self.margin - 1).scatter_(1, tile.targets, -1.0)
+        return torch.add(logits, s * (s + margins), alpha=tile.problem.scale)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SimilarityThreshold:
     threshold: float = field(metadata={"help": "Leave out negatives that are more similar than this."})
 
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
-        similar = (tile.similarities > self.threshold) & ~tile.is_positive
+        similar = (tile.similarities > self.threshold).scatter_(1, tile.targets, False)
         return logits.masked_fill(similar, -math.inf)
 
 

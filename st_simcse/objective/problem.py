@@ -78,11 +78,16 @@ class Tile:
     rows: slice
     similarities: Tensor
 
+    @property
+    def targets(self) -> Tensor:
+        """(m, 1) int64: the column of each row's positive."""
+        return self.problem.targets[self.rows, None]
+
     @cached_property
     def is_positive(self) -> Tensor:
         """(m, C) bool: each row's positive."""
         places = torch.zeros_like(self.similarities, dtype=torch.bool)
-        return places.scatter_(1, self.problem.targets[self.rows, None], True)
+        return places.scatter_(1, self.targets, True)
 
     @cached_property
     def is_own_negative(self) -> Tensor:
