@@ -1,6 +1,7 @@
 """What do options do to quality? STS-B test Spearman over several seeds, from ST's recipe and from ours with each.
 
 python benchmarks/seeds.py --model MODEL --corpus wiki_sentences.txt --test_file STSB-test.tsv
+What does dropout do? The same with --dropout, --plot_file docs/dropout_mean.png and --sentences 2560.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import statistics
 import tempfile
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from datasets import Dataset, disable_progress_bars
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Dropout
 from transformers import set_seed
 
 from st_simcse import (
@@ -46,6 +49,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "dropout_free": {"options": [DropoutFreeNegatives()]},
     "matryoshka": {},
 }
+# The dropout of the transformer; the module's is behind a pooling, for a transformer without any.
+DROPOUTS = {f"dropout_{dropout}": dropout for dropout in (0.05, 0.1, 0.2, 0.3)} | {"dropout_module": 0.0}
+MODULE_DROPOUT = 0.1
+RECIPES |= {name: {} for name in DROPOUTS}
 
 
 def main() -> None:
@@ -56,7 +63,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pooling", default="mean")
     parser.add_argument("--head", action="store_true", help="with a projection head (not for st and matryoshka)")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    others = [recipe for recipe in RECIPES if recipe not in DROPOUTS]
+    recipes = parser.add_mutually_exclusive_group()
+    recipes.add_argument("--recipes", nargs="+", choices=RECIPES, default=others)
+    recipes.add_argument("--dropout", action="store_const", const=list(DROPOUTS), dest="recipes")
+    parser.add_argument("--plot_file", help="draw the dropouts among the recipes as a curve")
     parser.add_argument("--sentences", type=int, default=-1, help="only so many, drawn at random")
     args = parser.parse_args()
     disable_progress_bars()
@@ -66,12 +77,36 @@ def main() -> None:
     sentences = dataset["sentence"][: args.sentences if args.sentences > 0 else None]
     print("| recipe |" + "".join(f" seed {seed} |" for seed in args.seeds) + " mean | spread |")
     print("|" + " --- |" * (len(args.seeds) + 3))
+    results: dict[str, list[float]] = {}
     for recipe in args.recipes:
-        scores = [
+        scores = results[recipe] = [
             100 * train(recipe, args.model, args.pooling, args.head, sentences, seed, evaluator) for seed in args.seeds
         ]
         cells = [recipe, *(f"{score:.2f}" for score in scores), f"{statistics.mean(scores):.2f}"]
-        print(f"| {' | '.join(cells)} | {statistics.stdev(scores):.2f} |", flush=True)
+        print(f"| {' | '.join(cells)} | {spread(scores):.2f} |", flush=True)
+    if args.plot_file:
+        title = f"{args.pooling} pooling{' and a head' if args.head else ''}, {len(sentences)} sentences"
+        plot({name: scores for name, scores in results.items() if name in DROPOUTS}, title, args.plot_file)
+
+
+def spread(scores: list[float]) -> float:
+    return statistics.stdev(scores) if len(scores) > 1 else 0.0
+
+
+def plot(results: dict[str, list[float]], title: str, path: str) -> None:
+    """Mean and spread by the dropout."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    module = results.pop("dropout_module", None)
+    curves = {"of the transformer": ("o-", {DROPOUTS[name]: scores for name, scores in results.items()})}
+    if module:
+        curves["Dropout module behind the pooling"] = ("s", {MODULE_DROPOUT: module})
+    for label, (style, points) in curves.items():
+        means, spreads = map(statistics.mean, points.values()), map(spread, points.values())
+        axes.errorbar(list(points), list(means), list(spreads), fmt=style, capsize=4, label=label)
+    axes.set(xlabel="dropout in training", ylabel="Spearman x 100, STS-B test", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def train(
@@ -84,7 +119,9 @@ def train(
     evaluator: EmbeddingSimilarityEvaluator,
 ) -> float:
     set_seed(seed)
-    model = build_model(model_name, pooling=pooling, max_seq_length=32)
+    model = build_model(model_name, pooling=pooling, max_seq_length=32, dropout=DROPOUTS.get(recipe))
+    if recipe == "dropout_module":
+        model.insert(2, Dropout(MODULE_DROPOUT))
     use_cpu = not torch.accelerator.is_available()
     ours = recipe != "st"
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 from .batching import LengthGroupedBatchSampler
 from .checkpoints import load_simcse, save_transformer
+from .dropout import model_dropout, set_dropout
 from .evaluation import AlignmentUniformityEvaluator, sts_evaluators
 from .hub import HubDataset
 from .losses import (
@@ -47,7 +48,9 @@ __all__ = [
     "info_nce",
     "load_simcse",
     "load_sts",
+    "model_dropout",
     "save_transformer",
+    "set_dropout",
     "sts_evaluators",
     "sup_simcse_loss",
     "unsup_simcse_loss",

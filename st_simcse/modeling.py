@@ -23,6 +23,7 @@ from sentence_transformers.sentence_transformer.modules import (
 from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, batch_to_device, load_file_path
 from torch import nn, tensor
 
+from st_simcse.dropout import set_dropout
 from st_simcse.hub import hub_error
 from st_simcse.initialisation import initialise
 
@@ -42,6 +43,8 @@ def build_model(
     max_seq_length: int | None = None,
     dense: bool = False,
     device: str | None = None,
+    *,
+    dropout: float | None = None,
     **options: Any,
 ) -> SentenceTransformer:
     """A SentenceTransformer to train: as it was saved, or a pretrained transformer with one of the paper's poolings.
@@ -65,11 +68,14 @@ def build_model(
             models; a final Normalize stays the last. For an MLP in training only leave it out and pass
             ``projection_head=True`` to the loss.
         device: where the model is put; ST chooses when left out.
-        **options: for SentenceTransformer, such as ``config_kwargs={"hidden_dropout_prob": 0.2}`` or ``revision``.
+        dropout: the share of values that training drops, whatever the architecture calls it
+            (:func:`~st_simcse.set_dropout`); the saved model keeps the checkpoint's own. None is the checkpoint's own.
+        **options: for SentenceTransformer, such as ``config_kwargs={"layer_norm_eps": 1e-6}`` or ``revision``.
 
     Raises:
         ValueError: for an unknown pooling, a transformer too shallow for it, CLS pooling of a causal decoder, a model
-            without token embeddings, a max_seq_length below 1, and a pickle of more than tensors.
+            without token embeddings, a max_seq_length below 1, a dropout outside [0, 1) or beside one in
+            ``config_kwargs``, and a pickle of more than tensors.
         OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
 
     Example:
@@ -79,6 +85,9 @@ def build_model(
     """
     if pooling is not None and pooling not in get_args(PoolingMode):
         raise ValueError(f"unknown pooling {pooling!r}: choose cls, mean, first_last_avg or last2_avg")
+    twice = [name for name in options.get("config_kwargs") or {} if "drop" in name]
+    if dropout is not None and twice:
+        raise ValueError(f"dropout={dropout} is for {', '.join(twice)} of config_kwargs too: pass one or the other")
     if pooling in ("first_last_avg", "last2_avg"):
         options["config_kwargs"] = (options.get("config_kwargs") or {}) | {"output_hidden_states": True}
     model = load_sentence_transformer(name_or_path, device, **options)
@@ -97,6 +106,8 @@ def build_model(
         _set_length(model, max_seq_length)
     elif not was_saved and model.max_seq_length is not None:
         model.max_seq_length = min(128, model.max_seq_length)
+    if dropout is not None:
+        set_dropout(model, dropout)
     if dense:
         width = cast(int, model.get_embedding_dimension())
         mlp = Dense(width, width, activation_function=nn.Tanh())

@@ -23,6 +23,7 @@ from sentence_transformers.base.modules import Module
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from st_simcse.dropout import unsaved_dropout
 from st_simcse.run_folder import is_cut_off
 
 logger = logging.getLogger(__name__)
@@ -195,11 +196,13 @@ def _describe_model(model: SentenceTransformer) -> dict[str, Any]:
     transformer = model.transformers_model
     config = {} if transformer is None else transformer.config.to_diff_dict()
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    dropout = unsaved_dropout(model)
     return {
         "max_seq_length": getattr(model, "max_seq_length", None),
         "modules": {name: _describe_part(module) for name, module in model.named_children()},
         "transformer": {name: config[name] for name in config if name not in ("_name_or_path", "transformers_version")},
         "hash of the weights' shapes": _hash(json.dumps(shapes).encode()),
+        **({"dropout": dropout} if dropout else {}),
     }
 
 

@@ -49,6 +49,9 @@ class ModelArguments:
         metadata={"help": "Tokens of a text that the model reads, here and once it is saved; as before, or 128."},
     )
     dense: bool = field(default=False, metadata={"help": "Put the MLP into the model, for inference too."})
+    dropout: float | None = field(
+        default=None, metadata={"help": "In training only, whatever the model's configuration calls it; or its own."}
+    )
 
 
 @dataclass
@@ -175,6 +178,7 @@ def _train_once(
         model_args.model_max_length,
         model_args.dense,
         device="cpu" if args.use_cpu else None,
+        dropout=model_args.dropout,
     )
     _check_length(model, args.max_length)
     loss = make_loss(model, len(dataset.column_names), loss_args)

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 ROWS_PER_PASS = 48
 # Cached mini-batches have few different widths: each leaves holes of its own in the heap, and caching saves memory.
 CACHED_WIDTH_STEP = 16
+# Architectures of transformers in which a text's embedding changes with the padding beside it, whatever the mask says.
+READ_PADDING = ("canine", "convbert", "fnet", "nystromformer")
 
 # AdaptiveLayerLoss calls a loss once a layer, and hands the layers over in the features that the model was given first.
 _features_of_batch: WeakKeyDictionary[TransformerDecorator, list[dict[str, Tensor]]] = WeakKeyDictionary()
@@ -102,6 +104,12 @@ class SimCSELoss(GradientCache, nn.Module):
             raise ValueError(
                 "a StaticEmbedding model cannot be cut into mini-batches, and its activations are small: leave "
                 "mini_batch_size out and raise the batch size instead"
+            )
+        if mini_batch_size is not None and (architecture := _reads_padding(model[0])):
+            raise ValueError(
+                f"the architecture {architecture} reads padding, so that in mini-batches of other widths its embeddings "
+                "would be others: leave mini_batch_size out, and lower the batch size or use gradient_checkpointing "
+                "instead"
             )
         self.options = list(options)
         for option in self.options:
@@ -322,11 +330,13 @@ class SimCSELoss(GradientCache, nn.Module):
         """The rows of all columns as one, the longest first, and where the columns' rows (columns, B) are now.
 
         Rows of like length share a forward pass, which saves most of the padding. Columns that are no rows of tokens,
-        such as a StaticEmbedding's, stay as they are, and so do those that a wrapper wants to find unmerged.
+        such as a StaticEmbedding's, stay as they are, and so do those that a wrapper wants to find unmerged, or whose
+        padding the transformer reads.
         """
         # ST before 6.0 does not say that AdaptiveLayerLoss wants the columns unmerged.
         transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
-        can_be_merged = not isinstance(transformer.forward, TransformerDecorator) and _can_be_widened(columns)
+        as_they_came = isinstance(transformer.forward, TransformerDecorator) or _reads_padding(transformer)
+        can_be_merged = not as_they_came and _can_be_widened(columns)
         rows = merge_feature_batches(columns) if can_be_merged else None
         if rows is None or "attention_mask" not in rows:
             return columns, None
@@ -370,6 +380,12 @@ def check_wrappers(loss: nn.Module, compiled_in_processes: bool = False) -> None
             for inner in wrapper.modules():
                 if isinstance(inner, SimCSELoss):
                     inner.check_wrapper(isinstance(wrapper, MatryoshkaLoss), isinstance(wrapper, AdaptiveLayerLoss))
+
+
+def _reads_padding(transformer: nn.Module) -> str | None:
+    """The architecture, if it is one of those."""
+    architecture = getattr(getattr(getattr(transformer, "model", None), "config", None), "model_type", None)
+    return architecture if architecture in READ_PADDING else None
 
 
 def _can_be_widened(columns: list[dict[str, Any]]) -> bool:

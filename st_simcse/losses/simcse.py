@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from st_simcse.dropout import dropout_remedy
 from st_simcse.losses.base import SimCSELoss
 from st_simcse.losses.duplicates import text_keys
 
@@ -75,7 +76,7 @@ class UnsupSimCSELoss(SimCSELoss):
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], keys: list[Tensor] | None = None) -> Tensor:
         if self._compare_views and embeddings[0].requires_grad:
             self._compare_views = False
-            self._warn_if_equal(embeddings[0].detach(), embeddings[1].detach())
+            self._warn_if_equal(embeddings[0].detach(), embeddings[1].detach(), self.model)
         return super().compute_loss_from_embeddings(embeddings, keys)
 
     def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -98,15 +99,21 @@ class UnsupSimCSELoss(SimCSELoss):
             )
 
     @staticmethod
-    def _warn_if_equal(first: Tensor, second: Tensor) -> None:
+    def _warn_if_equal(first: Tensor, second: Tensor, model: nn.Module) -> None:
         # Dropout turns a vector by whole percents; rounding in bf16 by about 1e-5.
-        if (1 - F.cosine_similarity(first.float(), second.float())).max() < 1e-4:
+        is_equal = (1 - F.cosine_similarity(first.float(), second.float())).max() < 1e-4
+        if is_equal and not _is_dropout_hidden(model):
             logger.warning(
                 "The two views of every sentence are equal: no dropout is active, so unsupervised SimCSE has no "
-                "positive pairs to learn from. Call model.train(), load the transformer with a dropout above 0 (for "
-                "BERT hidden_dropout_prob=0.1), or append sentence_transformers' Dropout(0.1) module to a model that "
-                "has none, such as a StaticEmbedding."
+                "positive pairs to learn from. %s.",
+                dropout_remedy(model),
             )
+
+
+def _is_dropout_hidden(model: nn.Module) -> bool:
+    """Whether there is dropout, but in front of weights that are 0 until the first step, as LoRA's."""
+    drops = any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in model.modules())
+    return drops and any(weight.requires_grad and weight.ndim > 1 and not weight.any() for weight in model.parameters())
 
 
 class SupSimCSELoss(SimCSELoss):
