@@ -27,7 +27,6 @@ from transformers import (
     T5EncoderModel,
     set_seed,
 )
-
 from transformers.utils.logging import disable_progress_bar
 
 from conftest import SENTENCES

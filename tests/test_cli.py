@@ -61,6 +61,7 @@ def test_train_unsupervised_with_dev_and_test(tmp_path, tiny_bert, sentences, ca
     text.write_text("\n".join(sentences))
     dev, test = _scored_pairs(tmp_path / "dev.tsv", sentences), _scored_pairs(tmp_path / "test.tsv", sentences)
     options = ["--dev_file", dev, "--test_file", test, "--per_device_train_batch_size", "4", "--learning_rate", "0.01"]
+    options += ["--dropout", "0.2"]
     results = _train(tmp_path, tiny_bert, text, *options, "--pooling", "mean", *["--projection_head"] * head)
     assert results["before"]["test"] != results["after"]["test"]
     table = capsys.readouterr().out
@@ -68,8 +69,11 @@ def test_train_unsupervised_with_dev_and_test(tmp_path, tiny_bert, sentences, ca
     saved = SentenceTransformer(str(tmp_path / "out"))
     assert saved.encode(sentences).shape == (8, 32)
     assert not any("projection" in name for name, _ in saved.named_parameters())
-    state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
-    assert state["best_model_checkpoint"]
+    checkpoint = next((tmp_path / "out").glob("checkpoint-*"))
+    assert json.loads((checkpoint / "trainer_state.json").read_text())["best_model_checkpoint"]
+    run = json.loads((checkpoint / "simcse_run.json").read_text())["run"]
+    assert run["model"]["dropout"] == {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+    assert saved.transformers_model.config.hidden_dropout_prob == 0.1
 
 
 def test_train_supervised_and_every_training_argument(tmp_path, tiny_bert):
@@ -510,6 +514,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, tiny_bert, senten
         ("a.txt", "--momentum_queue 0", "a queue needs a size of at least 1"),
         ("a.txt", "--masked_language_model 0.1 --mini_batch_size 4", "MaskedLanguageModel does not go with mini_batch"),
         ("a.txt", "--directions query_to_fox", "unknown direction"),
+        ("a.txt", "--dropout 1", "dropout must be at least 0 and below 1, got 1.0"),
     ]:
         with pytest.raises(ValueError, match=message):
             _train(tmp_path, tiny_bert, tmp_path / file, *words.split())

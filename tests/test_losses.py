@@ -456,7 +456,7 @@ def test_missing_dropout_warns_once(model, static_model, sentences, caplog):
     _without_dropout(model.train())
     messages = warnings(model)
     assert len(messages) == 1
-    assert "hidden_dropout_prob" in messages[0]
+    assert "build_model(..., dropout=0.1)" in messages[0]
     with torch.no_grad():  # evaluation has no dropout by right
         assert warnings(model.eval()) == []
 

@@ -107,9 +107,9 @@ class SimCSELoss(GradientCache, nn.Module):
             )
         if mini_batch_size is not None and (architecture := _reads_padding(model[0])):
             raise ValueError(
-                f"the architecture {architecture} reads padding, so that in mini-batches of other widths its embeddings "
-                "would be others: leave mini_batch_size out, and lower the batch size or use gradient_checkpointing "
-                "instead"
+                f"the architecture {architecture} reads padding, so that its embeddings would be others in "
+                "mini-batches, which are of other widths: leave mini_batch_size out, and lower the batch size or use "
+                "gradient_checkpointing instead"
             )
         self.options = list(options)
         for option in self.options:
