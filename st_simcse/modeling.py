@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 # As transformers looks for them: safetensors first, whole or in shards, pickled ones where there are no others.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
-PoolingMode = Literal["cls", "mean", "first_last_avg", "last2_avg"]
+PoolingMode = Literal["cls", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
 
 
 def build_model(
@@ -45,6 +45,7 @@ def build_model(
     device: str | None = None,
     *,
     dropout: float | None = None,
+    bidirectional: bool = False,
     **options: Any,
 ) -> SentenceTransformer:
     """A SentenceTransformer to train: as it was saved, or a pretrained transformer with one of the paper's poolings.
@@ -53,14 +54,18 @@ def build_model(
     is not run unless ``trust_remote_code=True`` is passed: weights are read from safetensors files, and where there is
     only a pickle (``pytorch_model.bin``) from that as plain tensors (``weights_only=True``), which is logged.
 
+    A decoder whose tokenizer has no padding token gets its end token as one. Where an architecture counts positions
+    from the padding (GPT-2), padding on the left goes to the right, which is logged.
+
     Args:
         name_or_path: a folder, or a model's name on the Hugging Face hub.
         pooling: None is the pooling that the model was saved with, and ``cls`` for a bare transformer. ``cls`` the last
             layer's first token, before BERT's own pooler; ``mean`` the average of the last layer's tokens;
-            ``first_last_avg`` and ``last2_avg`` the tokens' average over the first and the last, or the last two
-            layers (section 6.3). The first layer is the first transformer layer, as in the authors' code of today; the
-            paper does not say, and its numbers are older than that (docs/pooling.md). Another one than the model was
-            saved with takes the place of all modules behind the transformer, which is logged.
+            ``lasttoken`` its last one and ``weightedmean`` their average with weights 1, 2, 3, ... (SGPT), for causal
+            decoders; ``first_last_avg`` and ``last2_avg`` the tokens' average over the first and the last, or the last
+            two layers (section 6.3). The first layer is the first transformer layer, as in the authors' code of today;
+            the paper does not say, and its numbers are older than that (docs/pooling.md). Another one than the model
+            was saved with takes the place of all modules behind the transformer, which is logged.
         max_seq_length: how many tokens of a text the model reads, here and once it is saved; at most those that it has
             positions for. None is what the model was saved with, and 128 for a bare transformer, or less if it reads
             less. Training may cut texts shorter: ``SimCSETrainingArguments(max_length=32)``.
@@ -70,12 +75,14 @@ def build_model(
         device: where the model is put; ST chooses when left out.
         dropout: the share of values that training drops, whatever the architecture calls it
             (:func:`~st_simcse.set_dropout`); the saved model keeps the checkpoint's own. None is the checkpoint's own.
+        bidirectional: let the tokens of a decoder see those behind them too (``is_causal=False`` in its configuration,
+            which what is saved keeps).
         **options: for SentenceTransformer, such as ``config_kwargs={"layer_norm_eps": 1e-6}`` or ``revision``.
 
     Raises:
-        ValueError: for an unknown pooling, a transformer too shallow for it, CLS pooling of a causal decoder, a model
-            without token embeddings, a max_seq_length below 1, a dropout outside [0, 1) or beside one in
-            ``config_kwargs``, and a pickle of more than tensors.
+        ValueError: for an unknown pooling, a transformer too shallow for it, CLS pooling of a causal decoder,
+            ``bidirectional`` of an architecture that ignores it, a model without token embeddings, a max_seq_length
+            below 1, a dropout outside [0, 1) or beside one in ``config_kwargs``, and a pickle of more than tensors.
         OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
 
     Example:
@@ -84,7 +91,8 @@ def build_model(
         (2, 32)
     """
     if pooling is not None and pooling not in get_args(PoolingMode):
-        raise ValueError(f"unknown pooling {pooling!r}: choose cls, mean, first_last_avg or last2_avg")
+        *modes, last = get_args(PoolingMode)
+        raise ValueError(f"unknown pooling {pooling!r}: choose {', '.join(modes)} or {last}")
     twice = [name for name in options.get("config_kwargs") or {} if "drop" in name]
     if dropout is not None and twice:
         raise ValueError(f"dropout={dropout} is for {', '.join(twice)} of config_kwargs too: pass one or the other")
@@ -97,11 +105,15 @@ def build_model(
         if not (pools and isinstance(model[0], Transformer)):
             raise ValueError(f"pooling needs a transformer's token embeddings, {name_or_path} has {_kinds(model)}")
         _set_pooling(model, pooling or "cls", f"{name_or_path} was saved with" if was_saved else None)
-    if _embeds_alike(model):
+    if bidirectional:
+        _look_both_ways(model, name_or_path)
+    if _takes_first_token(model) and not _first_token_sees_last(model):
         raise ValueError(
             f"{name_or_path}: its first token sees none of those behind it, as in causal decoders, so that CLS pooling "
-            "embeds every text alike: pass pooling='mean' (--pooling mean)"
+            "embeds every text alike: pass pooling='mean' (--pooling mean), lasttoken or weightedmean, or "
+            "bidirectional=True (--bidirectional)"
         )
+    _set_padding(model, name_or_path)
     if max_seq_length is not None:
         _set_length(model, max_seq_length)
     elif not was_saved and model.max_seq_length is not None:
@@ -193,16 +205,53 @@ def _set_pooling(model: SentenceTransformer, pooling: PoolingMode, of_saved: str
         model.append(module.to(model.device, model.dtype))
 
 
-def _embeds_alike(model: SentenceTransformer) -> bool:
-    """Whether CLS pooling takes a token that does not change with the rest of the text; asked of the model itself."""
-    if not (isinstance(model[0], Transformer) and len(model) > 1 and "cls" in getattr(model[1], "pooling_mode", "")):
-        return False
+def _takes_first_token(model: SentenceTransformer) -> bool:
+    return isinstance(model[0], Transformer) and len(model) > 1 and "cls" in getattr(model[1], "pooling_mode", "")
+
+
+def _first_token_sees_last(model: SentenceTransformer) -> bool:
+    """Whether the first token changes with the last of a text; asked of the model itself."""
     text = batch_to_device(model.preprocess(["one two three"]), model.device)
     other = text | {"input_ids": text["input_ids"].clone()}
     other["input_ids"][:, -1] = (other["input_ids"][:, -1] + 1) % model[0].config.vocab_size
     with torch.no_grad():
         states = [model[0](dict(features))["token_embeddings"][:, 0] for features in (text, other)]
-    return torch.equal(*states)
+    return not torch.equal(*states)
+
+
+def _look_both_ways(model: SentenceTransformer, name: str | os.PathLike[str]) -> None:
+    if not isinstance(model[0], Transformer):
+        raise ValueError(f"bidirectional is a transformer's, this model has {_kinds(model)}")
+    if _first_token_sees_last(model):
+        return
+    model[0].model.config.is_causal = False
+    if not _first_token_sees_last(model):
+        raise ValueError(
+            f"{name}: {type(model[0].model).__name__} stays causal whatever its configuration's is_causal says, which is "
+            "all that bidirectional (--bidirectional) sets: leave it out"
+        )
+
+
+def _set_padding(model: SentenceTransformer, name: str | os.PathLike[str]) -> None:
+    """A padding token where a decoder has none, and on the side where it changes no embedding; both are saved."""
+    tokenizer = model.tokenizer
+    if not isinstance(model[0], Transformer) or tokenizer is None:
+        return
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # the mask hides it
+    if tokenizer.padding_side == "left" and tokenizer.pad_token is not None and not _survives_left_padding(model):
+        logger.warning("%s counts positions from the padding, which therefore goes to the right of a text now", name)
+        tokenizer.padding_side = "right"
+
+
+def _survives_left_padding(model: SentenceTransformer) -> bool:
+    text = "one two three"
+    with torch.no_grad():
+        alone, padded = (
+            model(batch_to_device(model.preprocess(texts), model.device))["sentence_embedding"][0].float()
+            for texts in ([text], [text, f"{text} {text}"])
+        )
+    return bool((alone - padded).norm() <= torch.finfo(model.dtype).eps ** 0.5 * alone.norm())
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:

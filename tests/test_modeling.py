@@ -207,7 +207,7 @@ def test_cls_pooling_of_an_encoder_is_not(tiny_bert, tmp_path, kind):
 
 
 def test_unknown_pooling(tiny_bert):
-    with pytest.raises(ValueError, match="choose cls, mean, first_last_avg or last2_avg"):
+    with pytest.raises(ValueError, match="choose cls, mean, lasttoken, weightedmean, first_last_avg or last2_avg"):
         build_model(tiny_bert, pooling="max")
 
 

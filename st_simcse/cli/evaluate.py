@@ -34,7 +34,7 @@ class EvaluateArguments:
             "or with SentEval's data."
         },
     )
-    pooling: Literal["as saved", "cls", "mean", "first_last_avg", "last2_avg"] = field(
+    pooling: Literal["as saved", "cls", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"] = field(
         default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}
     )
     max_seq_length: int | None = field(default=None, metadata={"help": "Texts are cut off after so many tokens."})

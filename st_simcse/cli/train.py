@@ -22,7 +22,7 @@ from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import parse
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.hub import HubDataset
-from st_simcse.modeling import build_model
+from st_simcse.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
 from st_simcse.readers import READERS, Reader, SentenceReader, file_format, load_sts
@@ -40,7 +40,7 @@ class ModelArguments:
     _argument_group_name: ClassVar[str] = "model"
 
     model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
-    pooling: Literal["as saved", "cls", "mean", "first_last_avg", "last2_avg"] = field(
+    pooling: Literal["as saved", PoolingMode] = field(
         default="as saved",
         metadata={"help": "How token embeddings become a sentence embedding; a bare transformer gets cls."},
     )
@@ -52,6 +52,7 @@ class ModelArguments:
     dropout: float | None = field(
         default=None, metadata={"help": "In training only, whatever the model's configuration calls it; or its own."}
     )
+    bidirectional: bool = field(default=False, metadata={"help": "Let a decoder's tokens see those behind them too."})
 
 
 @dataclass
@@ -179,6 +180,7 @@ def _train_once(
         model_args.dense,
         device="cpu" if args.use_cpu else None,
         dropout=model_args.dropout,
+        bidirectional=model_args.bidirectional,
     )
     _check_length(model, args.max_length)
     loss = make_loss(model, len(dataset.column_names), loss_args)
