@@ -3,6 +3,7 @@ from .checkpoints import load_simcse, save_transformer
 from .dropout import model_dropout, set_dropout
 from .evaluation import AlignmentUniformityEvaluator, sts_evaluators
 from .hub import HubDataset
+from .lora import merge_lora
 from .losses import (
     DropoutFreeNegatives,
     MaskedLanguageModel,
@@ -48,6 +49,7 @@ __all__ = [
     "info_nce",
     "load_simcse",
     "load_sts",
+    "merge_lora",
     "model_dropout",
     "save_transformer",
     "set_dropout",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
+from st_simcse.lora import adapters, merge_adapters
 from st_simcse.modeling import build_model, cached_file, load_sentence_transformer, weights_file
 
 __all__ = ["load_model", "load_simcse", "loading_class", "save_transformer"]
@@ -94,7 +95,7 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     Where another class has to load it, :func:`loading_class` names it.
 
     An MLP (the Dense module of ``build_model(..., dense=True)``) is written into BERT's pooler, as published SimCSE
-    checkpoints have it.
+    checkpoints have it. LoRA's adapters are merged into the weights.
 
     Args:
         model: a Transformer with CLS or mean pooling, and perhaps one Dense module with Tanh of the same width.
@@ -118,6 +119,9 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
         raise ValueError(f"AutoModel gives what a Transformer and a Pooling give, this model has {kinds}")
     mode = pooling.pooling_mode
     backbone = transformer.model
+    if adapters(model):
+        backbone = copy.deepcopy(backbone)
+        merge_adapters(backbone)
     if rest:
         dense = rest[0]
         pooler = _pooler(backbone)

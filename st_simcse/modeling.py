@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -22,10 +22,15 @@ from sentence_transformers.sentence_transformer.modules import (
 )
 from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, batch_to_device, load_file_path
 from torch import nn, tensor
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from st_simcse.dropout import set_dropout
 from st_simcse.hub import hub_error
 from st_simcse.initialisation import initialise
+from st_simcse.lora import adapters, add_lora, train_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 __all__ = ["build_model", "cached_file", "load_sentence_transformer", "weights_file"]
 
@@ -46,6 +51,7 @@ def build_model(
     *,
     dropout: float | None = None,
     bidirectional: bool = False,
+    lora: PeftConfig | None = None,
     **options: Any,
 ) -> SentenceTransformer:
     """A SentenceTransformer to train: as it was saved, or a pretrained transformer with one of the paper's poolings.
@@ -76,13 +82,19 @@ def build_model(
         dropout: the share of values that training drops, whatever the architecture calls it
             (:func:`~st_simcse.set_dropout`); the saved model keeps the checkpoint's own. None is the checkpoint's own.
         bidirectional: let the tokens of a decoder see those behind them too (``is_causal=False`` in its configuration,
-            which what is saved keeps).
+            which what is saved keeps; an adapter saved alone does not, see ``lora``).
+        lora: a ``peft.LoraConfig`` (``pip install "st_simcse[lora]"``): adapters are trained, and the transformer's
+            weights are left as they are. Checkpoints and ``save_pretrained`` write the adapter alone, which
+            SentenceTransformer loads beside the model that it was trained on, without what was set here:
+            ``build_model`` has to set it again. :func:`~st_simcse.merge_lora` makes a plain model of both. When left
+            out, an adapter that was saved is trained on.
         **options: for SentenceTransformer, such as ``config_kwargs={"layer_norm_eps": 1e-6}`` or ``revision``.
 
     Raises:
         ValueError: for an unknown pooling, a transformer too shallow for it, CLS pooling of a causal decoder,
-            ``bidirectional`` of an architecture that ignores it, a model without token embeddings, a max_seq_length
-            below 1, a dropout outside [0, 1) or beside one in ``config_kwargs``, and a pickle of more than tensors.
+            ``bidirectional`` of an architecture that ignores it, ``lora`` of a model that has an adapter, a model
+            without token embeddings, a max_seq_length below 1, a dropout outside [0, 1) or beside one in
+            ``config_kwargs``, and a pickle of more than tensors.
         OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
 
     Example:
@@ -125,6 +137,10 @@ def build_model(
         mlp = Dense(width, width, activation_function=nn.Tanh())
         initialise(mlp.linear)
         model.insert(len(model) - isinstance(model[-1], Normalize), mlp.to(model.device, model.dtype))
+    if lora is not None:
+        add_lora(model, lora)
+    elif adapters(model):
+        train_adapter(model, cast(Path, cached_file(name_or_path, ADAPTER_SAFE_WEIGHTS_NAME, **options)))
     return model
 
 
@@ -227,8 +243,8 @@ def _look_both_ways(model: SentenceTransformer, name: str | os.PathLike[str]) ->
     model[0].model.config.is_causal = False
     if not _first_token_sees_last(model):
         raise ValueError(
-            f"{name}: {type(model[0].model).__name__} stays causal whatever its configuration's is_causal says, which is "
-            "all that bidirectional (--bidirectional) sets: leave it out"
+            f"{name}: {type(model[0].model).__name__} stays causal whatever its configuration's is_causal says, and "
+            "bidirectional (--bidirectional) sets nothing else: leave it out"
         )
 
 

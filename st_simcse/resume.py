@@ -24,6 +24,7 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from st_simcse.dropout import unsaved_dropout
+from st_simcse.lora import adapters
 from st_simcse.run_folder import is_cut_off
 
 logger = logging.getLogger(__name__)
@@ -197,13 +198,20 @@ def _describe_model(model: SentenceTransformer) -> dict[str, Any]:
     config = {} if transformer is None else transformer.config.to_diff_dict()
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     dropout = unsaved_dropout(model)
+    described = {name: _describe_adapter(adapter) for name, adapter in adapters(model).items()}
     return {
+        **({"adapters": described} if described else {}),
         "max_seq_length": getattr(model, "max_seq_length", None),
         "modules": {name: _describe_part(module) for name, module in model.named_children()},
         "transformer": {name: config[name] for name in config if name not in ("_name_or_path", "transformers_version")},
         "hash of the weights' shapes": _hash(json.dumps(shapes).encode()),
         **({"dropout": dropout} if dropout else {}),
     }
+
+
+def _describe_adapter(config: Any) -> dict[str, Any]:
+    of_loading = ("base_model_name_or_path", "inference_mode", "peft_version", "revision")
+    return {name: value for name, value in config.to_dict().items() if name not in of_loading}
 
 
 def _describe_part(part: Any) -> dict[str, Any]:

@@ -27,10 +27,18 @@ from torch.utils.data import BatchSampler, ConcatDataset
 from transformers import TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+)
 
 from st_simcse.batching import LengthGroupedBatchSampler, token_collator, tokenize
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, any_process, averaged_gradients
 from st_simcse.embedding import chunked_outputs
+from st_simcse.lora import adapters, restore_adapter
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss, check_wrappers
 from st_simcse.model_card import ModelCardCallback
 from st_simcse.own_weights import own_parameters, own_weights
@@ -51,6 +59,9 @@ __all__ = ["SimCSETrainer", "SimCSETrainingArguments"]
 logger = logging.getLogger(__name__)
 
 LOSS_WEIGHTS_NAME = "loss.safetensors"
+# What transformers takes for a model, and for an adapter.
+WHOLE = (CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+ADAPTER = (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
 
 
 @dataclass
@@ -447,7 +458,9 @@ class SimCSETrainer(SentenceTransformerTrainer):
 
     def _room(self, folder: Path, whole: bool) -> str:
         """What a checkpoint takes, or without its ``whole`` the model, and what is free."""
-        tensors = [*self.model.state_dict().values()]
+        frozen = {name for name, weight in self.model.named_parameters() if not weight.requires_grad}
+        left_out = frozen if adapters(self.model) else set()
+        tensors = [tensor for name, tensor in self.model.state_dict().items() if name not in left_out]
         if whole:
             tensors += self._loss_weights().values()
             for state in self.optimizer.state.values() if self.optimizer is not None else ():
@@ -474,8 +487,17 @@ class SimCSETrainer(SentenceTransformerTrainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         written = folder / UNFINISHED
+        if adapters(self.model) and getattr(self.model.transformers_model.config, "is_causal", True) is False:
+            logger.warning(
+                "The adapter that goes to %s does not say that attention is bidirectional: load it with "
+                "build_model(..., bidirectional=True), or save merge_lora(model) instead",
+                folder,
+            )
         try:
             super()._save(str(written), state_dict)
+            # Of an adapter and whole weights in one folder transformers would load both.
+            for name in WHOLE if (written / ADAPTER_CONFIG_NAME).exists() else ADAPTER:
+                (folder / name).unlink(missing_ok=True)
             for path in written.iterdir():
                 if path.is_dir():
                     shutil.rmtree(folder / path.name, ignore_errors=True)
@@ -532,6 +554,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 )
         with _naming_damage(checkpoint_path, "model", RuntimeError):
             super()._load_from_checkpoint(checkpoint_path)
+            if adapters(self.model):
+                restore_adapter(self.model, Path(checkpoint_path, ADAPTER_SAFE_WEIGHTS_NAME))
         with _naming_damage(checkpoint_path, "loss", RuntimeError, KeyError), torch.no_grad():
             for path in files:
                 for name, saved in load_file(path).items():

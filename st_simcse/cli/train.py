@@ -22,6 +22,7 @@ from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import parse
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.hub import HubDataset
+from st_simcse.lora import adapters, merge_lora
 from st_simcse.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
@@ -53,6 +54,22 @@ class ModelArguments:
         default=None, metadata={"help": "In training only, whatever the model's configuration calls it; or its own."}
     )
     bidirectional: bool = field(default=False, metadata={"help": "Let a decoder's tokens see those behind them too."})
+    lora_r: int | None = field(
+        default=None,
+        metadata={"help": "Train adapters of this rank (LoRA) instead of the model's weights; needs peft."},
+    )
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "Adapters count lora_alpha / lora_r times; 8 when left out."}
+    )
+    lora_dropout: float | None = field(default=None, metadata={"help": "Dropout before adapters; 0 when left out."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the layers that get one, or all-linear; peft's for the architecture if left out."},
+    )
+    lora_merge: bool = field(
+        default=True,
+        metadata={"help": "Add adapters to the weights that are saved at the end; checkpoints hold adapters alone."},
+    )
 
 
 @dataclass
@@ -173,6 +190,7 @@ def _train_once(
         check_picture(PICTURE)
         during_training.append(AlignmentUniformityEvaluator.from_sts(evaluators[0]))
         args.eval_on_start = True  # where the path begins
+    lora = _lora(model_args)
     model = build_model(
         model_args.model_name_or_path,
         None if model_args.pooling == "as saved" else model_args.pooling,
@@ -181,6 +199,7 @@ def _train_once(
         device="cpu" if args.use_cpu else None,
         dropout=model_args.dropout,
         bidirectional=model_args.bidirectional,
+        lora=lora,
     )
     _check_length(model, args.max_length)
     loss = make_loss(model, len(dataset.column_names), loss_args)
@@ -208,6 +227,8 @@ def _train_once(
             print("the same command with --resume_from_checkpoint last goes on from there")
         return results
     results["after"] = _spearman(evaluators, model)
+    if adapters(model) and model_args.lora_merge:
+        merge_lora(model)
     trainer.save_model(args.output_dir)
     if is_main:
         print(f"saved to {args.output_dir}; it reads {model.max_seq_length} tokens of a text")
@@ -216,6 +237,32 @@ def _train_once(
         plot_alignment_uniformity({model_args.pooling: trainer.state.log_history}, path)
         print(f"drew {path}")
     return results
+
+
+def _lora(args: ModelArguments) -> Any:
+    """peft's configuration of the adapters that the options describe, or None."""
+    targets: Any = args.lora_target_modules
+    options = {
+        "r": args.lora_r,
+        "lora_alpha": args.lora_alpha,
+        "lora_dropout": args.lora_dropout,
+        "target_modules": "all-linear" if targets == ["all-linear"] else targets,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if not given:
+        return None
+    if "r" not in given:
+        raise ValueError(f"--lora_{next(iter(given)).removeprefix('lora_')} is part of --lora_r: pass that too")
+    if args.bidirectional and not args.lora_merge:
+        raise ValueError(
+            "--no_lora_merge does not go with --bidirectional: an adapter alone does not say that the model is to be "
+            "loaded so"
+        )
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError('--lora_r needs peft: pip install "st_simcse[lora]"') from error
+    return LoraConfig(**given)
 
 
 def _check_length(model: SentenceTransformer, in_training: int | None) -> None:

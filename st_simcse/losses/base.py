@@ -124,7 +124,9 @@ class SimCSELoss(GradientCache, nn.Module):
         self.temperature = temperature
         self.comparison = Comparison(tuple(directions), partition_mode, symmetric)
         if projection_head is True:
-            projection_head = ProjectionHead(trained_dimension(model)).to(model.device, model.dtype)
+            # Of the precision of what is trained: LoRA's adapters are float32 beside weights in bfloat16.
+            dtype = next((weight.dtype for weight in model.parameters() if weight.requires_grad), model.dtype)
+            projection_head = ProjectionHead(trained_dimension(model)).to(model.device, dtype)
         self.projection_head = projection_head or None
         self.mini_batch_size = mini_batch_size  # type: ignore[assignment]  # None where nothing is cached
         self.uses_gradient_cache = mini_batch_size is not None

@@ -32,5 +32,5 @@ class ProjectionHead(nn.Module):
         initialise(self.dense)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        projected: Tensor = self.activation(self.dense(embeddings))
+        projected: Tensor = self.activation(self.dense(embeddings.to(self.dense.weight.dtype)))
         return projected

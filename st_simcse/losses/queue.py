@@ -49,7 +49,8 @@ class MomentumQueue(SourceOption):
     .. math:: \theta_{copy} \leftarrow \lambda \theta_{copy} + (1 - \lambda) \theta
 
     The copy moves once a step of the optimizer, whatever optimizer that is and however many batches make a step. It is
-    kept in float32 where the model is in half precision, which would round these small moves away.
+    kept in float32 where the model is in half precision, which would round these small moves away. Weights that are
+    frozen when the loss is made, such as all but LoRA's adapters, have no copy.
 
     Args:
         size: number of embeddings that are kept; ESimCSE's choice is 2.5 times the batch. With gather_across_devices
@@ -107,15 +108,18 @@ class Queue(Source):
 
     def __init__(self, model: SentenceTransformer, head: nn.Module | None, size: int, momentum: float) -> None:
         super().__init__()
-        self.encoder = copy.deepcopy(model).requires_grad_(False).eval()
+        # What is frozen, such as all but the adapters of LoRA, is shared.
+        shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+        self.encoder = copy.deepcopy(model, dict(shared)).requires_grad_(False).eval()
         self.head = None if head is None else copy.deepcopy(head).requires_grad_(False).eval()
         self.momentum = momentum
         for tensor in (*self.parameters(), *self.buffers()):
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and id(tensor) not in shared:
                 tensor.data = tensor.data.to(torch.promote_types(tensor.dtype, torch.float32))
         width = trained_dimension(model)
         if self.head is not None:
-            width = self.head(torch.zeros(1, width, device=model.device, dtype=self.encoder.dtype)).shape[-1]
+            zeros = torch.zeros(1, width, device=model.device, dtype=self.encoder.dtype)
+            width = self._project(zeros).shape[-1]
         # Newest first. Buffers, so that a checkpoint holds them.
         self.register_buffer("embeddings", torch.zeros(size, width, device=model.device))
         self.register_buffer("keys", torch.zeros(size, dtype=torch.int64, device=model.device))
@@ -143,7 +147,8 @@ class Queue(Source):
     def follow(self, leaders: list[nn.Parameter], step: float) -> None:
         """Move the copy a share of the way to the weights of the model and of the head."""
         for follower, leader in zip(self.parameters(), leaders, strict=True):
-            follower.lerp_(leader.detach().to(follower.dtype), step)
+            if follower is not leader:
+                follower.lerp_(leader.detach().to(follower.dtype), step)
 
     @torch.no_grad()
     def finish(self, loss: SimCSELoss, features: dict[str, Tensor], keys: Tensor | None) -> None:
@@ -157,7 +162,7 @@ class Queue(Source):
             self.follow(_leaders[self], 1.0)
         outputs = chunked_outputs(self.encoder, dict(features), loss.mini_batch_size, task=None)
         rows = torch.cat([output["sentence_embedding"] for output in outputs])
-        rows = rows if self.head is None else self.head(rows)
+        rows = self._project(rows)
         if loss.gather_across_devices:
             (rows, keys), _ = gather_rows(rows, keys)
         size = len(self.embeddings)
@@ -165,6 +170,10 @@ class Queue(Source):
         self.embeddings.copy_(torch.cat([rows.to(self.embeddings.dtype), self.embeddings])[:size])
         if keys is not None:
             self.keys.copy_(torch.cat([keys, self.keys])[:size])
+
+    def _project(self, rows: Tensor) -> Tensor:
+        # Shared weights give bfloat16 where they are, and the head is float32.
+        return rows if self.head is None else self.head(rows.to(torch.promote_types(rows.dtype, torch.float32)))
 
     def _lead(self, model: nn.Module, head: nn.Module | None) -> None:
         _follow_optimizers()

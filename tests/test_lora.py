@@ -1,0 +1,213 @@
+"""LoRA: adapters alone are trained and saved, a resumed run is the same one, merged models load without peft."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer, LlamaConfig
+
+from st_simcse import (
+    MomentumQueue,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    SupSimCSELoss,
+    UnsupSimCSELoss,
+    build_model,
+    cli,
+    merge_lora,
+    save_transformer,
+)
+
+LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1)
+
+
+def _trainer(model, sentences, folder, **options):
+    torch.manual_seed(0)
+    loss = UnsupSimCSELoss(model, projection_head=True, options=[MomentumQueue(6)])
+    arguments = SimCSETrainingArguments(
+        str(folder),
+        per_device_train_batch_size=4,
+        report_to="none",
+        save_steps=2,
+        save_total_limit=None,
+        bf16=False,
+        use_cpu=True,
+        **{"num_train_epochs": 3, "learning_rate": 1e-2, **options},
+    )
+    return SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}), loss=loss)
+
+
+@pytest.fixture
+def decoder(tiny_bert, tmp_path):
+    """Folder of a tiny Llama in bfloat16, in which most of a step would be lost."""
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    config = LlamaConfig(**size, vocab_size=60, intermediate_size=64, attention_dropout=0.1)
+    AutoModel.from_config(config).to(torch.bfloat16).save_pretrained(tmp_path / "decoder")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "decoder")
+    return str(tmp_path / "decoder")
+
+
+def _build(folder):
+    torch.manual_seed(1)
+    return build_model(folder, "mean", lora=LORA, device="cpu")
+
+
+@pytest.mark.parametrize("backbone", ["tiny_bert", "decoder"])
+def test_a_run_trains_and_saves_adapters_alone_and_resumes_exactly(request, sentences, tmp_path, backbone):
+    folder = request.getfixturevalue(backbone)
+    base = {name: weight.clone() for name, weight in AutoModel.from_pretrained(folder).named_parameters()}
+    model = _build(folder)
+    whole = _trainer(model, sentences, tmp_path / "whole", gradient_checkpointing=True)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    whole.train()
+
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {name for name in before if "lora_" in name}
+    for name, weight in model.named_parameters():
+        if name in trained:
+            assert weight.dtype == torch.float32
+            assert not torch.equal(weight, before[name]), name
+        else:
+            original = base[name.removeprefix("0.model.").replace(".base_layer", "")]
+            assert weight.grad is None
+            assert weight.dtype == original.dtype
+            assert torch.equal(weight, original), name
+
+    queue = whole.loss.sources["momentum_queue"]
+    for (name, leader), follower in zip(model.named_parameters(), queue.encoder.parameters(), strict=True):
+        assert (leader.data_ptr() == follower.data_ptr()) == (name not in trained), name
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    assert set(load_file(checkpoint / "adapter_model.safetensors")) == {
+        f"base_model.{name.removeprefix('0.').replace('.default', '')}" for name in trained
+    }
+    assert not (checkpoint / "model.safetensors").exists()
+    of_queue = {name for name in load_file(checkpoint / "loss.safetensors") if ".encoder." in name}
+    of_queue -= {f"sources.momentum_queue.encoder.{name}" for name, _ in model.named_buffers()}
+    assert of_queue == {f"sources.momentum_queue.encoder.{name}" for name in trained}
+    moments = torch.load(checkpoint / "optimizer.pt")["state"]
+    assert len(moments) == len(trained) + 2  # and the head's
+
+    resumed = _trainer(_build(folder), sentences, tmp_path / "resumed", gradient_checkpointing=True)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    expected = whole.loss.state_dict()
+    for name, weight in resumed.loss.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+    other = build_model(folder, "mean", lora=LoraConfig(r=4, lora_alpha=4), device="cpu")
+    with pytest.raises(ValueError, match=r"lora_alpha: 8 -> 4"):
+        _trainer(other, sentences, tmp_path / "other").train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_gradients_are_those_of_the_merged_weights(tiny_bert, sentences):
+    """dL/dB = dL/dW A^T alpha/r and dL/dA = B^T dL/dW alpha/r, where W is what the merged model has."""
+    config = LoraConfig(r=4, lora_alpha=8, init_lora_weights=False)
+    model, merged = (_build_seeded(tiny_bert, config) for _ in range(2))
+    merge_lora(merged)
+    for part in (model, merged):
+        columns = [part.preprocess(column) for column in (sentences[:4], sentences[4:])]
+        SupSimCSELoss(part, temperature=0.5)(columns).backward()
+    layer = model[0].model.encoder.layer[1].attention.self.query
+    full = merged[0].model.encoder.layer[1].attention.self.query.weight
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    assert torch.allclose(full, layer.base_layer.weight + 2 * b @ a, atol=1e-6)
+    assert torch.allclose(b.grad, 2 * full.grad @ a.T, atol=1e-6)
+    assert torch.allclose(a.grad, 2 * b.T @ full.grad, atol=1e-6)
+    assert full.grad.norm() > 1e-4
+
+
+def _build_seeded(folder, config):
+    torch.manual_seed(2)
+    return build_model(folder, "mean", lora=config, device="cpu")  # not in training mode: no dropout
+
+
+def test_a_merged_model_loads_without_peft(tiny_bert, decoder, sentences, tmp_path):
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    model = build_model(tiny_bert, "mean", dense=True, lora=config, device="cpu")
+    expected = torch.tensor(model.encode(sentences))
+    plain = build_model(tiny_bert, "mean", device="cpu").encode(sentences)
+    assert not torch.allclose(expected, torch.tensor(plain), atol=1e-2)
+
+    bare = build_model(tiny_bert, "mean", lora=config, device="cpu")
+    expected_bare = torch.tensor(bare.encode(sentences))
+    save_transformer(bare, tmp_path / "automodel")
+    assert torch.equal(torch.tensor(bare.encode(sentences)), expected_bare)  # still with its adapter
+
+    assert merge_lora(model) is model
+    assert torch.allclose(torch.tensor(model.encode(sentences)), expected, atol=1e-5)
+    model.save_pretrained(str(tmp_path / "merged"))
+    assert not list((tmp_path / "merged").glob("adapter*"))
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "automodel")(sentences, padding=True, return_tensors="pt")
+    loaded = SentenceTransformer(str(tmp_path / "merged"), device="cpu")
+    assert torch.allclose(torch.tensor(loaded.encode(sentences)), expected, atol=1e-5)
+    assert all(weight.requires_grad for weight in loaded.parameters())
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(tmp_path / "automodel").eval()(**tokens).last_hidden_state
+    mask = tokens.attention_mask[..., None]
+    assert torch.allclose((states * mask).sum(1) / mask.sum(1), expected_bare, atol=1e-5)
+    with pytest.raises(ValueError, match="no adapters that could be merged"):
+        merge_lora(model)
+
+
+def test_an_adapter_that_was_saved_is_trained_on(decoder, sentences, tmp_path, caplog):
+    model = build_model(decoder, "mean", bidirectional=True, lora=LORA, device="cpu")
+    trainer = _trainer(model, sentences, tmp_path / "output", max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    assert "build_model(..., bidirectional=True), or save merge_lora(model) instead" in caplog.text
+    saved = str(tmp_path / "output")
+    assert SentenceTransformer(saved, device="cpu")[0].model.config.to_diff_dict().get("is_causal") is None
+    again = build_model(saved, bidirectional=True, device="cpu")
+    for (name, weight), (_, expected) in zip(again.named_parameters(), model.named_parameters(), strict=True):
+        assert weight.requires_grad == expected.requires_grad == ("lora_" in name), name
+        assert torch.equal(weight, expected), name
+    assert (again.encode(sentences) == model.encode(sentences)).all()
+    with pytest.raises(ValueError, match="has an adapter already: leave lora out"):
+        build_model(saved, lora=LORA)
+    # Whole weights into the same folder: no adapter stays to be added to them, and the other way round.
+    merge_lora(model)
+    trainer.save_model()
+    assert not list(Path(saved).glob("adapter*"))
+    loaded = SentenceTransformer(saved, device="cpu")
+    assert loaded[0].model.config.is_causal is False
+    assert (loaded.encode(sentences) == model.encode(sentences)).all()
+    _trainer(again, sentences, saved, max_steps=1).save_model()
+    assert not Path(saved, "config.json").exists()
+
+
+def test_the_command_line_merges_unless_told_otherwise(tiny_bert, sentences, tmp_path):
+    (tmp_path / "sentences.txt").write_text("\n".join(sentences))
+    argv = ["train", "--model_name_or_path", tiny_bert, "--train_file", str(tmp_path / "sentences.txt")]
+    argv += ["--output_dir", str(tmp_path / "output"), "--max_steps", "1", "--report_to", "none", "--bf16", "false"]
+    argv += ["--save_steps", "1", "--pooling", "mean"]
+    lora = ["--lora_r", "2", "--lora_alpha", "6", "--lora_dropout", "0.2", "--lora_target_modules", "query", "dense"]
+    cli.main([*argv, *lora, "--no_lora_merge"])
+    config = json.loads((tmp_path / "output" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (2, 6, 0.2)
+    assert set(config["target_modules"]) == {"query", "dense"}
+    cli.main([*argv, *lora])
+    assert not (tmp_path / "output" / "adapter_config.json").exists()
+    assert (tmp_path / "output" / "checkpoint-1" / "adapter_config.json").exists()
+    assert SentenceTransformer(str(tmp_path / "output"))[0].model.config.model_type == "bert"
+    for options, message in {
+        ("--lora_alpha", "4"): "--lora_alpha is part of --lora_r: pass that too",
+        ("--lora_target_modules", "all-linear"): "--lora_target_modules is part of --lora_r: pass that too",
+        ("--lora_r", "2", "--lora_target_modules", "absent"): "Target modules .*absent.* not found in the base model",
+        ("--lora_r", "2", "--bidirectional", "--no_lora_merge"): "--no_lora_merge does not go with --bidirectional",
+    }.items():
+        with pytest.raises(SystemExit, match=message):
+            cli.main([*argv, *options])
+
+
+def test_without_peft(tiny_bert, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(SystemExit, match=r'--lora_r needs peft: pip install "st_simcse\[lora\]"'):
+        cli.main(
+            ["train", "--model_name_or_path", tiny_bert, "--train_file", __file__, "--train_format", "sentences"]
+            + ["--lora_r", "2", "--bf16", "false"]
+        )
