@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -111,6 +111,6 @@ def merge_adapters(transformer: Any) -> None:
 
 
 def _in_float32(model: SentenceTransformer) -> None:
-    for parameter in model.transformers_model.parameters():
+    for parameter in cast(nn.Module, model.transformers_model).parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

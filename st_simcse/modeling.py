@@ -229,7 +229,8 @@ def _first_token_sees_last(model: SentenceTransformer) -> bool:
     """Whether the first token changes with the last of a text; asked of the model itself."""
     text = batch_to_device(model.preprocess(["one two three"]), model.device)
     other = text | {"input_ids": text["input_ids"].clone()}
-    other["input_ids"][:, -1] = (other["input_ids"][:, -1] + 1) % model[0].config.vocab_size
+    words = cast(Transformer, model[0]).config.vocab_size
+    other["input_ids"][:, -1] = (other["input_ids"][:, -1] + 1) % words
     with torch.no_grad():
         states = [model[0](dict(features))["token_embeddings"][:, 0] for features in (text, other)]
     return not torch.equal(*states)
@@ -267,7 +268,8 @@ def _survives_left_padding(model: SentenceTransformer) -> bool:
             model(batch_to_device(model.preprocess(texts), model.device))["sentence_embedding"][0].float()
             for texts in ([text], [text, f"{text} {text}"])
         )
-    return bool((alone - padded).norm() <= torch.finfo(model.dtype).eps ** 0.5 * alone.norm())
+    rounding = torch.finfo(cast(torch.dtype, model.dtype)).eps ** 0.5
+    return bool((alone - padded).norm() <= rounding * alone.norm())
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:

@@ -206,8 +206,6 @@ def test_the_command_line_merges_unless_told_otherwise(tiny_bert, sentences, tmp
 
 def test_without_peft(tiny_bert, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
+    argv = ["--model_name_or_path", tiny_bert, "--train_file", __file__, "--train_format", "sentences"]
     with pytest.raises(SystemExit, match=r'--lora_r needs peft: pip install "st_simcse\[lora\]"'):
-        cli.main(
-            ["train", "--model_name_or_path", tiny_bert, "--train_file", __file__, "--train_format", "sentences"]
-            + ["--lora_r", "2", "--bf16", "false"]
-        )
+        cli.main(["train", *argv, "--lora_r", "2", "--bf16", "false"])
