@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "train": "train a model on a file of sentences, triplets or NLI rows",
-    "presets": "the paper's recipes, for train --preset",
+    "presets": "recipes of the paper, LLM2Vec and ModernBERT, for train --preset",
     "evaluate": "Spearman's correlation of one or several models on the seven STS tasks",
     "data": "download the public data sets for training and evaluation",
     "export": "save a model for users of transformers' AutoModel",

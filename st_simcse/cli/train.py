@@ -108,7 +108,7 @@ class DataArguments:
         default=False,
         metadata={"help": "Log alignment and uniformity of the dev pairs at each evaluation, and draw them."},
     )
-    preset: str | None = field(default=None, metadata={"help": "A recipe of the paper; other options override it."})
+    preset: str | None = field(default=None, metadata={"help": "A recipe of st-simcse presets; other options win."})
     seeds: list[int] | None = field(
         default=None, metadata={"help": "Train once a seed, each in a folder of its own; report mean and spread."}
     )
