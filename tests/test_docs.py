@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import set_seed
+from transformers import AutoModel, AutoTokenizer, LlamaConfig, ModernBertConfig, Qwen3Config, set_seed
 
 from st_simcse import cli
 from st_simcse.demo import save_tiny_transformer
@@ -20,6 +20,15 @@ from st_simcse.demo import save_tiny_transformer
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "README.zh.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 CHINESE = ["一个男人在弹吉他。", "有人在演奏音乐。", "两只狗在公园里跑。", "一个女人在看书。"]
+
+
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99}
+MODERN = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+NAMES = {
+    "llama": "princeton-nlp/Sheared-LLaMA-1.3B",
+    "qwen3": "Qwen/Qwen3-0.6B",
+    "modernbert": "answerdotai/ModernBERT-base",
+}
 
 
 @pytest.fixture
@@ -30,6 +39,9 @@ def folder(tmp_path, monkeypatch, sentences, generated):
     # BERT's poolings need layers to average, and the save of a published checkpoint a pooler.
     save_tiny_transformer("bert-base-uncased", [*sentences, *CHINESE], width=32, layers=2)
     Path("princeton-nlp").mkdir()
+    for config in (LlamaConfig(**SIZE), Qwen3Config(**SIZE, num_key_value_heads=2), ModernBertConfig(**SIZE, **MODERN)):
+        AutoModel.from_config(config).save_pretrained(NAMES[config.model_type])
+        AutoTokenizer.from_pretrained("bert-base-uncased").save_pretrained(NAMES[config.model_type])
     for alias in ("bert-base-chinese", "princeton-nlp/sup-simcse-bert-base-uncased"):
         Path(alias).symlink_to(tmp_path / "bert-base-uncased")
     Path("old").mkdir()
