@@ -46,16 +46,17 @@ def add_lora(model: SentenceTransformer, config: PeftConfig) -> None:
     _in_float32(model)
 
 
-def train_adapter(model: SentenceTransformer, weights: Path) -> None:
+def train_adapter(model: SentenceTransformer, weights: Path | None) -> None:
     """Train the adapter of a model that was loaded with one, which peft freezes then.
 
     Args:
         model: what SentenceTransformer made of the folder.
-        weights: its file ``adapter_model.safetensors``.
+        weights: its file ``adapter_model.safetensors``, if there is one.
     """
     model.set_adapter(model.active_adapters())
     _in_float32(model)
-    restore_adapter(model, weights)
+    if weights is not None:
+        restore_adapter(model, weights)
 
 
 def restore_adapter(model: SentenceTransformer, weights: Path) -> None:

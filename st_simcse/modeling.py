@@ -140,7 +140,7 @@ def build_model(
     if lora is not None:
         add_lora(model, lora)
     elif adapters(model):
-        train_adapter(model, cast(Path, cached_file(name_or_path, ADAPTER_SAFE_WEIGHTS_NAME, **options)))
+        train_adapter(model, cached_file(name_or_path, ADAPTER_SAFE_WEIGHTS_NAME, **options))
     return model
 
 
