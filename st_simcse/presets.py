@@ -43,8 +43,8 @@ def _options(name: str) -> dict[str, str]:
 
 # LLM2Vec (arXiv:2404.05961), third step, in github.com/McGill-NLP/llm2vec:
 # - model, bidirectional attention, mean pooling, batch size, learning rate, 128 tokens, 1,000 steps, a checkpoint every
-#   200, temperature (loss_scale 20), r, gradient checkpointing, bfloat16: train_configs/simcse/Sheared-Llama.json; its
-#   other models have the same;
+#   200, temperature (loss_scale 20), r, dropout (simcse_dropout), gradient checkpointing, bfloat16:
+#   train_configs/simcse/Sheared-Llama.json; its other models have the same;
 # - the layers with adapters, alpha = 2 r, and their dropout of 0.05: experiments/run_simcse.py;
 # - ours: a constant learning rate, since theirs falls linearly over three epochs of a million sentences, of which 1,000
 #   steps are 4%; mixed precision (bf16), where they load the weights in bfloat16.
@@ -53,6 +53,7 @@ _LLM2VEC = {
     "model_name_or_path": "princeton-nlp/Sheared-LLaMA-1.3B",
     "pooling": "mean",
     "bidirectional": "true",
+    "dropout": "0.3",
     "lora_r": "16",
     "lora_alpha": "32",
     "lora_dropout": "0.05",
@@ -72,10 +73,12 @@ _LLM2VEC = {
 # ModernBERT (arXiv:2412.13663) has no recipe without supervision. Of its supervised retrieval training, in
 # examples/train_st.py of github.com/AnswerDotAI/ModernBERT: learning rate, batch size, the rows of a forward pass,
 # warm-up of 5%, one epoch, bf16, temperature (ST's scale of 20), and mean pooling, which is what ST gives a bare
-# encoder. Of the paper's settings for BERT, and so our choice here: 32 tokens, evaluation every 250 steps.
+# encoder. BERT's and the SimCSE paper's, and so our choice here: dropout of 0.1, since its configuration has none, 32
+# tokens, evaluation every 250 steps.
 _MODERNBERT = {
     "model_name_or_path": "answerdotai/ModernBERT-base",
     "pooling": "mean",
+    "dropout": "0.1",
     "max_seq_length": "32",
     "temperature": "0.05",
     "num_train_epochs": "1",

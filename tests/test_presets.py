@@ -39,11 +39,12 @@ def test_llm2vec_and_modernbert():
     model, _, loss, arguments = train._parse_train(["--preset", "llm2vec", *rest])
     assert (model.lora_r, model.lora_alpha, model.lora_dropout) == (16, 32, 0.05)
     assert model.lora_target_modules == [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
-    assert (model.pooling, model.bidirectional, loss.temperature, loss.projection_head) == ("mean", True, 0.05, False)
+    assert (model.pooling, model.bidirectional, model.dropout) == ("mean", True, 0.3)
+    assert (loss.temperature, loss.projection_head) == (0.05, False)
     assert (arguments.per_device_train_batch_size, arguments.learning_rate, arguments.max_steps) == (128, 3e-5, 1000)
     assert (arguments.max_length, arguments.gradient_checkpointing, arguments.warmup_steps) == (128, True, 0)
     model, _, loss, arguments = train._parse_train(["--preset", "modernbert", *rest])
-    assert (model.model_name_or_path, model.pooling) == ("answerdotai/ModernBERT-base", "mean")
+    assert (model.model_name_or_path, model.pooling, model.dropout) == ("answerdotai/ModernBERT-base", "mean", 0.1)
     assert (arguments.per_device_train_batch_size, arguments.learning_rate, loss.mini_batch_size) == (512, 8e-5, 16)
     assert (arguments.num_train_epochs, arguments.warmup_steps, loss.temperature) == (1, 0.05, 0.05)
     assert PRESETS["llm2vec"]["bf16"] == PRESETS["modernbert"]["bf16"] == "true"
