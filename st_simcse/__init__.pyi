@@ -8,6 +8,8 @@ from .losses import (
     MaskedLanguageModel,
     MomentumQueue,
     ProjectionHead,
+    RankConsistency,
+    RankDistillation,
     SupSimCSELoss,
     UnsupSimCSELoss,
 )
@@ -20,6 +22,7 @@ from .readers import (
     TripletReader,
     load_sts,
 )
+from .teacher import add_teacher_embeddings
 from .trainer import SimCSETrainer, SimCSETrainingArguments
 
 __all__ = [
@@ -37,6 +40,8 @@ __all__ = [
     "NLIReader",
     "OwnNegativeWeight",
     "ProjectionHead",
+    "RankConsistency",
+    "RankDistillation",
     "SentenceReader",
     "SimCSETrainer",
     "SimCSETrainingArguments",
@@ -44,6 +49,7 @@ __all__ = [
     "SupSimCSELoss",
     "TripletReader",
     "UnsupSimCSELoss",
+    "add_teacher_embeddings",
     "build_model",
     "info_nce",
     "load_simcse",

@@ -26,6 +26,8 @@ from st_simcse import (
     MaskedLanguageModel,
     MomentumQueue,
     OwnNegativeWeight,
+    RankConsistency,
+    RankDistillation,
     SimilarityThreshold,
     build_model,
     cli,
@@ -309,6 +311,7 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
     words = "--no_mask_duplicates --masked_language_model 0.1 --similarity_threshold 0.9 --symmetric --momentum_queue 5"
     words += " --momentum_queue_momentum 0.9 --hardness_weighting 5 --hardness_weighting_mode all_negatives"
     words += " --dropout_free_negatives --focal_margin 0.2 --angular_margin 0.1"
+    words += " --rank_distillation 1 --rank_distillation_method listnet --rank_consistency 2"
     loss = _loss_of(words.split(), tmp_path, tiny_bert, sentences, monkeypatch)
     expected = [
         FocalMargin(0.2),
@@ -318,6 +321,8 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
         MomentumQueue(5, 0.9),
         DropoutFreeNegatives(),
         MaskedLanguageModel(0.1),
+        RankDistillation(1.0, "listnet"),
+        RankConsistency(2.0),
     ]
     assert loss.options == expected
     assert loss.comparison == Comparison(symmetric=True)

@@ -27,6 +27,8 @@ from st_simcse import (
     MomentumQueue,
     OwnNegativeWeight,
     ProjectionHead,
+    RankConsistency,
+    RankDistillation,
     SimCSETrainer,
     SimilarityThreshold,
     SupSimCSELoss,
@@ -665,6 +667,8 @@ PAPERS = {
     MomentumQueue: ("wu2022esimcse", MomentumQueue(4)),
     DropoutFreeNegatives: ("xu2023simcseplusplus", DropoutFreeNegatives()),
     MaskedLanguageModel: (None, MaskedLanguageModel(0.1)),
+    RankDistillation: ("liu2023rankcse", RankDistillation(1.0)),
+    RankConsistency: ("liu2023rankcse", RankConsistency(1.0)),
 }
 
 

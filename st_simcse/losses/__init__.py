@@ -6,6 +6,7 @@ from st_simcse.losses.heads import ProjectionHead
 from st_simcse.losses.mlm import MaskedLanguageModel
 from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption
 from st_simcse.losses.queue import MomentumQueue
+from st_simcse.losses.ranking import RankConsistency, RankDistillation
 from st_simcse.losses.simcse import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.objective import edits
 
@@ -18,6 +19,8 @@ OPTIONS = [
     MomentumQueue,
     DropoutFreeNegatives,
     MaskedLanguageModel,
+    RankDistillation,
+    RankConsistency,
 ]
 
 __all__ = [
@@ -27,6 +30,8 @@ __all__ = [
     "MomentumQueue",
     "Option",
     "ProjectionHead",
+    "RankConsistency",
+    "RankDistillation",
     "SimCSELoss",
     "Source",
     "SourceOption",

@@ -35,6 +35,7 @@ from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOpt
 from st_simcse.losses.precision import ObservedPrecision
 from st_simcse.objective import Batch, Comparison, Direction, Edit, info_nce
 from st_simcse.own_weights import own_parameters
+from st_simcse.teacher import teacher_embeddings
 
 __all__ = ["SimCSELoss", "check_wrappers"]
 
@@ -260,6 +261,9 @@ class SimCSELoss(GradientCache, nn.Module):
 
     def _parts(self, embedded: list[list[Tensor]], layout: Layout) -> dict[str, Tensor]:
         columns = layout.columns([torch.cat(column) for column in embedded])
+        if any(getattr(option, "needs_teacher", False) for option in self.options):
+            shares = self._kind == "unsupervised"
+            teacher_embeddings(layout.labels, len(columns[0]), layout.count, shares)
         parts = {"contrastive": self.compute_loss_from_embeddings(columns, layout.keys)}
         for name, term in self.terms.items():
             if (value := term.of_embeddings(columns[: layout.count], layout.labels)) is not None:
