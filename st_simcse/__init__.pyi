@@ -15,7 +15,14 @@ from .losses import (
 )
 from .modeling import build_model
 from .objective import Batch, Comparison, info_nce, sup_simcse_loss, unsup_simcse_loss
-from .objective.edits import AngularMargin, FocalMargin, HardnessWeighting, OwnNegativeWeight, SimilarityThreshold
+from .objective.edits import (
+    AngularMargin,
+    FocalMargin,
+    GuidedNegatives,
+    HardnessWeighting,
+    OwnNegativeWeight,
+    SimilarityThreshold,
+)
 from .readers import (
     NLIReader,
     SentenceReader,
@@ -32,6 +39,7 @@ __all__ = [
     "Comparison",
     "DropoutFreeNegatives",
     "FocalMargin",
+    "GuidedNegatives",
     "HardnessWeighting",
     "HubDataset",
     "LengthGroupedBatchSampler",

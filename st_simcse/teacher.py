@@ -48,8 +48,8 @@ def add_teacher_embeddings(
         The dataset with a column of float32 lists: (d,) for one column of texts; (columns, d) for more, in their order.
 
     Raises:
-        TypeError: for a stream, which would be embedded anew in every epoch.
-        ValueError: for a dataset that has labels already, no teacher, and weights that do not fit.
+        ValueError: for a stream, which would be embedded anew in every epoch; for a dataset that has labels already, no
+            teacher, and weights that do not fit.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -61,7 +61,7 @@ def add_teacher_embeddings(
     teachers = [teacher] if isinstance(teacher, SentenceTransformer) else list(teacher)
     weights = [1.0] * len(teachers) if weights is None else list(weights)
     if not isinstance(dataset, Dataset):
-        raise TypeError(
+        raise ValueError(
             f"a teacher's embeddings are made once, beforehand, for a datasets.Dataset, got {type(dataset).__name__}: "
             "read the data without streaming"
         )

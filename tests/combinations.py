@@ -35,6 +35,7 @@ from st_simcse import (
     AngularMargin,
     DropoutFreeNegatives,
     FocalMargin,
+    GuidedNegatives,
     HardnessWeighting,
     LengthGroupedBatchSampler,
     MaskedLanguageModel,
@@ -68,6 +69,7 @@ EXAMPLES = {
     HardnessWeighting: HardnessWeighting(2.0),
     SimilarityThreshold: SimilarityThreshold(0.9),
     OwnNegativeWeight: OwnNegativeWeight(2.0),
+    GuidedNegatives: GuidedNegatives(0.6, "relative"),
     MomentumQueue: MomentumQueue(6),
     DropoutFreeNegatives: DropoutFreeNegatives(),
     MaskedLanguageModel: MaskedLanguageModel(0.5),
@@ -480,6 +482,7 @@ class Oracle(nn.Module):
         losses = []
         for row, softmax in itertools.product(rows, self._softmaxes()):
             terms, positives = [], []
+            wanted = self._teachers_similarity(texts[0][row], texts[1][row])
             for side, compared in softmax:
                 index, target = (0, ("positive", row)) if side == "anchor" else (1, ("anchor", row))
                 query, text = embedded[index][row], texts[index][row]
@@ -493,10 +496,18 @@ class Oracle(nn.Module):
                     if place == target:
                         positives.append(self._logit(similarity, is_positive=True))
                         terms.append(positives[-1])
+                    elif self.case.option == "GuidedNegatives" and (
+                        self._teachers_similarity(text, words) > wanted - 0.6 * abs(wanted)
+                    ):
+                        continue
                     elif not self._is_left_out(similarity, words in friends):
                         terms.append(self._logit(similarity, is_positive=False, is_own=place == ("negative", row)))
             losses.append(torch.stack(terms).logsumexp(0) - positives[0])
         return torch.stack(losses).mean()
+
+    @staticmethod
+    def _teachers_similarity(first: tuple[int, ...], second: tuple[int, ...]) -> float:
+        return float(F.cosine_similarity(_taught(first).double(), _taught(second).double(), dim=0))
 
     def _softmaxes(self) -> list[list[tuple[str, set[str]]]]:
         """Of a row: each softmax with its queries, and with what these are compared."""

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss
 
 from st_simcse import (
+    GuidedNegatives,
+    MomentumQueue,
     RankConsistency,
     RankDistillation,
     SimCSETrainer,
@@ -16,6 +19,7 @@ from st_simcse import (
     add_teacher_embeddings,
 )
 from st_simcse.demo import tiny_model
+from st_simcse.objective import Batch, cross_entropy, info_nce
 from st_simcse.teacher import teacher_embeddings
 
 
@@ -101,13 +105,67 @@ def test_the_teachers_embeddings_are_added_once(sentences, monkeypatch):
         model.similarity(*(model.encode(texts) for texts in (sentences, sentences[::-1]))) for model in (teacher, other)
     ]
     assert torch.allclose(similarities, 0.75 * parts[0] + 0.25 * parts[1], atol=1e-5)
-    with pytest.raises(TypeError, match="read the data without streaming"):
+    with pytest.raises(ValueError, match="read the data without streaming"):
         add_teacher_embeddings(pairs.to_iterable_dataset(), teacher)
     with pytest.raises(ValueError, match="labels already: leave the column label out"):
         add_teacher_embeddings(one, teacher)
     for teachers, weights in (([], None), ([teacher], [1, 2]), ([teacher, other], [1, 0])):
         with pytest.raises(ValueError, match="one positive weight each"):
             add_teacher_embeddings(pairs, teachers, weights)
+
+
+@pytest.mark.parametrize("strategy", ["absolute", "relative"])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("margin", [0.0, 0.01])
+def test_guided_negatives_are_those_of_sts_gist_embed_loss(model, sentences, strategy, count, margin, monkeypatch):
+    """Where both compare the same rows; in tiles and at once, with gradients."""
+    model, guide = model.eval(), tiny_model(sentences, width=32, seed=5).to("cpu").eval()
+    texts = [sentences, [f"{text} {sentences[0]}" for text in sentences], sentences[3:] + sentences[:3]][:count]
+    directions = ("query_to_doc", "query_to_query", "doc_to_doc") if count == 2 else ("query_to_doc",)
+    labels = torch.stack([guide.encode(column, convert_to_tensor=True) for column in texts], dim=1)
+    options = {"contrast_anchors": count == 2, "contrast_positives": count == 2}
+    theirs = GISTEmbedLoss(model, guide, 0.05, margin_strategy=strategy, margin=margin, **options)
+    expected = theirs([model.preprocess(column) for column in texts], None)
+    expected.backward()
+    weight = model[0].model.embeddings.word_embeddings.weight
+    gradient = weight.grad.clone()
+    features = [model.preprocess(column) for column in texts]
+    ours = {"directions": directions, "mask_duplicates": False}
+    plain = SupSimCSELoss(model, **ours)(features)
+    assert plain - expected > 1e-3  # the teacher leaves some out, but not all
+    loss = SupSimCSELoss(model, options=[GuidedNegatives(margin, strategy)], **ours)
+    for rows in (4, 256):
+        monkeypatch.setattr(cross_entropy, "EDITED_TILE_ROWS", rows)
+        model.zero_grad()
+        value = loss(features, labels)
+        value.backward()
+        assert value.item() == pytest.approx(expected.item(), abs=1e-5)
+        assert value > 0.01
+        assert torch.allclose(weight.grad, gradient, atol=1e-5)
+
+
+def test_what_a_teacher_has_not_seen_stays():
+    """The rows of a queue, also where the teacher leaves out all others."""
+    rows = torch.eye(3)
+    taught = [torch.ones(3, 2) / 2**0.5] * 2
+    batch = Batch(rows, rows, shared_negatives=rows[:1], teacher_embeddings=taught)
+    expected = sum(math.log(math.e + math.exp(other)) - 1 for other in (1.0, 0.0, 0.0)) / 3
+    assert info_nce(batch, 1.0, [GuidedNegatives(0.1)]).item() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="there is no teacher"):
+        info_nce(Batch(rows, rows), 1.0, [GuidedNegatives(0.1)])
+    with pytest.raises(ValueError, match=r"teacher_embeddings must be one tensor.*of shapes \[\(3,\), \(3,\)\]"):
+        Batch(rows, rows, teacher_embeddings=taught[:1])
+    for options in ({"margin": -0.1}, {"margin": 0.1, "margin_strategy": "both"}):
+        with pytest.raises(ValueError, match="margin"):
+            GuidedNegatives(**options)
+
+
+def test_a_teacher_goes_with_a_queue(model, sentences):
+    labels = torch.randn(8, 4)
+    loss = UnsupSimCSELoss(model, options=[MomentumQueue(8), GuidedNegatives(0.1), RankDistillation(1.0)])
+    for _ in range(2):
+        parts = loss([model.preprocess(sentences)], labels)
+    assert sorted(parts) == ["contrastive", "rank_distillation"]
 
 
 @pytest.mark.parametrize(

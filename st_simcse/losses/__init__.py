@@ -16,6 +16,7 @@ OPTIONS = [
     edits.HardnessWeighting,
     edits.SimilarityThreshold,
     edits.OwnNegativeWeight,
+    edits.GuidedNegatives,
     MomentumQueue,
     DropoutFreeNegatives,
     MaskedLanguageModel,
