@@ -31,12 +31,14 @@ from .readers import (
 )
 from .teacher import add_teacher_embeddings
 from .trainer import SimCSETrainer, SimCSETrainingArguments
+from .views import Crops, TokenCutoff, WordRepetition
 
 __all__ = [
     "AlignmentUniformityEvaluator",
     "AngularMargin",
     "Batch",
     "Comparison",
+    "Crops",
     "DropoutFreeNegatives",
     "FocalMargin",
     "GuidedNegatives",
@@ -55,8 +57,10 @@ __all__ = [
     "SimCSETrainingArguments",
     "SimilarityThreshold",
     "SupSimCSELoss",
+    "TokenCutoff",
     "TripletReader",
     "UnsupSimCSELoss",
+    "WordRepetition",
     "add_teacher_embeddings",
     "build_model",
     "info_nce",

@@ -172,7 +172,7 @@ def test_dropout_is_in_the_positive_pairs_alone(model, static_model, sentences, 
     loss = UnsupSimCSELoss(model, symmetric=symmetric, projection_head=True, options=[DropoutFreeNegatives()])
     seen = []
     original = loss.compute_loss_from_embeddings
-    loss.compute_loss_from_embeddings = lambda embeddings, keys: seen.extend(embeddings) or original(embeddings, keys)
+    loss.compute_loss_from_embeddings = lambda columns, *rest: seen.extend(columns) or original(columns, *rest)
     repeated = [*sentences[:6], sentences[0], sentences[3]]
     value = loss(_features(model, repeated))
     assert model.training

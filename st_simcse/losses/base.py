@@ -29,7 +29,7 @@ from st_simcse.embedding import (
     refuse_stale_gradients,
     trained_dimension,
 )
-from st_simcse.losses.duplicates import text_keys
+from st_simcse.losses.duplicates import TEXT_KEY, text_keys
 from st_simcse.losses.heads import ProjectionHead
 from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption, option_name, refuse
 from st_simcse.losses.precision import ObservedPrecision
@@ -186,7 +186,7 @@ class SimCSELoss(GradientCache, nn.Module):
         # Of the texts as they came: a single column of sentences is both of its views.
         keys = [text_keys(text) if self.mask_duplicates else None for text in texts] * (len(columns) // len(texts))
         # Copies, because a model writes its outputs into the features it is given.
-        copies = [dict(column) for column in (*columns, texts[0])]
+        copies = [{name: column[name] for name in column if name != TEXT_KEY} for column in (*columns, texts[0])]
         if layers is not None:
             copies = _features_of_batch.setdefault(layers, copies)
         rows, places = self._sort_by_length(copies[: len(columns)])
