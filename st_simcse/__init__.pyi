@@ -4,6 +4,7 @@ from .dropout import model_dropout, set_dropout
 from .evaluation import AlignmentUniformityEvaluator, sts_evaluators
 from .hub import HubDataset
 from .losses import (
+    DimensionContrast,
     DropoutFreeNegatives,
     MaskedLanguageModel,
     MomentumQueue,
@@ -39,6 +40,7 @@ __all__ = [
     "Batch",
     "Comparison",
     "Crops",
+    "DimensionContrast",
     "DropoutFreeNegatives",
     "FocalMargin",
     "GuidedNegatives",

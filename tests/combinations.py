@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from conftest import SENTENCES
 from st_simcse import (
     AngularMargin,
+    DimensionContrast,
     DropoutFreeNegatives,
     FocalMargin,
     GuidedNegatives,
@@ -75,6 +76,7 @@ EXAMPLES = {
     MaskedLanguageModel: MaskedLanguageModel(0.5),
     RankDistillation: RankDistillation(0.5, temperature=0.2),
     RankConsistency: RankConsistency(5.0, temperature=0.2),
+    DimensionContrast: DimensionContrast(0.5, temperature=0.5),
 }
 if unknown := [option.__name__ for option in OPTIONS if option not in EXAMPLES]:
     raise NotImplementedError(f"no example and no oracle for {', '.join(unknown)}: see EXAMPLES and Oracle")
@@ -424,12 +426,18 @@ class Oracle(nn.Module):
         if self.case.loss == "unsupervised":
             embedded, texts = embedded * (2 // len(embedded)), texts * (2 // len(texts))
         with torch.autocast("cpu", enabled=False):
-            embedded = [F.normalize(rows.double(), dim=1) for rows in embedded]
-            return self._softmax(embedded, texts) + self._of_processes(embedded, texts)
+            embedded = [rows.double() for rows in embedded]
+            unit = [F.normalize(rows, dim=1) for rows in embedded]
+            terms = self._of_processes(embedded if self.case.option == "DimensionContrast" else unit, texts)
+            return self._softmax(unit, texts) + terms
 
     def _of_processes(self, embedded: list[Tensor], texts: list[list[tuple[int, ...]]]) -> Tensor:
         """The mean over the processes of what each adds for its own rows."""
-        terms = {"RankDistillation": self._unlike_the_teacher, "RankConsistency": self._unlike_each_other}
+        terms = {
+            "RankDistillation": self._unlike_the_teacher,
+            "RankConsistency": self._unlike_each_other,
+            "DimensionContrast": self._alike_dimensions,
+        }
         if self.case.option not in terms:
             return torch.zeros(())
         total, begin = torch.zeros(()), 0
@@ -451,6 +459,17 @@ class Oracle(nn.Module):
             for place, score in enumerate(scores):
                 total = total + (torch.stack(scores[place:]).logsumexp(0) - score) / len(scores)
         return option.weight * total / count
+
+    def _alike_dimensions(self, embedded: list[Tensor], texts: list[list[tuple[int, ...]]]) -> Tensor:
+        option, total = EXAMPLES[DimensionContrast], torch.zeros(())
+        first, second = (
+            [(dim - dim.mean()) / (dim.var(unbiased=False) + 1e-5).sqrt() for dim in column.T]
+            for column in embedded[:2]
+        )
+        for number, dim in enumerate(first):
+            scores = torch.stack([(dim * other).mean() for other in second]) / option.temperature
+            total = total + (scores.logsumexp(0) - scores[number]) / len(first)
+        return option.weight * total
 
     def _unlike_each_other(self, embedded: list[Tensor], texts: list[list[tuple[int, ...]]]) -> Tensor:
         option, total = EXAMPLES[RankConsistency], torch.zeros(())

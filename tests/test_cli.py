@@ -20,6 +20,7 @@ from transformers.utils.logging import enable_progress_bar
 from st_simcse import (
     AngularMargin,
     Comparison,
+    DimensionContrast,
     DropoutFreeNegatives,
     FocalMargin,
     GuidedNegatives,
@@ -313,6 +314,7 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
     words += " --momentum_queue_momentum 0.9 --hardness_weighting 5 --hardness_weighting_mode all_negatives"
     words += " --dropout_free_negatives --focal_margin 0.2 --angular_margin 0.1"
     words += f" --rank_distillation 1 --rank_distillation_method listnet --rank_consistency 2 --teacher {tiny_bert}"
+    words += " --dimension_contrast 0.1"
     loss = _loss_of(words.split(), tmp_path, tiny_bert, sentences, monkeypatch)
     expected = [
         FocalMargin(0.2),
@@ -324,6 +326,7 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
         MaskedLanguageModel(0.1),
         RankDistillation(1.0, "listnet"),
         RankConsistency(2.0),
+        DimensionContrast(0.1),
     ]
     assert loss.options == expected
     assert loss.comparison == Comparison(symmetric=True)

@@ -1,6 +1,7 @@
 """The two losses, and what can be added to them. An option that is listed here is a flag of the command line."""
 
 from st_simcse.losses.base import SimCSELoss, check_wrappers
+from st_simcse.losses.dimensions import DimensionContrast
 from st_simcse.losses.dropout_free import DropoutFreeNegatives
 from st_simcse.losses.heads import ProjectionHead
 from st_simcse.losses.mlm import MaskedLanguageModel
@@ -22,10 +23,12 @@ OPTIONS = [
     MaskedLanguageModel,
     RankDistillation,
     RankConsistency,
+    DimensionContrast,
 ]
 
 __all__ = [
     "OPTIONS",
+    "DimensionContrast",
     "DropoutFreeNegatives",
     "MaskedLanguageModel",
     "MomentumQueue",

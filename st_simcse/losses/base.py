@@ -329,7 +329,8 @@ class SimCSELoss(GradientCache, nn.Module):
     @property
     def citation(self) -> str:
         """BibTeX of SimCSE, and of the papers of the options used."""
-        return "\n".join([_CITATION, *(text for option in self.options if (text := getattr(option, "citation", "")))])
+        papers = [_CITATION, *(text for option in self.options if (text := getattr(option, "citation", "")))]
+        return "\n".join(dict.fromkeys(papers))  # two options may be of one
 
     def _active_sources(self) -> list[Source]:
         return list(self.sources.values()) if self.model.training and torch.is_grad_enabled() else []
