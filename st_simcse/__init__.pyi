@@ -5,31 +5,46 @@ from .evaluation import AlignmentUniformityEvaluator, sts_evaluators
 from .hub import HubDataset
 from .lora import merge_lora
 from .losses import (
+    DimensionContrast,
     DropoutFreeNegatives,
     MaskedLanguageModel,
     MomentumQueue,
     ProjectionHead,
+    RankConsistency,
+    RankDistillation,
     SupSimCSELoss,
     UnsupSimCSELoss,
 )
 from .modeling import build_model
 from .objective import Batch, Comparison, info_nce, sup_simcse_loss, unsup_simcse_loss
-from .objective.edits import AngularMargin, FocalMargin, HardnessWeighting, OwnNegativeWeight, SimilarityThreshold
+from .objective.edits import (
+    AngularMargin,
+    FocalMargin,
+    GuidedNegatives,
+    HardnessWeighting,
+    OwnNegativeWeight,
+    SimilarityThreshold,
+)
 from .readers import (
     NLIReader,
     SentenceReader,
     TripletReader,
     load_sts,
 )
+from .teacher import add_teacher_embeddings
 from .trainer import SimCSETrainer, SimCSETrainingArguments
+from .views import Crops, TokenCutoff, WordRepetition
 
 __all__ = [
     "AlignmentUniformityEvaluator",
     "AngularMargin",
     "Batch",
     "Comparison",
+    "Crops",
+    "DimensionContrast",
     "DropoutFreeNegatives",
     "FocalMargin",
+    "GuidedNegatives",
     "HardnessWeighting",
     "HubDataset",
     "LengthGroupedBatchSampler",
@@ -38,13 +53,18 @@ __all__ = [
     "NLIReader",
     "OwnNegativeWeight",
     "ProjectionHead",
+    "RankConsistency",
+    "RankDistillation",
     "SentenceReader",
     "SimCSETrainer",
     "SimCSETrainingArguments",
     "SimilarityThreshold",
     "SupSimCSELoss",
+    "TokenCutoff",
     "TripletReader",
     "UnsupSimCSELoss",
+    "WordRepetition",
+    "add_teacher_embeddings",
     "build_model",
     "info_nce",
     "load_simcse",

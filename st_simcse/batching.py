@@ -15,7 +15,7 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-__all__ = ["LengthGroupedBatchSampler", "token_collator", "tokenize"]
+__all__ = ["LengthGroupedBatchSampler", "pad", "token_collator", "token_ids", "tokenize"]
 
 
 class LengthGroupedBatchSampler(DefaultBatchSampler):
@@ -84,13 +84,7 @@ def tokenize(dataset: Dataset, model: SentenceTransformer, collator: BaseDataCol
         raise ValueError("the routes of this model pad differently, so that they cannot be tokenized once")
 
     def ids(texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
-        tokens = model.preprocess(texts, **options)
-        if "attention_mask" not in tokens:
-            raise ValueError("only the inputs of a transformer can be tokenized once: this model has no attention mask")
-        if tokens.get("token_type_ids", torch.zeros(())).any():
-            raise ValueError("this model's tokens have types, so that they cannot be tokenized once")
-        masks = tokens["attention_mask"].bool()
-        return {"ids": [row[mask].tolist() for row, mask in zip(tokens["input_ids"], masks, strict=True)]}
+        return {"ids": token_ids(model, texts, **options)}
 
     # ST's collator knows which columns are texts, and which prompt and route they have.
     collator = replace(collator or SentenceTransformerDataCollator(model.preprocess), preprocess_fn=ids)
@@ -102,6 +96,35 @@ def tokenize(dataset: Dataset, model: SentenceTransformer, collator: BaseDataCol
     return dataset.map(rows, batched=True, desc="Tokenizing")
 
 
+def token_ids(model: SentenceTransformer, texts: list[str], **options: Any) -> list[list[int]]:
+    """The tokens of each text, as the model's tokenizer gives them.
+
+    Args:
+        model: the model that the texts are for.
+        texts: the texts.
+        **options: of ``model.preprocess``.
+
+    Raises:
+        ValueError: if the model's inputs are not one row of tokens a text.
+    """
+    tokens = model.preprocess(texts, **options)
+    if "attention_mask" not in tokens:
+        raise ValueError("only the inputs of a transformer can be tokenized once: this model has no attention mask")
+    if tokens.get("token_type_ids", torch.zeros(())).any():
+        raise ValueError("this model's tokens have types, so that they cannot be tokenized once")
+    masks = tokens["attention_mask"].bool()
+    return [row[mask].tolist() for row, mask in zip(tokens["input_ids"], masks, strict=True)]
+
+
+def pad(model: SentenceTransformer, rows: list[list[int]], **options: Any) -> dict[str, Any]:
+    """The features of texts whose tokens are given, as ``model.preprocess`` gives them of the texts."""
+    # What comes with the tokens, such as the route and the length of the prompt, which the ids begin with.
+    features = model.preprocess(["."], **options)
+    types = {"token_type_ids"} & features.keys()
+    tokens = model.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+    return {**features, **tokens, **{name: torch.zeros_like(tokens["input_ids"]) for name in types}}
+
+
 def token_collator(model: SentenceTransformer, collator: BaseDataCollator | None = None) -> BaseDataCollator:
     """A collator like the one given, which pads the columns that :func:`tokenize` made and takes texts as well.
 
@@ -111,13 +134,7 @@ def token_collator(model: SentenceTransformer, collator: BaseDataCollator | None
         tensor([[2, 6, 5, 3]])
     """
 
-    def pad(rows: list[Any], **options: Any) -> dict[str, Any]:
-        if not isinstance(rows[0], list):
-            return model.preprocess(rows, **options)
-        # What comes with the tokens, such as the route and the length of the prompt, which the ids begin with.
-        features = model.preprocess(["."], **options)
-        types = {"token_type_ids"} & features.keys()
-        tokens = model.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-        return {**features, **tokens, **{name: torch.zeros_like(tokens["input_ids"]) for name in types}}
+    def features(rows: list[Any], **options: Any) -> dict[str, Any]:
+        return pad(model, rows, **options) if isinstance(rows[0], list) else model.preprocess(rows, **options)
 
-    return replace(collator or SentenceTransformerDataCollator(model.preprocess), preprocess_fn=pad)
+    return replace(collator or SentenceTransformerDataCollator(model.preprocess), preprocess_fn=features)

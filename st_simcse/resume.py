@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer
@@ -38,7 +39,15 @@ ARGUMENTS = (
     *("lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm"),
     *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("bf16", "fp16", "tf32", "batch_sampler", "multi_dataset_batch_sampler", "dataloader_drop_last"),
-    *("prompts", "router_mapping", "max_length", "neftune_noise_alpha", "full_determinism", "ignore_data_skip"),
+    *(
+        "prompts",
+        "router_mapping",
+        "max_length",
+        "views",
+        "neftune_noise_alpha",
+        "full_determinism",
+        "ignore_data_skip",
+    ),
 )
 
 
@@ -172,8 +181,22 @@ def _hash_rows(data: Dataset, block: int = 1000, blocks: int = 1000) -> str:
     """Of blocks that are spread evenly over the rows; of all rows while there are at most block x blocks."""
     tables, hashed = data.with_format("arrow"), hashlib.blake2b(digest_size=8)
     for start in range(0, len(data), block * max(1, len(data) // (block * blocks))):
-        hashed.update(repr(tables[start : start + block].to_pydict()).encode())
+        table = tables[start : start + block]
+        for name in [
+            name for name, kind in zip(table.column_names, table.schema.types, strict=True) if _is_array(kind)
+        ]:
+            values = table[name].combine_chunks()
+            while _is_array(values.type):
+                values = values.flatten()
+            hashed.update(values.to_numpy(zero_copy_only=False).tobytes())
+            table = table.drop_columns([name])
+        hashed.update(repr(table.to_pydict()).encode())
     return hashed.hexdigest()
+
+
+def _is_array(kind: pa.DataType) -> bool:
+    """Such as the embeddings of a teacher, which are too many to be written out."""
+    return pa.types.is_fixed_size_list(kind)
 
 
 def _hash(data: bytes) -> str:

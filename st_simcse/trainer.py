@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import signal
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -53,6 +54,7 @@ from st_simcse.run_folder import (
     sole_run,
     step_of,
 )
+from st_simcse.views import ViewCallback, view_collator, whole_texts
 
 __all__ = ["SimCSETrainer", "SimCSETrainingArguments"]
 
@@ -75,6 +77,8 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         max_length: training sees so many tokens of a text, 32 as in the authors' scripts; None as many as the model
             reads. The model itself goes on reading what it did, in evaluation and once it is saved. ST's own trainer
             heeds it too.
+        views: how the two views of one column of texts differ besides dropout, made afresh in every epoch: ``crops``,
+            ``word_repetition`` or ``token_cutoff``, or an object such as :class:`~st_simcse.Crops` with other settings.
         tokenize_once: prepare the token ids before training instead of in every epoch.
         group_by_length: make batches with :class:`~st_simcse.batching.LengthGroupedBatchSampler`.
         texts_in_model_card: let the README of the saved model show texts of the training data, as ST's does.
@@ -106,6 +110,9 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         default=None,
         metadata={"help": "Mixed precision; by default where it is fast. False: off.", "nargs": "?", "const": True},
     )
+    views: Literal["crops", "word_repetition", "token_cutoff"] | None = field(
+        default=None, metadata={"help": "How the two views of a text differ besides dropout; crops are for paragraphs."}
+    )
     tokenize_once: bool = field(default=False, metadata={"help": "Tokenize before training, not in every epoch."})
     group_by_length: bool = field(default=False, metadata={"help": "Make batches of texts of like length."})
     texts_in_model_card: bool = field(
@@ -128,6 +135,10 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         # In several processes ST drops the last batches, which need not be equal; SimCSETrainer deals them out evenly.
         self.drops_last_batches = self.dataloader_drop_last
         super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        values: dict[str, Any] = super().to_dict()
+        return values | {"views": repr(self.views)} if dataclasses.is_dataclass(self.views) else values
 
 
 def computes_in_bf16(use_cpu: bool) -> bool:
@@ -269,6 +280,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         tokenize_once = getattr(args, "tokenize_once", False)
         if tokenize_once and not isinstance(train_dataset, Dataset):
             raise ValueError(f"tokenize_once needs a datasets.Dataset, got {type(train_dataset).__name__}")
+        views = getattr(args, "views", None)
         self._given_loss = loss
         self._untokenized = train_dataset if tokenize_once else None
         self._unfinished: str | None = None  # where a checkpoint is being written
@@ -276,12 +288,31 @@ class SimCSETrainer(SentenceTransformerTrainer):
         if tokenize_once:
             if not isinstance(self.data_collator, BaseDataCollator):
                 raise ValueError("tokenize_once needs a data collator of ST's kind: leave data_collator out")
-            self.train_dataset = tokenize(self.train_dataset, self.model, self.data_collator)
+            tokenizing = whole_texts(self.data_collator) if views else self.data_collator
+            self.train_dataset = tokenize(self.train_dataset, self.model, tokenizing)
             self.data_collator = token_collator(self.model, self.data_collator)
+        if views is not None:
+            self._make_views(views)
         if self.model_init is not None:
             self._check_trials_are_independent()
             self._make_losses_anew(self.model)
         self.add_callback(LossSynchronizer(self._loss_parameters))
+
+    def _make_views(self, views: Any) -> None:
+        if not isinstance(self.data_collator, BaseDataCollator):
+            raise ValueError("views need a data collator of ST's kind: leave data_collator out")
+        if self.args.dataloader_persistent_workers:
+            raise ValueError("views need to know the epoch, which workers that persist do not: let them end")
+        for data in (self.train_dataset, self.eval_dataset):
+            for dataset in data.values() if isinstance(data, dict) else [data]:
+                texts = set(getattr(dataset, "column_names", None) or []) - set(self.data_collator.valid_label_columns)
+                if len(texts) > 1:
+                    raise ValueError(
+                        f"views are made of one column of texts, the data has {', '.join(sorted(texts))}: keep one "
+                        "with dataset.select_columns, or leave views out"
+                    )
+        self.data_collator = view_collator(self.model, self.data_collator, views, self.args.seed)
+        self.add_callback(ViewCallback(self.data_collator))
 
     def get_data_collator(
         self, model: SentenceTransformer, args: SentenceTransformerTrainingArguments, *others: Any, **options: Any

@@ -33,13 +33,17 @@ from torch import Tensor, nn
 from conftest import SENTENCES
 from st_simcse import (
     AngularMargin,
+    DimensionContrast,
     DropoutFreeNegatives,
     FocalMargin,
+    GuidedNegatives,
     HardnessWeighting,
     LengthGroupedBatchSampler,
     MaskedLanguageModel,
     MomentumQueue,
     OwnNegativeWeight,
+    RankConsistency,
+    RankDistillation,
     SimCSETrainer,
     SimCSETrainingArguments,
     SimilarityThreshold,
@@ -66,9 +70,13 @@ EXAMPLES = {
     HardnessWeighting: HardnessWeighting(2.0),
     SimilarityThreshold: SimilarityThreshold(0.9),
     OwnNegativeWeight: OwnNegativeWeight(2.0),
+    GuidedNegatives: GuidedNegatives(0.6, "relative"),
     MomentumQueue: MomentumQueue(6),
     DropoutFreeNegatives: DropoutFreeNegatives(),
     MaskedLanguageModel: MaskedLanguageModel(0.5),
+    RankDistillation: RankDistillation(0.5, temperature=0.2),
+    RankConsistency: RankConsistency(5.0, temperature=0.2),
+    DimensionContrast: DimensionContrast(0.5, temperature=0.5),
 }
 if unknown := [option.__name__ for option in OPTIONS if option not in EXAMPLES]:
     raise NotImplementedError(f"no example and no oracle for {', '.join(unknown)}: see EXAMPLES and Oracle")
@@ -267,6 +275,11 @@ def _data(case: Case) -> Dataset | dict[str, Dataset]:
     columns = {"anchor": ANCHORS, "positive": POSITIVES, "negative": NEGATIVES}
     if case.loss == "unsupervised":
         columns = {"sentence": ANCHORS}
+    option = next((option for option in OPTIONS if option.__name__ == case.option), None)
+    if getattr(option, "needs_teacher", False):
+        ids = zip(*(_texts(_made().preprocess(texts)) for texts in columns.values()), strict=True)
+        taught = [[_taught(text).tolist() for text in row] for row in ids]
+        columns["label"] = [row[0] if len(row) == 1 else row for row in taught]
     if case.sampler != "multi-dataset":
         return Dataset.from_dict(columns)
     cut = 9  # the first data set is the smaller one
@@ -302,6 +315,12 @@ def _masked(ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     return ids.masked_fill(chosen, 4), ids.masked_fill(~chosen, -100)
 
 
+def _taught(ids: tuple[int, ...]) -> Tensor:
+    """What a teacher knows of a text."""
+    seed = sum(token * 31**place for place, token in enumerate(ids)) % 2**32
+    return torch.randn(5, generator=torch.Generator().manual_seed(seed))
+
+
 def _check_batches(case: Case, batches: list[list[list[dict[str, Tensor]]]]) -> None:
     """No batch too large, no row twice, as many steps in every process, and hardly a row left out."""
     assert len({len(own) for own in batches}) == 1, (case, [len(own) for own in batches])
@@ -314,7 +333,8 @@ def _check_batches(case: Case, batches: list[list[list[dict[str, Tensor]]]]) -> 
     data = _data(case)
     wanted = Counter()
     for part in data.values() if isinstance(data, dict) else [data]:
-        wanted.update(zip(*(_texts(model.preprocess(part[name][:])) for name in part.column_names), strict=True))
+        names = [name for name in part.column_names if name != "label"]
+        wanted.update(zip(*(_texts(model.preprocess(part[name][:])) for name in names), strict=True))
     assert rows <= wanted, (case, rows - wanted)
     assert sum(rows.values()) > 0.6 * sum(wanted.values()), (case, sum(rows.values()))
 
@@ -350,7 +370,10 @@ def _replay(
             oracle.is_first_of_step = True
         for micro_batch in micro_batches:
             together = [own[micro_batch] for own in batches]
+            sizes = [len(columns[0]["input_ids"]) for columns in together]
             together = [_concatenate(together)] if gathered else together
+            for oracle, own_size in zip(oracles, [sizes] if gathered else [[size] for size in sizes], strict=True):
+                oracle.sizes = own_size
             for loss, oracle, columns in zip(losses, oracles, together, strict=True):
                 with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bf16"):
                     value = loss(_copy(columns), None)
@@ -394,6 +417,7 @@ class Oracle(nn.Module):
         self.follower = [copy.deepcopy(model).eval()]
         self.queued: list[tuple[Tensor, tuple[int, ...]]] = []
         self.is_first_of_step = True
+        self.sizes: list[int] = []  # how many rows are of each process
 
     def forward(self, features: list[dict[str, Tensor]], labels: None = None) -> Tensor:
         texts = [_texts(column) for column in features]
@@ -402,7 +426,62 @@ class Oracle(nn.Module):
         if self.case.loss == "unsupervised":
             embedded, texts = embedded * (2 // len(embedded)), texts * (2 // len(texts))
         with torch.autocast("cpu", enabled=False):
-            return self._softmax([F.normalize(rows.double(), dim=1) for rows in embedded], texts)
+            embedded = [rows.double() for rows in embedded]
+            unit = [F.normalize(rows, dim=1) for rows in embedded]
+            terms = self._of_processes(embedded if self.case.option == "DimensionContrast" else unit, texts)
+            return self._softmax(unit, texts) + terms
+
+    def _of_processes(self, embedded: list[Tensor], texts: list[list[tuple[int, ...]]]) -> Tensor:
+        """The mean over the processes of what each adds for its own rows."""
+        terms = {
+            "RankDistillation": self._unlike_the_teacher,
+            "RankConsistency": self._unlike_each_other,
+            "DimensionContrast": self._alike_dimensions,
+        }
+        if self.case.option not in terms:
+            return torch.zeros(())
+        total, begin = torch.zeros(()), 0
+        for size in self.sizes:
+            rows = slice(begin, begin + size)
+            term = terms[self.case.option]
+            total = total + term([column[rows] for column in embedded], [column[rows] for column in texts])
+            begin += size
+        return total / len(self.sizes)
+
+    def _unlike_the_teacher(self, embedded: list[Tensor], texts: list[list[tuple[int, ...]]]) -> Tensor:
+        option, total = EXAMPLES[RankDistillation], torch.zeros(())
+        taught = [[F.normalize(_taught(text).double(), dim=0) for text in column] for column in texts]
+        count = len(embedded[0])
+        for i in range(count):
+            ranked = [j for j in range(count) if j != i]
+            ranked.sort(key=lambda j, i=i: float(taught[0][i] @ taught[1][j]), reverse=True)
+            scores = [embedded[0][i] @ embedded[1][j] / option.temperature for j in ranked]
+            for place, score in enumerate(scores):
+                total = total + (torch.stack(scores[place:]).logsumexp(0) - score) / len(scores)
+        return option.weight * total / count
+
+    def _alike_dimensions(self, embedded: list[Tensor], texts: list[list[tuple[int, ...]]]) -> Tensor:
+        option, total = EXAMPLES[DimensionContrast], torch.zeros(())
+        first, second = (
+            [(dim - dim.mean()) / (dim.var(unbiased=False) + 1e-5).sqrt() for dim in column.T]
+            for column in embedded[:2]
+        )
+        for number, dim in enumerate(first):
+            scores = torch.stack([(dim * other).mean() for other in second]) / option.temperature
+            total = total + (scores.logsumexp(0) - scores[number]) / len(first)
+        return option.weight * total
+
+    def _unlike_each_other(self, embedded: list[Tensor], texts: list[list[tuple[int, ...]]]) -> Tensor:
+        option, total = EXAMPLES[RankConsistency], torch.zeros(())
+        first, second = embedded
+        for i in range(len(first)):
+            views = [
+                (query @ docs.T / option.temperature).softmax(0)
+                for query, docs in ((first[i], second), (second[i], first))
+            ]
+            for view in views:
+                total = total + (view * (view / (sum(views) / 2)).log()).sum() / 2
+        return option.weight * total / len(first)
 
     def _softmax(self, embedded: list[Tensor], texts: list[list[tuple[int, ...]]]) -> Tensor:
         rows = range(len(texts[0]))
@@ -422,6 +501,7 @@ class Oracle(nn.Module):
         losses = []
         for row, softmax in itertools.product(rows, self._softmaxes()):
             terms, positives = [], []
+            wanted = self._teachers_similarity(texts[0][row], texts[1][row])
             for side, compared in softmax:
                 index, target = (0, ("positive", row)) if side == "anchor" else (1, ("anchor", row))
                 query, text = embedded[index][row], texts[index][row]
@@ -435,10 +515,18 @@ class Oracle(nn.Module):
                     if place == target:
                         positives.append(self._logit(similarity, is_positive=True))
                         terms.append(positives[-1])
+                    elif self.case.option == "GuidedNegatives" and (
+                        self._teachers_similarity(text, words) > wanted - 0.6 * abs(wanted)
+                    ):
+                        continue
                     elif not self._is_left_out(similarity, words in friends):
                         terms.append(self._logit(similarity, is_positive=False, is_own=place == ("negative", row)))
             losses.append(torch.stack(terms).logsumexp(0) - positives[0])
         return torch.stack(losses).mean()
+
+    @staticmethod
+    def _teachers_similarity(first: tuple[int, ...], second: tuple[int, ...]) -> float:
+        return float(F.cosine_similarity(_taught(first).double(), _taught(second).double(), dim=0))
 
     def _softmaxes(self) -> list[list[tuple[str, set[str]]]]:
         """Of a row: each softmax with its queries, and with what these are compared."""

@@ -20,12 +20,16 @@ from transformers.utils.logging import enable_progress_bar
 from st_simcse import (
     AngularMargin,
     Comparison,
+    DimensionContrast,
     DropoutFreeNegatives,
     FocalMargin,
+    GuidedNegatives,
     HardnessWeighting,
     MaskedLanguageModel,
     MomentumQueue,
     OwnNegativeWeight,
+    RankConsistency,
+    RankDistillation,
     SimilarityThreshold,
     build_model,
     cli,
@@ -309,6 +313,8 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
     words = "--no_mask_duplicates --masked_language_model 0.1 --similarity_threshold 0.9 --symmetric --momentum_queue 5"
     words += " --momentum_queue_momentum 0.9 --hardness_weighting 5 --hardness_weighting_mode all_negatives"
     words += " --dropout_free_negatives --focal_margin 0.2 --angular_margin 0.1"
+    words += f" --rank_distillation 1 --rank_distillation_method listnet --rank_consistency 2 --teacher {tiny_bert}"
+    words += " --dimension_contrast 0.1"
     loss = _loss_of(words.split(), tmp_path, tiny_bert, sentences, monkeypatch)
     expected = [
         FocalMargin(0.2),
@@ -318,14 +324,18 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
         MomentumQueue(5, 0.9),
         DropoutFreeNegatives(),
         MaskedLanguageModel(0.1),
+        RankDistillation(1.0, "listnet"),
+        RankConsistency(2.0),
+        DimensionContrast(0.1),
     ]
     assert loss.options == expected
     assert loss.comparison == Comparison(symmetric=True)
     assert not loss.mask_duplicates
     words = "--own_negative_weight 2 --directions query_to_doc doc_to_query --partition_mode per_direction"
     words += " --mini_batch_size 4 --gather_across_devices --temperature 0.1 --projection_head"
+    words += f" --guided_negatives 0.1 --teacher {tiny_bert}"
     loss = _loss_of(words.split(), tmp_path, tiny_bert, sentences, monkeypatch, supervised=True)
-    assert loss.options == [OwnNegativeWeight(2.0)]
+    assert loss.options == [OwnNegativeWeight(2.0), GuidedNegatives(0.1)]
     assert loss.comparison == Comparison(("query_to_doc", "doc_to_query"), "per_direction")
     assert (loss.mini_batch_size, loss.gather_across_devices, loss.temperature) == (4, True, 0.1)
     assert loss.projection_head is not None
@@ -350,6 +360,20 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path, tiny_bert, sentences, 
     with pytest.raises(ValueError, match=message):
         _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_train_with_teachers(tmp_path, tiny_bert, sentences, generated):
+    """Two of them, with scores before and after; a run that was stopped goes on, with the same teachers only."""
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    options = [*("--rank_distillation", "1", "--guided_negatives", "0.1"), *("--save_steps", "1", "--max_steps", "2")]
+    batch = ["--per_device_train_batch_size", "4"]
+    _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--teacher", tiny_bert, tiny_bert, *options, *batch)
+    state = json.loads((tmp_path / "out/checkpoint-2/trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    again = ["--resume_from_checkpoint", str(tmp_path / "out/checkpoint-1")]
+    _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--teacher", tiny_bert, tiny_bert, *options, *batch, *again)
+    with pytest.raises(ValueError, match="data"):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--teacher", tiny_bert, *options, *batch, *again)
 
 
 def test_pairs_that_share_an_anchor_have_no_negatives_but_triplets_have(tmp_path, tiny_bert):
@@ -515,6 +539,9 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, tiny_bert, senten
         ("a.txt", "--masked_language_model 0.1 --mini_batch_size 4", "MaskedLanguageModel does not go with mini_batch"),
         ("a.txt", "--directions query_to_fox", "unknown direction"),
         ("a.txt", "--dropout 1", "dropout must be at least 0 and below 1, got 1.0"),
+        ("a.txt", "--rank_distillation 1", "--rank_distillation needs --teacher, a model's name or folder"),
+        ("a.txt", "--teacher x", "--teacher is for --guided_negatives and --rank_distillation: pass one"),
+        ("a.txt", "--teacher x --guided_negatives 0.1 --streaming --max_steps 1", "leave --streaming out"),
     ]:
         with pytest.raises(ValueError, match=message):
             _train(tmp_path, tiny_bert, tmp_path / file, *words.split())

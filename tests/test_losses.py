@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -20,13 +21,17 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from st_simcse import (
     AngularMargin,
+    DimensionContrast,
     DropoutFreeNegatives,
     FocalMargin,
+    GuidedNegatives,
     HardnessWeighting,
     MaskedLanguageModel,
     MomentumQueue,
     OwnNegativeWeight,
     ProjectionHead,
+    RankConsistency,
+    RankDistillation,
     SimCSETrainer,
     SimilarityThreshold,
     SupSimCSELoss,
@@ -169,7 +174,7 @@ def test_dropout_is_in_the_positive_pairs_alone(model, static_model, sentences, 
     loss = UnsupSimCSELoss(model, symmetric=symmetric, projection_head=True, options=[DropoutFreeNegatives()])
     seen = []
     original = loss.compute_loss_from_embeddings
-    loss.compute_loss_from_embeddings = lambda embeddings, keys: seen.extend(embeddings) or original(embeddings, keys)
+    loss.compute_loss_from_embeddings = lambda columns, *rest: seen.extend(columns) or original(columns, *rest)
     repeated = [*sentences[:6], sentences[0], sentences[3]]
     value = loss(_features(model, repeated))
     assert model.training
@@ -662,9 +667,13 @@ PAPERS = {
     HardnessWeighting: ("lan2025llave", HardnessWeighting(5.0)),
     SimilarityThreshold: (None, SimilarityThreshold(0.9)),
     OwnNegativeWeight: (None, OwnNegativeWeight(2.0)),
+    GuidedNegatives: ("solatorio2024gistembed", GuidedNegatives(0.1)),
     MomentumQueue: ("wu2022esimcse", MomentumQueue(4)),
     DropoutFreeNegatives: ("xu2023simcseplusplus", DropoutFreeNegatives()),
     MaskedLanguageModel: (None, MaskedLanguageModel(0.1)),
+    RankDistillation: ("liu2023rankcse", RankDistillation(1.0)),
+    RankConsistency: ("liu2023rankcse", RankConsistency(1.0)),
+    DimensionContrast: ("xu2023simcseplusplus", DimensionContrast(0.1)),
 }
 
 
@@ -680,6 +689,8 @@ def test_the_citation_is_that_of_the_options_used(model):
         assert cited(kind, instance) == ["gao2021simcse", *([paper] if paper else [])]
     together = cited(UnsupSimCSELoss, MomentumQueue(4), FocalMargin(0.2), SimilarityThreshold(0.9))
     assert together == ["gao2021simcse", "wu2022esimcse", "hou2023focal"]
+    of_one_paper = DimensionContrast(0.1), DropoutFreeNegatives()
+    assert cited(UnsupSimCSELoss, *of_one_paper) == ["gao2021simcse", "xu2023simcseplusplus"]
 
 
 def test_model_card_names_the_loss_and_its_options(model, sentences, tmp_path):
@@ -704,3 +715,21 @@ def test_non_finite_embeddings_stop_the_step(model, sentences):
         model[0].model.embeddings.word_embeddings.weight[model.tokenizer.vocab["guitar"]] = float("nan")
     with pytest.raises(ValueError, match=r"row\(s\) \[0\] of 8"):
         SupSimCSELoss(model)(_features(model, sentences, sentences[1:] + sentences[:1]))
+
+
+def test_dimension_contrast_is_the_cross_entropy_of_correlations():
+    columns = [torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)).double() for seed in range(2)]
+    total = 0.0
+    for c in range(4):
+        correlations = [
+            torch.corrcoef(torch.stack([columns[0][:, c], columns[1][:, k]]))[0, 1].item() for k in range(4)
+        ]
+        scores = [math.exp(correlation / 0.5) for correlation in correlations]
+        total -= math.log(scores[c] / sum(scores)) / 4
+    term = DimensionContrast(1.0, 0.5).build(None)
+    assert term.of_embeddings(columns, None).item() == pytest.approx(total, abs=1e-4)  # of variances with 1e-5 added
+    leaves = [column.requires_grad_() for column in columns]
+    assert torch.autograd.gradcheck(lambda *views: term.of_embeddings(list(views), None), leaves)
+    for options in ((-1.0,), (0.1, 0.0)):
+        with pytest.raises(ValueError, match="a weight is at least 0"):
+            DimensionContrast(*options)

@@ -163,7 +163,7 @@ def test_queued_negatives_count_and_equal_texts_do_not(model, sentences):
     queued, keys = (tensor.clone() for tensor in loss.sources["momentum_queue"].negatives())
     seen = []
     original = loss.compute_loss_from_embeddings
-    loss.compute_loss_from_embeddings = lambda embeddings, keys: seen.extend(embeddings) or original(embeddings, keys)
+    loss.compute_loss_from_embeddings = lambda columns, *rest: seen.extend(columns) or original(columns, *rest)
     batch = [*sentences[:2], "A dog reads.", "The man sleeps."]
     value = loss([model.preprocess(batch)])
     first, second = (embeddings.detach() for embeddings in seen)

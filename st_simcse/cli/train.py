@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
@@ -18,16 +19,20 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from transformers import set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from st_simcse.checkpoints import load_model
 from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import parse
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.hub import HubDataset
 from st_simcse.lora import adapters, merge_lora
+from st_simcse.losses import OPTIONS, SimCSELoss
+from st_simcse.losses.options import option_name
 from st_simcse.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
 from st_simcse.readers import READERS, Reader, SentenceReader, file_format, load_sts
 from st_simcse.run_folder import checkpoints, sole_run
+from st_simcse.teacher import add_teacher_embeddings
 from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSignal
 
 logger = logging.getLogger(__name__)
@@ -107,6 +112,12 @@ class DataArguments:
     alignment_uniformity: bool = field(
         default=False,
         metadata={"help": "Log alignment and uniformity of the dev pairs at each evaluation, and draw them."},
+    )
+    teacher: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Models whose embeddings of the training data guide it; for the options that need a teacher."
+        },
     )
     preset: str | None = field(default=None, metadata={"help": "A recipe of st-simcse presets; other options win."})
     seeds: list[int] | None = field(
@@ -204,6 +215,7 @@ def _train_once(
     _check_length(model, args.max_length)
     loss = make_loss(model, len(dataset.column_names), loss_args)
     _check_negatives(dataset, loss_args, args)
+    dataset = _with_teacher(dataset, loss, data_args.teacher or [], args.device)
     if has_dev:
         _keep_the_best(args, dataset, f"eval_{evaluators[0].name}_spearman_cosine")
     trainer = SimCSETrainer(
@@ -293,6 +305,21 @@ def _check_negatives(dataset: Dataset | IterableDataset, loss: Any, args: SimCSE
                 f"the {len(dataset)} row(s) of the training data have one and the same {column}, {first!r}, so that no "
                 "row has a negative: two different texts are the least"
             )
+
+
+def _with_teacher(
+    dataset: Dataset | IterableDataset, loss: SimCSELoss, names: list[str], device: torch.device
+) -> Dataset | IterableDataset:
+    """The data with the embeddings of the teachers, where there are any."""
+    guided = [option for option in loss.options if getattr(option, "needs_teacher", False)]
+    if guided and not names:
+        raise ValueError(f"--{option_name(guided[0])} needs --teacher, a model's name or folder")
+    if names and not guided:
+        flags = [f"--{option_name(option)}" for option in OPTIONS if getattr(option, "needs_teacher", False)]
+        raise ValueError(f"--teacher is for {' and '.join(flags)}: pass one of them too")
+    if names and not isinstance(dataset, Dataset):
+        raise ValueError("--teacher embeds all of the training data beforehand: leave --streaming out")
+    return add_teacher_embeddings(dataset, [load_model(name).to(device) for name in names]) if names else dataset
 
 
 def _keep_the_best(args: SimCSETrainingArguments, dataset: Dataset | IterableDataset, metric: str) -> None:

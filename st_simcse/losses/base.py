@@ -29,12 +29,13 @@ from st_simcse.embedding import (
     refuse_stale_gradients,
     trained_dimension,
 )
-from st_simcse.losses.duplicates import text_keys
+from st_simcse.losses.duplicates import TEXT_KEY, text_keys
 from st_simcse.losses.heads import ProjectionHead
 from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption, option_name, refuse
 from st_simcse.losses.precision import ObservedPrecision
 from st_simcse.objective import Batch, Comparison, Direction, Edit, info_nce
 from st_simcse.own_weights import own_parameters
+from st_simcse.teacher import teacher_embeddings
 
 __all__ = ["SimCSELoss", "check_wrappers"]
 
@@ -187,7 +188,7 @@ class SimCSELoss(GradientCache, nn.Module):
         # Of the texts as they came: a single column of sentences is both of its views.
         keys = [text_keys(text) if self.mask_duplicates else None for text in texts] * (len(columns) // len(texts))
         # Copies, because a model writes its outputs into the features it is given.
-        copies = [dict(column) for column in (*columns, texts[0])]
+        copies = [{name: column[name] for name in column if name != TEXT_KEY} for column in (*columns, texts[0])]
         if layers is not None:
             copies = _features_of_batch.setdefault(layers, copies)
         rows, places = self._sort_by_length(copies[: len(columns)])
@@ -262,13 +263,19 @@ class SimCSELoss(GradientCache, nn.Module):
 
     def _parts(self, embedded: list[list[Tensor]], layout: Layout) -> dict[str, Tensor]:
         columns = layout.columns([torch.cat(column) for column in embedded])
-        parts = {"contrastive": self.compute_loss_from_embeddings(columns, layout.keys)}
+        teacher = None
+        if any(getattr(option, "needs_teacher", False) for option in self.options):
+            shares = self._kind == "unsupervised"
+            teacher = teacher_embeddings(layout.labels, len(columns[0]), layout.count, shares)
+        parts = {"contrastive": self.compute_loss_from_embeddings(columns, layout.keys, teacher)}
         for name, term in self.terms.items():
             if (value := term.of_embeddings(columns[: layout.count], layout.labels)) is not None:
                 parts[name] = term.weight * value
         return parts
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], keys: list[Tensor] | None = None) -> Tensor:
+    def compute_loss_from_embeddings(
+        self, embeddings: list[Tensor], keys: list[Tensor] | None = None, teacher: list[Tensor] | None = None
+    ) -> Tensor:
         """The contrastive loss of one (B, d) embedding matrix a column, the projection head already applied.
 
         It is this process's part of the loss over the rows of all, if these are gathered; the mean over processes is
@@ -277,18 +284,21 @@ class SimCSELoss(GradientCache, nn.Module):
         Args:
             embeddings: the columns, and behind them what the sources put there.
             keys: (B,) int64 a column, equal for equal texts.
+            teacher: (B, t) a column, a teacher's embeddings of unit length.
         """
         similarities = None
         for source in self.sources.values():
             embeddings, similarities = source.compare(embeddings, similarities)
         columns, rows = list(embeddings), slice(0, len(embeddings[0]))
         if self.gather_across_devices:
-            gathered, rows = gather_rows(*columns, similarities, *(keys or []))
-            columns, (similarities, *gathered_keys) = gathered[: len(columns)], gathered[len(columns) :]
-            keys = keys and gathered_keys
+            gathered, rows = gather_rows(*columns, similarities, *(keys or []), *(teacher or []))
+            columns, (similarities, *others) = gathered[: len(columns)], gathered[len(columns) :]
+            keys, teacher = keys and others[: len(keys)], teacher and others[len(keys or []) :]
         anchors, positives, *negatives = columns
         if keys is not None:
             keys = [*keys[:2], *([torch.stack(keys[2:], dim=1)] if negatives else [])]
+        if teacher is not None and negatives:
+            teacher = [*teacher[:2], torch.stack(teacher[2:], dim=1)]
         shared = [found for source in self._active_sources() if (found := source.shared_negatives()) is not None]
         if keys is not None and shared:
             keys = [*keys, torch.cat([shared_keys for _, shared_keys in shared])]
@@ -301,6 +311,7 @@ class SimCSELoss(GradientCache, nn.Module):
             keys,
             similarities,
             rows,
+            teacher,
         )
         # Processes count alike in the mean over them, however many rows each has.
         share = (rows.stop - rows.start) * world_size() / len(anchors) if self.gather_across_devices else 1.0
@@ -320,7 +331,8 @@ class SimCSELoss(GradientCache, nn.Module):
     @property
     def citation(self) -> str:
         """BibTeX of SimCSE, and of the papers of the options used."""
-        return "\n".join([_CITATION, *(text for option in self.options if (text := getattr(option, "citation", "")))])
+        papers = [_CITATION, *(text for option in self.options if (text := getattr(option, "citation", "")))]
+        return "\n".join(dict.fromkeys(papers))  # two options may be of one
 
     def _active_sources(self) -> list[Source]:
         return list(self.sources.values()) if self.model.training and torch.is_grad_enabled() else []

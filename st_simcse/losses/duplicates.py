@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["text_keys"]
+__all__ = ["TEXT_KEY", "text_keys"]
+
+TEXT_KEY = "text_key"
 
 # Odd, so that its powers modulo 2^64 never become 0; otherwise arbitrary.
 _MULTIPLIER = 6364136223846793005
@@ -19,7 +21,7 @@ def text_keys(features: dict[str, Any]) -> Tensor | None:
     Args:
         features: a column as the model's tokenizer gives it: ``input_ids`` (B, L) with an ``attention_mask``, or the
             flat ``input_ids`` and ``offsets`` of a StaticEmbedding, or flattened for flash attention, ``input_ids``
-            (1, tokens) with ``cu_seq_lens_q`` (B + 1,).
+            (1, tokens) with ``cu_seq_lens_q`` (B + 1,). Views of texts come with ``text_key``, the keys of the texts.
 
     Returns:
         (B,) int64; None for inputs that are no rows of tokens.
@@ -30,6 +32,9 @@ def text_keys(features: dict[str, Any]) -> Tensor | None:
         >>> (keys == keys[0]).tolist()
         [True, False, True]
     """
+    if TEXT_KEY in features:
+        keys: Tensor = features[TEXT_KEY]
+        return keys
     ids, mask, offsets = (features.get(name) for name in ("input_ids", "attention_mask", "offsets"))
     if ids is not None and "cu_seq_lens_q" in features:
         ids, offsets = ids[0], features["cu_seq_lens_q"][:-1]

@@ -25,6 +25,7 @@ class Option:
         unsupervised, supervised: whether it goes with UnsupSimCSELoss, and with SupSimCSELoss.
         cached: whether it goes with ``mini_batch_size``.
         matryoshka, adaptive_layer: whether the loss can be inside a MatryoshkaLoss, an AdaptiveLayerLoss.
+        needs_teacher: whether the labels have to be a teacher's embeddings.
     """
 
     citation: ClassVar[str] = ""
@@ -33,6 +34,7 @@ class Option:
     cached: ClassVar[bool] = True
     matryoshka: ClassVar[bool] = True
     adaptive_layer: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = False
 
 
 class SourceOption(Option):

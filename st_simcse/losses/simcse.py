@@ -73,11 +73,11 @@ class UnsupSimCSELoss(SimCSELoss):
         super().__init__(*args, **kwargs)
         self._compare_views = self._compare_columns = True
 
-    def compute_loss_from_embeddings(self, embeddings: list[Tensor], keys: list[Tensor] | None = None) -> Tensor:
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], *others: Any) -> Tensor:
         if self._compare_views and embeddings[0].requires_grad:
             self._compare_views = False
             self._warn_if_equal(embeddings[0].detach(), embeddings[1].detach(), self.model)
-        return super().compute_loss_from_embeddings(embeddings, keys)
+        return super().compute_loss_from_embeddings(embeddings, *others)
 
     def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         if len(columns) not in (1, 2):

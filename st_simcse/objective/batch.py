@@ -78,6 +78,8 @@ class Batch:
             be ``anchors`` times ``positives``: for pairs that are embedded otherwise than the negatives are.
         rows: the rows whose loss is averaged; the others serve as negatives only. Of a batch gathered from several
             processes each process takes its own rows.
+        teacher_embeddings: what a teacher says of the texts, of unit length: one tensor for ``anchors``, ``positives``
+            and ``hard_negatives`` each, as far as these are given, in their shapes but for the last dimension.
 
     Raises:
         ValueError: for shapes that do not fit, text keys missing, no rows, and an integer dtype.
@@ -96,6 +98,7 @@ class Batch:
     text_keys: Sequence[Tensor] | None = None
     positive_similarities: Tensor | None = None
     rows: slice = field(default_factory=lambda: slice(None))
+    teacher_embeddings: Sequence[Tensor] | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self.anchors, self.positives, self.hard_negatives)
@@ -110,6 +113,8 @@ class Batch:
                 f"shared_negatives must be (M, d) with the anchors' d, got {tuple(shared.shape)} for anchors "
                 f"{tuple(self.anchors.shape)}"
             )
+        if self.teacher_embeddings is not None:
+            _check_teacher(self.teacher_embeddings, self.anchors, self.positives, self.hard_negatives)
         if self.text_keys is not None:
             _check_keys(self.text_keys, self.anchors, self.positives, self.hard_negatives, shared)
 
@@ -133,6 +138,7 @@ class Batch:
                     positives,
                     anchors,
                     text_keys=keys,
+                    teacher_embeddings=self.teacher_embeddings and self.teacher_embeddings[1::-1],
                     positive_similarities=self.positive_similarities,
                     rows=self.rows,
                 )
@@ -164,6 +170,11 @@ class Batch:
         similarities = self.positive_similarities
         if similarities is not None:
             similarities = _in_turn([similarities[self.rows].to(candidates.dtype)] * kinds)
+        teacher_queries = teacher_candidates = None
+        if self.teacher_embeddings is not None:
+            taught = [one.flatten(0, -2) for one in self.teacher_embeddings]
+            teacher_queries = _in_turn([one[self.rows] for one in taught[:kinds]])
+            teacher_candidates = torch.cat(taught if with_anchors else taught[1:])
         return Problem(
             queries=_in_turn([anchors[self.rows], positives[self.rows]][:kinds]),
             candidates=candidates,
@@ -174,6 +185,8 @@ class Batch:
             excluded=_excluded(directions, kinds, len(anchors) * with_anchors, candidates),
             own_negatives=None if own_negatives is None else _in_turn([own_negatives] * kinds),
             positive_similarities=similarities,
+            teacher_queries=teacher_queries,
+            teacher_candidates=teacher_candidates,
             group=1 if comparison.symmetric else kinds,
         )
 
@@ -234,4 +247,13 @@ def _check_keys(text_keys: Sequence[Tensor], *embeddings: Tensor | None) -> None
         raise ValueError(
             "text_keys must be one tensor for anchors, positives, hard_negatives and shared_negatives each, as far as "
             f"these are given, of shapes {expected}; got {shapes}"
+        )
+
+
+def _check_teacher(taught: Sequence[Tensor], *embeddings: Tensor | None) -> None:
+    expected = [tuple(tensor.shape[:-1]) for tensor in embeddings if tensor is not None]
+    if [tuple(one.shape[:-1]) for one in taught] != expected or len({one.shape[-1] for one in taught}) != 1:
+        raise ValueError(
+            "teacher_embeddings must be one tensor for anchors, positives and hard_negatives each, as far as these are "
+            f"given, of shapes {expected} and one more dimension; got {[tuple(one.shape) for one in taught]}"
         )

@@ -196,3 +196,59 @@ class HardnessWeighting:
         elif self.mode == "hard_negatives":
             weighted = tile.is_own_negative
         return logits + self.strength * tile.similarities.detach() * weighted
+
+
+@dataclass(frozen=True)
+class GuidedNegatives:
+    r"""GISTEmbed: negatives that a teacher finds nearer than the positive are left out (Solatorio, 2024).
+
+    With t the teacher's cosine similarities, a negative j of row i is left out if :math:`t_{ij}` is above
+    :math:`t_{ii} - m` (``absolute``) or :math:`t_{ii} - m |t_{ii}|` (``relative``), as in ST's GISTEmbedLoss. Of one
+    column of sentences the two views have the similarity 1, so that m is what decides. The negatives of a
+    :class:`~st_simcse.MomentumQueue` stay: the teacher has not seen them. The labels are the teacher's embeddings, see
+    :func:`~st_simcse.add_teacher_embeddings`.
+
+    Args:
+        margin: m ≥ 0; for ``absolute`` it is a similarity, for ``relative`` a share.
+        margin_strategy: ``absolute`` or ``relative``.
+
+    Raises:
+        ValueError: for a margin out of range and an unknown strategy; in a loss, for labels that are no teacher's
+            embeddings.
+
+    Example:
+        >>> from st_simcse.objective import Problem, row_losses
+        >>> rows, taught = torch.eye(2), torch.ones(2, 1)  # to the teacher both are the same
+        >>> problem = Problem(rows, rows, torch.arange(2), 1.0, teacher_queries=taught, teacher_candidates=taught)
+        >>> row_losses(problem.tile(), [GuidedNegatives(0.1)])
+        tensor([0., 0.])
+    """
+
+    margin: float = field(
+        metadata={"help": "Leave out negatives that a teacher finds nearer than the positive, less m."}
+    )
+    margin_strategy: Literal["absolute", "relative"] = field(
+        default="absolute", metadata={"help": "Whether m is a similarity or a share of the positive's."}
+    )
+    needs_teacher: ClassVar[bool] = True
+    citation: ClassVar[str] = """
+@misc{solatorio2024gistembed,
+    title = {{GISTEmbed}: Guided In-sample Selection of Training Negatives for Text Embedding Fine-tuning},
+    author = {Solatorio, Aivin V.},
+    year = {2024},
+    eprint = {2402.16829},
+    archivePrefix = {arXiv},
+}
+"""
+
+    def __post_init__(self) -> None:
+        if not self.margin >= 0:
+            raise ValueError(f"the margin is at least 0, got {self.margin}")
+        if self.margin_strategy not in ("absolute", "relative"):
+            raise ValueError(f"unknown margin strategy {self.margin_strategy!r}: choose absolute or relative")
+
+    def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
+        taught = tile.teacher_similarities
+        positives = taught.gather(1, tile.problem.targets[tile.rows, None])
+        margin = self.margin * (1.0 if self.margin_strategy == "absolute" else positives.abs())
+        return logits.masked_fill((taught > positives - margin) & ~tile.is_positive, -math.inf)

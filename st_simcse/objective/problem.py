@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from st_simcse.objective.known_positives import KnownPositives
@@ -28,6 +29,8 @@ class Problem:
         excluded: (group, C) bool, columns that are left out for the first, second, ... row of a group; or None.
         own_negatives: (M, N) int64, the columns of a row's own hard negatives; or None.
         positive_similarities: (M,), same dtype, in place of the products at the targets; or None.
+        teacher_queries: (M, t) of unit length, what a teacher says of the queries; or None.
+        teacher_candidates: (K, t) of unit length, what it says of the first K candidates; or None.
         group: so many consecutive rows share one softmax, whose positive is that of the first of them.
 
     Example:
@@ -47,6 +50,8 @@ class Problem:
     excluded: Tensor | None = None
     own_negatives: Tensor | None = None
     positive_similarities: Tensor | None = None
+    teacher_queries: Tensor | None = None
+    teacher_candidates: Tensor | None = None
     group: int = 1
 
     def tile(self, rows: slice = slice(None), similarities: Tensor | None = None) -> Tile:
@@ -95,6 +100,20 @@ class Tile:
         places = torch.zeros_like(self.similarities, dtype=torch.bool)
         own = self.problem.own_negatives
         return places if own is None else places.scatter_(1, own[self.rows], True)
+
+    @cached_property
+    def teacher_similarities(self) -> Tensor:
+        """(m, C): the cosine similarities that a teacher sees; -inf for candidates that it has not seen.
+
+        Raises:
+            ValueError: if there is no teacher.
+        """
+        queries, candidates = self.problem.teacher_queries, self.problem.teacher_candidates
+        if queries is None or candidates is None:
+            raise ValueError("there is no teacher: pass Batch(..., teacher_embeddings=...)")
+        with torch.autocast(queries.device.type, enabled=False):
+            seen = queries[self.rows] @ candidates.T
+        return F.pad(seen, (0, len(self.problem.candidates) - len(candidates)), value=-torch.inf)
 
 
 Edit = Callable[[Tensor, Tile], Tensor]

@@ -1,0 +1,77 @@
+"""Dimensions that say different things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from st_simcse.losses.dropout_free import DropoutFreeNegatives
+from st_simcse.losses.options import Term, TermOption
+
+__all__ = ["DimensionContrast"]
+
+# That of batch normalization.
+EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class DimensionContrast(TermOption):
+    r"""The second half of SimCSE++: a dimension correlates with itself in the other view, and with no other.
+
+    The dimension-wise contrastive learning of Xu et al. (EMNLP 2023). With :math:`ρ_{ck}` the correlation, over the
+    rows of the batch, of dimension c of the anchors (first views) and k of the positives (second views), it is the mean
+    over the dimensions of
+
+    .. math:: -\log \frac{e^{ρ_{cc}/τ}}{\sum_k e^{ρ_{ck}/τ}}
+
+    Variances have 1e-5 added, as in the authors' code. The rows are those of the batch of this process, also with
+    ``gather_across_devices``. The first half of SimCSE++ is :class:`~st_simcse.DropoutFreeNegatives`.
+
+    Args:
+        weight: factor of the term; 0.1 in the authors' scripts.
+        temperature: τ; 5 there.
+
+    Raises:
+        ValueError: for a weight or temperature out of range.
+
+    Example:
+        >>> views = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> term = DimensionContrast(0.1, temperature=1.0).build(None)
+        >>> term.of_embeddings([views, views], None)  # log(e^1 + e^0) - 1
+        tensor(0.3133)
+    """
+
+    weight: float = field(metadata={"help": "SimCSE++'s contrast of dimensions: factor of that loss."})
+    temperature: float = field(default=5.0, metadata={"help": "Of the correlations."})
+    citation: ClassVar[str] = DropoutFreeNegatives.citation
+
+    def __post_init__(self) -> None:
+        if not (self.weight >= 0 and self.temperature > 0):
+            raise ValueError(
+                f"a weight is at least 0 and a temperature positive, got {self.weight} and {self.temperature}"
+            )
+
+    def build(self, model: SentenceTransformer) -> Term:
+        return _DimensionContrast(self)
+
+
+class _DimensionContrast(Term):
+    def __init__(self, option: DimensionContrast) -> None:
+        super().__init__(option.weight)
+        self.option = option
+
+    def of_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
+        first, second = (_standardized(column) for column in columns[:2])
+        with torch.autocast(first.device.type, enabled=False):
+            logits = first.T @ second / (len(first) * self.option.temperature)
+        return (logits.logsumexp(1) - logits.diagonal()).mean()
+
+
+def _standardized(column: Tensor) -> Tensor:
+    column = column.to(torch.promote_types(column.dtype, torch.float32))
+    centred = column - column.mean(0)
+    return centred * (centred.square().mean(0) + EPSILON).rsqrt()

@@ -1,0 +1,167 @@
+"""How a sentence ranks the others of its batch: as a teacher does, and alike by both of its views."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from st_simcse.losses.options import Term, TermOption
+from st_simcse.objective import normalize
+from st_simcse.teacher import teacher_embeddings
+
+__all__ = ["RankConsistency", "RankDistillation"]
+
+_CITATION = """
+@inproceedings{liu2023rankcse,
+    title = {{RankCSE}: Unsupervised Sentence Representations Learning via Learning to Rank},
+    author = {Liu, Jiduan and Liu, Jiahao and Wang, Qifan and Wang, Jingang and Wu, Wei and Xian, Yunsen and Zhao,
+        Dongyan and Chen, Kai and Yan, Rui},
+    booktitle = {Association for Computational Linguistics (ACL)},
+    year = {2023},
+}
+"""
+
+
+@dataclass(frozen=True)
+class RankDistillation(TermOption):
+    r"""A row ranks the others of the batch as a teacher does: RankCSE's distillation (Liu et al., ACL 2023).
+
+    With :math:`s_{ij}` the cosine similarity of anchor i and positive j (of the two views), :math:`t_{ij}` the
+    teacher's, and π the other rows from the nearest to the farthest by the teacher, ``listnet`` is the cross-entropy of
+    two softmaxes over the other rows (Cao et al., ICML 2007),
+
+    .. math:: -\sum_{j \ne i} \frac{e^{t_{ij}/τ_3}}{\sum_{k \ne i} e^{t_{ik}/τ_3}}
+        \log \frac{e^{s_{ij}/τ_2}}{\sum_{k \ne i} e^{s_{ik}/τ_2}}
+
+    and ``listmle`` the negative log-likelihood of the teacher's order (Xia et al., ICML 2008), divided by the number of
+    other rows, so that it does not grow with the batch:
+
+    .. math:: -\frac{1}{B-1} \sum_{k} \log \frac{e^{s_{iπ(k)}/τ_2}}{\sum_{l \ge k} e^{s_{iπ(l)}/τ_2}}
+
+    Both are averaged over the rows. A row's own positive is left out: the contrastive loss puts it first anyway. The
+    rows are those of the batch of this process, also with ``gather_across_devices``; memory grows with their square.
+    The labels are the teacher's embeddings, see :func:`~st_simcse.add_teacher_embeddings`.
+
+    Args:
+        weight: factor of the term; RankCSE's γ.
+        method: ``listmle`` or ``listnet``.
+        temperature: τ₂, of the similarities that are trained.
+        teacher_temperature: τ₃, of the teacher's; for ``listnet``. Half of τ₂ in RankCSE.
+
+    Raises:
+        ValueError: for a weight or temperature out of range, and an unknown method; in a loss, for labels that are no
+            teacher's embeddings.
+
+    Example:
+        >>> from st_simcse import UnsupSimCSELoss
+        >>> from st_simcse.demo import tiny_model
+        >>> texts = ["Two dogs run.", "A cat sleeps.", "Two cats run."]
+        >>> model, teacher = tiny_model(texts).train(), tiny_model(texts, width=32)
+        >>> loss = UnsupSimCSELoss(model, options=[RankDistillation(1.0)])
+        >>> sorted(loss([model.preprocess(texts)], labels=teacher.encode(texts, convert_to_tensor=True)))
+        ['contrastive', 'rank_distillation']
+    """
+
+    weight: float = field(metadata={"help": "A teacher's ranking of the batch: factor of that loss."})
+    method: Literal["listmle", "listnet"] = field(default="listmle", metadata={"help": "Which loss of rankings."})
+    temperature: float = field(default=0.05, metadata={"help": "Of the similarities that are trained."})
+    teacher_temperature: float = field(default=0.025, metadata={"help": "Of the teacher's, for listnet."})
+    needs_teacher: ClassVar[bool] = True
+    citation: ClassVar[str] = _CITATION
+
+    def __post_init__(self) -> None:
+        _check(self.weight, self.temperature, self.teacher_temperature)
+        if self.method not in ("listmle", "listnet"):
+            raise ValueError(f"unknown method {self.method!r}: choose listmle or listnet")
+
+    def build(self, model: SentenceTransformer) -> Term:
+        return _RankDistillation(self)
+
+
+class _RankDistillation(Term):
+    def __init__(self, option: RankDistillation) -> None:
+        super().__init__(option.weight)
+        self.option = option
+
+    def of_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
+        anchors, positives = teacher_embeddings(labels, len(columns[0]), len(columns))[:2]
+        with torch.autocast(anchors.device.type, enabled=False):
+            teacher = _without_diagonal(anchors @ positives.T)
+            logits = _without_diagonal(_similarities(columns)) / self.option.temperature
+        if self.option.method == "listnet":
+            shares = (teacher.to(logits.dtype) / self.option.teacher_temperature).softmax(1)
+            return -(shares * logits.log_softmax(1)).sum(1).mean()
+        farthest_first = logits.gather(1, teacher.argsort(dim=1, stable=True))
+        return (farthest_first.logcumsumexp(1) - farthest_first).sum(1).mean() / max(1, logits.shape[1])
+
+
+@dataclass(frozen=True)
+class RankConsistency(TermOption):
+    r"""Both views of a sentence rank the batch alike: RankCSE's consistency (Liu et al., ACL 2023).
+
+    With P the softmax of a first view's similarities with all second views over the temperature, Q that of its second
+    view's with all first views, and M their mean, it is the Jensen-Shannon divergence, averaged over the rows:
+
+    .. math:: \frac{1}{2} KL(P \| M) + \frac{1}{2} KL(Q \| M)
+
+    The rows are those of the batch of this process, also with ``gather_across_devices``. It needs no teacher.
+
+    Args:
+        weight: factor of the term; RankCSE's β.
+        temperature: of the similarities.
+
+    Raises:
+        ValueError: for a weight or temperature out of range.
+
+    Example:
+        >>> option = RankConsistency(1.0)
+        >>> option.build(None).of_embeddings([torch.eye(3), torch.eye(3)], None)  # both views say the same
+        tensor(0.)
+    """
+
+    weight: float = field(metadata={"help": "Both views rank the batch alike: factor of that loss."})
+    temperature: float = field(default=0.05, metadata={"help": "Of the similarities."})
+    supervised: ClassVar[bool] = False  # an anchor and its positive are no two views of one text
+    citation: ClassVar[str] = _CITATION
+
+    def __post_init__(self) -> None:
+        _check(self.weight, self.temperature)
+
+    def build(self, model: SentenceTransformer) -> Term:
+        return _RankConsistency(self)
+
+
+class _RankConsistency(Term):
+    def __init__(self, option: RankConsistency) -> None:
+        super().__init__(option.weight)
+        self.option = option
+
+    def of_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
+        logits = _similarities(columns) / self.option.temperature
+        first, second = logits.log_softmax(1), logits.T.log_softmax(1)
+        mean = torch.logaddexp(first, second) - math.log(2)
+        divergences = [(one.exp() * (one - mean)).sum(1).mean() for one in (first, second)]
+        return torch.stack(divergences).mean()
+
+
+def _similarities(columns: list[Tensor]) -> Tensor:
+    first, second = (normalize(column, "embeddings") for column in columns[:2])
+    with torch.autocast(first.device.type, enabled=False):
+        return first @ second.T
+
+
+def _without_diagonal(matrix: Tensor) -> Tensor:
+    """(B, B - 1): each row without its own column."""
+    other = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
+    return matrix[other].view(len(matrix), -1) if len(matrix) > 1 else matrix[:, :0]
+
+
+def _check(weight: float, *temperatures: float) -> None:
+    if not weight >= 0 or not all(temperature > 0 for temperature in temperatures):
+        got = ", ".join(map(str, (weight, *temperatures)))
+        raise ValueError(f"a weight is at least 0 and temperatures are positive, got {got}")

@@ -1,0 +1,128 @@
+"""The embeddings of a teacher, made once and kept beside the texts, in the label column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Value
+from datasets import Sequence as Lists
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import normalize_embeddings
+from torch import Tensor
+
+from st_simcse.objective import normalize
+
+__all__ = ["LABEL", "add_teacher_embeddings", "teacher_embeddings"]
+
+LABEL = "label"
+# As ST's data collator knows them.
+_LABELS = ("label", "labels", "score", "scores")
+
+
+def add_teacher_embeddings(
+    dataset: Dataset,
+    teacher: SentenceTransformer | Sequence[SentenceTransformer],
+    weights: Sequence[float] | None = None,
+    batch_size: int = 64,
+) -> Dataset:
+    """The dataset with another column, ``label``, the teacher's embeddings of its texts.
+
+    They are what :class:`~st_simcse.RankDistillation` and :class:`~st_simcse.GuidedNegatives` need, and for one column
+    of texts what ST's MSELoss takes. The teacher reads the texts with its own tokenizer, once: the embeddings lie on
+    disk, 4 bytes a number, and no epoch pays again.
+
+    Several teachers make one: their embeddings are scaled to unit length, weighted and put side by side, so that cosine
+    similarities are the weighted means of theirs (as RankCSE averages those of two teachers).
+
+    Args:
+        dataset: columns of texts.
+        teacher: one model or several; their own prompts and lengths apply.
+        weights: of several teachers, positive; alike when left out.
+        batch_size: texts a forward pass.
+
+    Returns:
+        The dataset with a column of float32 lists: (d,) for one column of texts; (columns, d) for more, in their order.
+
+    Raises:
+        ValueError: for a stream, which would be embedded anew in every epoch; for a dataset that has labels already, no
+            teacher, and weights that do not fit.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> texts = ["Two dogs run.", "A cat sleeps."]
+        >>> dataset = add_teacher_embeddings(Dataset.from_dict({"sentence": texts}), tiny_model(texts, width=32))
+        >>> dataset.column_names, len(dataset[0]["label"])
+        (['sentence', 'label'], 32)
+    """
+    teachers = [teacher] if isinstance(teacher, SentenceTransformer) else list(teacher)
+    weights = [1.0] * len(teachers) if weights is None else list(weights)
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"a teacher's embeddings are made once, beforehand, for a datasets.Dataset, got {type(dataset).__name__}: "
+            "read the data without streaming"
+        )
+    if labels := [name for name in dataset.column_names if name in _LABELS]:
+        raise ValueError(f"the dataset has labels already: leave the column {labels[0]} out with remove_columns")
+    if not teachers or len(weights) != len(teachers) or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"pass a teacher, and for several one positive weight each, got {len(teachers)} and {weights}")
+    columns = dataset.column_names
+    scales = [math.sqrt(weight / sum(weights)) for weight in weights]
+
+    def embed(batch: dict[str, list[str]]) -> dict[str, Any]:
+        texts = [text for name in columns for text in batch[name]]
+        parts = [
+            one.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
+            for one in teachers
+        ]
+        if len(parts) > 1:
+            parts = [
+                scale * normalize_embeddings(part.float().cpu()) for scale, part in zip(scales, parts, strict=True)
+            ]
+        embedded = torch.cat([part.float().cpu() for part in parts], dim=1).numpy()
+        if len(columns) == 1:
+            return {LABEL: list(embedded)}
+        return {LABEL: list(np.stack(np.split(embedded, len(columns)), axis=1))}
+
+    width = sum(_width(one) for one in teachers)
+    feature: Any = Lists(Value("float32"), length=width)
+    feature = feature if len(columns) == 1 else Lists(feature, length=len(columns))
+    features = dataset.features.copy()
+    features[LABEL] = feature
+    return dataset.map(embed, batched=True, features=features, desc="Embedding by the teacher")
+
+
+def _width(model: SentenceTransformer) -> int:
+    return model.encode(".", convert_to_tensor=True).shape[-1]
+
+
+def teacher_embeddings(labels: Tensor | None, rows: int, columns: int, share: bool = True) -> list[Tensor]:
+    """The labels of a batch as the teacher's embeddings (B, d) of each column, of unit length, in float32.
+
+    Args:
+        labels: (B, d), or (B, columns, d), as :func:`add_teacher_embeddings` makes them.
+        rows: B.
+        columns: how many the loss has.
+        share: whether embeddings of one column are those of all columns, since these are views of one text.
+
+    Raises:
+        ValueError: for labels that are missing or of another shape.
+    """
+    if labels is None:
+        raise ValueError(
+            "an option needs the embeddings of a teacher, and the data has no column label: pass "
+            "add_teacher_embeddings(dataset, teacher) as train_dataset (--teacher)"
+        )
+    embedded = labels[:, None] if labels.ndim == 2 else labels
+    fits = embedded.ndim == 3 and embedded.is_floating_point() and len(embedded) == rows
+    if not fits or embedded.shape[1] not in ((1, columns) if share else (columns,)):
+        raise ValueError(
+            f"the labels are not a teacher's embeddings of the {columns} columns, one row a row: expected floats of "
+            f"shape ({rows}, {columns}, d), got {labels.dtype} of {tuple(labels.shape)}; add_teacher_embeddings makes "
+            "them"
+        )
+    unit = normalize(embedded, "the teacher's embeddings")
+    return list(unit.expand(-1, columns, -1).unbind(1))

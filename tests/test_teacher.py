@@ -1,0 +1,226 @@
+"""What a teacher's embeddings are used for, against loops of the equations."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss
+
+from st_simcse import (
+    GuidedNegatives,
+    MomentumQueue,
+    RankConsistency,
+    RankDistillation,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    SupSimCSELoss,
+    UnsupSimCSELoss,
+    add_teacher_embeddings,
+)
+from st_simcse.demo import tiny_model
+from st_simcse.objective import Batch, cross_entropy, info_nce
+from st_simcse.teacher import teacher_embeddings
+
+
+def _columns(rows=5, width=4, count=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(rows, width, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def _cosines(first, second):
+    def cosine(a, b):
+        return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+    return [[cosine(a, b) for b in second.tolist()] for a in first.tolist()]
+
+
+def _listnet_loop(student, teacher, temperature, teacher_temperature):
+    total = 0.0
+    for i, row in enumerate(student):
+        others = [j for j in range(len(row)) if j != i]
+        wanted = sum(math.exp(teacher[i][j] / teacher_temperature) for j in others)
+        had = sum(math.exp(row[j] / temperature) for j in others)
+        for j in others:
+            share = math.exp(teacher[i][j] / teacher_temperature) / wanted
+            total -= share * math.log(math.exp(row[j] / temperature) / had) / len(student)
+    return total
+
+
+def _listmle_loop(student, teacher, temperature):
+    total = 0.0
+    for i, row in enumerate(student):
+        left = [j for j in range(len(row)) if j != i]
+        others = len(left)
+        while left:
+            chance = [math.exp(row[j] / temperature) for j in left]
+            nearest = max(range(len(left)), key=lambda k, i=i, left=left: teacher[i][left[k]])
+            total -= math.log(chance[nearest] / sum(chance)) / others / len(student)
+            left.pop(nearest)
+    return total
+
+
+@pytest.mark.parametrize("method", ["listnet", "listmle"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_rank_distillation_is_the_loss_of_the_teachers_ranking(method, pairs):
+    """Of one column's labels for both views, and of a label a column."""
+    columns, labels = _columns(), torch.stack(_columns(width=3, seed=1), dim=1).float()
+    labels = labels if pairs else labels[:, 0]
+    term = RankDistillation(1.0, method, 0.3, 0.2).build(None)
+    teacher = _cosines(*(labels.double().unbind(1) if pairs else [labels.double()] * 2))
+    student = _cosines(*columns)
+    loop = _listnet_loop(student, teacher, 0.3, 0.2) if method == "listnet" else _listmle_loop(student, teacher, 0.3)
+    assert term.of_embeddings(columns, labels).item() == pytest.approx(loop, abs=1e-6)
+    assert torch.autograd.gradcheck(lambda *views: term.of_embeddings(list(views), labels), _leaves(columns), atol=1e-4)
+    assert term.of_embeddings([column[:1] for column in columns], labels[:1]) == 0  # nothing to rank
+
+
+def _leaves(columns):
+    return [column.detach().requires_grad_() for column in columns]
+
+
+def test_rank_consistency_is_the_divergence_of_both_rankings():
+    columns, total = _columns(), 0.0
+    first, second = _cosines(*columns), _cosines(*columns[::-1])
+    for one, other in zip(first, second, strict=True):
+        shares = [[math.exp(x / 0.3) / sum(math.exp(y / 0.3) for y in row) for x in row] for row in (one, other)]
+        for share in shares:
+            total += sum(p * math.log(2 * p / (a + b)) for p, a, b in zip(share, *shares, strict=True)) / 2 / len(first)
+    term = RankConsistency(1.0, 0.3).build(None)
+    assert term.of_embeddings(columns, None).item() == pytest.approx(total, abs=1e-9)
+    assert torch.autograd.gradcheck(lambda *views: term.of_embeddings(list(views), None), _leaves(columns))
+
+
+def test_the_teachers_embeddings_are_added_once(sentences, monkeypatch):
+    """By the teacher's own tokenizer; of one column as MSELoss takes them, of several in their order."""
+    teacher, other = tiny_model(sentences[:3], width=16), tiny_model(sentences, width=32)
+    one = add_teacher_embeddings(Dataset.from_dict({"sentence": sentences}), teacher)
+    expected = teacher.encode(sentences, convert_to_tensor=True).cpu()
+    assert torch.allclose(torch.tensor(one["label"][:]), expected, atol=1e-6)
+    pairs = Dataset.from_dict({"anchor": sentences, "positive": sentences[::-1]})
+    both = torch.tensor(add_teacher_embeddings(pairs, [teacher, other], weights=[3, 1])["label"][:])
+    assert both.shape == (len(sentences), 2, 48)
+    similarities = both[:, 0] @ both[:, 1].T
+    parts = [
+        model.similarity(*(model.encode(texts) for texts in (sentences, sentences[::-1]))) for model in (teacher, other)
+    ]
+    assert torch.allclose(similarities, 0.75 * parts[0] + 0.25 * parts[1], atol=1e-5)
+    with pytest.raises(ValueError, match="read the data without streaming"):
+        add_teacher_embeddings(pairs.to_iterable_dataset(), teacher)
+    with pytest.raises(ValueError, match="labels already: leave the column label out"):
+        add_teacher_embeddings(one, teacher)
+    for teachers, weights in (([], None), ([teacher], [1, 2]), ([teacher, other], [1, 0])):
+        with pytest.raises(ValueError, match="one positive weight each"):
+            add_teacher_embeddings(pairs, teachers, weights)
+
+
+@pytest.mark.parametrize("strategy", ["absolute", "relative"])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("margin", [0.0, 0.01])
+def test_guided_negatives_are_those_of_sts_gist_embed_loss(model, sentences, strategy, count, margin, monkeypatch):
+    """Where both compare the same rows; in tiles and at once, with gradients."""
+    model, guide = model.eval(), tiny_model(sentences, width=32, seed=5).to("cpu").eval()
+    texts = [sentences, [f"{text} {sentences[0]}" for text in sentences], sentences[3:] + sentences[:3]][:count]
+    directions = ("query_to_doc", "query_to_query", "doc_to_doc") if count == 2 else ("query_to_doc",)
+    labels = torch.stack([guide.encode(column, convert_to_tensor=True) for column in texts], dim=1)
+    options = {"contrast_anchors": count == 2, "contrast_positives": count == 2}
+    theirs = GISTEmbedLoss(model, guide, 0.05, margin_strategy=strategy, margin=margin, **options)
+    expected = theirs([model.preprocess(column) for column in texts], None)
+    expected.backward()
+    weight = model[0].model.embeddings.word_embeddings.weight
+    gradient = weight.grad.clone()
+    features = [model.preprocess(column) for column in texts]
+    ours = {"directions": directions, "mask_duplicates": False}
+    plain = SupSimCSELoss(model, **ours)(features)
+    assert plain - expected > 1e-3  # the teacher leaves some out, but not all
+    loss = SupSimCSELoss(model, options=[GuidedNegatives(margin, strategy)], **ours)
+    for rows in (4, 256):
+        monkeypatch.setattr(cross_entropy, "EDITED_TILE_ROWS", rows)
+        model.zero_grad()
+        value = loss(features, labels)
+        value.backward()
+        assert value.item() == pytest.approx(expected.item(), abs=1e-5)
+        assert value > 0.01
+        assert torch.allclose(weight.grad, gradient, atol=1e-5)
+
+
+def test_what_a_teacher_has_not_seen_stays():
+    """The rows of a queue, also where the teacher leaves out all others."""
+    rows = torch.eye(3)
+    taught = [torch.ones(3, 2) / 2**0.5] * 2
+    batch = Batch(rows, rows, shared_negatives=rows[:1], teacher_embeddings=taught)
+    expected = sum(math.log(math.e + math.exp(other)) - 1 for other in (1.0, 0.0, 0.0)) / 3
+    assert info_nce(batch, 1.0, [GuidedNegatives(0.1)]).item() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="there is no teacher"):
+        info_nce(Batch(rows, rows), 1.0, [GuidedNegatives(0.1)])
+    with pytest.raises(ValueError, match=r"teacher_embeddings must be one tensor.*of shapes \[\(3,\), \(3,\)\]"):
+        Batch(rows, rows, teacher_embeddings=taught[:1])
+    for options in ({"margin": -0.1}, {"margin": 0.1, "margin_strategy": "both"}):
+        with pytest.raises(ValueError, match="margin"):
+            GuidedNegatives(**options)
+
+
+def test_a_teacher_goes_with_a_queue(model, sentences):
+    labels = torch.randn(8, 4)
+    loss = UnsupSimCSELoss(model, options=[MomentumQueue(8), GuidedNegatives(0.1), RankDistillation(1.0)])
+    for _ in range(2):
+        parts = loss([model.preprocess(sentences)], labels)
+    assert sorted(parts) == ["contrastive", "rank_distillation"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "columns", "labels", "message"),
+    [
+        (UnsupSimCSELoss, 1, None, r"no column label: pass add_teacher_embeddings\(dataset, teacher\)"),
+        (UnsupSimCSELoss, 1, torch.zeros(8, dtype=torch.int64), r"expected floats of shape \(8, 2, d\)"),
+        (UnsupSimCSELoss, 1, torch.ones(8, 3, 4), r"got torch.float32 of \(8, 3, 4\)"),
+        (SupSimCSELoss, 2, torch.ones(8, 4), r"embeddings of the 2 columns.*got torch.float32 of \(8, 4\)"),
+        (SupSimCSELoss, 2, torch.ones(7, 2, 4), r"expected floats of shape \(8, 2, d\)"),
+        (SupSimCSELoss, 2, torch.full((8, 2, 4), torch.nan), "the teacher's embeddings has NaN"),
+    ],
+)
+def test_labels_that_are_no_teachers_embeddings_are_refused(model, sentences, loss, columns, labels, message):
+    loss = loss(model, options=[RankDistillation(1.0)])
+    with pytest.raises(ValueError, match=message):
+        loss([model.preprocess(sentences)] * columns, labels)
+
+
+def test_bad_rankings_are_refused():
+    for options in ({"weight": -1}, {"temperature": 0}, {"teacher_temperature": 0}, {"method": "listwise"}):
+        with pytest.raises(ValueError, match="weight is at least 0|unknown method"):
+            RankDistillation(**{"weight": 1.0} | options)
+
+
+def test_a_student_learns_its_teachers_ranking(sentences, tmp_path):
+    """Tokenized once and grouped by length, as with any other data; and its record knows the teacher."""
+    texts = [f"{first} {second}" for first in sentences for second in sentences]
+    teacher, model = tiny_model(texts, width=32, seed=3), tiny_model(texts, width=32)
+    dataset = add_teacher_embeddings(Dataset.from_dict({"sentence": texts}), teacher)
+    arguments = SimCSETrainingArguments(
+        str(tmp_path),
+        num_train_epochs=3,
+        per_device_train_batch_size=16,
+        learning_rate=2e-3,
+        tokenize_once=True,
+        group_by_length=True,
+        logging_steps=1,
+        bf16=False,
+        report_to="none",
+        use_cpu=True,
+    )
+    loss = UnsupSimCSELoss(model, options=[RankDistillation(1.0)])
+    trainer = SimCSETrainer(model, arguments, dataset, loss=loss)
+    trainer.train()
+    logged = [log["rank_distillation"] for log in trainer.state.log_history if "rank_distillation" in log]
+    assert sum(logged[-4:]) < sum(logged[:4]) - 0.2
+    another = add_teacher_embeddings(dataset.remove_columns("label"), tiny_model(texts, width=32, seed=4))
+    trainer = SimCSETrainer(model, arguments, another, loss=loss)
+    with pytest.raises(ValueError, match="hash of the rows"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_views_of_one_text_share_its_embedding():
+    labels = torch.randn(3, 4)
+    first, second = teacher_embeddings(labels, rows=3, columns=2)
+    assert torch.equal(first, second)
+    assert torch.allclose(first.norm(dim=1), torch.ones(3))
