@@ -8,6 +8,7 @@ from .losses import (
     MaskedLanguageModel,
     MomentumQueue,
     ProjectionHead,
+    SharedLayers,
     SupSimCSELoss,
     UnsupSimCSELoss,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "OwnNegativeWeight",
     "ProjectionHead",
     "SentenceReader",
+    "SharedLayers",
     "SimCSETrainer",
     "SimCSETrainingArguments",
     "SimilarityThreshold",

@@ -6,6 +6,7 @@ from st_simcse.losses.heads import ProjectionHead
 from st_simcse.losses.mlm import MaskedLanguageModel
 from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption
 from st_simcse.losses.queue import MomentumQueue
+from st_simcse.losses.shared_layers import SharedLayers
 from st_simcse.losses.simcse import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.objective import edits
 
@@ -18,6 +19,7 @@ OPTIONS = [
     MomentumQueue,
     DropoutFreeNegatives,
     MaskedLanguageModel,
+    SharedLayers,
 ]
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "MomentumQueue",
     "Option",
     "ProjectionHead",
+    "SharedLayers",
     "SimCSELoss",
     "Source",
     "SourceOption",
