@@ -114,7 +114,9 @@ class SimCSELoss(GradientCache, nn.Module):
             )
         self.options = list(options)
         for option in self.options:
-            if isinstance(option, type) or not (callable(option) or isinstance(option, (SourceOption, TermOption, SharedLayers))):
+            if isinstance(option, type) or not (
+                callable(option) or isinstance(option, (SourceOption, TermOption, SharedLayers))
+            ):
                 raise ValueError(f"{option!r} is no option: pass an instance of one of st_simcse.losses.OPTIONS")
         if twice := [kind.__name__ for kind, count in Counter(map(type, self.options)).items() if count > 1]:
             raise ValueError(f"an option counts once: {', '.join(twice)} is there more than once")

@@ -55,7 +55,7 @@ class SharedLayers(Option):
     adaptive_layer: ClassVar[bool] = False  # in a shared layer the views are equal
 
     def __post_init__(self) -> None:
-        if not (0 < self.layers < 1 or (self.layers >= 1 and self.layers == int(self.layers))):
+        if not (0 < self.layers < 1 or (self.layers >= 1 and self.layers % 1 == 0)):
             raise ValueError(
                 f"shared layers are a whole number from 1 on or a share between 0 and 1, got {self.layers}: to share "
                 "none, leave the option out"
@@ -99,7 +99,6 @@ class SharedPass(AbstractContextManager["SharedPass"]):
     def __exit__(self, *error: object) -> None:
         for index, once in enumerate(self.lower):
             self.layers[index] = once.layer
-
 
     @staticmethod
     def pair(columns: list[dict[str, Tensor]], places: Tensor | None) -> tuple[list[dict[str, Tensor]], Tensor]:
@@ -179,16 +178,15 @@ class _OncePerPair(nn.Module):
 
 def _layers(model: SentenceTransformer) -> nn.ModuleList:
     """The transformer's layers: the outermost list of as many modules as its configuration says."""
-    transformer = model.transformers_model
+    config = getattr(model.transformers_model, "config", None)
+    count = getattr(config.get_text_config(), "num_hidden_layers", None) if config is not None else None
     lists: dict[str, nn.ModuleList] = {}
-    if isinstance(transformer, nn.Module):
-        count = getattr(transformer.config.get_text_config(), "num_hidden_layers", None)
-        for name, module in transformer.named_modules():
-            inner = any(name.startswith(f"{outer}.") for outer in lists)
-            if isinstance(module, nn.ModuleList) and len(module) == count and not inner:
-                lists[name] = module
+    for name, module in model.named_modules():
+        is_inside = any(name.startswith(f"{outer}.") for outer in lists)
+        if isinstance(module, nn.ModuleList) and len(module) == count and not is_inside:
+            lists[name] = module
     if len(lists) != 1:
-        kind = type(transformer or model[0]).__name__
+        kind = type(model.transformers_model or model[0]).__name__
         raise ValueError(
             f"shared layers need a transformer whose layers are one list, and {kind} has {len(lists)} of them: leave "
             "SharedLayers (--shared_layers) out"
