@@ -26,6 +26,7 @@ from st_simcse import (
     MaskedLanguageModel,
     MomentumQueue,
     OwnNegativeWeight,
+    SharedLayers,
     SimilarityThreshold,
     build_model,
     cli,
@@ -308,7 +309,7 @@ def _loss_of(options, tmp_path, tiny_bert, sentences, monkeypatch, supervised=Fa
 def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
     words = "--no_mask_duplicates --masked_language_model 0.1 --similarity_threshold 0.9 --symmetric --momentum_queue 5"
     words += " --momentum_queue_momentum 0.9 --hardness_weighting 5 --hardness_weighting_mode all_negatives"
-    words += " --dropout_free_negatives --focal_margin 0.2 --angular_margin 0.1"
+    words += " --dropout_free_negatives --focal_margin 0.2 --angular_margin 0.1 --shared_layers 0.5"
     loss = _loss_of(words.split(), tmp_path, tiny_bert, sentences, monkeypatch)
     expected = [
         FocalMargin(0.2),
@@ -318,6 +319,7 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
         MomentumQueue(5, 0.9),
         DropoutFreeNegatives(),
         MaskedLanguageModel(0.1),
+        SharedLayers(0.5),
     ]
     assert loss.options == expected
     assert loss.comparison == Comparison(symmetric=True)

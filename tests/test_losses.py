@@ -27,6 +27,7 @@ from st_simcse import (
     MomentumQueue,
     OwnNegativeWeight,
     ProjectionHead,
+    SharedLayers,
     SimCSETrainer,
     SimilarityThreshold,
     SupSimCSELoss,
@@ -665,6 +666,7 @@ PAPERS = {
     MomentumQueue: ("wu2022esimcse", MomentumQueue(4)),
     DropoutFreeNegatives: ("xu2023simcseplusplus", DropoutFreeNegatives()),
     MaskedLanguageModel: (None, MaskedLanguageModel(0.1)),
+    SharedLayers: (None, SharedLayers(1)),
 }
 
 
