@@ -134,10 +134,10 @@ def measure_cached(recipe: str, model: str, corpus: str, batch: int, mini_batch:
 
     with_autocast = torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=bf16)
     encoder.forward = with_autocast(encoder.forward)
-    model_only = _reset_peak()
+    model_only = reset_peak()
     step(4 * mini_batch)  # warms up
     encoder.zero_grad(set_to_none=False)
-    return _timed(step, 1, warm_up=False) | {"bytes": _peak() - model_only}
+    return _timed(step, 1, warm_up=False) | {"bytes": peak() - model_only}
 
 
 def measure_reading(lines: int) -> dict[str, float]:
@@ -166,7 +166,7 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Forget the peak so far; the memory in use now, in bytes."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -175,7 +175,7 @@ def _reset_peak() -> int:
     return _resident("VmRSS")
 
 
-def _peak() -> int:
+def peak() -> int:
     return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else _resident("VmHWM")
 
 
@@ -185,14 +185,14 @@ def _resident(entry: str) -> int:
 
 
 def _timed(step: Callable[[], object], repeat: int, warm_up: bool = True) -> dict[str, float]:
-    before, seconds = _reset_peak(), []
+    before, seconds = reset_peak(), []
     for _ in range(repeat + warm_up):
         _synchronize()
         began = time.perf_counter()
         step()
         _synchronize()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(seconds[warm_up:]), "bytes": _peak() - before}
+    return {"seconds": statistics.median(seconds[warm_up:]), "bytes": peak() - before}
 
 
 def main() -> None:

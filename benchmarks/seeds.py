@@ -2,21 +2,26 @@
 
 python benchmarks/seeds.py --model MODEL --corpus wiki_sentences.txt --test_file STSB-test.tsv
 What does dropout do? The same with --dropout, --plot_file docs/dropout_mean.png and --sentences 2560.
+
+Beside it the seconds that training took and its peak memory beyond the model, each run in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import multiprocessing
 import statistics
 import tempfile
+import time
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from datasets import Dataset, disable_progress_bars
+from measure import peak, reset_peak
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Dropout
 from transformers import set_seed
@@ -28,12 +33,15 @@ from st_simcse import (
     MaskedLanguageModel,
     MomentumQueue,
     SentenceReader,
+    SharedLayers,
     SimCSETrainer,
     SimilarityThreshold,
     UnsupSimCSELoss,
     build_model,
     load_sts,
+    sts_evaluators,
 )
+from st_simcse.evaluation import sts_scores
 from st_simcse.trainer import computes_in_bf16
 
 # Arguments of the loss; what is no option of it is treated by name in train().
@@ -48,6 +56,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "focal": {"options": [FocalMargin(0.2)]},
     "dropout_free": {"options": [DropoutFreeNegatives()]},
     "matryoshka": {},
+    "shared_quarter": {"options": [SharedLayers(0.25)]},
+    "shared_half": {"options": [SharedLayers(0.5)]},
+    "shared_three_quarters": {"options": [SharedLayers(0.75)]},
 }
 # The dropout of the transformer; the module's is behind a pooling, for a transformer without any.
 DROPOUTS = {f"dropout_{dropout}": dropout for dropout in (0.05, 0.1, 0.2, 0.3)} | {"dropout_module": 0.0}
@@ -68,25 +79,32 @@ def main() -> None:
     recipes.add_argument("--recipes", nargs="+", choices=RECIPES, default=others)
     recipes.add_argument("--dropout", action="store_const", const=list(DROPOUTS), dest="recipes")
     parser.add_argument("--plot_file", help="draw the dropouts among the recipes as a curve")
+    parser.add_argument("--speed_plot_file", help="draw the recipes' scores against their speed")
+    parser.add_argument("--sts_dir", help="also the average of the seven STS tasks in this folder")
     parser.add_argument("--sentences", type=int, default=-1, help="only so many, drawn at random")
     args = parser.parse_args()
     disable_progress_bars()
-    logging.disable(logging.WARNING)
-    evaluator = load_sts(args.test_file, name="test")
     dataset = SentenceReader().get_dataset(args.corpus).shuffle(seed=0)
     sentences = dataset["sentence"][: args.sentences if args.sentences > 0 else None]
-    print("| recipe |" + "".join(f" seed {seed} |" for seed in args.seeds) + " mean | spread |")
-    print("|" + " --- |" * (len(args.seeds) + 3))
-    results: dict[str, list[float]] = {}
-    for recipe in args.recipes:
-        scores = results[recipe] = [
-            100 * train(recipe, args.model, args.pooling, args.head, sentences, seed, evaluator) for seed in args.seeds
-        ]
-        cells = [recipe, *(f"{score:.2f}" for score in scores), f"{statistics.mean(scores):.2f}"]
-        print(f"| {' | '.join(cells)} | {spread(scores):.2f} |", flush=True)
+    measures = ["STS-B", *(["STS avg."] if args.sts_dir else [])]
+    header = ["recipe", *(f"seed {seed}" for seed in args.seeds), *(f"{m} | spread" for m in measures)]
+    print(f"| {' | '.join(header)} | seconds | MiB |")
+    print("|" + " --- |" * (len(args.seeds) + 2 * len(measures) + 3))
+    results: dict[str, dict[str, list[float]]] = {}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for recipe in args.recipes:
+            runs = [pool.apply(train, (recipe, args, sentences, seed)) for seed in args.seeds]
+            result = results[recipe] = {name: [run[name] for run in runs] for name in runs[0]}
+            cells = [recipe, *(f"{score:.2f}" for score in result["STS-B"])]
+            cells += [f"{statistics.mean(result[m]):.2f} | {spread(result[m]):.2f}" for m in measures]
+            cells += [f"{statistics.mean(result[name]):,.0f}" for name in ("seconds", "MiB")]
+            print(f"| {' | '.join(cells)} |", flush=True)
+    title = f"{args.pooling} pooling{' and a head' if args.head else ''}, {len(sentences)} sentences"
     if args.plot_file:
-        title = f"{args.pooling} pooling{' and a head' if args.head else ''}, {len(sentences)} sentences"
-        plot({name: scores for name, scores in results.items() if name in DROPOUTS}, title, args.plot_file)
+        scores = {name: result["STS-B"] for name, result in results.items() if name in DROPOUTS}
+        plot(scores, title, args.plot_file)
+    if args.speed_plot_file:
+        plot_speed(results, measures, title, args.speed_plot_file)
 
 
 def spread(scores: list[float]) -> float:
@@ -109,17 +127,26 @@ def plot(results: dict[str, list[float]], title: str, path: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def train(
-    recipe: str,
-    model_name: str,
-    pooling: str,
-    head: bool,
-    sentences: list[str],
-    seed: int,
-    evaluator: EmbeddingSimilarityEvaluator,
-) -> float:
+def plot_speed(results: dict[str, dict[str, list[float]]], measures: list[str], title: str, path: str) -> None:
+    """Mean and spread by the seconds of training, a panel a measure."""
+    figure, panels = plt.subplots(len(measures), figsize=(6, 4 * len(measures)), layout="constrained", squeeze=False)
+    seconds = [statistics.mean(result["seconds"]) for result in results.values()]
+    for axes, measure in zip(panels.flat, measures, strict=True):
+        means, spreads = ([f(result[measure]) for result in results.values()] for f in (statistics.mean, spread))
+        axes.errorbar(seconds, means, spreads, fmt="o-", capsize=4)
+        for recipe, place in zip(results, zip(seconds, means, strict=True), strict=True):
+            axes.annotate(recipe, place, xytext=(4, 6), textcoords="offset points")
+        axes.set(xlabel="seconds of training", ylabel=f"Spearman x 100, {measure}", title=title)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def train(recipe: str, args: argparse.Namespace, sentences: list[str], seed: int) -> dict[str, float]:
+    """The scores, the seconds of training and its peak memory beyond the model."""
+    disable_progress_bars()
+    logging.disable(logging.WARNING)
     set_seed(seed)
-    model = build_model(model_name, pooling=pooling, max_seq_length=32, dropout=DROPOUTS.get(recipe))
+    model = build_model(args.model, pooling=args.pooling, max_seq_length=32, dropout=DROPOUTS.get(recipe))
     if recipe == "dropout_module":
         model.insert(2, Dropout(MODULE_DROPOUT))
     use_cpu = not torch.accelerator.is_available()
@@ -140,7 +167,7 @@ def train(
             batch_sampler=LengthGroupedBatchSampler if recipe == "grouped" else "batch_sampler",
         )
         if ours:
-            loss = UnsupSimCSELoss(model, projection_head=head and recipe != "matryoshka", **RECIPES[recipe])
+            loss = UnsupSimCSELoss(model, projection_head=args.head and recipe != "matryoshka", **RECIPES[recipe])
         else:
             loss = MultipleNegativesRankingLoss(model)
         if recipe == "matryoshka":
@@ -148,8 +175,15 @@ def train(
             loss = MatryoshkaLoss(model, loss, [width, width // 2, width // 4, width // 8])
         columns = {"sentence": sentences} if ours else {"a": sentences, "b": sentences}
         trainer = SimCSETrainer if ours else SentenceTransformerTrainer
-        trainer(model=model, args=arguments, train_dataset=Dataset.from_dict(columns), loss=loss).train()
-    return evaluator(model)["test_spearman_cosine"]
+        run = trainer(model=model, args=arguments, train_dataset=Dataset.from_dict(columns), loss=loss)
+        before, began = reset_peak(), time.perf_counter()
+        with contextlib.redirect_stdout(None):
+            run.train()
+        results = {"seconds": time.perf_counter() - began, "MiB": (peak() - before) / 2**20}
+    results["STS-B"] = 100 * load_sts(args.test_file, name="test")(model)["test_spearman_cosine"]
+    if args.sts_dir:
+        results["STS avg."] = sts_scores(sts_evaluators(args.sts_dir)(model))["Avg."]
+    return results
 
 
 if __name__ == "__main__":

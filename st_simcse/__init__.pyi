@@ -12,6 +12,7 @@ from .losses import (
     ProjectionHead,
     RankConsistency,
     RankDistillation,
+    SharedLayers,
     SupSimCSELoss,
     UnsupSimCSELoss,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "RankConsistency",
     "RankDistillation",
     "SentenceReader",
+    "SharedLayers",
     "SimCSETrainer",
     "SimCSETrainingArguments",
     "SimilarityThreshold",

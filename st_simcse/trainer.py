@@ -40,7 +40,8 @@ from st_simcse.batching import LengthGroupedBatchSampler, token_collator, tokeni
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, any_process, averaged_gradients
 from st_simcse.embedding import chunked_outputs
 from st_simcse.lora import adapters, restore_adapter
-from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss, check_wrappers
+from st_simcse.losses import SimCSELoss, SupSimCSELoss, UnsupSimCSELoss, check_wrappers
+from st_simcse.losses.options import refuse
 from st_simcse.model_card import ModelCardCallback
 from st_simcse.own_weights import own_parameters, own_weights
 from st_simcse.resume import RECORD_NAME, check_resumable, describe_run, write_record
@@ -311,6 +312,10 @@ class SimCSETrainer(SentenceTransformerTrainer):
                         f"views are made of one column of texts, the data has {', '.join(sorted(texts))}: keep one "
                         "with dataset.select_columns, or leave views out"
                     )
+        for loss in self._losses().values():
+            for part in loss.modules():
+                if isinstance(part, SimCSELoss):
+                    refuse(part.options, "views", "views")
         self.data_collator = view_collator(self.model, self.data_collator, views, self.args.seed)
         self.add_callback(ViewCallback(self.data_collator))
 

@@ -44,6 +44,7 @@ from st_simcse import (
     OwnNegativeWeight,
     RankConsistency,
     RankDistillation,
+    SharedLayers,
     SimCSETrainer,
     SimCSETrainingArguments,
     SimilarityThreshold,
@@ -77,6 +78,7 @@ EXAMPLES = {
     RankDistillation: RankDistillation(0.5, temperature=0.2),
     RankConsistency: RankConsistency(5.0, temperature=0.2),
     DimensionContrast: DimensionContrast(0.5, temperature=0.5),
+    SharedLayers: SharedLayers(1),
 }
 if unknown := [option.__name__ for option in OPTIONS if option not in EXAMPLES]:
     raise NotImplementedError(f"no example and no oracle for {', '.join(unknown)}: see EXAMPLES and Oracle")
@@ -87,7 +89,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "symmetric": {"symmetric": True},
     "directions": {"directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")},
     "per_direction": {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"},
-    **{option.__name__: {"options": [EXAMPLES[option]]} for option in OPTIONS},
+    # Shared layers are a factor of their own, so that every other option is tried with them.
+    **{option.__name__: {"options": [EXAMPLES[option]]} for option in OPTIONS if option is not SharedLayers},
 }
 
 
@@ -103,11 +106,15 @@ class Case:
     precision: str
     cached: bool
     step: str
+    layers: str
 
     @property
     def options(self) -> dict[str, Any]:
         options = OBJECTIVES[self.option] | {"temperature": TEMPERATURE}
-        options |= {"mini_batch_size": 3} if self.cached else {}
+        if self.layers == "shared":
+            options["options"] = [*options.get("options", []), EXAMPLES[SharedLayers]]
+        if self.cached:
+            options["mini_batch_size"] = 4 if self.layers == "shared" else 3
         return options | ({"gather_across_devices": True} if self.processes == "2 gathered" else {})
 
     @property
@@ -124,6 +131,7 @@ FACTORS = {
     "precision": ["float32", "bf16"],
     "cached": [False, True],
     "step": ["plain", "accumulation", "checkpointing", "compile"],
+    "layers": ["all", "shared"],
 }
 
 
@@ -236,7 +244,8 @@ def check(case: Case, folder: str | Path) -> str | None:
 
 def refusal(case: Case) -> str | None:
     """Part of the message with which a combination has to be refused, or None if it has to be right."""
-    option = next((option for option in OPTIONS if option.__name__ == case.option), None)
+    options = [option for option in OPTIONS if option.__name__ == case.option]
+    options += [SharedLayers] if case.layers == "shared" else []
     loss = "UnsupSimCSELoss" if case.loss == "unsupervised" else "SupSimCSELoss"
     layers = case.wrapper in ("AdaptiveLayerLoss", "Matryoshka2dLoss")
     dimensions = case.wrapper in ("MatryoshkaLoss", "Matryoshka2dLoss")
@@ -246,8 +255,9 @@ def refusal(case: Case) -> str | None:
         (layers, "adaptive_layer", "AdaptiveLayerLoss"),
         (dimensions, "matryoshka", "MatryoshkaLoss"),
     ):
-        if applies and not getattr(option, what, True):
-            return f"{case.option} does not go with {name}"
+        for option in options:
+            if applies and not getattr(option, what, True):
+                return f"{option.__name__} does not go with {name}"
     if layers and case.cached:
         return "leave mini_batch_size out"
     if layers and case.step == "compile" and case.processes != "1":

@@ -30,6 +30,7 @@ from st_simcse import (
     OwnNegativeWeight,
     RankConsistency,
     RankDistillation,
+    SharedLayers,
     SimilarityThreshold,
     build_model,
     cli,
@@ -312,9 +313,9 @@ def _loss_of(options, tmp_path, tiny_bert, sentences, monkeypatch, supervised=Fa
 def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
     words = "--no_mask_duplicates --masked_language_model 0.1 --similarity_threshold 0.9 --symmetric --momentum_queue 5"
     words += " --momentum_queue_momentum 0.9 --hardness_weighting 5 --hardness_weighting_mode all_negatives"
-    words += " --dropout_free_negatives --focal_margin 0.2 --angular_margin 0.1"
     words += f" --rank_distillation 1 --rank_distillation_method listnet --rank_consistency 2 --teacher {tiny_bert}"
     words += " --dimension_contrast 0.1"
+    words += " --dropout_free_negatives --focal_margin 0.2 --angular_margin 0.1 --shared_layers 0.5"
     loss = _loss_of(words.split(), tmp_path, tiny_bert, sentences, monkeypatch)
     expected = [
         FocalMargin(0.2),
@@ -327,6 +328,7 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
         RankDistillation(1.0, "listnet"),
         RankConsistency(2.0),
         DimensionContrast(0.1),
+        SharedLayers(0.5),
     ]
     assert loss.options == expected
     assert loss.comparison == Comparison(symmetric=True)

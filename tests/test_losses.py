@@ -32,6 +32,7 @@ from st_simcse import (
     ProjectionHead,
     RankConsistency,
     RankDistillation,
+    SharedLayers,
     SimCSETrainer,
     SimilarityThreshold,
     SupSimCSELoss,
@@ -674,6 +675,7 @@ PAPERS = {
     RankDistillation: ("liu2023rankcse", RankDistillation(1.0)),
     RankConsistency: ("liu2023rankcse", RankConsistency(1.0)),
     DimensionContrast: ("xu2023simcseplusplus", DimensionContrast(0.1)),
+    SharedLayers: (None, SharedLayers(1)),
 }
 
 

@@ -14,6 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from st_simcse import (
     Crops,
     RankDistillation,
+    SharedLayers,
     SimCSETrainer,
     SimCSETrainingArguments,
     TokenCutoff,
@@ -181,3 +182,7 @@ def test_what_views_do_not_go_with_is_refused(paragraphs, tmp_path, static_model
         arguments = SimCSETrainingArguments(str(tmp_path), use_cpu=True, **{"views": "crops"} | options)
         with pytest.raises(ValueError, match=message):
             SimCSETrainer(given, arguments, data, loss=UnsupSimCSELoss(given))
+    deep = tiny_model(paragraphs, width=32, layers=2).to("cpu")
+    arguments = SimCSETrainingArguments(str(tmp_path), use_cpu=True, views="crops")
+    with pytest.raises(ValueError, match="SharedLayers does not go with views"):
+        SimCSETrainer(deep, arguments, one, loss=UnsupSimCSELoss(deep, options=[SharedLayers(1)]))

@@ -8,6 +8,7 @@ from st_simcse.losses.mlm import MaskedLanguageModel
 from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption
 from st_simcse.losses.queue import MomentumQueue
 from st_simcse.losses.ranking import RankConsistency, RankDistillation
+from st_simcse.losses.shared_layers import SharedLayers
 from st_simcse.losses.simcse import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.objective import edits
 
@@ -24,6 +25,7 @@ OPTIONS = [
     RankDistillation,
     RankConsistency,
     DimensionContrast,
+    SharedLayers,
 ]
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "ProjectionHead",
     "RankConsistency",
     "RankDistillation",
+    "SharedLayers",
     "SimCSELoss",
     "Source",
     "SourceOption",

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
@@ -33,6 +33,7 @@ from st_simcse.losses.duplicates import TEXT_KEY, text_keys
 from st_simcse.losses.heads import ProjectionHead
 from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption, option_name, refuse
 from st_simcse.losses.precision import ObservedPrecision
+from st_simcse.losses.shared_layers import SharedLayers
 from st_simcse.objective import Batch, Comparison, Direction, Edit, info_nce
 from st_simcse.own_weights import own_parameters
 from st_simcse.teacher import teacher_embeddings
@@ -114,7 +115,9 @@ class SimCSELoss(GradientCache, nn.Module):
             )
         self.options = list(options)
         for option in self.options:
-            if isinstance(option, type) or not (callable(option) or isinstance(option, (SourceOption, TermOption))):
+            if isinstance(option, type) or not (
+                callable(option) or isinstance(option, (SourceOption, TermOption, SharedLayers))
+            ):
                 raise ValueError(f"{option!r} is no option: pass an instance of one of st_simcse.losses.OPTIONS")
         if twice := [kind.__name__ for kind, count in Counter(map(type, self.options)).items() if count > 1]:
             raise ValueError(f"an option counts once: {', '.join(twice)} is there more than once")
@@ -141,6 +144,10 @@ class SimCSELoss(GradientCache, nn.Module):
         # A ModuleDict is as good as a dict.
         self.sources: dict[str, Source] = nn.ModuleDict(sources)  # type: ignore[assignment]
         self.terms: dict[str, Term] = nn.ModuleDict(terms)  # type: ignore[assignment]
+        # Open while both views are embedded.
+        self.sharing: AbstractContextManager[Any] = next(
+            (option.build(model) for option in self.options if isinstance(option, SharedLayers)), nullcontext()
+        )
         self._precision = ObservedPrecision()
 
     def forward(
@@ -197,7 +204,8 @@ class SimCSELoss(GradientCache, nn.Module):
         if self.mini_batch_size is not None:
             parts = {"contrastive": self.forward_cached(rows, layout)}  # type: ignore[arg-type]  # comes back as calculate_loss's labels
         else:
-            embedded = [self._embed(column, places is not None) for column in rows]
+            with self.sharing:
+                embedded = [self._embed(column, places is not None) for column in rows]
             for source in self.sources.values():
                 embedded += [[column] for column in source.more_columns(self, copies[-1])]
             # The method that MatryoshkaLoss decorates.
@@ -244,9 +252,10 @@ class SimCSELoss(GradientCache, nn.Module):
         random_state: RandContext | None = None,
     ) -> tuple[Tensor, RandContext | None]:
         # The head belongs to the replayed part of GradCache, so that gradient accumulation and loss scaling reach it.
-        embeddings, random_state = super().embed_minibatch(
-            sentence_feature, begin, end, with_grad, copy_random_state, random_state
-        )
+        with self.sharing:
+            embeddings, random_state = super().embed_minibatch(
+                sentence_feature, begin, end, with_grad, copy_random_state, random_state
+            )
         with nullcontext() if with_grad else torch.no_grad():
             return self._project(embeddings), random_state
 

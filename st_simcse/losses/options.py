@@ -25,6 +25,7 @@ class Option:
         unsupervised, supervised: whether it goes with UnsupSimCSELoss, and with SupSimCSELoss.
         cached: whether it goes with ``mini_batch_size``.
         matryoshka, adaptive_layer: whether the loss can be inside a MatryoshkaLoss, an AdaptiveLayerLoss.
+        views: whether it goes with ``views`` of the training arguments, which make two texts of one.
         needs_teacher: whether the labels have to be a teacher's embeddings.
     """
 
@@ -34,6 +35,7 @@ class Option:
     cached: ClassVar[bool] = True
     matryoshka: ClassVar[bool] = True
     adaptive_layer: ClassVar[bool] = True
+    views: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
 
 

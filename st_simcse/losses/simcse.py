@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from st_simcse.dropout import dropout_remedy
 from st_simcse.losses.base import SimCSELoss
 from st_simcse.losses.duplicates import text_keys
+from st_simcse.losses.shared_layers import SharedPass
 
 __all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
 
@@ -72,6 +73,8 @@ class UnsupSimCSELoss(SimCSELoss):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._compare_views = self._compare_columns = True
+        if isinstance(self.sharing, SharedPass):
+            self.sharing.check(self)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], *others: Any) -> Tensor:
         if self._compare_views and embeddings[0].requires_grad:
@@ -85,18 +88,26 @@ class UnsupSimCSELoss(SimCSELoss):
                 f"UnsupSimCSELoss takes one column of sentences or the same column twice, got {len(columns)} columns: "
                 "drop the others with dataset.select_columns, or use SupSimCSELoss for (anchor, positive, negative)"
             )
-        if len(columns) == 2 and self._compare_columns:
+        if len(columns) == 2 and (self._compare_columns or isinstance(self.sharing, SharedPass)):
             self._compare_columns = False
-            self._warn_if_different(*map(text_keys, columns))
+            self._check_equality(*map(text_keys, columns))
         return columns if len(columns) == 2 else columns * 2
 
-    @staticmethod
-    def _warn_if_different(first: Tensor | None, second: Tensor | None) -> None:
-        if first is not None and second is not None and not torch.equal(first, second):
-            logger.warning(
-                "The two columns hold different texts, which UnsupSimCSELoss takes for two views of the same sentence: "
-                "use SupSimCSELoss for (anchor, positive) pairs, or keep one column with dataset.select_columns"
-            )
+    def _sort_by_length(self, columns: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+        if not isinstance(self.sharing, SharedPass) or len(columns) == 1:
+            return super()._sort_by_length(columns)
+        return self.sharing.pair(*super()._sort_by_length(columns[:1]))
+
+    def _check_equality(self, first: Tensor | None, second: Tensor | None) -> None:
+        if first is None or second is None or torch.equal(first, second):
+            return
+        message = (
+            "The two columns hold different texts, which UnsupSimCSELoss takes for two views of the same sentence: "
+            "use SupSimCSELoss for (anchor, positive) pairs, or keep one column with dataset.select_columns"
+        )
+        if isinstance(self.sharing, SharedPass):
+            raise ValueError(f"{message}. With SharedLayers only the first would be read")
+        logger.warning(message)
 
     @staticmethod
     def _warn_if_equal(first: Tensor, second: Tensor, model: nn.Module) -> None:

@@ -1,0 +1,177 @@
+"""Lower layers that both views of a sentence share."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, set_seed
+
+from st_simcse import SharedLayers, UnsupSimCSELoss, build_model
+from st_simcse.demo import tiny_model
+
+# Texts of several lengths, one of them twice.
+TEXTS = ["Two dogs run in the park.", "A cat sleeps.", "Two dogs run.", "Someone rides a horse on the beach.", "Two"]
+TEXTS += ["A cat sleeps."]
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+ARCHITECTURES = {
+    "bert": SIZES,
+    "distilbert": {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
+    "mpnet": SIZES,
+    "modernbert": SIZES | {"pad_token_id": 0, "local_attention": 4, "global_attn_every_n_layers": 2},
+    "deberta-v2": SIZES
+    | {"relative_attention": True, "position_buckets": 4, "pos_att_type": ["p2c", "c2p"], "conv_kernel_size": 3},
+    "llama": SIZES | {"num_key_value_heads": 2},
+    "qwen3": SIZES | {"num_key_value_heads": 2, "head_dim": 8},
+    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4},
+    "t5": {"d_model": 32, "num_layers": 3, "num_heads": 4, "d_kv": 8, "d_ff": 48},
+    "albert": SIZES | {"embedding_size": 16},
+}
+
+
+@pytest.fixture
+def make(tiny_bert, tmp_path):
+    """A SentenceTransformer of an architecture, its weights random and large enough for every layer to count."""
+
+    def of(architecture, pooling="mean"):
+        set_seed(0)
+        shutil.copytree(tiny_bert, tmp_path / architecture)
+        config = AutoConfig.for_model(architecture, vocab_size=64, **ARCHITECTURES[architecture])
+        transformer = AutoModel.from_config(config)
+        for parameter in transformer.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.2)
+        transformer.save_pretrained(tmp_path / architecture)
+        return build_model(str(tmp_path / architecture), pooling=pooling, device="cpu")
+
+    return of
+
+
+def _loss_and_gradients(model, *options, texts=(TEXTS,), **others):
+    loss = UnsupSimCSELoss(model, 0.5, options, mask_duplicates=False, **others)
+    model.zero_grad()
+    value = loss([model.preprocess(column) for column in texts])
+    value.backward()
+    return value, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def three_layers():
+    """A tiny BERT in training mode, and its layers."""
+    model = tiny_model(TEXTS, width=32, layers=3).to("cpu").train()
+    return model, model[0].model.encoder.layer
+
+
+class _Gap(UnsupSimCSELoss):
+    """Notes how far apart the views are."""
+
+    def compute_loss_from_embeddings(self, embeddings, *others):
+        self.gap = (embeddings[0] - embeddings[1]).abs().max().item()
+        return super().compute_loss_from_embeddings(embeddings, *others)
+
+
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "albert"])
+def test_without_dropout_nothing_changes(make, architecture, monkeypatch):
+    """Neither the loss nor its gradients, in one pass or several, cached or not."""
+    model = make(architecture).eval()
+    value, gradients = _loss_and_gradients(model)
+    for shared, mini_batch_size, rows_per_pass in ((1, None, 4), (2, None, 48), (2, 4, 48)):
+        monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", rows_per_pass)
+        same, shared_gradients = _loss_and_gradients(model, SharedLayers(shared), mini_batch_size=mini_batch_size)
+        assert same.item() == pytest.approx(value.item(), abs=1e-6)
+        assert shared_gradients.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            assert torch.allclose(shared_gradients[name], gradient, atol=1e-6, rtol=1e-5), name
+
+
+def test_lower_layers_see_a_text_once(three_layers):
+    """With dropout the two views come out of the shared layers with the same bits, and differ above."""
+    model, layers = three_layers
+    seen = []
+    for layer in layers:
+        layer.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    UnsupSimCSELoss(model, options=[SharedLayers(2)])([model.preprocess(TEXTS)])
+    (first, _), (second, _), (third, output) = seen[-3:]
+    assert [len(first), len(second), len(third)] == [len(TEXTS), len(TEXTS), 2 * len(TEXTS)]
+    assert torch.equal(third[::2], third[1::2])
+    assert not any(torch.allclose(one, other) for one, other in zip(output[::2], output[1::2], strict=True))
+
+
+@pytest.mark.parametrize("how", ["whole", "cached", "checkpointed", "compiled"])
+def test_dropout_that_only_shared_layers_have_makes_equal_views(three_layers, how):
+    model, layers = three_layers
+    for module in layers[2].modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if how == "checkpointed":
+        model.gradient_checkpointing_enable()
+    features = model.preprocess(TEXTS)
+    gaps = []
+    for options in ([], [SharedLayers(2)], []):
+        loss = _Gap(model, options=options, mini_batch_size=4 if how == "cached" else None)
+        if how == "compiled":
+            loss.model = torch.compile(model, backend="aot_eager")
+        loss([features]).backward()
+        gaps.append(loss.gap)
+    assert gaps[1] < 1e-5 < 0.1 < min(gaps[0], gaps[2])
+
+
+@pytest.mark.parametrize("how", ["cached", "checkpointed", "checkpointed with reentry"])
+def test_computing_twice_draws_the_same_masks(three_layers, how, monkeypatch):
+    """Gradients with dropout are those of passes of as many rows, computed once."""
+    monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", 4)
+    model, _ = three_layers
+    texts = sorted(TEXTS, key=lambda text: -len(text.split()))  # in the order that passes are made in
+    torch.manual_seed(0)
+    value, gradients = _loss_and_gradients(model, SharedLayers(2), texts=[texts])
+    if how != "cached":
+        model.gradient_checkpointing_enable({"use_reentrant": how != "checkpointed"})
+    torch.manual_seed(0)
+    again, same = _loss_and_gradients(
+        model, SharedLayers(2), texts=[texts], mini_batch_size=4 if how == "cached" else None
+    )
+    assert again.item() == pytest.approx(value.item(), abs=1e-6)
+    assert all(torch.allclose(same[name], gradient, atol=1e-6) for name, gradient in gradients.items())
+
+
+def test_two_columns_have_to_be_equal(three_layers):
+    model, _ = three_layers
+    values = []
+    for texts in ([TEXTS], [TEXTS, TEXTS]):
+        torch.manual_seed(0)
+        values.append(_loss_and_gradients(model, SharedLayers(1), texts=texts)[0])
+    assert torch.equal(*values)
+    with pytest.raises(ValueError, match="hold different texts.*only the first would be read"):
+        _loss_and_gradients(model, SharedLayers(1), texts=[TEXTS, TEXTS[::-1]])
+
+
+@pytest.mark.parametrize(("layers", "shared"), [(1, 1), (2.0, 2), (0.5, 3), (0.25, 2), (0.75, 4), (5, 5)])
+def test_a_share_of_six_layers(layers, shared):
+    assert len(SharedLayers(layers).build(tiny_model(TEXTS, width=16, layers=6)).lower) == shared
+
+
+@pytest.mark.parametrize("layers", [0, -1, 1.5, float("nan"), float("inf")])
+def test_neither_a_number_nor_a_share(layers):
+    with pytest.raises(ValueError, match="a whole number from 1 on or a share"):
+        SharedLayers(layers)
+
+
+def test_what_cannot_be_shared_is_refused(three_layers, make, static_model, tiny_bert):
+    model, layers = three_layers
+    for number in (3, 7, 0.9, 0.1):
+        with pytest.raises(ValueError, match="choose from 1 to 2"):
+            UnsupSimCSELoss(model, options=[SharedLayers(number)])
+    with pytest.raises(ValueError, match="mini_batch_size has to be even, got 3"):
+        UnsupSimCSELoss(model, options=[SharedLayers(1)], mini_batch_size=3)
+    for other in (make("albert"), static_model):
+        with pytest.raises(ValueError, match="layers are one list, and .* has 0 of them"):
+            UnsupSimCSELoss(other, options=[SharedLayers(1)])
+    before = list(layers)
+    with pytest.raises(ValueError, match="a pooling of several layers, does not go with that"):
+        UnsupSimCSELoss(build_model(tiny_bert, "first_last_avg"), options=[SharedLayers(1)])
+    flat = model.preprocess
+    model.preprocess = lambda texts: {"input_ids": flat(texts)["input_ids"].view(1, -1), "cu_seq_lens_q": torch.ones(4)}
+    with pytest.raises(ValueError, match="unpad_inputs = False"):
+        UnsupSimCSELoss(model, options=[SharedLayers(1)])
+    assert list(layers) == before
