@@ -1,6 +1,7 @@
 # make demo   sets up a virtual environment in .venv and runs the demo
 # make test   sets it up with the test tools, then lints, checks types and tests
-.PHONY: demo test
+# make docs   sets it up with the site's tools and builds the site, in build/site
+.PHONY: demo test docs
 
 .venv/bin/python:
 	python3 -m venv .venv
@@ -15,3 +16,7 @@ test: .venv/bin/python
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/pytest -n auto --dist worksteal
+
+docs: .venv/bin/python
+	.venv/bin/pip install --editable '.[docs]'
+	.venv/bin/mkdocs build --strict

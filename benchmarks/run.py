@@ -1,4 +1,4 @@
-"""Every ratio of the README in one run: python benchmarks/run.py --model MODEL --corpus wiki_sentences.txt
+"""Every ratio of docs/measured.md in one run: python benchmarks/run.py --model MODEL --corpus wiki_sentences.txt
 
 Measurements that are compared run in turn, each in a process of its own, and the medians of their ratios are printed.
 Takes about half an hour on two cores. Needs the extra "plots" (matplotlib) for the plot.

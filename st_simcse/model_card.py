@@ -2,25 +2,123 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardCallback
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.sentence_transformer.model_card import (
+    SentenceTransformerModelCardCallback,
+    SentenceTransformerModelCardData,
+)
 
-__all__ = ["ModelCardCallback"]
+from st_simcse.run_folder import step_of
+
+__all__ = ["ModelCardCallback", "SimCSEModelCardData", "shown_command"]
+
+# Spearman's in percent, as papers have it.
+METRICS = {"spearman_cosine": ("Spearman × 100", 100), "alignment": ("alignment", 1), "uniformity": ("uniformity", 1)}
+
+Results = dict[BaseEvaluator, dict[str, Any]]
+
+
+@dataclass
+class SimCSEModelCardData(SentenceTransformerModelCardData):
+    """ST's, and how the model was made: a section with the command and what was measured before and after.
+
+    Args:
+        command: the command line that trained the model, as :func:`shown_command` gives it.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run."])
+        >>> model.model_card_data = SimCSEModelCardData.of(model.model_card_data)
+        >>> model.model_card_data.command = "st-simcse train ..."
+        >>> "st-simcse train ..." in model.model_card_data.generate_usage_snippet()
+        True
+    """
+
+    command: str = ""
+    # By evaluator, as in eval_results_dict, which has the last ones.
+    results_before: Results = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def of(cls, data: SentenceTransformerModelCardData) -> SimCSEModelCardData:
+        """The same data."""
+        own = cls()
+        vars(own).update(vars(data))
+        return own
+
+    def generate_usage_snippet(self) -> str:
+        # ST's template has no place for a section more, and this is the last thing in the section before its results.
+        return f"{super().generate_usage_snippet()}\n\n{self._how_it_was_made()}\n"
+
+    def _how_it_was_made(self) -> str:
+        parts = [
+            f"## How it was made\n\nWith st_simcse {version('st_simcse')}, objective and arguments as listed below"
+        ]
+        parts[0] += ", by" if self.command else "."
+        if self.command:
+            parts.append(f"```bash\n{self.command}\n```")
+        before, after = _scores(self.results_before), _scores(self.eval_results_dict or {})
+        if after:
+            rows = [("measured", "before", "after"), ("---", "---", "---")]
+            rows += [(name, f"{before[name]:.2f}" if name in before else "", f"{after[name]:.2f}") for name in after]
+            parts.append("\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows))
+        return "\n\n".join(parts)
+
+
+def _scores(results: Results) -> dict[str, float]:
+    return {
+        ", ".join(filter(None, (key.removesuffix(metric).rstrip("_"), name))): factor * float(value)
+        for metrics in results.values()
+        for key, value in metrics.items()
+        for metric, (name, factor) in METRICS.items()
+        if key == metric or key.endswith(f"_{metric}")
+    }
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """A command line for others to read: without tokens, and of paths into other folders the last part alone.
+
+    Example:
+        >>> shown_command(["st-simcse", "train", "--train_file", "/home/me/my file.txt", "--hub_token=hf_abc"])
+        "st-simcse train --train_file 'my file.txt' --hub_token=..."
+    """
+    shown: list[str] = []
+    hide_next = False
+    for word in words:
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        is_secret = hide_next or (bool(equals) and name.endswith("_token"))
+        if value.startswith(("/", "..", "~")):
+            value = Path(value).name
+        shown.append(name + equals + ("..." if is_secret else shlex.quote(value) if value else ""))
+        hide_next = name.endswith("_token") and not equals
+    return " ".join(shown)
 
 
 class ModelCardCallback(SentenceTransformerModelCardCallback):
     """As ST's; but a model goes to others, and its training data may not.
 
     ST's shows some twenty texts of the training data: as samples of the data, as examples for the hub's widget, and in
-    the code that shows how the model is used. ``args.texts_in_model_card`` lets it.
+    the code that shows how the model is used. ``args.texts_in_model_card`` lets it. The card also says how the model
+    was made, see :class:`SimCSEModelCardData`.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.results_at: dict[int, Results] | None = None  # by step, while training goes on
+
     def on_init_end(self, args: Any, *others: Any, **kwargs: Any) -> None:
+        card = _own_card(kwargs["model"])
+        card.add_tags(["simcse", "st_simcse"])
         if getattr(args, "texts_in_model_card", False):
             super().on_init_end(args, *others, **kwargs)
             return
-        card = kwargs["model"].model_card_data
         given = card.widget
         card.widget = given or [{}]  # ST takes texts of the data where there are none
         super().on_init_end(args, *others, **kwargs)
@@ -28,3 +126,33 @@ class ModelCardCallback(SentenceTransformerModelCardCallback):
         for dataset in (*card.train_datasets, *card.eval_datasets):
             for key in ("examples", "examples_table"):
                 dataset.pop(key, None)
+
+    def on_train_begin(self, *others: Any, model: Any, **kwargs: Any) -> None:
+        card = _own_card(model)
+        super().on_train_begin(*others, model=model, **kwargs)
+        self.results_at = {}
+        card.results_before, card.eval_results_dict = card.eval_results_dict or {}, {}
+
+    def on_evaluate(self, args: Any, state: Any, *others: Any, model: Any, **kwargs: Any) -> None:
+        super().on_evaluate(args, state, *others, model=model, **kwargs)
+        if self.results_at is None:
+            return
+        card = _own_card(model)
+        self.results_at[state.global_step] = dict(card.eval_results_dict or {})
+        if state.global_step == 0:  # eval_on_start
+            card.results_before |= card.eval_results_dict or {}
+            card.eval_results_dict = {}
+
+    def on_train_end(self, args: Any, state: Any, *others: Any, model: Any, **kwargs: Any) -> None:
+        """The card has the results of the model that is left, which need not be that of the last evaluation."""
+        step = state.global_step
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            step = step_of(state.best_model_checkpoint)
+        _own_card(model).eval_results_dict = (self.results_at or {}).get(step, {})
+        self.results_at = None
+
+
+def _own_card(model: SentenceTransformer) -> SimCSEModelCardData:
+    if not isinstance(model.model_card_data, SimCSEModelCardData):
+        model.model_card_data = SimCSEModelCardData.of(model.model_card_data)
+    return model.model_card_data

@@ -1,5 +1,6 @@
 """Wheel and sdist hold what they should: the wheel the package alone, the sdist all that its own tests need."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -43,5 +44,11 @@ def test_sdist(built):
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
     needed = _sources("st_simcse", "tests", "docs", "examples", "benchmarks")
     needed |= {"conftest.py", "Makefile", "README.md", "README.zh.md", "LICENSE", "pyproject.toml"}
+    needed |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml"}
     assert needed <= names, needed - names
     assert not any("__pycache__" in name or name.endswith(".pyc") for name in names)
+
+
+def test_the_citation_is_of_this_version():
+    version = re.search('^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

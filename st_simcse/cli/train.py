@@ -27,6 +27,7 @@ from st_simcse.hub import HubDataset
 from st_simcse.lora import adapters, merge_lora
 from st_simcse.losses import OPTIONS, SimCSELoss
 from st_simcse.losses.options import option_name
+from st_simcse.model_card import shown_command
 from st_simcse.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
@@ -146,7 +147,7 @@ def _run(argv: Sequence[str], arguments: tuple[Any, ...]) -> dict[str, dict[str,
             f"--seeds {' '.join(map(str, data_args.seeds))} names a seed twice: its runs would be the same"
         )
     if not data_args.seeds:
-        results = _train_once(*arguments)
+        results = _train_once(argv, *arguments)
     else:
         results = {}
         for seed in data_args.seeds:
@@ -154,7 +155,7 @@ def _run(argv: Sequence[str], arguments: tuple[Any, ...]) -> dict[str, dict[str,
             once = _parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
             if not checkpoints(folder):  # resuming a run that had not come to this seed
                 once[-1].resume_from_checkpoint = None
-            scores = _train_once(*once)
+            scores = _train_once(argv, *once)
             results["before"] = scores["before"]
             if "after" not in scores:  # stopped
                 break
@@ -183,7 +184,11 @@ def _parse_train(argv: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _train_once(
-    model_args: ModelArguments, data_args: DataArguments, loss_args: Any, args: SimCSETrainingArguments
+    argv: Sequence[str],
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    loss_args: Any,
+    args: SimCSETrainingArguments,
 ) -> dict[str, dict[str, float]]:
     set_seed(args.seed)
     sources = {name: _source(data_args, name) for name in ("train", "dev", "test")}
@@ -226,6 +231,7 @@ def _train_once(
         evaluator=during_training or None,
         callbacks=[stop := StopOnSignal()],
     )
+    model.model_card_data.command = shown_command(["st-simcse", "train", *argv])
     results = {"before": _spearman(evaluators, model)}
     resume = args.resume_from_checkpoint
     with stop:

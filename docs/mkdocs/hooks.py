@@ -1,0 +1,112 @@
+"""What the site has besides docs/: pages from the root, the examples, the table of options, links that lead there."""
+
+import dataclasses
+import inspect
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from st_simcse.losses import OPTIONS
+from st_simcse.losses.options import Option, option_name
+
+ROOT = Path(__file__).parents[2]
+# Where files that are not in docs/ are in the site.
+PAGES = {
+    "README.md": "index.md",
+    "README.zh.md": "zh.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+}
+PICTURES = ["benchmarks/growth.png"]
+GOES_WITH = {
+    "unsupervised": "`UnsupSimCSELoss`",
+    "supervised": "`SupSimCSELoss`",
+    "cached": "`mini_batch_size`",
+    "matryoshka": "`MatryoshkaLoss`",
+    "adaptive_layer": "`AdaptiveLayerLoss`",
+}
+
+
+def on_files(files: Any, config: Any) -> Any:
+    from mkdocs.structure.files import File
+
+    for path, page in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / path).read_text(encoding="utf-8")))
+    for path in PICTURES:
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    files.append(File.generated(config, "examples.md", content=examples()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    here = page.file.src_uri
+    source = {site: path for path, site in PAGES.items()}.get(here, f"docs/{here}")
+    markdown = markdown.replace("<!-- the options -->", options_tables())
+    return re.sub(
+        r"(!?\[[^\]]*\])\(([^)#\s]+)((?:#[^)\s]*)?)\)",
+        lambda link: _link(link, posixpath.dirname(source), here, config.repo_url),
+        markdown,
+    )
+
+
+def _link(link: re.Match[str], source: str, here: str, repository: str | None) -> str:
+    """A link out of a file of the repository to another as one from page to page; to its address if it is no page."""
+    text, target, anchor = link.groups()
+    path = posixpath.normpath(posixpath.join(source, target))
+    if re.match(r"\w+:", target) or not (ROOT / path).exists():
+        return link[0]
+    if path.startswith("examples/"):
+        page, anchor = "examples.md", f"#{posixpath.basename(path).replace('.', '')}"
+    else:
+        page = PAGES.get(path) or (path if path in PICTURES else path.removeprefix("docs/"))
+    if page != path or path in PICTURES:
+        return f"{text}({posixpath.relpath(page, posixpath.dirname(here) or '.')}{anchor})"
+    return f"{text}({repository.rstrip('/')}/blob/main/{path}{anchor})" if repository else text[1:-1]
+
+
+def examples() -> str:
+    """A page with the scripts of examples/."""
+    parts = ["# Examples"]
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        parts.append(f"## {path.name}\n\n```python\n{path.read_text(encoding='utf-8').strip()}\n```")
+    return "\n\n".join(parts)
+
+
+def options_tables() -> str:
+    """What the options do, out of their fields and docstrings; and what they go with, out of what they say of it."""
+    rows = [("option", "what", "on the command line"), ("---",) * 3]
+    goes_with = [("option", *GOES_WITH.values()), ("---",) * (1 + len(GOES_WITH))]
+    for option in OPTIONS:
+        name = f"[`{option.__name__}`][st_simcse.{option.__name__}]"
+        what = "<br>".join(filter(None, (_summary(option), _paper(getattr(option, "citation", "")))))
+        rows.append((name, what, _flags(option)))
+        goes = [getattr(option, attribute, getattr(Option, attribute)) for attribute in GOES_WITH]
+        goes_with.append((name, *("yes" if one else "refused" for one in goes)))
+    return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in table) for table in (rows, goes_with))
+
+
+def _flags(option: Any) -> str:
+    name, flags = option_name(option), []
+    for number, one in enumerate(dataclasses.fields(option)):
+        flag = f"`--{name}`" if number == 0 else f"`--{name}_{one.name}`"
+        default = "" if one.default is dataclasses.MISSING else f", `{one.default}` when left out"
+        flags.append(f"{flag}: {one.metadata['help'].rstrip('.')}{default}.")
+    return "<br>".join(flags) or f"`--{name}`"
+
+
+def _summary(option: Any) -> str:
+    return " ".join((inspect.getdoc(option) or "").partition("\n\n")[0].split())
+
+
+def _paper(citation: str) -> str:
+    """Title and year of a BibTeX entry."""
+    fields = {name: re.search(rf"{name} = \{{(.+?)\}},\n", citation, re.DOTALL) for name in ("title", "year", "eprint")}
+    found = {
+        name: " ".join(match[1].replace("{", "").replace("}", "").split()) for name, match in fields.items() if match
+    }
+    if not found:
+        return ""
+    title = f"*{found['title']}*, {found['year']}"
+    return f"[{title}](https://arxiv.org/abs/{found['eprint']})" if "eprint" in found else title
