@@ -312,10 +312,6 @@ class SimCSETrainer(SentenceTransformerTrainer):
                         f"views are made of one column of texts, the data has {', '.join(sorted(texts))}: keep one "
                         "with dataset.select_columns, or leave views out"
                     )
-        for loss in self._losses().values():
-            for part in loss.modules():
-                if isinstance(part, SimCSELoss):
-                    refuse(part.options, "views", "views")
         self.data_collator = view_collator(self.model, self.data_collator, views, self.args.seed)
         self.add_callback(ViewCallback(self.data_collator))
 
@@ -370,6 +366,9 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def prepare_loss(self, loss: Any, model: SentenceTransformer) -> torch.nn.Module:
         loss = super().prepare_loss(loss, model)
         check_wrappers(loss, compiled_in_processes=self.args.torch_compile and self.args.world_size > 1)
+        if getattr(self.args, "views", None) is not None:
+            for part in loss.modules():
+                refuse(part.options if isinstance(part, SimCSELoss) else [], "views", "views")
         return loss
 
     def get_batch_sampler(

@@ -4,10 +4,11 @@ import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import AutoConfig, AutoModel, set_seed
 
-from st_simcse import SharedLayers, UnsupSimCSELoss, build_model
+from st_simcse import SharedLayers, SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss, build_model
 from st_simcse.demo import tiny_model
 
 # Texts of several lengths, one of them twice.
@@ -26,6 +27,7 @@ ARCHITECTURES = {
     "qwen3": SIZES | {"num_key_value_heads": 2, "head_dim": 8},
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4},
     "t5": {"d_model": 32, "num_layers": 3, "num_heads": 4, "d_kv": 8, "d_ff": 48},
+    "fnet": SIZES,
     "albert": SIZES | {"embedding_size": 16},
 }
 
@@ -71,7 +73,7 @@ class _Gap(UnsupSimCSELoss):
         return super().compute_loss_from_embeddings(embeddings, *others)
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "albert"])
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in ("albert", "fnet")])
 def test_without_dropout_nothing_changes(make, architecture, monkeypatch):
     """Neither the loss nor its gradients, in one pass or several, cached or not."""
     model = make(architecture).eval()
@@ -135,7 +137,7 @@ def test_computing_twice_draws_the_same_masks(three_layers, how, monkeypatch):
     assert all(torch.allclose(same[name], gradient, atol=1e-6) for name, gradient in gradients.items())
 
 
-def test_two_columns_have_to_be_equal(three_layers):
+def test_two_columns_have_to_be_equal(three_layers, tmp_path):
     model, _ = three_layers
     values = []
     for texts in ([TEXTS], [TEXTS, TEXTS]):
@@ -144,6 +146,12 @@ def test_two_columns_have_to_be_equal(three_layers):
     assert torch.equal(*values)
     with pytest.raises(ValueError, match="hold different texts.*only the first would be read"):
         _loss_and_gradients(model, SharedLayers(1), texts=[TEXTS, TEXTS[::-1]])
+    views = [model.preprocess(texts) | {"text_key": torch.arange(len(TEXTS))} for texts in (TEXTS, TEXTS[::-1])]
+    with pytest.raises(ValueError, match="hold different texts.*only the first would be read"):
+        UnsupSimCSELoss(model, options=[SharedLayers(1)])(views)
+    data, arguments = Dataset.from_dict({"sentence": TEXTS}), SimCSETrainingArguments(str(tmp_path), views="crops")
+    with pytest.raises(ValueError, match="SharedLayers does not go with views"):
+        SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model, options=[SharedLayers(1)]))
 
 
 @pytest.mark.parametrize(("layers", "shared"), [(1, 1), (2.0, 2), (0.5, 3), (0.25, 2), (0.75, 4), (5, 5)])
@@ -167,6 +175,8 @@ def test_what_cannot_be_shared_is_refused(three_layers, make, static_model, tiny
     for other in (make("albert"), static_model):
         with pytest.raises(ValueError, match="layers are one list, and .* has 0 of them"):
             UnsupSimCSELoss(other, options=[SharedLayers(1)])
+    with pytest.raises(ValueError, match="that a pass may order and cut"):
+        UnsupSimCSELoss(make("fnet"), options=[SharedLayers(1)])
     before = list(layers)
     with pytest.raises(ValueError, match="a pooling of several layers, does not go with that"):
         UnsupSimCSELoss(build_model(tiny_bert, "first_last_avg"), options=[SharedLayers(1)])

@@ -110,8 +110,8 @@ class SharedPass(AbstractContextManager["SharedPass"]):
         """
         if places is None:
             raise ValueError(
-                "SharedLayers needs texts that are padded rows of tokens: with flash attention set "
-                "model[0].unpad_inputs = False, else leave SharedLayers (--shared_layers) out"
+                "SharedLayers needs texts in padded rows of tokens that a pass may order and cut as it likes: with "
+                "flash attention set model[0].unpad_inputs = False, else leave SharedLayers (--shared_layers) out"
             )
         pairs = {
             name: value.repeat_interleave(2, dim=0) if isinstance(value, Tensor) and value.ndim else value

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from st_simcse.dropout import dropout_remedy
 from st_simcse.losses.base import SimCSELoss
-from st_simcse.losses.duplicates import text_keys
+from st_simcse.losses.duplicates import TEXT_KEY, text_keys
 from st_simcse.losses.shared_layers import SharedPass
 
 __all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
@@ -90,7 +90,7 @@ class UnsupSimCSELoss(SimCSELoss):
             )
         if len(columns) == 2 and (self._compare_columns or isinstance(self.sharing, SharedPass)):
             self._compare_columns = False
-            self._check_equality(*map(text_keys, columns))
+            self._check_equality(columns)
         return columns if len(columns) == 2 else columns * 2
 
     def _sort_by_length(self, columns: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], Tensor | None]:
@@ -98,14 +98,18 @@ class UnsupSimCSELoss(SimCSELoss):
             return super()._sort_by_length(columns)
         return self.sharing.pair(*super()._sort_by_length(columns[:1]))
 
-    def _check_equality(self, first: Tensor | None, second: Tensor | None) -> None:
+    def _check_equality(self, columns: list[dict[str, Tensor]]) -> None:
+        is_shared = isinstance(self.sharing, SharedPass)
+        # Views of a text have its key, but tokens of their own.
+        tokens = [{name: column[name] for name in column if name != TEXT_KEY} for column in columns]
+        first, second = map(text_keys, tokens if is_shared else columns)
         if first is None or second is None or torch.equal(first, second):
             return
         message = (
             "The two columns hold different texts, which UnsupSimCSELoss takes for two views of the same sentence: "
             "use SupSimCSELoss for (anchor, positive) pairs, or keep one column with dataset.select_columns"
         )
-        if isinstance(self.sharing, SharedPass):
+        if is_shared:
             raise ValueError(f"{message}. With SharedLayers only the first would be read")
         logger.warning(message)
 
