@@ -3,7 +3,8 @@
 python benchmarks/seeds.py --model MODEL --corpus wiki_sentences.txt --test_file STSB-test.tsv
 What does dropout do? The same with --dropout, --plot_file docs/dropout_mean.png and --sentences 2560.
 
-Beside it the seconds that training took, on a CPU in all threads together, and its peak memory beyond the model, each run in a process of its own.
+Beside it the seconds that training took (on a CPU those of all threads together) and its peak memory beyond the model,
+each run in a process of its own.
 """
 
 from __future__ import annotations
