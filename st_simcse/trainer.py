@@ -8,13 +8,14 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, Literal
 
 import torch
+from accelerate.utils import load_fsdp_model
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import (
@@ -24,6 +25,7 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.base.sampler import DefaultBatchSampler
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import BatchSampler, ConcatDataset
 from transformers import TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
@@ -55,6 +57,7 @@ from st_simcse.run_folder import (
     sole_run,
     step_of,
 )
+from st_simcse.sharding import WholeWeights, check_shardable, filled, skeleton
 from st_simcse.views import ViewCallback, view_collator, whole_texts
 
 __all__ = ["SimCSETrainer", "SimCSETrainingArguments"]
@@ -149,13 +152,26 @@ def computes_in_bf16(use_cpu: bool) -> bool:
     return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _check_sharding(args: SentenceTransformerTrainingArguments) -> None:
-    for name in ("split_batches", "dispatch_batches"):
-        if getattr(args.accelerator_config, name, None):
+def _check_sharding(args: SentenceTransformerTrainingArguments, train_dataset: Any) -> None:
+    config = args.accelerator_config
+    if not isinstance(train_dataset, IterableDataset):
+        for name in ("split_batches", "dispatch_batches"):
+            if getattr(config, name, None):
+                raise ValueError(
+                    f"accelerator_config's {name} is not for SimCSETrainer, which deals the batches of several "
+                    "processes out itself: leave it out; per_device_train_batch_size is what every process gets"
+                )
+    elif train_dataset.n_shards >= args.world_size:
+        strategies = (args.save_strategy, args.eval_strategy, args.logging_strategy)
+        if args.gradient_accumulation_steps > 1 or "epoch" in strategies:
             raise ValueError(
-                f"accelerator_config's {name} is not for SimCSETrainer, which deals the batches of several processes "
-                "out itself: leave it out; per_device_train_batch_size is what every process gets"
+                f"{args.world_size} processes read the {train_dataset.n_shards} files of a stream each for itself, and "
+                "come to their ends at different steps: save, evaluate and log by steps and without "
+                "gradient_accumulation_steps, or make fewer files of it than there are processes"
             )
+    # Of streams accelerate would join the batches of all processes in the first one, which fails: their widths differ.
+    if config.dispatch_batches is None:
+        config.dispatch_batches = False
 
 
 @contextmanager
@@ -250,7 +266,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
         ValueError: for ``tokenize_once`` with data or a model that does not allow it; without ``loss``, for labels;
             for an option of a loss that does not go with the MatryoshkaLoss or AdaptiveLayerLoss around it;
             with ``model_init``, for a loss that has weights of its own instead of a function that makes one; in several
-            processes, for accelerate's own ways of dealing batches out.
+            processes, for accelerate's own ways of dealing batches out, for a stream of several files with what counts
+            its epochs, and for what does not go with FSDP or DeepSpeed.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -276,8 +293,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
         args = SimCSETrainingArguments("tmp_trainer") if args is None else args
         if args.output_dir:
             check_writable(args.output_dir)
-        if args.world_size > 1 and not isinstance(train_dataset, IterableDataset):
-            _check_sharding(args)
+        if args.world_size > 1:
+            _check_sharding(args, train_dataset)
         tokenize_once = getattr(args, "tokenize_once", False)
         if tokenize_once and not isinstance(train_dataset, Dataset):
             raise ValueError(f"tokenize_once needs a datasets.Dataset, got {type(train_dataset).__name__}")
@@ -286,6 +303,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         self._untokenized = train_dataset if tokenize_once else None
         self._unfinished: str | None = None  # where a checkpoint is being written
         super().__init__(model, args, train_dataset, eval_dataset, loss, *others, **options)
+        check_shardable(args, self.accelerator.state, self._losses().values(), self.model)
         if tokenize_once:
             if not isinstance(self.data_collator, BaseDataCollator):
                 raise ValueError("tokenize_once needs a data collator of ST's kind: leave data_collator out")
@@ -314,6 +332,10 @@ class SimCSETrainer(SentenceTransformerTrainer):
                     )
         self.data_collator = view_collator(self.model, self.data_collator, views, self.args.seed)
         self.add_callback(ViewCallback(self.data_collator))
+
+    @property
+    def _sharding(self) -> Any:
+        return getattr(self.accelerator.state, "fsdp_plugin", None)
 
     def get_data_collator(
         self, model: SentenceTransformer, args: SentenceTransformerTrainingArguments, *others: Any, **options: Any
@@ -410,6 +432,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
         try:
             return super().compute_loss(model, inputs, *args, **kwargs)
         except ValueError as error:
+            if self._sharding:  # whose forward passes need all processes
+                raise
             texts = texts_without_embedding(self.model, self.collect_features(inputs)[0])
             if not texts:
                 raise
@@ -419,6 +443,21 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with averaged_gradients(self._loss_parameters(), now=self.accelerator.sync_gradients):
             return super().training_step(*args, **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        if self._sharding:
+            if not isinstance(self.model, FSDPModule):
+                self._skeleton = skeleton(self.model)
+            self._whole_weights = WholeWeights(self._loss_parameters())
+            self._whole_weights.take_out(optimizer)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self._sharding:  # accelerate has sharded the model since create_optimizer
+            assert self.optimizer is not None
+            self._whole_weights.put_back(self.optimizer)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # The underscored methods below are transformers', which has no public place for what each comment says.
 
@@ -443,6 +482,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
         with sole_run(folder, self.args.should_save):
             data = self.train_dataset if self._untokenized is None else self._untokenized
             self._run = describe_run(self.args, self.model, self._losses(), data)
+            if self._sharding or self.is_deepspeed_enabled:  # their optimizers' states are files of other kinds
+                self._run["arguments"]["sharding"] = self.accelerator.distributed_type.value
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = last_complete_checkpoint(folder)
             if resume_from_checkpoint:
@@ -518,7 +559,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         if not self.args.should_save:
             return
         if self._unfinished is not None:
-            super()._save(output_dir, state_dict)
+            self._save_whole(output_dir, state_dict)
             return
         folder = Path(output_dir or str(self.args.output_dir))
         written = folder / UNFINISHED
@@ -529,7 +570,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 folder,
             )
         try:
-            super()._save(str(written), state_dict)
+            self._save_whole(str(written), state_dict)
             # Of an adapter and whole weights in one folder transformers would load both.
             for name in WHOLE if (written / ADAPTER_CONFIG_NAME).exists() else ADAPTER:
                 (folder / name).unlink(missing_ok=True)
@@ -543,6 +584,20 @@ class SimCSETrainer(SentenceTransformerTrainer):
             raise OSError(f"{message} {self._save_elsewhere(state_dict)}") from error
         shutil.rmtree(written, ignore_errors=True)
 
+    def _save_whole(self, folder: str | None, weights: dict[str, Any] | None) -> None:
+        if not weights or not isinstance(self.model, FSDPModule):
+            super()._save(folder, weights)
+            return
+        # ST saves what the model itself holds, and embeds a text for the model's card, in the main process alone.
+        sharded, card = self.model, self.model.model_card_data
+        self.model = filled(self._skeleton, weights)
+        card.register_model(self.model)
+        try:
+            super()._save(folder, weights)
+        finally:
+            self.model = sharded
+            card.register_model(sharded)
+
     def _save_elsewhere(self, state_dict: dict[str, Any] | None) -> str:
         """Where the weights of now are, so that training is not lost for want of room."""
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
@@ -553,7 +608,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
             return f"No weights are lost: {path} is complete and has them"
         elsewhere = tempfile.mkdtemp(prefix="st_simcse-")
         try:
-            super()._save(elsewhere, state_dict)
+            self._save_whole(elsewhere, state_dict)
         except Exception as error:
             shutil.rmtree(elsewhere, ignore_errors=True)
             return f"No checkpoint has these weights, and {elsewhere} did not take them either ({error})"
@@ -574,8 +629,15 @@ class SimCSETrainer(SentenceTransformerTrainer):
         own = {path.name for path in Path(checkpoint_folder).glob(f"{Path(LOSS_WEIGHTS_NAME).stem}*.safetensors")}
         return super()._checkpoint_push_skip_names(checkpoint_folder) | own | {RECORD_NAME}
 
+    # Accelerate saves and loads the states of the model's weights alone where these are sharded.
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        assert self.optimizer is not None
+        folder = output_dir if self.args.should_save else None
+        with self._whole_weights.saving(self.optimizer, self.model, folder) if self._sharding else nullcontext():
+            super()._save_optimizer_and_scheduler(output_dir)
+
     # Resuming restores the loss's weights with the model's, and says which file is damaged.
-    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+    def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
         weights = self._loss_weights()
         files = [Path(checkpoint_path, LOSS_WEIGHTS_NAME)] if weights else []
         if self._loss_buffers() and self.args.process_index > 0:
@@ -588,7 +650,10 @@ class SimCSETrainer(SentenceTransformerTrainer):
                     "drop resume_from_checkpoint and load the checkpoint as a model"
                 )
         with _naming_damage(checkpoint_path, "model", RuntimeError):
-            super()._load_from_checkpoint(checkpoint_path)
+            if self._sharding:
+                load_fsdp_model(self._sharding, self.accelerator, self.model, checkpoint_path)
+            else:
+                super()._load_from_checkpoint(checkpoint_path)
             if adapters(self.model):
                 restore_adapter(self.model, Path(checkpoint_path, ADAPTER_SAFE_WEIGHTS_NAME))
         with _naming_damage(checkpoint_path, "loss", RuntimeError, KeyError), torch.no_grad():
@@ -606,7 +671,9 @@ class SimCSETrainer(SentenceTransformerTrainer):
         assert self.optimizer is not None
         settings = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
         with _naming_damage(checkpoint, "optimizer", ValueError):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            is_sharded = self._sharding and checkpoint is not None
+            with self._whole_weights.loading(self.optimizer, self.model, checkpoint) if is_sharded else nullcontext():
+                super()._load_optimizer_and_scheduler(checkpoint)
         if any(set(new) - set(group) for new, group in zip(settings, self.optimizer.param_groups, strict=True)):
             raise ValueError(
                 f"{checkpoint} is of another optimizer than {self.args.optim}, whose state does not fit this one"

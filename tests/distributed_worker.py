@@ -5,15 +5,19 @@ import fcntl
 import functools
 import io
 import os
+import random
 import sys
 import tempfile
 
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import SENTENCES
@@ -22,6 +26,7 @@ from st_simcse import (
     MaskedLanguageModel,
     MomentumQueue,
     OwnNegativeWeight,
+    SentenceReader,
     SimCSETrainer,
     SimCSETrainingArguments,
     SupSimCSELoss,
@@ -306,6 +311,102 @@ def _refusal(trainer, taken=None, **options):
             return str(error)
 
 
+def check_in_two_streams(folder):
+    """One file's batches go to the processes in turn; of several files each process reads its own."""
+    files = [f"{folder}-{part}.txt" for part in range(2)]
+    if dist.get_rank() == 0:
+        for path, rows in zip(files, (ROWS[:9], ROWS[9:]), strict=True):
+            with open(path, "w") as file:
+                file.write("\n".join(rows))
+    dist.barrier()
+    options = {"max_steps": 4, "per_device_train_batch_size": 2}
+    for names in (files[1:], files):
+        seen = []
+        loss = UnsupSimCSELoss(_tiny(), gather_across_devices=True)
+        loss.register_forward_pre_hook(functools.partial(lambda seen, _, inputs: seen.append(inputs[0][0]), seen))
+        stream = SentenceReader().get_iterable_dataset(*names)
+        trainer = SimCSETrainer(loss.model, _arguments(folder, **options), stream, None, loss)
+        trainer.train()
+        texts = _everywhere([text for column in seen[:3] for text in loss_texts(trainer, column["input_ids"])])
+        expected = [text.lower() for text in (ROWS[9:21] if names != files else ROWS[:6] + ROWS[9:15])]
+        assert sorted(texts[0] + texts[1]) == sorted(expected), texts
+        for parameter in loss.model.parameters():
+            assert torch.equal(*_everywhere(parameter.detach()))
+    for refused in ({"gradient_accumulation_steps": 2}, {"save_strategy": "epoch"}):
+        with pytest.raises(ValueError, match="read the 2 files of a stream each for itself"):
+            SimCSETrainer(_tiny(), _arguments(folder, **(options | refused)), stream)
+
+
+def check_in_two_fsdp_is_not_left_out(folder):
+    with pytest.raises(ValueError, match="accelerate does not shard on this device"):
+        SimCSETrainer(_tiny(), _arguments(folder, fsdp=True), Dataset.from_dict({"sentence": ROWS}))
+    del os.environ["ACCELERATE_USE_FSDP"]  # which transformers has set
+
+
+# What is trained sharded and whole: a loss by name, and further training arguments.
+SHARDED = {
+    "head": (lambda model: UnsupSimCSELoss(model, projection_head=True, gather_across_devices=True), {}),
+    "accumulated": (
+        lambda model: UnsupSimCSELoss(model, options=[DropoutFreeNegatives()], gather_across_devices=True),
+        {"gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+    ),
+    "matryoshka": (
+        lambda model: MatryoshkaLoss(model, UnsupSimCSELoss(model, gather_across_devices=True), [32, 16]),
+        {},
+    ),
+    "adaptive layer": (
+        lambda model: AdaptiveLayerLoss(model, UnsupSimCSELoss(model, gather_across_devices=True)),
+        {},
+    ),
+}
+
+
+def sharded_training(folder, batch, resume=None, kind="head", **options):
+    model = _without_dropout(_tiny())
+    torch.manual_seed(int(os.environ.get("RANK", 0)))  # heads begin differently
+    make_loss, more = SHARDED[kind]
+    loss, options = make_loss(model), options | more
+    random.seed(0)  # of AdaptiveLayerLoss
+    data = Dataset.from_dict({"sentence": ROWS})
+    options = {"learning_rate": 0.05, "weight_decay": 0.1, "max_grad_norm": 0.1, "num_train_epochs": 2} | options
+    trainer = SimCSETrainer(model, _arguments(folder, per_device_train_batch_size=batch, **options), data, data, loss)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, loss
+
+
+def _whole(loss):
+    tensors = loss.state_dict().items()
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone() for name, tensor in tensors}
+
+
+def check_sharded():
+    """FSDP2 trains, saves and resumes; the test compares with one process."""
+    folder = os.path.dirname(os.environ["WEIGHTS"])
+    # Accelerate shards on accelerators alone: here the CPU counts as one.
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
+    dist.init_process_group("gloo")
+    saved = {}
+    for kind in SHARDED:
+        trainer, loss = sharded_training(f"{folder}/sgd", 4, None, kind, fsdp=True, optim="sgd")
+        assert all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
+        saved[kind] = _whole(loss)
+        for name, tensor in saved[kind].items():
+            assert torch.equal(*_everywhere(tensor)), (kind, name)
+        one, other = _everywhere(trainer.evaluate()["eval_loss"])
+        assert one == other > 0
+        trainer.save_model(f"{folder}/{kind}")
+    if dist.get_rank() == 0:
+        torch.save(saved, os.environ["WEIGHTS"])
+
+    saving = {"fsdp": True, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+    expected = _whole(sharded_training(f"{folder}/adamw", 4, **saving)[1])
+    resumed = _whole(sharded_training(f"{folder}/resumed", 4, f"{folder}/adamw/checkpoint-4", **saving)[1])
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, resumed[name]), name
+    print("sharded right")
+
+
 def check_in_two_command_line(folder):
     """One process writes and prints."""
     text = os.path.join(os.path.dirname(folder), "train.txt")
@@ -338,6 +439,8 @@ if __name__ == "__main__":
         check_gradients()
     elif sys.argv[1] == "combinations":
         check_combinations()
+    elif sys.argv[1] == "sharded":
+        check_sharded()
     else:
         check_training()
     dist.destroy_process_group()

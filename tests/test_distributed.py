@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.sampler import (
     DefaultBatchSampler,
     GroupByLabelBatchSampler,
@@ -88,6 +89,28 @@ def test_training_in_two_processes_equals_one(tmp_path, tiny_bert, launcher, mon
     saved = torch.load(weights, weights_only=True)
     for name, parameter in loss.named_parameters():
         assert torch.allclose(saved[name], parameter, atol=1e-5), (name, (saved[name] - parameter).abs().max())
+
+
+def test_a_sharded_model_trains_saves_and_resumes_like_a_whole_one(tmp_path, tiny_bert, monkeypatch):
+    from tests.distributed_worker import sharded_training
+
+    monkeypatch.setenv("TINY_BERT", tiny_bert)
+    path = str(tmp_path / "weights.pt")
+    assert _torchrun(2, "sharded", WEIGHTS=path).count("sharded right") == 2
+    sharded = torch.load(path, weights_only=True)
+    texts = ["A man plays.", "Two dogs run in the park."]
+    for kind, weights in sharded.items():
+        # One process with batches twice as large sees the same rows in each step.
+        trainer, loss = sharded_training(str(tmp_path / "whole"), 8, None, kind, optim="sgd")
+        whole = loss.state_dict()
+        assert weights.keys() == whole.keys()
+        for name, tensor in whole.items():
+            difference = (weights[name] - tensor).abs().max()
+            assert difference < 1e-5, (kind, name, difference)
+        saved = SentenceTransformer(str(tmp_path / kind), device="cpu")
+        embeddings = [model.encode(texts, convert_to_tensor=True) for model in (saved, trainer.model)]
+        assert torch.allclose(*embeddings, atol=1e-5), kind
+        assert "FSDP" not in (tmp_path / kind / "README.md").read_text()
 
 
 def _dealt(sampler, processes, epoch=0):

@@ -242,6 +242,22 @@ class SimCSELoss(GradientCache, nn.Module):
                     "lower the batch size or use gradient_checkpointing instead"
                 )
 
+    def check_sharded(self, name: str) -> None:
+        """Whether this loss goes with what shards the model or its optimizer.
+
+        Args:
+            name: FSDP or DeepSpeed.
+
+        Raises:
+            ValueError: if it does not; says which option to leave out.
+        """
+        refuse(self.options, "sharded", name)
+        if self.mini_batch_size is not None:
+            raise ValueError(
+                f"{name} exchanges weights or gradients with every mini-batch, of which processes may have different "
+                "numbers: leave mini_batch_size out, and lower the batch size or use gradient_checkpointing instead"
+            )
+
     def embed_minibatch(
         self,
         sentence_feature: dict[str, Tensor],

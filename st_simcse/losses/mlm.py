@@ -48,6 +48,7 @@ class MaskedLanguageModel(TermOption):
     weight: float = field(metadata={"help": "Factor of the masked-language-model loss."})
     probability: float = field(default=0.15, metadata={"help": "Share of the tokens that it predicts."})
     cached: ClassVar[bool] = False  # its forward pass takes the whole batch
+    sharded: ClassVar[bool] = False  # its forward pass goes past the model's, which gathers the weights
 
     def __post_init__(self) -> None:
         if not (self.weight >= 0 and 0 < self.probability < 1):

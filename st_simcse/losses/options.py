@@ -27,6 +27,7 @@ class Option:
         matryoshka, adaptive_layer: whether the loss can be inside a MatryoshkaLoss, an AdaptiveLayerLoss.
         views: whether it goes with ``views`` of the training arguments, which make two texts of one.
         needs_teacher: whether the labels have to be a teacher's embeddings.
+        sharded: whether it goes with FSDP and DeepSpeed.
     """
 
     citation: ClassVar[str] = ""
@@ -37,6 +38,7 @@ class Option:
     adaptive_layer: ClassVar[bool] = True
     views: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = False
+    sharded: ClassVar[bool] = True
 
 
 class SourceOption(Option):

@@ -74,6 +74,7 @@ class MomentumQueue(SourceOption):
     size: int = field(metadata={"help": "Negatives from earlier batches: how many."})
     momentum: float = field(default=0.995, metadata={"help": "How slowly the copy that embeds them moves."})
     adaptive_layer: ClassVar[bool] = False  # the queue has no embeddings of earlier layers
+    sharded: ClassVar[bool] = False  # its copy follows whole weights
     citation: ClassVar[str] = """
 @inproceedings{wu2022esimcse,
     title = {{ES}im{CSE}: Enhanced Sample Building Method for Contrastive Learning of Unsupervised Sentence Embedding},
