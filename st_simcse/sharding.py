@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from st_simcse.lora import adapters
 from st_simcse.losses.base import SimCSELoss
 from st_simcse.own_weights import own_parameters
 
@@ -25,7 +26,10 @@ WHOLE_OPTIMIZER_NAME = "loss_optimizer.pt"
 
 
 def check_shardable(
-    args: SentenceTransformerTrainingArguments, state: AcceleratorState, losses: Iterable[nn.Module], model: nn.Module
+    args: SentenceTransformerTrainingArguments,
+    state: AcceleratorState,
+    losses: Iterable[nn.Module],
+    model: SentenceTransformer,
 ) -> None:
     """Whether FSDP or DeepSpeed, if one is asked for, gives the weights that training in one process gives.
 
@@ -51,6 +55,8 @@ def check_shardable(
     if fsdp is None and deepspeed is None:
         return
     name = "DeepSpeed" if fsdp is None else "FSDP"
+    if adapters(model):
+        raise ValueError(f"LoRA has not been tried with {name}: leave one of the two out")
     if args.torch_compile:
         raise ValueError(f"torch_compile does not go with {name}: leave one of the two out")
     for loss in losses:

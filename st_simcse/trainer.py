@@ -654,8 +654,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 load_fsdp_model(self._sharding, self.accelerator, self.model, checkpoint_path)
             else:
                 super()._load_from_checkpoint(checkpoint_path)
-            if adapters(self.model):
-                restore_adapter(self.model, Path(checkpoint_path, ADAPTER_SAFE_WEIGHTS_NAME))
+                if adapters(self.model):
+                    restore_adapter(self.model, Path(checkpoint_path, ADAPTER_SAFE_WEIGHTS_NAME))
         with _naming_damage(checkpoint_path, "loss", RuntimeError, KeyError), torch.no_grad():
             for path in files:
                 for name, saved in load_file(path).items():
@@ -670,10 +670,12 @@ class SimCSETrainer(SentenceTransformerTrainer):
             )
         assert self.optimizer is not None
         settings = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
-        with _naming_damage(checkpoint, "optimizer", ValueError):
-            is_sharded = self._sharding and checkpoint is not None
-            with self._whole_weights.loading(self.optimizer, self.model, checkpoint) if is_sharded else nullcontext():
-                super()._load_optimizer_and_scheduler(checkpoint)
+        is_sharded = self._sharding and checkpoint is not None
+        with (
+            _naming_damage(checkpoint, "optimizer", ValueError),
+            self._whole_weights.loading(self.optimizer, self.model, str(checkpoint)) if is_sharded else nullcontext(),
+        ):
+            super()._load_optimizer_and_scheduler(checkpoint)
         if any(set(new) - set(group) for new, group in zip(settings, self.optimizer.param_groups, strict=True)):
             raise ValueError(
                 f"{checkpoint} is of another optimizer than {self.args.optim}, whose state does not fit this one"

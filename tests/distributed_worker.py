@@ -27,6 +27,7 @@ from st_simcse import (
     MomentumQueue,
     OwnNegativeWeight,
     SentenceReader,
+    SharedLayers,
     SimCSETrainer,
     SimCSETrainingArguments,
     SupSimCSELoss,
@@ -176,8 +177,8 @@ def check_combinations():
 
 
 def _arguments(folder, **options):
-    options = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "save_strategy": "no"} | options
-    return SimCSETrainingArguments(folder, bf16=False, report_to="none", disable_tqdm=True, **options)
+    options = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "save_strategy": "no", "bf16": False} | options
+    return SimCSETrainingArguments(folder, report_to="none", disable_tqdm=True, **options)
 
 
 def _tiny():
@@ -346,6 +347,8 @@ def check_in_two_fsdp_is_not_left_out(folder):
 # What is trained sharded and whole: a loss by name, and further training arguments.
 SHARDED = {
     "head": (lambda model: UnsupSimCSELoss(model, projection_head=True, gather_across_devices=True), {}),
+    "bf16": (lambda model: UnsupSimCSELoss(model, projection_head=True, gather_across_devices=True), {"bf16": True}),
+    "shared layers": (lambda model: UnsupSimCSELoss(model, options=[SharedLayers(1)], gather_across_devices=True), {}),
     "accumulated": (
         lambda model: UnsupSimCSELoss(model, options=[DropoutFreeNegatives()], gather_across_devices=True),
         {"gradient_accumulation_steps": 2, "gradient_checkpointing": True},

@@ -98,18 +98,18 @@ def test_a_sharded_model_trains_saves_and_resumes_like_a_whole_one(tmp_path, tin
     path = str(tmp_path / "weights.pt")
     assert _torchrun(2, "sharded", WEIGHTS=path).count("sharded right") == 2
     sharded = torch.load(path, weights_only=True)
-    texts = ["A man plays.", "Two dogs run in the park."]
     for kind, weights in sharded.items():
         # One process with batches twice as large sees the same rows in each step.
-        trainer, loss = sharded_training(str(tmp_path / "whole"), 8, None, kind, optim="sgd")
+        _, loss = sharded_training(str(tmp_path / "whole"), 8, None, kind, optim="sgd")
         whole = loss.state_dict()
         assert weights.keys() == whole.keys()
         for name, tensor in whole.items():
             difference = (weights[name] - tensor).abs().max()
-            assert difference < 1e-5, (kind, name, difference)
+            assert difference < (1e-4 if kind == "bf16" else 1e-5), (kind, name, difference)
+            assert weights[name].dtype == tensor.dtype
         saved = SentenceTransformer(str(tmp_path / kind), device="cpu")
-        embeddings = [model.encode(texts, convert_to_tensor=True) for model in (saved, trainer.model)]
-        assert torch.allclose(*embeddings, atol=1e-5), kind
+        for name, tensor in saved.state_dict().items():
+            assert torch.equal(weights[f"model.{name}"], tensor), (kind, name)
         assert "FSDP" not in (tmp_path / kind / "README.md").read_text()
 
 

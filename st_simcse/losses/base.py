@@ -400,7 +400,11 @@ class SimCSELoss(GradientCache, nn.Module):
         return embeddings if places is None else embeddings[places[0]]
 
     def _project(self, embeddings: Tensor) -> Tensor:
-        return embeddings if self.projection_head is None else self.projection_head(embeddings)
+        if self.projection_head is None:
+            return embeddings
+        # Of FSDP in mixed precision they come in half precision, and its autocast is not for the head.
+        weight = next(self.projection_head.parameters(), embeddings)
+        return self.projection_head(embeddings.to(weight.dtype))
 
 
 def check_wrappers(loss: nn.Module, compiled_in_processes: bool = False) -> None:
