@@ -38,6 +38,8 @@ class EvaluateArguments:
         default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}
     )
     max_seq_length: int | None = field(default=None, metadata={"help": "Texts are cut off after so many tokens."})
+    prompt: str | None = field(default=None, metadata={"help": "Put before every text; the model's default if none."})
+    prompt_name: str | None = field(default=None, metadata={"help": "Instead of a text: one of the model's own."})
     batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
     json_file: str | None = field(default=None, metadata={"help": "Write the numbers here too, as JSON."})
     csv_file: str | None = field(default=None, metadata={"help": "The same as CSV."})
@@ -95,12 +97,15 @@ def _check_outputs(args: EvaluateArguments) -> None:
 def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
     from st_simcse.checkpoints import load_model
     from st_simcse.modeling import build_model
+    from st_simcse.prompts import set_prompt
 
     if args.pooling != "as saved":
-        return build_model(name, args.pooling, args.max_seq_length)
-    model = load_model(name)
-    if args.max_seq_length:
-        model.max_seq_length = args.max_seq_length
+        model = build_model(name, args.pooling, args.max_seq_length)
+    else:
+        model = load_model(name)
+        if args.max_seq_length:
+            model.max_seq_length = args.max_seq_length
+    set_prompt(model, args.prompt, args.prompt_name)
     return model
 
 
