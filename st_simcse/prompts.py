@@ -40,7 +40,8 @@ def check_prompts(prompts: Any, model: SentenceTransformer, max_length: int | No
     used = dict.fromkeys(_texts(prompts))
     for prompt in used if isinstance(model[0], Transformer) else ():
         limit = max_length or model.max_seq_length
-        features = model.preprocess([prompt], **({} if max_length is None else {"max_length": max_length}))
+        options: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
+        features = model.preprocess([prompt], **options)
         if limit and "attention_mask" in features and features["attention_mask"].shape[1] >= limit:
             raise ValueError(
                 f"the prompt {prompt!r} takes all of the {limit} tokens of a text that training sees: raise max_length "
