@@ -50,9 +50,9 @@ def backbone(request, sentences, tmp_path):
 
 
 class _Recorded(SupSimCSELoss):
-    def compute_loss_from_embeddings(self, embeddings, keys=None):
+    def compute_loss_from_embeddings(self, embeddings, keys=None, *others):
         self.columns, self.keys = [column.detach().clone() for column in embeddings], keys
-        return super().compute_loss_from_embeddings(embeddings, keys)
+        return super().compute_loss_from_embeddings(embeddings, keys, *others)
 
 
 def _behind_prompt(model, text, prompt):
