@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores: threads of their own would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import random
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import set_seed
 from transformers.integrations import peft as adapters
 
 from st_simcse.corpus import generate_corpus
+from st_simcse.data import TREC_CLASSES
 from st_simcse.demo import save_tiny_transformer, tiny_model
 from st_simcse.evaluation import STS_TASKS
 
@@ -100,6 +102,37 @@ def generated(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             csv.writer(file, delimiter="," if path.suffix == ".csv" else "\t", lineterminator="\n").writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def senteval(tmp_path_factory):
+    """SentEval's data/downstream with a few generated lines a task, whose first word tells the class, mostly."""
+    folder = tmp_path_factory.mktemp("senteval")
+    draw = random.Random(0)
+    words = sorted({word for sentence in SENTENCES for word in sentence.lower().strip(".").split()})
+
+    def text(label):
+        first = words[label if draw.random() < 0.8 else draw.randrange(len(words))]
+        return " ".join([first, *draw.choices(words, k=draw.randint(1, 8))])
+
+    def write(name, *lines):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    names = {"MR": "rt-polarity.", "CR": "custrev.", "MPQA": "mpqa.", "SUBJ": "subj."}
+    for task, stem in names.items():
+        for label, end in enumerate(("subjective", "objective") if task == "SUBJ" else ("neg", "pos")):
+            write(f"{task}/{stem}{end}", *(text(label) for _ in range(30 + 5 * label)))
+    for split, size in (("train", 40), ("dev", 20), ("test", 20)):
+        write(f"SST/binary/sentiment-{split}", *(f"{text(row % 2)} \t{row % 2}" for row in range(size)))
+    for stem, size in (("train_5500", 72), ("TREC_10", 18)):
+        write(f"TREC/{stem}.label", *(f"{TREC_CLASSES[row % 6]}:other {text(row % 6)} ?" for row in range(size)))
+    for split, size in (("train", 40), ("test", 20)):
+        pairs = [(text(3), text(3 + (row % 3 == 0)), row % 3 > 0) for row in range(size)]
+        rows = [f"{int(same)}\t1\t2\t{first}\t{second}" for first, second, same in pairs]
+        write(f"MRPC/msr_paraphrase_{split}.txt", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", *rows)
     return folder
 
 

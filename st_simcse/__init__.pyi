@@ -1,7 +1,7 @@
 from .batching import LengthGroupedBatchSampler
 from .checkpoints import load_simcse, save_transformer
 from .dropout import model_dropout, set_dropout
-from .evaluation import AlignmentUniformityEvaluator, sts_evaluators
+from .evaluation import AlignmentUniformityEvaluator, TransferEvaluator, sts_evaluators, transfer_evaluators
 from .hub import HubDataset
 from .lora import merge_lora
 from .losses import (
@@ -63,6 +63,7 @@ __all__ = [
     "SimilarityThreshold",
     "SupSimCSELoss",
     "TokenCutoff",
+    "TransferEvaluator",
     "TripletReader",
     "UnsupSimCSELoss",
     "WordRepetition",
@@ -77,5 +78,6 @@ __all__ = [
     "set_dropout",
     "sts_evaluators",
     "sup_simcse_loss",
+    "transfer_evaluators",
     "unsup_simcse_loss",
 ]

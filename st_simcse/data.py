@@ -24,7 +24,10 @@ from st_simcse.readers import (
     text_lines,
 )
 
-__all__ = ["DATA_SETS", "PublicFile", "SentEvalReader", "download", "senteval_tasks"]
+__all__ = ["DATA_SETS", "Example", "PublicFile", "SentEvalReader", "download", "senteval_tasks", "transfer_examples"]
+
+# A text or a pair of texts, and its class.
+Example = tuple[Record, str]
 
 PRINCETON = "princeton-nlp/datasets-for-simcse"
 
@@ -72,6 +75,18 @@ SUBSETS = {
     "STS15": ["answers-forums", "answers-students", "belief", "headlines", "images"],
     "STS16": ["answer-answer", "headlines", "plagiarism", "postediting", "question-question"],
 }
+
+# SentEval's transfer tasks: files by split; where there is no split, by class.
+TRANSFER_FILES = {
+    "MR": {"1": "MR/rt-polarity.pos", "0": "MR/rt-polarity.neg"},
+    "CR": {"1": "CR/custrev.pos", "0": "CR/custrev.neg"},
+    "SUBJ": {"1": "SUBJ/subj.objective", "0": "SUBJ/subj.subjective"},
+    "MPQA": {"1": "MPQA/mpqa.pos", "0": "MPQA/mpqa.neg"},
+    "SST2": {split: f"SST/binary/sentiment-{split}" for split in ("train", "dev", "test")},
+    "TREC": {"train": "TREC/train_5500.label", "test": "TREC/TREC_10.label"},
+    "MRPC": {split: f"MRPC/msr_paraphrase_{split}.txt" for split in ("train", "test")},
+}
+TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 
 
 def download(folder: str | os.PathLike[str], sets: Sequence[str] = tuple(DATA_SETS)) -> Iterator[tuple[Path, int]]:
@@ -163,6 +178,64 @@ def senteval_tasks(folder: str | os.PathLike[str]) -> dict[str, Path]:
         "STS-B": sts / "STSBenchmark" / "sts-test.csv",
         "SICK-R": sick / "SICK_test_annotated.txt",
     }
+
+
+def transfer_examples(folder: str | os.PathLike[str], task: str) -> dict[str, list[Example]]:
+    """The examples of a transfer task by split, as SentEval's download script leaves them.
+
+    White space is that between SentEval's tokens, and an empty line of MR, CR, SUBJ and MPQA is an empty text. Lines
+    that are not UTF-8 are read as Latin-1, which TREC is in as it was published.
+
+    Args:
+        folder: SentEval's ``data/downstream``, or a folder that holds ``SentEval``.
+        task: one of ``TRANSFER_FILES``. MR, CR, SUBJ and MPQA have the single split ``all``.
+
+    Raises:
+        FileNotFoundError: for a file that is not there; says where it was looked for.
+        ValueError: for a line that is no example of the task, naming file and line.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> (folder / "CR").mkdir()
+        >>> for name, text in (("custrev.pos", "works well ."), ("custrev.neg", "broke .")):
+        ...     _ = (folder / "CR" / name).write_text(text)
+        >>> transfer_examples(folder, "CR")
+        {'all': [(('works well .',), '1'), (('broke .',), '0')]}
+    """
+    files = TRANSFER_FILES[task]
+    places = [Path(folder, place) for place in ("", "downstream", "data/downstream", "SentEval/data/downstream")]
+    root = next((place for place in places if (place / next(iter(files.values()))).exists()), None)
+    if root is None:
+        raise FileNotFoundError(
+            f"{folder} lacks {next(iter(files.values()))} of {task}: expected SentEval's data/downstream, or a folder "
+            "that holds SentEval; `st-simcse data --sets sts` fetches it"
+        )
+    if missing := [name for name in files.values() if not (root / name).exists()]:
+        raise FileNotFoundError(f"{root} lacks {', '.join(missing)} of {task}")
+    if task in ("MR", "CR", "SUBJ", "MPQA"):
+        return {"all": [example for label, name in files.items() for example in _examples(root / name, label)]}
+    return {split: list(_examples(root / name)) for split, name in files.items()}
+
+
+def _examples(path: Path, label: str | None = None) -> Iterator[Example]:
+    """Those of a file, whose classes are in its lines if ``label`` is None."""
+    for line, text in text_lines(path, otherwise="latin-1"):
+        if label is not None:
+            texts, found, classes = (text,), label, (label,)
+        elif path.parent.name == "TREC":
+            head, _, question = text.partition(" ")
+            texts, found, classes = (question,), head.partition(":")[0], TREC_CLASSES
+        elif path.parent.name == "MRPC":
+            if line == 1:
+                continue
+            found, *texts = _cells(path, line, text, (0, 3, 4))
+            classes = ("0", "1")
+        else:
+            *texts, found = _cells(path, line, text, (0, 1))
+            classes = ("0", "1")
+        if found not in classes:
+            raise ValueError(f"{path}, line {line}: {found!r} is not a class, expected one of {', '.join(classes)}")
+        yield tuple(" ".join(one.split()) for one in texts), found
 
 
 class SentEvalReader(Reader):

@@ -515,8 +515,13 @@ def _too_long(path: Source, line: int, max_row_bytes: int) -> ValueError:
     )
 
 
-def text_lines(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[tuple[int, str]]:
-    """Line numbers and lines, line ends included; reads bytes so that a line can be named that does not decode."""
+def text_lines(
+    path: Path, max_row_bytes: int = MAX_ROW_BYTES, otherwise: str | None = None
+) -> Iterator[tuple[int, str]]:
+    """Line numbers and lines, line ends included; reads bytes so that a line can be named that does not decode.
+
+    Where ``otherwise`` names an encoding, a line that is not UTF-8 is in that.
+    """
     with path.open("rb") as raw:
         before = os.fstat(raw.fileno())
         number = 0
@@ -536,7 +541,13 @@ def text_lines(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[tuple
                     raise _too_long(path, number, max_row_bytes)
                 if not line.endswith(b"\n"):
                     _check_unchanged(path, raw, before)
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError:
+                    if otherwise is None:
+                        raise
+                    text = line.decode(otherwise)
+                yield number, text
             _check_unchanged(path, raw, before)
         except UnicodeDecodeError as error:
             # No other encoding of text has zero bytes.

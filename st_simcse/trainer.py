@@ -46,6 +46,7 @@ from st_simcse.losses import SimCSELoss, SupSimCSELoss, UnsupSimCSELoss, check_w
 from st_simcse.losses.options import refuse
 from st_simcse.model_card import ModelCardCallback
 from st_simcse.own_weights import own_parameters, own_weights
+from st_simcse.prompts import check_prompts
 from st_simcse.resume import RECORD_NAME, check_resumable, describe_run, write_record
 from st_simcse.run_folder import (
     UNFINISHED,
@@ -172,6 +173,19 @@ def _check_sharding(args: SentenceTransformerTrainingArguments, train_dataset: A
     # Of streams accelerate would join the batches of all processes in the first one, which fails: their widths differ.
     if config.dispatch_batches is None:
         config.dispatch_batches = False
+
+
+def _names(*datasets: Any) -> list[str]:
+    """Their columns, and what several are called; empty where one does not know its columns."""
+    several = [data for data in datasets if isinstance(data, dict)]
+    single = [data for data in datasets if data is not None and not isinstance(data, dict)]
+    columns = [
+        getattr(data, "column_names", None)
+        for data in (*single, *(inner for data in several for inner in data.values()))
+    ]
+    if None in columns:
+        return []
+    return list(dict.fromkeys(name for names in (*several, *columns) for name in names))
 
 
 @contextmanager
@@ -304,6 +318,13 @@ class SimCSETrainer(SentenceTransformerTrainer):
         self._unfinished: str | None = None  # where a checkpoint is being written
         super().__init__(model, args, train_dataset, eval_dataset, loss, *others, **options)
         check_shardable(args, self.accelerator.state, self._losses().values(), self.model)
+        max_length = getattr(self.args, "max_length", None)
+        check_prompts(
+            self.args.prompts,
+            self.model,
+            max_length if isinstance(max_length, int) else None,
+            _names(self.train_dataset, self.eval_dataset),
+        )
         if tokenize_once:
             if not isinstance(self.data_collator, BaseDataCollator):
                 raise ValueError("tokenize_once needs a data collator of ST's kind: leave data_collator out")

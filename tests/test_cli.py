@@ -211,7 +211,7 @@ def test_evaluate_says_which_model_has_no_correlation(small_sts, tiny_bert, tmp_
         broken[-1].linear.bias.data.fill_(1.0)
         broken.save_pretrained(name)
     files = ["--json_file", "a.json", "--csv_file", "a.csv", "--plot_file", "a.png"]
-    with pytest.raises(SystemExit, match="no correlation for nans on STS12, .*; collapsed on STS12, .*, Avg.: "):
+    with pytest.raises(SystemExit, match="no score for nans on STS12, .*; collapsed on STS12, .*, Avg.: "):
         cli.main(["evaluate", "--model", "nans", tiny_bert, "collapsed", "--sts_dir", small_sts, *files])
     rows = json.loads(Path("a.json").read_text())
     assert set(rows["nans"].values()) == set(rows["collapsed"].values()) == {None}
@@ -472,7 +472,7 @@ def test_train_says_that_a_model_has_no_correlation(tmp_path, tiny_bert, sentenc
     monkeypatch.setattr(EmbeddingSimilarityEvaluator, "__call__", lambda *c: {"test_spearman_cosine": float("nan")})
     (tmp_path / "a.txt").write_text("\n".join(sentences))
     test = _scored_pairs(tmp_path / "test.tsv", sentences)
-    with pytest.raises(ValueError, match="no correlation for before on test; after on test: "):
+    with pytest.raises(ValueError, match="no score for before on test; after on test: "):
         _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--test_file", test, "--save_strategy", "no")
     assert "| after | nan |" in capsys.readouterr().out
 

@@ -37,7 +37,7 @@ NAMES = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, sentences, generated):
+def folder(tmp_path, monkeypatch, sentences, generated, senteval):
     """The working folder of somebody who follows the page."""
     monkeypatch.chdir(tmp_path)
     set_seed(0)
@@ -67,6 +67,7 @@ def folder(tmp_path, monkeypatch, sentences, generated):
     for part in range(2):
         Path(f"part-{part}.txt.gz").write_bytes(gzip.compress("\n".join(sentences).encode()))
     Path("sts").symlink_to(generated / "sts/raw")
+    Path("senteval").symlink_to(senteval)
     Path("examples").symlink_to(ROOT / "examples")
     return tmp_path
 

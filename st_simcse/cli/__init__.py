@@ -15,7 +15,7 @@ __all__ = ["main"]
 COMMANDS = {
     "train": "train a model on a file of sentences, triplets or NLI rows",
     "presets": "recipes of the paper, LLM2Vec and ModernBERT, for train --preset",
-    "evaluate": "Spearman's correlation of one or several models on the seven STS tasks",
+    "evaluate": "one or several models on the seven STS tasks, or on the transfer tasks",
     "data": "download the public data sets for training and evaluation",
     "export": "save a model for users of transformers' AutoModel",
     "serve": "a page to search a file of sentences, on this machine",

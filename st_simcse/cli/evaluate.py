@@ -1,4 +1,4 @@
-"""``st-simcse evaluate``: the paper's STS table, a row a model."""
+"""``st-simcse evaluate``: the paper's tables of STS and transfer tasks, a row a model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from st_simcse.plots import check_picture, plot_scores
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
     from torch import Tensor, nn
 
+Row = dict[str, float]
 Rows = Mapping[str, Mapping[str, float]]
+
+# Tasks as evaluation.py of princeton-nlp/SimCSE calls them.
+ALIASES = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R"}
+F1 = "MRPC F1"  # in the files; the paper's table has no such column
 
 
 @dataclass
@@ -34,10 +38,26 @@ class EvaluateArguments:
             "or with SentEval's data."
         },
     )
+    senteval_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder with SentEval's data, for the transfer tasks, and for STS without --sts_dir."},
+    )
+    task_set: Literal["sts", "transfer", "full"] | None = field(
+        default=None, metadata={"help": "The seven STS tasks, the seven transfer tasks, or both; sts when left out."}
+    )
+    tasks: list[str] | None = field(
+        default=None, metadata={"help": "Some of them instead, such as STS-B SICK-R MR CR SUBJ MPQA SST2 TREC MRPC."}
+    )
+    mode: Literal["test", "fasttest", "dev"] = field(
+        default="test",
+        metadata={"help": "Transfer: test has 10 folds, the others 5; dev: results on the dev sets, in STS two tasks."},
+    )
     pooling: Literal["as saved", "cls", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"] = field(
         default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}
     )
     max_seq_length: int | None = field(default=None, metadata={"help": "Texts are cut off after so many tokens."})
+    prompt: str | None = field(default=None, metadata={"help": "Put before every text; the model's default if none."})
+    prompt_name: str | None = field(default=None, metadata={"help": "Instead of a text: one of the model's own."})
     batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
     json_file: str | None = field(default=None, metadata={"help": "Write the numbers here too, as JSON."})
     csv_file: str | None = field(default=None, metadata={"help": "The same as CSV."})
@@ -49,32 +69,97 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     """Print the table and return it; to files too where asked. Models that are done are in it whatever happens next.
 
     Raises:
-        ValueError: at once for options that do not fit; at the end for a model without a correlation.
+        ValueError: at once for options that do not fit; at the end for a model without a score.
         OSError: at once for a file that cannot be written, and for a model that cannot be loaded.
     """
     (args,) = parse("evaluate", argv, EvaluateArguments, example="st-simcse evaluate --model output --sts_dir sts")
-    if (args.sts_dir is None) != args.mteb:
-        raise ValueError("pass either --sts_dir with the folder of the data, or --mteb for MTEB's own")
     check_positive(args, "batch_size", "max_seq_length")
     _check_outputs(args)
 
-    from st_simcse.evaluation import check_defined, format_table, mteb_scores, sts_evaluators
+    from st_simcse.evaluation import (
+        check_defined,
+        format_table,
+        mteb_scores,
+        sts_evaluators,
+        sts_scores,
+        transfer_evaluators,
+        transfer_scores,
+    )
 
-    evaluator = None if args.mteb else sts_evaluators(args.sts_dir, batch_size=args.batch_size)
+    sts, transfer = _tasks(args)
     names = list(dict.fromkeys(args.model))
+    evaluators: list[Any] = []
+    if sts and not args.mteb:
+        evaluators += sts_evaluators(
+            args.sts_dir or args.senteval_dir, args.batch_size, sts, args.mode == "dev"
+        ).evaluators
+    if transfer:
+        folder = args.senteval_dir or args.sts_dir
+        evaluators += transfer_evaluators(folder, transfer, args.mode, args.batch_size).evaluators
     for name in names[1:]:
         _load(name, args)  # whether it can be, before the work on the first
-    rows: dict[str, dict[str, float]] = {}
+    tables: dict[str, dict[str, Row]] = {"STS": {}, "transfer": {}}
+    rows: dict[str, Row] = {}
     try:
         for name in names:
             model = _load(name, args)
-            rows[name] = mteb_scores(model) if evaluator is None else _sts_scores(model, evaluator, name)
+            results = _results(model, evaluators, name)
+            scores = {}
+            if sts:
+                scores["STS"] = mteb_scores(model) if args.mteb else sts_scores(results)
+            if transfer:
+                scores["transfer"] = transfer_scores(results, args.mode)
+            for table, row in scores.items():
+                tables[table][name] = row
+            rows[name] = _one_row(scores)
+            if args.mode != "dev" and "MRPC_f1" in results:
+                rows[name][F1] = 100 * results["MRPC_f1"]
     finally:
         if rows:
-            print(format_table(rows))
+            print("\n\n".join(format_table(table) for table in tables.values() if table))
             _write(rows, args)
     check_defined(rows)
     return rows
+
+
+def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
+    """The STS and the transfer tasks that are asked for.
+
+    Raises:
+        ValueError: for tasks that are unknown or not there in the mode, and for data that nobody names.
+    """
+    from st_simcse.evaluation import STS_DEV_TASKS, STS_TASKS, TRANSFER_TASKS
+
+    if args.task_set and args.tasks:
+        raise ValueError("pass --task_set or --tasks, not both")
+    known = [*(STS_DEV_TASKS if args.mode == "dev" else STS_TASKS), *TRANSFER_TASKS]
+    wanted = [ALIASES.get(task, task) for task in args.tasks or known]
+    if unknown := [task for task in wanted if task not in known]:
+        raise ValueError(
+            f"--tasks: {', '.join(unknown)} is unknown{' or has no dev set' if args.mode == 'dev' else ''}; choose "
+            f"among {', '.join(known)}"
+        )
+    task_set = args.task_set or ("full" if args.tasks else "sts")
+    sts = [task for task in STS_TASKS if task in wanted and task_set != "transfer"]
+    transfer = [task for task in TRANSFER_TASKS if task in wanted and task_set != "sts"]
+    if args.mteb and (transfer or args.tasks or args.mode != "test"):
+        raise ValueError("--mteb has the seven STS tasks' test sets: leave --tasks, --task_set and --mode out")
+    if transfer and not (args.senteval_dir or args.sts_dir):
+        raise ValueError("the transfer tasks need --senteval_dir with the folder of SentEval's data")
+    if (args.sts_dir is None and args.senteval_dir is None) != args.mteb:
+        raise ValueError("pass either --sts_dir with the folder of the data, or --mteb for MTEB's own")
+    return sts, transfer
+
+
+def _one_row(scores: Mapping[str, Row]) -> Row:
+    """The rows of several tables as one, in which their averages are told apart."""
+    if len(scores) == 1:
+        return dict(next(iter(scores.values())))
+    return {
+        f"{column} {table}" if column == "Avg." else column: value
+        for table, row in scores.items()
+        for column, value in row.items()
+    }
 
 
 def _check_outputs(args: EvaluateArguments) -> None:
@@ -95,33 +180,36 @@ def _check_outputs(args: EvaluateArguments) -> None:
 def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
     from st_simcse.checkpoints import load_model
     from st_simcse.modeling import build_model
+    from st_simcse.prompts import set_prompt
 
     if args.pooling != "as saved":
-        return build_model(name, args.pooling, args.max_seq_length)
-    model = load_model(name)
-    if args.max_seq_length:
-        model.max_seq_length = args.max_seq_length
+        model = build_model(name, args.pooling, args.max_seq_length)
+    else:
+        model = load_model(name)
+        if args.max_seq_length:
+            model.max_seq_length = args.max_seq_length
+    set_prompt(model, args.prompt, args.prompt_name)
     return model
 
 
-def _sts_scores(model: SentenceTransformer, evaluator: SequentialEvaluator, name: str) -> dict[str, float]:
-    """The scores of all tasks, under a bar that counts their sentences."""
-    from st_simcse.evaluation import sts_scores
-
+def _results(model: SentenceTransformer, evaluators: list[Any], name: str) -> dict[str, float]:
+    """What the evaluators find, under a bar that counts their sentences."""
     results: dict[str, float] = {}
-    tasks: list[Any] = evaluator.evaluators
-    sentences = sum(len(task.sentences1) + len(task.sentences2) for task in tasks)
+    sentences = sum(
+        len(task.texts) if hasattr(task, "texts") else len(task.sentences1) + len(task.sentences2)
+        for task in evaluators
+    )
     with tqdm(total=sentences, unit=" sentences", leave=False, disable=None) as bar:
 
         def count(module: nn.Module, inputs: tuple[Any, ...], output: dict[str, Tensor]) -> None:
             bar.update(len(output["sentence_embedding"]))
 
         counter = model[-1].register_forward_hook(count)
-        for task in tasks:
+        for task in evaluators:
             bar.set_description(f"{name}, {task.name}")
             results |= task(model)
         counter.remove()
-    return sts_scores(results)
+    return results
 
 
 def _write(rows: Rows, args: EvaluateArguments) -> None:
@@ -138,7 +226,9 @@ def _write(rows: Rows, args: EvaluateArguments) -> None:
             writer.writeheader()
             writer.writerows({"model": _no_formula(name), **row} for name, row in rows.items())
     if args.plot_file:
-        plot_scores(rows, args.plot_file, "Spearman's correlation × 100")
+        bars = {name: {task: value for task, value in row.items() if task != F1} for name, row in rows.items()}
+        is_sts = args.task_set in (None, "sts") and not args.tasks
+        plot_scores(bars, args.plot_file, "Spearman's correlation × 100" if is_sts else "score × 100")
 
 
 def _no_formula(text: str) -> str:

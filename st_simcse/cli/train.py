@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import statistics
@@ -75,6 +76,18 @@ class ModelArguments:
     lora_merge: bool = field(
         default=True,
         metadata={"help": "Add adapters to the weights that are saved at the end; checkpoints hold adapters alone."},
+    )
+    model_prompts: str | None = field(
+        default=None,
+        metadata={"help": 'Prompts that the model knows by name and is saved with, as JSON: {"query": "query: "}.'},
+    )
+    default_prompt_name: str | None = field(
+        default=None, metadata={"help": "The one of them that encode and evaluation use where none is asked for."}
+    )
+    # nargs and const let the command line say `--include_prompt false`.
+    include_prompt: bool | None = field(
+        default=None,
+        metadata={"help": "Whether pooling counts the prompt's tokens; as saved.", "nargs": "?", "const": True},
     )
 
 
@@ -216,7 +229,11 @@ def _train_once(
         dropout=model_args.dropout,
         bidirectional=model_args.bidirectional,
         lora=lora,
+        prompts=_model_prompts(model_args),
+        default_prompt_name=model_args.default_prompt_name,
     )
+    if model_args.include_prompt is not None:
+        model.set_pooling_include_prompt(model_args.include_prompt)
     _check_length(model, args.max_length)
     loss = make_loss(model, len(dataset.column_names), loss_args)
     _check_negatives(dataset, loss_args, args)
@@ -281,6 +298,20 @@ def _lora(args: ModelArguments) -> Any:
     except ImportError as error:
         raise ImportError('--lora_r needs peft: pip install "st_simcse[lora]"') from error
     return LoraConfig(**given)
+
+
+def _model_prompts(args: ModelArguments) -> dict[str, str] | None:
+    if args.model_prompts is None:
+        return None
+    try:
+        prompts = json.loads(args.model_prompts)
+    except json.JSONDecodeError:
+        prompts = None
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise ValueError(
+            f'--model_prompts is JSON such as \'{{"query": "query: "}}\', a text by name, got {args.model_prompts}'
+        )
+    return prompts
 
 
 def _check_length(model: SentenceTransformer, in_training: int | None) -> None:

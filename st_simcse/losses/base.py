@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
 from sentence_transformers.sentence_transformer.losses.adaptive_layer import TransformerDecorator
 from sentence_transformers.sentence_transformer.losses.matryoshka import CachedLossDecorator, ForwardDecorator
+from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
 from st_simcse.distributed import averages_gradients, gather_rows, is_distributed, world_size
@@ -193,7 +194,9 @@ class SimCSELoss(GradientCache, nn.Module):
         texts = list(sentence_features)
         columns = self._columns(texts)
         # Of the texts as they came: a single column of sentences is both of its views.
-        keys = [text_keys(text) if self.mask_duplicates else None for text in texts] * (len(columns) // len(texts))
+        firsts = self._first_tokens() if any("prompt_length" in text for text in texts) else ()
+        keys = [text_keys(text, firsts) if self.mask_duplicates else None for text in texts]
+        keys *= len(columns) // len(texts)
         # Copies, because a model writes its outputs into the features it is given.
         copies = [{name: column[name] for name in column if name != TEXT_KEY} for column in (*columns, texts[0])]
         if layers is not None:
@@ -359,6 +362,10 @@ class SimCSELoss(GradientCache, nn.Module):
         papers = [_CITATION, *(text for option in self.options if (text := getattr(option, "citation", "")))]
         return "\n".join(dict.fromkeys(papers))  # two options may be of one
 
+    def _first_tokens(self) -> tuple[int | None, ...]:
+        tokenizer = extract_model_from_parallel(self.model, keep_torch_compile=False).tokenizer
+        return tuple(getattr(tokenizer, name, None) for name in ("cls_token_id", "bos_token_id"))
+
     def _active_sources(self) -> list[Source]:
         return list(self.sources.values()) if self.model.training and torch.is_grad_enabled() else []
 
@@ -376,7 +383,8 @@ class SimCSELoss(GradientCache, nn.Module):
         transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
         as_they_came = isinstance(transformer.forward, TransformerDecorator) or _reads_padding(transformer)
         can_be_merged = not as_they_came and _can_be_widened(columns)
-        rows = merge_feature_batches(columns) if can_be_merged else None
+        alike = columns if _leaves_out_prompts(self.model) else [_without_prompt_length(column) for column in columns]
+        rows = merge_feature_batches(alike) if can_be_merged else None
         if rows is None or "attention_mask" not in rows:
             return columns, None
         lengths = rows["attention_mask"].sum(1)
@@ -436,6 +444,17 @@ def _can_be_widened(columns: list[dict[str, Any]]) -> bool:
     masks = [column["attention_mask"] for column in columns if "attention_mask" in column]
     widths = {mask.shape[1] for mask in masks}
     return len(widths) < 2 or all(bool(mask[:, 0].all()) for mask in masks)
+
+
+def _leaves_out_prompts(model: nn.Module) -> bool:
+    """Whether a pooling may need to know how long the prompt is; without ST's own, another module may."""
+    poolings = [part for part in model.modules() if isinstance(part, Pooling)]
+    return not poolings or not all(pooling.include_prompt for pooling in poolings)
+
+
+def _without_prompt_length(features: dict[str, Any]) -> dict[str, Any]:
+    """Columns whose prompts are of different lengths can be merged where no pooling asks for it."""
+    return {name: value for name, value in features.items() if name != "prompt_length"}
 
 
 def _has_rows(value: Any, order: Tensor) -> bool:

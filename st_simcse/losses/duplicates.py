@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -15,13 +16,17 @@ TEXT_KEY = "text_key"
 _MULTIPLIER = 6364136223846793005
 
 
-def text_keys(features: dict[str, Any]) -> Tensor | None:
+def text_keys(features: dict[str, Any], first_tokens: Collection[int | None] = ()) -> Tensor | None:
     """A polynomial hash of every row's tokens, padding left out, alike in all batches and processes.
+
+    A prompt of ``prompt_length`` tokens does not count, so that a text has the same key behind every prompt.
 
     Args:
         features: a column as the model's tokenizer gives it: ``input_ids`` (B, L) with an ``attention_mask``, or the
             flat ``input_ids`` and ``offsets`` of a StaticEmbedding, or flattened for flash attention, ``input_ids``
             (1, tokens) with ``cu_seq_lens_q`` (B + 1,). Views of texts come with ``text_key``, the keys of the texts.
+        first_tokens: what a tokenizer puts before a text, which ``prompt_length`` counts: not counted without a prompt
+            either.
 
     Returns:
         (B,) int64; None for inputs that are no rows of tokens.
@@ -48,5 +53,15 @@ def text_keys(features: dict[str, Any]) -> Tensor | None:
         positions = flat - offsets[rows]
     else:
         return None
+    prompt = features.get("prompt_length")
+    length = int(prompt[0] if isinstance(prompt, Tensor) else prompt or 0)
+    if prompt is None and first_tokens:
+        length = int(int(ids[0]) in first_tokens)
+    if length:
+        prompts = ids[positions < length]
+        # Unless the tokenizer drew the beginning of the texts into the prompt.
+        if len(prompts) == count * length and bool((prompts.view(count, -1) == prompts[:length]).all()):
+            kept = positions >= length
+            rows, positions, ids = rows[kept], positions[kept] - length, ids[kept]
     powers = torch.full((len(ids),), _MULTIPLIER, device=ids.device).cumprod(0)  # modulo 2^64
     return torch.zeros(count, dtype=torch.int64, device=ids.device).index_add(0, rows, (ids + 1) * powers[positions])

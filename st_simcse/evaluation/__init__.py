@@ -1,0 +1,22 @@
+"""The paper's evaluation as ST evaluators: STS and transfer tasks with their tables, alignment and uniformity."""
+
+from st_simcse.evaluation.space import AlignmentUniformityEvaluator
+from st_simcse.evaluation.sts import MTEB_TASKS, STS_DEV_TASKS, STS_TASKS, mteb_scores, sts_evaluators, sts_scores
+from st_simcse.evaluation.table import check_defined, format_table
+from st_simcse.evaluation.transfer import TRANSFER_TASKS, TransferEvaluator, transfer_evaluators, transfer_scores
+
+__all__ = [
+    "MTEB_TASKS",
+    "STS_DEV_TASKS",
+    "STS_TASKS",
+    "TRANSFER_TASKS",
+    "AlignmentUniformityEvaluator",
+    "TransferEvaluator",
+    "check_defined",
+    "format_table",
+    "mteb_scores",
+    "sts_evaluators",
+    "sts_scores",
+    "transfer_evaluators",
+    "transfer_scores",
+]

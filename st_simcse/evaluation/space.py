@@ -1,0 +1,88 @@
+"""Alignment and uniformity of a model's embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+
+from st_simcse.evaluation.table import append_row
+from st_simcse.objective import alignment, uniformity
+
+__all__ = ["AlignmentUniformityEvaluator"]
+
+
+class AlignmentUniformityEvaluator(BaseEvaluator):
+    """Alignment and uniformity of a model on scored pairs: equations 2 and 3 of the paper, for both less is better.
+
+    Positive pairs are those with a score above ``positive_threshold``; uniformity is over all sentences.
+
+    Args:
+        sentences1: first sentences of the pairs.
+        sentences2: second sentences.
+        scores: their similarities; on the scale of the STS benchmark, 0 to 5, for the default threshold.
+        name: prefix of the metrics, ``{name}_alignment`` and ``{name}_uniformity``.
+        batch_size: sentences a forward pass.
+        positive_threshold: the paper's is 4.
+        write_csv: append the numbers to ``alignment_uniformity_{name}_results.csv`` in the output folder.
+
+    Raises:
+        ValueError: if no pair is scored above the threshold.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> pairs = ["A dog runs.", "A cat sleeps."], ["A hound runs.", "A train stops."], [4.8, 0.2]
+        >>> evaluator = AlignmentUniformityEvaluator(*pairs, name="dev")
+        >>> sorted(evaluator(tiny_model(["A dog runs."])))
+        ['dev_alignment', 'dev_uniformity']
+    """
+
+    def __init__(
+        self,
+        sentences1: Sequence[str],
+        sentences2: Sequence[str],
+        scores: Sequence[float],
+        name: str = "",
+        batch_size: int = 64,
+        positive_threshold: float = 4.0,
+        write_csv: bool = True,
+    ) -> None:
+        super().__init__()
+        self.positives = [index for index, score in enumerate(scores) if score > positive_threshold]
+        if not self.positives:
+            raise ValueError(
+                f"no pair is scored above {positive_threshold}: pass a positive_threshold on the scale of these scores"
+            )
+        self.sentences1, self.sentences2 = list(sentences1), list(sentences2)
+        self.name = name
+        self.batch_size = batch_size
+        self.write_csv = write_csv
+        self.csv_file = f"alignment_uniformity{'_' + name if name else ''}_results.csv"
+        self.greater_is_better = False
+        self.primary_metric = "uniformity"
+
+    @classmethod
+    def from_sts(cls, evaluator: EmbeddingSimilarityEvaluator, **options: Any) -> AlignmentUniformityEvaluator:
+        """The evaluator on the pairs of another, such as :func:`~st_simcse.load_sts` makes."""
+        options = {"name": evaluator.name, "batch_size": evaluator.batch_size} | options
+        return cls(evaluator.sentences1, evaluator.sentences2, evaluator.scores, **options)
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        texts = list(dict.fromkeys(self.sentences1 + self.sentences2))
+        rows = {text: row for row, text in enumerate(texts)}
+        embeddings = model.encode(texts, batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False)
+        first, second = (
+            embeddings[[rows[side[index]] for index in self.positives]] for side in (self.sentences1, self.sentences2)
+        )
+        metrics = {"alignment": float(alignment(first, second)), "uniformity": float(uniformity(embeddings))}
+        if output_path is not None and self.write_csv:
+            append_row(Path(output_path, self.csv_file), {"epoch": epoch, "steps": steps, **metrics})
+        metrics = self.prefix_name_to_metrics(metrics, self.name)
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics

@@ -1,0 +1,112 @@
+"""The seven STS tasks, and their table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
+
+from st_simcse.data import SentEvalReader, senteval_tasks
+from st_simcse.readers import load_sts, sts_evaluator
+
+__all__ = ["mteb_scores", "sts_evaluators", "sts_scores"]
+
+STS_TASKS = {
+    "STS12": "STS12",
+    "STS13": "STS13",
+    "STS14": "STS14",
+    "STS15": "STS15",
+    "STS16": "STS16",
+    "STS-B": "STSB-test",
+    "SICK-R": "SICKR-test",
+}
+
+MTEB_TASKS = STS_TASKS | {"STS-B": "STSBenchmark", "SICK-R": "SICK-R"}
+
+# Those that have a dev set.
+STS_DEV_TASKS = {"STS-B": "STSB-dev", "SICK-R": "SICKR-dev"}
+_SENTEVAL_DEV = {"STS-B": "sts-dev.csv", "SICK-R": "SICK_trial.txt"}
+
+
+def sts_evaluators(
+    folder: str | os.PathLike[str], batch_size: int = 64, tasks: Sequence[str] | None = None, dev: bool = False
+) -> SequentialEvaluator:
+    """The seven STS tasks as one evaluator whose main score is their average.
+
+    Each task is Spearman's correlation over all its pairs at once: the "all" setting of the paper (appendix on the STS
+    evaluation protocol), in which a task's subsets are concatenated.
+
+    Args:
+        folder: holds STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv with the columns sentence1, sentence2,
+            score; or SentEval's own data as :func:`~st_simcse.data.senteval_tasks` finds it, in which pairs without
+            a gold score are left out, counted and logged.
+        batch_size: sentences a forward pass.
+        tasks: some of ``STS_TASKS`` instead of all.
+        dev: the dev sets instead, which STS-B and SICK-R alone have: STSB-dev.tsv and SICKR-dev.tsv.
+
+    Returns:
+        An evaluator; called with a model it gives ``{"STS12_spearman_cosine": ..., ..., "sequential_score": ...}``.
+
+    Raises:
+        FileNotFoundError: naming the tasks that the folder lacks.
+        ValueError: for a file that cannot be read, as :func:`~st_simcse.load_sts` raises it, and an unknown task.
+
+    Example:
+        ::
+
+            results = sts_evaluators("sts")(model)
+            print(format_table({"my model": sts_scores(results)}))
+    """
+    stems = STS_DEV_TASKS if dev else STS_TASKS
+    tasks = list(stems) if tasks is None else list(tasks)
+    if unknown := [task for task in tasks if task not in stems]:
+        what = "dev set of an STS task" if dev else "STS task"
+        raise ValueError(f"no {what} is {', '.join(unknown)}: choose among {', '.join(stems)}")
+    paths = {task: Path(folder, f"{stems[task]}.tsv") for task in tasks}
+    senteval = {} if any(path.exists() for path in paths.values()) else senteval_tasks(folder)
+    if senteval:
+        names = _SENTEVAL_DEV if dev else {}
+        paths = {task: senteval[task].with_name(names.get(task, senteval[task].name)) for task in tasks}
+    if missing := [path.name for path in paths.values() if not path.exists()]:
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}" + ("" if senteval else ", and has no STS/STS12-en-test of SentEval")
+        )
+    evaluators = [
+        sts_evaluator(SentEvalReader(), path, task, batch_size=batch_size)
+        if senteval
+        else load_sts(path, name=task, batch_size=batch_size)
+        for task, path in paths.items()
+    ]
+    return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
+
+
+def sts_scores(results: Mapping[str, float]) -> dict[str, float]:
+    """A row of the paper's table: Spearman × 100 by task, and the average, from what :func:`sts_evaluators` returned.
+
+    Example:
+        >>> results = {f"{task}_spearman_cosine": 0.5 for task in STS_TASKS}
+        >>> sts_scores(results)["Avg."]
+        50.0
+    """
+    scores = {task: 100 * results[key] for task in STS_TASKS if (key := f"{task}_spearman_cosine") in results}
+    return scores | {"Avg.": sum(scores.values()) / len(scores)}
+
+
+def mteb_scores(model: SentenceTransformer) -> dict[str, float]:
+    """The same row as MTEB computes it, with the data that the package mteb downloads. Its SICK-R has all splits.
+
+    Raises:
+        ImportError: without the package mteb.
+    """
+    try:
+        import mteb
+    except ImportError as error:
+        raise ImportError('MTEB needs its package: pip install "st_simcse[mteb]"') from error
+
+    tasks = mteb.get_tasks(tasks=list(MTEB_TASKS.values()), languages=["eng"])
+    results = {result.task_name: result for result in mteb.evaluate(model, tasks, cache=None).task_results}
+    scores = {task: 100 * results[name].get_score() for task, name in MTEB_TASKS.items()}
+    return scores | {"Avg.": sum(scores.values()) / len(scores)}

@@ -1,0 +1,55 @@
+"""Scores by model as a table, and as lines of a csv file while training goes on."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["append_row", "check_defined", "format_table"]
+
+
+def format_table(rows: Mapping[str, Mapping[str, float]], corner: str = "model") -> str:
+    """Rows of numbers by name as a Markdown table with two decimals; a ``|`` in a name is escaped.
+
+    Args:
+        rows: numbers by row and column, the same columns in every row.
+        corner: what stands above the names.
+
+    Example:
+        >>> print(format_table({"half": {"STS-B": 50.0, "Avg.": 50.0}}))
+        | model | STS-B | Avg. |
+        | --- | --- | --- |
+        | half | 50.00 | 50.00 |
+    """
+    header = [corner, *next(iter(rows.values()))]
+    cells = [header, ["---"] * len(header)]
+    cells += [[name, *(f"{value:.2f}" for value in row.values())] for name, row in rows.items()]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells)
+
+
+def check_defined(rows: Mapping[str, Mapping[str, float]]) -> None:
+    """ValueError that names the rows and columns without a score: those that are nan.
+
+    Example:
+        >>> check_defined({"collapsed": {"STS-B": math.nan}})
+        Traceback (most recent call last):
+        ...
+        ValueError: no score for collapsed on STS-B: the embeddings hold NaN, or all similarities are equal
+    """
+    undefined = [
+        f"{name} on {', '.join(columns)}"
+        for name, row in rows.items()
+        if (columns := [column for column, value in row.items() if math.isnan(value)])
+    ]
+    if undefined:
+        raise ValueError(f"no score for {'; '.join(undefined)}: the embeddings hold NaN, or all similarities are equal")
+
+
+def append_row(path: Path, row: Mapping[str, float]) -> None:
+    """Add a row to a csv file, which is made, with its folder and the names of the columns, if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([list(row)] * is_new + [list(row.values())])

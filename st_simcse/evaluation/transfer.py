@@ -1,0 +1,228 @@
+"""The seven transfer tasks: what a logistic regression makes of a model's embeddings, in SentEval's protocol."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator, SequentialEvaluator
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedKFold
+
+from st_simcse.data import Example, transfer_examples
+from st_simcse.evaluation.table import append_row
+
+__all__ = ["TRANSFER_TASKS", "Mode", "TransferEvaluator", "transfer_evaluators", "transfer_scores"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Mode = Literal["test", "fasttest", "dev"]
+
+TRANSFER_TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
+# princeton-nlp/SimCSE's evaluation.py: "kfold" of its modes.
+FOLDS: dict[Mode, int] = {"test": 10, "fasttest": 5, "dev": 5}
+# SentEval's choices of scikit-learn's C: the inverse of the regularization's strength.
+STRENGTHS = [2.0**power for power in range(-2, 4)]
+STRENGTHS_BY_FOLDS = [2.0**power for power in range(-1, 6)]
+
+
+def transfer_evaluators(
+    folder: str | os.PathLike[str],
+    tasks: Sequence[str] = TRANSFER_TASKS,
+    mode: Mode = "test",
+    batch_size: int = 64,
+    seed: int = 1111,
+) -> SequentialEvaluator:
+    """The transfer tasks as one evaluator whose main score is their average accuracy.
+
+    Args:
+        folder: SentEval's data, ``st-simcse data --sets sts`` fetches it.
+        tasks: some of ``TRANSFER_TASKS``.
+        mode, batch_size, seed: as for :class:`TransferEvaluator`.
+
+    Returns:
+        An evaluator; called with a model it gives ``{"MR_accuracy": ..., "MRPC_f1": ..., "sequential_score": ...}``.
+
+    Raises:
+        FileNotFoundError: for a task that the folder lacks, naming its file.
+        ValueError: for an unknown task or mode, and a file that cannot be read, naming file and line.
+
+    Example:
+        ::
+
+            results = transfer_evaluators("senteval")(model)
+            print(format_table({"my model": transfer_scores(results)}))
+    """
+    if unknown := [task for task in tasks if task not in TRANSFER_TASKS]:
+        raise ValueError(f"no transfer task is {', '.join(unknown)}: choose among {', '.join(TRANSFER_TASKS)}")
+    examples = {task: transfer_examples(folder, task) for task in tasks}
+    evaluators = [TransferEvaluator(splits, task, mode, batch_size, seed) for task, splits in examples.items()]
+    return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
+
+
+def transfer_scores(results: Mapping[str, float], mode: Mode = "test") -> dict[str, float]:
+    """A row of the paper's table: accuracy × 100 by task, on the dev sets in the mode ``dev``, and the average.
+
+    Example:
+        >>> transfer_scores({"CR_accuracy": 0.875, "MR_accuracy": 0.625, "sequential_score": 0.75})
+        {'MR': 62.5, 'CR': 87.5, 'Avg.': 75.0}
+    """
+    metric = "dev_accuracy" if mode == "dev" else "accuracy"
+    scores = {task: 100 * results[key] for task in TRANSFER_TASKS if (key := f"{task}_{metric}") in results}
+    return scores | {"Avg.": sum(scores.values()) / len(scores)}
+
+
+class TransferEvaluator(BaseEvaluator):
+    r"""Accuracy of a logistic regression on a model's frozen embeddings (SentEval, Conneau and Kiela, LREC 2018).
+
+    The features of a text are its embedding u; those of a pair of texts are :math:`(|u - v|, u * v)`. The strength of
+    the :math:`L_2` regularization is searched, among SentEval's, on data that are not tested on:
+
+    - one set of examples: k folds, and in each a search over k folds of the rest. The dev accuracy is the mean of the
+      best of these searches.
+    - ``train`` and ``test``: a search over k folds of ``train``.
+    - ``train``, ``dev`` and ``test``: the best on ``dev``, after training on ``train`` alone.
+
+    SentEval's authors and those of SimCSE train the same classifier with PyTorch, Adam and early stopping, so that
+    their numbers differ from these by tenths of a point. Folds and their order are SentEval's.
+
+    Args:
+        splits: examples by split, each a tuple of one text or two, and a class. A single split may have any name.
+        name: prefix of the metrics, ``{name}_accuracy``, ``{name}_dev_accuracy`` and, with two classes in a test set of
+            its own, ``{name}_f1``.
+        mode: ``test`` has 10 folds, ``fasttest`` and ``dev`` have 5. The main metric of ``dev`` is the dev accuracy.
+        batch_size: texts a forward pass.
+        seed: of the folds; SentEval's.
+        write_csv: append the numbers to ``transfer_{name}_results.csv`` in the output folder.
+
+    Raises:
+        ValueError: for an unknown mode, other splits, a class that is in a test set and was not trained, or fewer
+            examples of a class than there are folds.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> examples = [(("A dog runs.",), "dog"), (("A cat sleeps.",), "cat")] * 20
+        >>> evaluator = TransferEvaluator({"all": examples}, "pets", mode="fasttest")
+        >>> evaluator(tiny_model(["A dog runs.", "A cat sleeps."]))
+        {'pets_accuracy': 1.0, 'pets_dev_accuracy': 1.0}
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[str, Sequence[Example]],
+        name: str = "",
+        mode: Mode = "test",
+        batch_size: int = 64,
+        seed: int = 1111,
+        write_csv: bool = True,
+    ) -> None:
+        super().__init__()
+        if mode not in FOLDS:
+            raise ValueError(f"unknown mode {mode!r}: choose {', '.join(FOLDS)}")
+        if len(splits) > 1 and set(splits) not in ({"train", "test"}, {"train", "dev", "test"}):
+            raise ValueError(f"a task has one split, train and test, or train, dev and test; got {', '.join(splits)}")
+        # In SentEval's order, so that its folds are ours.
+        self.splits = {split: sorted(examples, key=_order) for split, examples in splits.items()}
+        self.texts = list(dict.fromkeys(text for rows in splits.values() for texts, _ in rows for text in texts))
+        self.name, self.mode, self.batch_size, self.seed, self.write_csv = name, mode, batch_size, seed, write_csv
+        self.csv_file = f"transfer{'_' + name if name else ''}_results.csv"
+        self.primary_metric = "dev_accuracy" if mode == "dev" else "accuracy"
+        self._check_classes()
+
+    def _check_classes(self) -> None:
+        first = next(iter(self.splits.values())) if len(self.splits) == 1 else self.splits["train"]
+        counts = Counter(label for _, label in first)
+        for split, rows in self.splits.items():
+            if unknown := {label for _, label in rows} - counts.keys():
+                raise ValueError(f"{self.name}: no training example has the class {min(unknown)} of {split}")
+        if len(counts) < 2:
+            raise ValueError(f"{self.name}: a classifier needs two classes at least, got {', '.join(counts) or 'none'}")
+        # In the folds of a single set the search has folds of its own.
+        least = FOLDS[self.mode] + (len(self.splits) == 1)
+        rarest = min(counts, key=lambda label: counts[label])
+        if "dev" not in self.splits and counts[rarest] < least:
+            raise ValueError(
+                f"{self.name}: {counts[rarest]} example(s) of the class {rarest}, of which every one of "
+                f"{FOLDS[self.mode]} folds needs one: {least} are the least"
+            )
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        embeddings = model.encode(self.texts, batch_size=self.batch_size, show_progress_bar=False)
+        metrics = self._metrics(np.asarray(embeddings))
+        if output_path is not None and self.write_csv:
+            append_row(Path(output_path, self.csv_file), {"epoch": epoch, "steps": steps, **metrics})
+        metrics = self.prefix_name_to_metrics(metrics, self.name)
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics
+
+    def _metrics(self, embeddings: Array) -> dict[str, float]:
+        """All metrics, from the embeddings (N, d) of ``texts``; nan where an embedding is."""
+        if not np.isfinite(embeddings).all():
+            return {"accuracy": math.nan, "dev_accuracy": math.nan}
+        rows = {text: row for row, text in enumerate(self.texts)}
+        features: dict[str, Array] = {}
+        labels: dict[str, Array] = {}
+        for split, examples in self.splits.items():
+            columns = [
+                embeddings[[rows[text] for text in side]] for side in zip(*(t for t, _ in examples), strict=True)
+            ]
+            features[split] = columns[0] if len(columns) == 1 else pair_features(*columns)
+            labels[split] = np.array([label for _, label in examples])
+        if len(features) == 1:
+            return self._in_folds(*features.values(), *labels.values())
+        if "dev" in features:
+            x, y = (np.concatenate([part["train"], part["dev"]]) for part in (features, labels))
+            is_dev = np.r_[np.full(len(labels["train"]), -1), np.zeros(len(labels["dev"]), int)]
+            strength, dev_accuracy = _search(x, y, STRENGTHS, PredefinedSplit(is_dev))
+        else:
+            strength, dev_accuracy = _search(features["train"], labels["train"], STRENGTHS_BY_FOLDS, self._folds())
+        predicted = _classifier(strength).fit(features["train"], labels["train"]).predict(features["test"])
+        metrics = {"accuracy": float(accuracy_score(labels["test"], predicted)), "dev_accuracy": dev_accuracy}
+        classes = sorted(set(labels["train"]))
+        if len(classes) == 2:
+            metrics["f1"] = float(f1_score(labels["test"], predicted, pos_label=classes[1]))
+        return metrics
+
+    def _in_folds(self, features: Array, labels: Array) -> dict[str, float]:
+        found, accuracies = [], []
+        for train, test in self._folds().split(features, labels):
+            found.append(_search(features[train], labels[train], STRENGTHS, self._folds()))
+            classifier = _classifier(found[-1][0]).fit(features[train], labels[train])
+            accuracies.append(classifier.score(features[test], labels[test]))
+        return {"accuracy": float(np.mean(accuracies)), "dev_accuracy": float(np.mean([best for _, best in found]))}
+
+    def _folds(self) -> StratifiedKFold:
+        return StratifiedKFold(FOLDS[self.mode], shuffle=True, random_state=self.seed)
+
+
+def pair_features(first: Array, second: Array) -> Array:
+    """What a pair of embeddings (N, d) tells: absolute differences and products, (N, 2d).
+
+    Example:
+        >>> pair_features(np.array([[1.0, 2.0]]), np.array([[3.0, 2.0]])).tolist()
+        [[2.0, 0.0, 3.0, 4.0]]
+    """
+    return np.concatenate([np.abs(first - second), first * second], axis=1)
+
+
+def _order(example: Example) -> tuple[list[int], str]:
+    texts, label = example
+    return [len(text.split()) for text in texts], label
+
+
+def _classifier(strength: float = 1.0) -> LogisticRegression:
+    return LogisticRegression(C=strength, max_iter=1000)
+
+
+def _search(features: Array, labels: Array, strengths: list[float], splits: Any) -> tuple[float, float]:
+    """The C with the best accuracy, on average over the splits, and that accuracy; of equals the smallest."""
+    search = GridSearchCV(_classifier(), {"C": strengths}, cv=splits, refit=False).fit(features, labels)
+    return search.best_params_["C"], float(search.best_score_)
