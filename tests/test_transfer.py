@@ -29,7 +29,7 @@ def _by_hand(splits, vectors_of, folds):
         return np.stack([features(texts) for texts, _ in rows]), np.array([label for _, label in rows])
 
     def accuracy(c, train, test):
-        classifier = LogisticRegression(C=c, max_iter=1000).fit(*train)
+        classifier = LogisticRegression(C=c).fit(*train)
         return sum(classifier.predict(test[0]) == test[1]) / len(test[1])
 
     def search(strengths, pairs):
@@ -49,7 +49,7 @@ def _by_hand(splits, vectors_of, folds):
         found = [(search([0.25, 0.5, 1, 2, 4, 8], folded(*train)), train, test) for train, test in folded(*data["all"])]
         tests = [accuracy(c, train, test) for (c, _), train, test in found]
         return sum(dev for (_, dev), _, _ in found) / len(found), sum(tests) / len(tests), None
-    predicted = LogisticRegression(C=c, max_iter=1000).fit(*data["train"]).predict(data["test"][0])
+    predicted = LogisticRegression(C=c).fit(*data["train"]).predict(data["test"][0])
     return dev, sum(predicted == data["test"][1]) / len(predicted), (predicted, data["test"][1])
 
 

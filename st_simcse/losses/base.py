@@ -412,7 +412,8 @@ class SimCSELoss(GradientCache, nn.Module):
             return embeddings
         # Of FSDP in mixed precision they come in half precision, and its autocast is not for the head.
         weight = next(self.projection_head.parameters(), embeddings)
-        return self.projection_head(embeddings.to(weight.dtype))
+        projected: Tensor = self.projection_head(embeddings.to(weight.dtype))
+        return projected
 
 
 def check_wrappers(loss: nn.Module, compiled_in_processes: bool = False) -> None:
