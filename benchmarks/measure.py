@@ -28,6 +28,7 @@ from transformers import TrainerCallback
 from st_simcse import (
     FocalMargin,
     SentenceReader,
+    SharedLayers,
     SimCSETrainer,
     SimCSETrainingArguments,
     SimilarityThreshold,
@@ -93,6 +94,7 @@ def measure_training(recipe: str, model: str, corpus: str, batch: int, steps: in
     sentences = SentenceReader().get_dataset(corpus).shuffle(seed=0).select(range(batch * (steps + 2)))["sentence"][:]
     encoder = build_model(model, pooling="mean", device=DEVICE, max_seq_length=32)
     ours = recipe.startswith("ours")
+    shared = [SharedLayers(0.75)] if "shared" in recipe else []
     options = {
         "num_train_epochs": 1,
         "per_device_train_batch_size": batch,
@@ -113,7 +115,7 @@ def measure_training(recipe: str, model: str, corpus: str, batch: int, steps: in
         else:
             arguments = SentenceTransformerTrainingArguments(folder, **options)
             data, trainer = Dataset.from_dict({"a": sentences, "b": sentences}), SentenceTransformerTrainer
-        loss = UnsupSimCSELoss(encoder) if ours else MultipleNegativesRankingLoss(encoder)
+        loss = UnsupSimCSELoss(encoder, options=shared) if ours else MultipleNegativesRankingLoss(encoder)
         trainer(model=encoder, args=arguments, train_dataset=data, loss=loss, callbacks=[clock]).train()
     # The first two steps warm up.
     return {"seconds": (clock.ticks[-1] - clock.ticks[1]) / steps, "sentences": batch}

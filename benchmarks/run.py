@@ -106,6 +106,7 @@ def training(pairs: int, model: str, corpus: str, steps: int) -> None:
         "ours, float32": ("ours", 0),
         "ours, float32, tokenized once": ("ours tokenized", 0),
         "ours, float32, batches grouped by length": ("ours grouped", 0),
+        "ours, float32, grouped, 3/4 of the layers shared": ("ours shared grouped", 0),
     }
     if BF16:
         recipes |= {
@@ -113,6 +114,7 @@ def training(pairs: int, model: str, corpus: str, steps: int) -> None:
             "ours, bf16 (default)": ("ours", 1),
             "ours, bf16, tokenized once": ("ours tokenized", 1),
             "ours, bf16, batches grouped by length": ("ours grouped", 1),
+            "ours, bf16, grouped, 3/4 of the layers shared": ("ours shared grouped", 1),
         }
     else:
         print("This device does not compute in bf16: float32 is our default here too.\n")

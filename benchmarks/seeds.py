@@ -136,8 +136,9 @@ def plot_speed(results: dict[str, dict[str, list[float]]], measures: list[str], 
     for axes, measure in zip(panels.flat, measures, strict=True):
         means, spreads = ([f(result[measure]) for result in results.values()] for f in (statistics.mean, spread))
         axes.errorbar(seconds, means, spreads, fmt="o-", capsize=4)
-        for recipe, place in zip(results, zip(seconds, means, strict=True), strict=True):
-            axes.annotate(recipe, place, xytext=(4, 6), textcoords="offset points")
+        for number, (recipe, *place) in enumerate(zip(results, seconds, means, strict=True)):
+            # Above and below in turn, since neighbours would overlap.
+            axes.annotate(recipe, place, xytext=(4, -12 if number % 2 else 6), textcoords="offset points")
         axes.set(
             xlabel="seconds of training, on a CPU in all threads", ylabel=f"Spearman x 100, {measure}", title=title
         )
