@@ -111,6 +111,35 @@ def test_sorting_by_length_changes_nothing(model, sentences, monkeypatch, mini_b
     assert value.item() == pytest.approx(expected, abs=1e-4)
 
 
+def test_in_mixed_precision_several_passes_cast_each_weight_once(model, sentences, monkeypatch):
+    monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", 2)
+    model.eval()
+    forward, inputs, gradients = model.forward, [], []
+    weight = model[0].auto_model.encoder.layer[0].intermediate.dense.weight
+
+    def in_bf16(features):  # as accelerate wraps it
+        inputs.append(features["input_ids"])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = forward(features)
+        return output | {"sentence_embedding": output["sentence_embedding"].float()}
+
+    monkeypatch.setattr(model, "forward", in_bf16)
+    loss = SupSimCSELoss(model, mask_duplicates=False)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        loss(_features(model, sentences, sentences[::-1]))
+    casts = [e for e in profile.events() if e.name == "aten::_to_copy" and e.input_shapes[0] == list(weight.shape)]
+    assert len(inputs) > 2
+    layers = len(model[0].auto_model.encoder.layer)
+    assert len(casts) == layers
+
+    for rows in (2, 64):
+        monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", rows)
+        model.zero_grad()
+        loss(_features(model, sentences, sentences[::-1])).backward()
+        gradients.append(weight.grad.clone())
+    assert torch.allclose(*gradients, atol=0.02 * gradients[0].abs().max().item())
+
+
 def test_one_column_equals_two_identical_columns(model, sentences):
     loss = UnsupSimCSELoss(model)
     torch.manual_seed(1)

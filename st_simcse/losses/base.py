@@ -397,7 +397,9 @@ class SimCSELoss(GradientCache, nn.Module):
     def _embed(self, features: dict[str, Tensor], is_sorted: bool) -> list[Tensor]:
         """Projected embeddings; rows sorted by length in several passes of few rows on a CPU, all else in one."""
         on_cpu = is_sorted and features["attention_mask"].device.type == "cpu"
-        outputs = chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
+        # Around all passes: the autocast of each would cast every weight anew.
+        with torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu")):
+            outputs = chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
         return [self._project(output["sentence_embedding"]) for output in outputs]
 
     def embed_without_dropout(self, features: dict[str, Tensor]) -> Tensor:
