@@ -19,7 +19,7 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_presets_parse_to_the_papers_values(name):
-    model, data, loss, arguments = train._parse_train(["--preset", name, "--train_file", "x", "--bf16", "false"])
+    model, data, loss, arguments = train.parse_train(["--preset", name, "--train_file", "x", "--bf16", "false"])
     assert (arguments.per_device_train_batch_size, arguments.learning_rate) == TABLE[name]
     unsupervised = name.startswith("unsup")
     assert (loss.projection_head, model.dense) == (unsupervised, not unsupervised)
@@ -36,14 +36,14 @@ def test_presets_parse_to_the_papers_values(name):
 def test_llm2vec_and_modernbert():
     """The facts of McGill-NLP/llm2vec's and AnswerDotAI/ModernBERT's files, as the issue and the files have them."""
     rest = ["--train_file", "x", "--bf16", "false"]
-    model, _, loss, arguments = train._parse_train(["--preset", "llm2vec", *rest])
+    model, _, loss, arguments = train.parse_train(["--preset", "llm2vec", *rest])
     assert (model.lora_r, model.lora_alpha, model.lora_dropout) == (16, 32, 0.05)
     assert model.lora_target_modules == [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
     assert (model.pooling, model.bidirectional, model.dropout) == ("mean", True, 0.3)
     assert (loss.temperature, loss.projection_head) == (0.05, False)
     assert (arguments.per_device_train_batch_size, arguments.learning_rate, arguments.max_steps) == (128, 3e-5, 1000)
     assert (arguments.max_length, arguments.gradient_checkpointing, arguments.warmup_steps) == (128, True, 0)
-    model, _, loss, arguments = train._parse_train(["--preset", "modernbert", *rest])
+    model, _, loss, arguments = train.parse_train(["--preset", "modernbert", *rest])
     assert (model.model_name_or_path, model.pooling, model.dropout) == ("answerdotai/ModernBERT-base", "mean", 0.1)
     assert (arguments.per_device_train_batch_size, arguments.learning_rate, loss.mini_batch_size) == (512, 8e-5, 16)
     assert (arguments.num_train_epochs, arguments.warmup_steps, loss.temperature) == (1, 0.05, 0.05)
@@ -56,7 +56,7 @@ def test_options_override_the_preset_wherever_they_stand():
         ["--preset", "sup-bert-base", "--learning_rate", "1", "--dense", "false", *rest],
         ["--learning_rate", "1", "--dense", "false", "--preset", "sup-bert-base", *rest],
     ):
-        model, _, _, arguments = train._parse_train(argv)
+        model, _, _, arguments = train.parse_train(argv)
         assert (arguments.learning_rate, model.dense, arguments.per_device_train_batch_size) == (1.0, False, 512)
 
 

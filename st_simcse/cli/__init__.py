@@ -14,6 +14,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "train": "train a model on a file of sentences, triplets or NLI rows",
+    "compare": "several recipes of train over several seeds: a table and a plot with spreads",
     "presets": "recipes of the paper, LLM2Vec and ModernBERT, for train --preset",
     "evaluate": "one or several models on the seven STS tasks, or on the transfer tasks",
     "data": "download the public data sets for training and evaluation",

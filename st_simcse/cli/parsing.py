@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser
 
-__all__ = ["check_positive", "parse"]
+__all__ = ["check_positive", "parse", "parse_known"]
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -50,7 +50,26 @@ def parse(command: str, argv: Sequence[str], *types: type, example: str) -> tupl
         >>> parse("demo", ["--size=3"], Arguments, example="st-simcse demo")
         (Arguments(size=3),)
     """
-    parser = _Parser(
+    *arguments, unknown = parse_known(command, argv, *types, example=example)
+    if unknown:
+        options = [f"--{field.name}" for kind in types for field in dataclasses.fields(kind)]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        _parser(command, types, example).error(f"unknown option {unknown[0]}{hint}")
+    return tuple(arguments)
+
+
+def parse_known(command: str, argv: Sequence[str], *types: type, example: str) -> tuple[Any, ...]:
+    """As :func:`parse`, and behind the instances a list of the words that are no options of ``types``."""
+    return tuple(
+        _parser(command, types, example).parse_args_into_dataclasses(
+            list(argv), look_for_args_file=False, return_remaining_strings=True
+        )
+    )
+
+
+def _parser(command: str, types: Sequence[type], example: str) -> _Parser:
+    return _Parser(
         types,
         prog=f"st-simcse {command}",
         usage="%(prog)s [options]",
@@ -58,14 +77,6 @@ def parse(command: str, argv: Sequence[str], *types: type, example: str) -> tupl
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
-    *arguments, unknown = parser.parse_args_into_dataclasses(
-        list(argv), look_for_args_file=False, return_remaining_strings=True
-    )
-    if unknown:
-        options = [f"--{field.name}" for kind in types for field in dataclasses.fields(kind)]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
-        parser.error(f"unknown option {unknown[0]}" + (f", did you mean {near[0]}?" if near else ""))
-    return tuple(arguments)
 
 
 def check_positive(args: object, *names: str) -> None:

@@ -17,7 +17,7 @@ from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.checkpoints import load_model
@@ -139,7 +139,7 @@ class DataArguments:
     )
 
 
-def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
+def run(argv: Sequence[str], callbacks: Sequence[TrainerCallback] = ()) -> dict[str, dict[str, float]]:
     """Train, save the model to ``output_dir``, print Spearman before and after, and return it.
 
     With ``--seeds`` the rows are those of the single seeds, and their mean and spread (standard deviation).
@@ -147,28 +147,30 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: for options and data that cannot be trained with; at the end for a model without a correlation.
     """
-    arguments = _parse_train(argv)
+    arguments = parse_train(argv)
     training_args = arguments[-1]
     with sole_run(training_args.output_dir, training_args.should_save):
-        return _run(argv, arguments)
+        return _run(argv, arguments, callbacks)
 
 
-def _run(argv: Sequence[str], arguments: tuple[Any, ...]) -> dict[str, dict[str, float]]:
+def _run(
+    argv: Sequence[str], arguments: tuple[Any, ...], callbacks: Sequence[TrainerCallback]
+) -> dict[str, dict[str, float]]:
     _, data_args, _, training_args = arguments
     if len(set(data_args.seeds or [])) < len(data_args.seeds or []):
         raise ValueError(
             f"--seeds {' '.join(map(str, data_args.seeds))} names a seed twice: its runs would be the same"
         )
     if not data_args.seeds:
-        results = _train_once(argv, *arguments)
+        results = _train_once(argv, *arguments, callbacks)
     else:
         results = {}
         for seed in data_args.seeds:
             folder = Path(training_args.output_dir, f"seed-{seed}")
-            once = _parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
+            once = parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
             if not checkpoints(folder):  # resuming a run that had not come to this seed
                 once[-1].resume_from_checkpoint = None
-            scores = _train_once(argv, *once)
+            scores = _train_once(argv, *once, callbacks)
             results["before"] = scores["before"]
             if "after" not in scores:  # stopped
                 break
@@ -184,7 +186,8 @@ def _run(argv: Sequence[str], arguments: tuple[Any, ...]) -> dict[str, dict[str,
     return results
 
 
-def _parse_train(argv: Sequence[str]) -> tuple[Any, ...]:
+def parse_train(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, Any, SimCSETrainingArguments]:
+    """The command's words as instances of its four dataclasses; those of a preset stand before them."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", nargs="?")
     preset = finder.parse_known_args(argv)[0].preset
@@ -202,6 +205,7 @@ def _train_once(
     data_args: DataArguments,
     loss_args: Any,
     args: SimCSETrainingArguments,
+    callbacks: Sequence[TrainerCallback],
 ) -> dict[str, dict[str, float]]:
     set_seed(args.seed)
     sources = {name: _source(data_args, name) for name in ("train", "dev", "test")}
@@ -211,6 +215,9 @@ def _train_once(
         raise ValueError("--streaming needs --max_steps, because nobody has counted the rows")
     dataset = _training_data(sources["train"], data_args, args.seed)
     evaluators = [load_sts(source) for name in ("dev", "test") if (source := sources[name])]
+    if len({evaluator.name for evaluator in evaluators}) < len(evaluators):  # two files of one name
+        for evaluator, name in zip(evaluators, ("dev", "test"), strict=True):
+            evaluator.name = name
     has_dev = sources["dev"] is not None
     during_training: list[BaseEvaluator] = evaluators[:1] if has_dev else []
     if data_args.alignment_uniformity:
@@ -246,7 +253,7 @@ def _train_once(
         train_dataset=dataset,
         loss=loss,
         evaluator=during_training or None,
-        callbacks=[stop := StopOnSignal()],
+        callbacks=[stop := StopOnSignal(), *callbacks],
     )
     model.model_card_data.command = shown_command(["st-simcse", "train", *argv])
     results = {"before": _spearman(evaluators, model)}

@@ -10,11 +10,11 @@ from pathlib import Path
 __all__ = ["append_row", "check_defined", "format_table"]
 
 
-def format_table(rows: Mapping[str, Mapping[str, float]], corner: str = "model") -> str:
+def format_table(rows: Mapping[str, Mapping[str, float | str]], corner: str = "model") -> str:
     """Rows of numbers by name as a Markdown table with two decimals; a ``|`` in a name is escaped.
 
     Args:
-        rows: numbers by row and column, the same columns in every row.
+        rows: numbers, or texts, by row and column, the same columns in every row.
         corner: what stands above the names.
 
     Example:
@@ -25,7 +25,10 @@ def format_table(rows: Mapping[str, Mapping[str, float]], corner: str = "model")
     """
     header = [corner, *next(iter(rows.values()))]
     cells = [header, ["---"] * len(header)]
-    cells += [[name, *(f"{value:.2f}" for value in row.values())] for name, row in rows.items()]
+    cells += [
+        [name, *(value if isinstance(value, str) else f"{value:.2f}" for value in row.values())]
+        for name, row in rows.items()
+    ]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells)
 
 

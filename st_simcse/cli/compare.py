@@ -1,0 +1,329 @@
+"""``st-simcse compare``: recipes of ``st-simcse train`` over several seeds, each run in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import multiprocessing
+import os
+import shlex
+import shutil
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.utils.logging import disable_progress_bar
+
+from st_simcse.checkpoints import load_model
+from st_simcse.cli import train
+from st_simcse.cli.parsing import parse_known
+from st_simcse.evaluation import (
+    format_table,
+    sts_evaluators,
+    sts_scores,
+    transfer_evaluators,
+    transfer_scores,
+)
+from st_simcse.recipes import parse_recipe, read_recipes
+from st_simcse.run_folder import checkpoints, sole_run
+
+logger = logging.getLogger(__name__)
+
+# Options of train that are the comparison's own, and those that have to be the same for all recipes.
+OURS = {"output_dir", "seed", "seeds", "resume_from_checkpoint", "push_to_hub"}
+SHARED = {f"{name}_{part}" for name in ("dev", "test") for part in ("file", "dataset", "subset", "split")}
+
+Result = dict[str, Any]
+
+
+@dataclass
+class CompareArguments:
+    recipe: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": '"NAME: --option value ...", options of st-simcse train; again for each.',
+            "action": "extend",
+        },
+    )
+    recipe_file: str | None = field(
+        default=None, metadata={"help": "Recipes by name, each a list of words or a line, as YAML or JSON."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each recipe is trained with each."})
+    output_dir: str = field(default="comparison", metadata={"help": "Where a file of each run's numbers goes."})
+    redo: bool = field(default=False, metadata={"help": "Run again what was run with other options."})
+    keep_models: bool = field(default=False, metadata={"help": "Keep every trained model, beside its numbers."})
+
+
+@dataclass
+class MeasureArguments:
+    sts_dir: str | None = field(default=None, metadata={"help": "The average of the seven STS tasks in this folder."})
+    senteval_dir: str | None = field(
+        default=None, metadata={"help": "That of the seven transfer tasks, in SentEval's folder."}
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a recipe with a seed, the options of train, and what is measured besides."""
+
+    recipe: str
+    seed: int
+    options: list[str]
+    tests: dict[str, Any]
+    folder: str
+
+    @property
+    def file(self) -> Path:
+        return Path(self.folder, self.recipe, f"seed-{self.seed}.json")
+
+    @property
+    def model(self) -> Path:
+        return self.file.with_suffix("")
+
+
+def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Train what has not been trained, print the table, and return the numbers by recipe and column, a list by seed.
+
+    Options that are not the command's own are passed to every run. A run that fails is named at the end; the others go
+    on, and a recipe that failed is not tried with other seeds.
+
+    Raises:
+        ValueError: before any run for options and recipes that do not fit, and for numbers of other options in the
+            folder; at the end for runs that failed.
+        SystemExit: before any run for an option that ``st-simcse train`` does not know.
+        OSError: for an output folder that another comparison is writing to.
+    """
+    args, tests, common = parse_known(
+        "compare",
+        argv,
+        *(CompareArguments, MeasureArguments),
+        example="st-simcse compare --model_name_or_path bert-base-uncased --train_file a.txt --dev_file dev.tsv "
+        '--recipe "base:" --recipe "focal: --focal_margin 0.2"   # and every option of st-simcse train',
+    )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("compare starts a process a run itself: leave torchrun and accelerate launch out")
+    recipes = _recipes(args)
+    _check_options(recipes, common)
+    if tests.sts_dir:
+        sts_evaluators(tests.sts_dir)
+    if tests.senteval_dir:
+        transfer_evaluators(tests.senteval_dir)
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))} names a seed twice: its runs would be the same")
+    runs = [
+        Run(recipe, seed, [*common, *words], asdict(tests), args.output_dir)
+        for seed in args.seeds
+        for recipe, words in recipes.items()
+    ]
+    with sole_run(args.output_dir):
+        results = _found(runs, args.redo)
+        failures: dict[str, str] = {}
+        for number, one in enumerate(runs, start=1):
+            place = f"{number}/{len(runs)} {one.recipe}, seed {one.seed}"
+            if number - 1 in results:
+                print(f"{place}: done before")
+            elif one.recipe not in failures:
+                try:
+                    results[number - 1] = result = _in_a_process(one, args.keep_models)
+                    print(f"{place}: {_line(result)}", flush=True)
+                except Exception as error:
+                    failures[one.recipe] = f"{one.recipe}, seed {one.seed}: {type(error).__name__}: {error}"
+                    expected = isinstance(error, (ImportError, OSError, ValueError))
+                    logger.warning("failed: %s", failures[one.recipe], exc_info=not expected)
+        numbers = _numbers([results[index] for index in sorted(results)])
+        if numbers:
+            _report(numbers, recipes, common, Path(args.output_dir))
+    if failures:
+        raise ValueError(f"{len(failures)} of {len(recipes)} recipes failed: {'; '.join(failures.values())}")
+    return numbers
+
+
+def _recipes(args: CompareArguments) -> dict[str, list[str]]:
+    recipes = read_recipes(args.recipe_file) if args.recipe_file else []
+    recipes += map(parse_recipe, args.recipe)
+    names = [name for name, _ in recipes]
+    if not names:
+        raise ValueError('nothing to compare: pass --recipe "NAME: --option value" for each, or --recipe_file')
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"the recipe {twice[0]!r} is there twice: give one of them another name")
+    return dict(recipes)
+
+
+def _check_options(recipes: dict[str, list[str]], common: list[str]) -> None:
+    """What can be known of the recipes before any of them is trained."""
+    for name, words, refused in (
+        ("", common, OURS),
+        *((f"recipe {name!r}: ", words, OURS | SHARED) for name, words in recipes.items()),
+    ):
+        for word in words:
+            option = word.split("=")[0].removeprefix("--").replace("-", "_")
+            if word.startswith("--") and option in refused:
+                hint = "recipes are compared on the same data, pass it once for all" if option in SHARED else ""
+                raise ValueError(f"{name}--{option} is not for a recipe: {hint or 'compare sets it itself'}")
+    for name, words in recipes.items():
+        try:
+            _, data_args, _, _ = train.parse_train([*common, *words])
+        except (SystemExit, ValueError) as error:
+            raise SystemExit(f"st-simcse compare: recipe {name!r}: {error}") from error
+        if not (data_args.dev_file or data_args.dev_dataset):
+            raise ValueError("pass --dev_file or --dev_dataset: recipes are compared by their scores on dev pairs")
+
+
+def _found(runs: list[Run], redo: bool) -> dict[int, Result]:
+    """The results that are there, by the number of the run."""
+    found, others = {}, []
+    for number, one in enumerate(runs):
+        if not one.file.exists():
+            continue
+        result = json.loads(one.file.read_text(encoding="utf-8"))
+        if (result["options"], result["tests"]) == (one.options, one.tests):
+            found[number] = result
+        else:
+            others.append(f"{one.file} (with {shlex.join(result['options'])})")
+    if others and not redo:
+        raise ValueError(
+            f"run before with other options: {'; '.join(others)}; give the recipe another name, choose another "
+            "--output_dir, or pass --redo to run it again"
+        )
+    return found
+
+
+def _in_a_process(one: Run, keep_model: bool) -> Result:
+    """The run's result, once it is in its file whole."""
+    shutil.rmtree(one.model, ignore_errors=True)  # what a run that was killed has left
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as process:
+        result = process.submit(_train_and_evaluate, one).result()
+    if result is None:
+        raise KeyboardInterrupt
+    if keep_model:
+        for checkpoint in checkpoints(one.model):
+            shutil.rmtree(checkpoint)
+    else:
+        shutil.rmtree(one.model)
+    unfinished = one.file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(one.file)
+    return result
+
+
+def _begin() -> None:
+    """In the process of a run: as on the command line, and it ends with the comparison."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    disable_progress_bar()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: wait([parent.sentinel]) and os._exit(1), daemon=True).start()
+
+
+def _train_and_evaluate(one: Run) -> Result | None:
+    """None for a run that was stopped."""
+    cost = _Cost()
+    argv = [*one.options, "--seed", str(one.seed), "--output_dir", str(one.model)]
+    with redirect_stdout(sys.stderr):  # the table is what is printed
+        scores = train.run(argv, callbacks=[cost])
+    if "after" not in scores:
+        return None
+    dev, *tests = ({name: 100 * value} for name, value in scores["after"].items())
+    result = {
+        "recipe": one.recipe,
+        "seed": one.seed,
+        "options": one.options,
+        "tests": one.tests,
+        "before": {name: 100 * value for name, value in scores["before"].items()},
+        "dev": dev,
+        "test": {name: value for test in tests for name, value in test.items()},
+        "cost": cost.measured,
+    }
+    model = load_model(str(one.model)).to(cost.device)
+    if folder := one.tests["sts_dir"]:
+        result["STS"] = sts_scores(sts_evaluators(folder)(model))
+        result["test"]["STS avg."] = result["STS"]["Avg."]
+    if folder := one.tests["senteval_dir"]:
+        result["transfer"] = transfer_scores(transfer_evaluators(folder)(model))
+        result["test"]["transfer avg."] = result["transfer"]["Avg."]
+    return result
+
+
+class _Cost(TrainerCallback):
+    """Seconds of training, of the clock and of all threads together, and the peak of memory since this was made."""
+
+    def __init__(self) -> None:
+        self.before = _peak_memory()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.began = time.perf_counter(), time.process_time()
+
+    def on_train_end(self, args: Any, *others: Any, **kwargs: Any) -> None:
+        seconds, cpu_seconds = (
+            now - began for now, began in zip((time.perf_counter(), time.process_time()), self.began, strict=True)
+        )
+        self.device = args.device
+        on_gpu = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_memory() - self.before
+        self.measured = {"seconds": seconds, "CPU seconds": cpu_seconds, "MiB": peak / 2**20}
+
+
+def _peak_memory() -> float:
+    """Of this process, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where getrusage counts the process that started this one too
+        lines = status.read_text().splitlines()
+        return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), math.nan)
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _line(result: Result) -> str:
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in (result["dev"] | result["test"]).items())
+    return f"{scores}; {result['cost']['seconds']:,.0f} s"
+
+
+def _numbers(results: list[Result]) -> dict[str, dict[str, list[float]]]:
+    """By recipe and column, a list by seed; the first column is what recipes are chosen by."""
+    numbers: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        row = numbers.setdefault(result["recipe"], {})
+        for column, value in (result["dev"] | result["test"] | result["cost"]).items():
+            row.setdefault(column, []).append(value)
+    return numbers
+
+
+def _report(
+    numbers: dict[str, dict[str, list[float]]], recipes: dict[str, list[str]], common: list[str], folder: Path
+) -> None:
+    """The table, also in the folder; the best on the dev pairs is bold, among the recipes with the most runs."""
+    selection = next(iter(next(iter(numbers.values()))))
+    most = max(len(row[selection]) for row in numbers.values())
+    best = max(
+        (name for name, row in numbers.items() if len(row[selection]) == most),
+        key=lambda name: statistics.mean(numbers[name][selection]),
+    )
+    table = {
+        f"**{name}**" if name == best else name: {"runs": str(len(row[selection]))}
+        | {column: _cell(column, values) for column, values in row.items()}
+        for name, row in numbers.items()
+    }
+    text = format_table(table, corner="recipe")
+    Path(folder, "table.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n\nbest on {selection}: {best}, st-simcse train {shlex.join([*common, *recipes[best]])}")
+
+
+def _cell(column: str, values: list[float]) -> str:
+    """The mean, and of scores the spread: the standard deviation over seeds."""
+    if column in ("seconds", "CPU seconds", "MiB"):
+        return f"{statistics.mean(values):,.0f}"
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")

@@ -1,0 +1,78 @@
+"""Recipes to compare: names, and the options of ``st-simcse train`` that they stand for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["parse_recipe", "read_recipes"]
+
+
+def read_recipes(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
+    """The recipes of a YAML or JSON file: by name, a list of words or one line as on a command line.
+
+    Raises:
+        OSError: for a file that cannot be read.
+        ValueError: for one that is neither, for other contents, and for a name that is there twice; names the file.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "recipes.yaml"
+        >>> _ = path.write_text('base: []\\nfocal: --focal_margin 0.2\\nsharp: ["--temperature", 0.02]\\n')
+        >>> read_recipes(path)
+        [('base', []), ('focal', ['--focal_margin', '0.2']), ('sharp', ['--temperature', '0.02'])]
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        found = yaml.safe_load(text)  # JSON is YAML
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{path} holds no recipes: expected names with their options, such as `base: --pooling mean`")
+    names = [key.value for key, _ in yaml.compose(text).value]  # of equal ones safe_load keeps the last
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise ValueError(f"{path} has the recipe {twice[0]!r} twice")
+    return [
+        (_checked(str(name), str(path)), _words(words, f"{path}, recipe {name!r}")) for name, words in found.items()
+    ]
+
+
+def parse_recipe(text: str) -> tuple[str, list[str]]:
+    """A recipe as it stands on the command line.
+
+    Raises:
+        ValueError: if it has no name, or one that is no file name.
+
+    Example:
+        >>> parse_recipe("focal: --focal_margin 0.2")
+        ('focal', ['--focal_margin', '0.2'])
+    """
+    name, colon, line = text.partition(":")
+    if not colon:
+        raise ValueError(f'--recipe {text!r} has no name: write "NAME: --option value"')
+    return _checked(name.strip(), "--recipe"), _words(line, f"--recipe {name!r}")
+
+
+def _checked(name: str, where: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ValueError(f"{where}: the recipe's name {name!r} becomes a file's: use letters, digits and . + - _")
+    return name
+
+
+def _words(words: str | Sequence[Any] | None, where: str) -> list[str]:
+    if words is None:
+        return []
+    if isinstance(words, str):
+        try:
+            return shlex.split(words)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if not isinstance(words, list) or not all(isinstance(word, str | int | float) for word in words):
+        raise ValueError(f"{where}: expected options of st-simcse train as a list of words or as one line, got {words}")
+    return [str(word) for word in words]
