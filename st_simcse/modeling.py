@@ -27,6 +27,7 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 from st_simcse.dropout import set_dropout
 from st_simcse.hub import hub_error
 from st_simcse.initialisation import initialise
+from st_simcse.layers import keep_layers
 from st_simcse.lora import adapters, add_lora, train_adapter
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def build_model(
     dense: bool = False,
     device: str | None = None,
     *,
+    layers: int | None = None,
     dropout: float | None = None,
     bidirectional: bool = False,
     lora: PeftConfig | None = None,
@@ -79,6 +81,8 @@ def build_model(
             models; a final Normalize stays the last. For an MLP in training only leave it out and pass
             ``projection_head=True`` to the loss.
         device: where the model is put; ST chooses when left out.
+        layers: keep so many of the transformer's layers, the lowest: a small fast model to train, for instance with the
+            whole one as its teacher. None keeps all.
         dropout: the share of values that training drops, whatever the architecture calls it
             (:func:`~st_simcse.set_dropout`); the saved model keeps the checkpoint's own. None is the checkpoint's own.
         bidirectional: let the tokens of a decoder see those behind them too (``is_causal=False`` in its configuration,
@@ -91,10 +95,10 @@ def build_model(
         **options: for SentenceTransformer, such as ``config_kwargs={"layer_norm_eps": 1e-6}`` or ``revision``.
 
     Raises:
-        ValueError: for an unknown pooling, a transformer too shallow for it, CLS pooling of a causal decoder,
-            ``bidirectional`` of an architecture that ignores it, ``lora`` of a model that has an adapter, a model
-            without token embeddings, a max_seq_length below 1, a dropout outside [0, 1) or beside one in
-            ``config_kwargs``, and a pickle of more than tensors.
+        ValueError: for an unknown pooling, a transformer too shallow for it, ``layers`` that it does not have or that
+            the model's own pooling averages, CLS pooling of a causal decoder, ``bidirectional`` of an architecture that
+            ignores it, ``lora`` of a model that has an adapter, a model without token embeddings, a max_seq_length
+            below 1, a dropout outside [0, 1) or beside one in ``config_kwargs``, and a pickle of more than tensors.
         OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
 
     Example:
@@ -112,6 +116,10 @@ def build_model(
         options["config_kwargs"] = (options.get("config_kwargs") or {}) | {"output_hidden_states": True}
     model = load_sentence_transformer(name_or_path, device, **options)
     was_saved = cached_file(name_or_path, "modules.json", **options) is not None
+    if layers is not None:
+        if pooling is None and any(isinstance(module, WeightedLayerPooling) for module in model):
+            raise ValueError(f"{name_or_path} averages layers, of which layers={layers} drops some: pass pooling too")
+        keep_layers(model, layers)
     pools = any(isinstance(module, Pooling) for module in model)
     if pooling is not None or (pools and not was_saved):
         if not (pools and isinstance(model[0], Transformer)):

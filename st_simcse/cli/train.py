@@ -57,6 +57,9 @@ class ModelArguments:
         metadata={"help": "Tokens of a text that the model reads, here and once it is saved; as before, or 128."},
     )
     dense: bool = field(default=False, metadata={"help": "Put the MLP into the model, for inference too."})
+    layers: int | None = field(
+        default=None, metadata={"help": "Keep so many of the transformer's layers, the lowest; or all."}
+    )
     dropout: float | None = field(
         default=None, metadata={"help": "In training only, whatever the model's configuration calls it; or its own."}
     )
@@ -233,6 +236,7 @@ def _train_once(
         model_args.model_max_length,
         model_args.dense,
         device="cpu" if args.use_cpu else None,
+        layers=model_args.layers,
         dropout=model_args.dropout,
         bidirectional=model_args.bidirectional,
         lora=lora,

@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
+from st_simcse.layers import transformer_layers
 from st_simcse.losses.options import Option
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ class SharedLayers(Option):
 
     def build(self, model: SentenceTransformer) -> SharedPass:
         """What lets a model's forward passes share them."""
-        layers = _layers(model)
+        try:
+            layers = transformer_layers(model)
+        except ValueError as error:
+            raise ValueError(f"{error}: leave SharedLayers (--shared_layers) out") from error
         shared = int(self.layers) if self.layers >= 1 else round(self.layers * len(layers))
         if not 0 < shared < len(layers):
             raise ValueError(
@@ -175,21 +179,3 @@ class _OncePerPair(nn.Module):
 
         args, kwargs = recursively_apply(first, (args, kwargs))
         return recursively_apply(both, self.layer(*args, **kwargs))
-
-
-def _layers(model: SentenceTransformer) -> nn.ModuleList:
-    """The transformer's layers: the outermost list of as many modules as its configuration says."""
-    config = getattr(model.transformers_model, "config", None)
-    count = getattr(config.get_text_config(), "num_hidden_layers", None) if config is not None else None
-    lists: dict[str, nn.ModuleList] = {}
-    for name, module in model.named_modules():
-        is_inside = any(name.startswith(f"{outer}.") for outer in lists)
-        if isinstance(module, nn.ModuleList) and len(module) == count and not is_inside:
-            lists[name] = module
-    if len(lists) != 1:
-        kind = type(model.transformers_model or model[0]).__name__
-        raise ValueError(
-            f"shared layers need a transformer whose layers are one list, and {kind} has {len(lists)} of them: leave "
-            "SharedLayers (--shared_layers) out"
-        )
-    return next(iter(lists.values()))
