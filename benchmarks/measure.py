@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from datasets import Dataset, disable_progress_bars
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
@@ -89,10 +89,24 @@ def measure_loss(implementation: str, batch: int, width: int, repeat: int) -> di
     return _timed(step, repeat)
 
 
-def measure_training(recipe: str, model: str, corpus: str, batch: int, steps: int, bf16: bool) -> dict[str, float]:
+def _encoder(model: str, attention: str) -> SentenceTransformer:
+    options = {"attn_implementation": attention}
+    return build_model(model, pooling="mean", device=DEVICE, max_seq_length=32, model_kwargs=options)
+
+
+def _sentences(corpus: str, number: int) -> list[str]:
+    sentences = SentenceReader().get_dataset(corpus).shuffle(seed=0)["sentence"][:number]
+    if len(sentences) < number:
+        raise ValueError(f"{corpus} has {len(sentences):,} sentences, {number:,} are needed")
+    return sentences
+
+
+def measure_training(
+    recipe: str, model: str, corpus: str, batch: int, steps: int, bf16: bool, attention: str
+) -> dict[str, float]:
     """Seconds a step of the Trainer's own loop, from ST's recipe (doubled sentences) or from ours."""
-    sentences = SentenceReader().get_dataset(corpus).shuffle(seed=0).select(range(batch * (steps + 2)))["sentence"][:]
-    encoder = build_model(model, pooling="mean", device=DEVICE, max_seq_length=32)
+    sentences = _sentences(corpus, batch * (steps + 2))
+    encoder = _encoder(model, attention)
     ours = recipe.startswith("ours")
     shared = [SharedLayers(0.75)] if "shared" in recipe else []
     options = {
@@ -121,10 +135,12 @@ def measure_training(recipe: str, model: str, corpus: str, batch: int, steps: in
     return {"seconds": (clock.ticks[-1] - clock.ticks[1]) / steps, "sentences": batch}
 
 
-def measure_cached(recipe: str, model: str, corpus: str, batch: int, mini_batch: int, bf16: bool) -> dict[str, float]:
+def measure_cached(
+    recipe: str, model: str, corpus: str, batch: int, mini_batch: int, bf16: bool, attention: str
+) -> dict[str, float]:
     """One training step with gradient caching: seconds and peak memory beyond the loaded model."""
-    sentences = SentenceReader().get_dataset(corpus)["sentence"][:batch]
-    encoder = build_model(model, pooling="mean", device=DEVICE, max_seq_length=32).train()
+    sentences = _sentences(corpus, batch)
+    encoder = _encoder(model, attention).train()
     ours = recipe == "ours"
     loss = (UnsupSimCSELoss if ours else CachedMultipleNegativesRankingLoss)(encoder, mini_batch_size=mini_batch)
 
@@ -200,10 +216,11 @@ def _timed(step: Callable[[], object], repeat: int, warm_up: bool = True) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    model = {"recipe": str, "model": str, "corpus": str, "batch": int, "bf16": int, "attention": str}
     for name, options in {
         "loss": {"implementation": str, "batch": int, "width": int, "repeat": int},
-        "training": {"recipe": str, "model": str, "corpus": str, "batch": int, "steps": int, "bf16": int},
-        "cached": {"recipe": str, "model": str, "corpus": str, "batch": int, "mini_batch": int, "bf16": int},
+        "training": model | {"steps": int},
+        "cached": model | {"mini_batch": int},
         "reading": {"lines": int},
     }.items():
         command = commands.add_parser(name)

@@ -98,9 +98,8 @@ def loss_functions(pairs: int, width: int, plot: Path | None, largest: int) -> N
         print(f"![growth with the batch]({plot.name})\n")
 
 
-def training(pairs: int, model: str, corpus: str, steps: int) -> None:
+def training(pairs: int, steps: int, common: dict[str, Any]) -> None:
     print("\n### A training step of the Trainer, batch 64, 32 tokens\n")
-    common = {"model": model, "corpus": corpus, "batch": 64, "steps": steps}
     recipes = {
         "ST: MultipleNegativesRankingLoss, doubled column, float32 (default)": ("st", 0),
         "ours, float32": ("ours", 0),
@@ -120,7 +119,10 @@ def training(pairs: int, model: str, corpus: str, steps: int) -> None:
         print("This device does not compute in bf16: float32 is our default here too.\n")
     results = in_turn(
         pairs,
-        {name: {"recipe": recipe, "bf16": bf16, **common} for name, (recipe, bf16) in recipes.items()},
+        {
+            name: {"recipe": recipe, "bf16": bf16, "batch": 64, "steps": steps, **common}
+            for name, (recipe, bf16) in recipes.items()
+        },
         "training",
     )
     default = next(iter(recipes))
@@ -132,11 +134,11 @@ def training(pairs: int, model: str, corpus: str, steps: int) -> None:
     table(["recipe", "sentences/s", "times ST's default", "times ST at the same precision"], *rows)
 
 
-def cached(pairs: int, model: str, corpus: str, batch: int) -> None:
+def cached(pairs: int, batch: int, common: dict[str, Any]) -> None:
     print(
         f"\n### One step with gradient caching, batch {batch:,}, mini-batches of 64, {'bf16' if BF16 else 'float32'}\n"
     )
-    common = {"model": model, "corpus": corpus, "batch": batch, "mini_batch": 64, "bf16": int(BF16)}
+    common = {"batch": batch, "mini_batch": 64, "bf16": int(BF16), **common}
     results = in_turn(pairs, {recipe: {"recipe": recipe, **common} for recipe in ("st", "ours")}, "cached")
     rows = [
         [name, f"{median(results[key]):.1f} s", f"{median(results[key], 'bytes') / 2**20:,.0f} MiB"]
@@ -161,12 +163,13 @@ def device_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="folder or name of a transformer")
-    parser.add_argument("--corpus", required=True, help="one sentence a line, at least 4,096 of them")
+    parser.add_argument("--corpus", required=True, help="one sentence a line, as many of them as --cached_batch has")
     parser.add_argument("--pairs", type=int, default=3, help="how often each comparison is repeated")
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--largest", type=int, default=65536, help="largest batch of the loss alone")
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--cached_batch", type=int, default=4096)
+    parser.add_argument("--cached_batch", type=int, nargs="+", default=[4096], help="rows of a step with caching")
+    parser.add_argument("--attention", default="sdpa", help="transformers' attn_implementation")
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--only", nargs="+", default=["reading", "loss", "training", "cached"])
@@ -174,10 +177,11 @@ def main() -> None:
     print(f"{device_name()}; torch {torch.__version__}; medians of {args.pairs} measurements in turn")
     if "reading" in args.only:
         reading(args.lines)
+    common = {"model": args.model, "corpus": args.corpus, "attention": args.attention}
     if "training" in args.only:
-        training(args.pairs, args.model, args.corpus, args.steps)
-    if "cached" in args.only:
-        cached(args.pairs, args.model, args.corpus, args.cached_batch)
+        training(args.pairs, args.steps, common)
+    for batch in args.cached_batch if "cached" in args.only else []:
+        cached(args.pairs, batch, common)
     if "loss" in args.only:
         loss_functions(args.pairs, args.width, args.plot, args.largest)
 
