@@ -33,8 +33,9 @@ class Crops:
     """Two random spans of the text, which may overlap, each of a random share of its tokens.
 
     For texts of several sentences: crops of one abstract are a better pair than one text under two dropout masks
-    (González-Márquez et al., TMLR 2026, who crop at the ends of sentences). Spans of random lengths are the independent
-    cropping of Contriever (Izacard et al., TMLR 2022), whose shares these are.
+    (González-Márquez et al., TMLR 2026, whose crops are two whole sentences each; mean pooling, batches of 64, learning
+    rate 2e-5, two epochs). Spans of random lengths are the independent cropping of Contriever (Izacard et al., TMLR
+    2022), whose scripts have these shares.
 
     Args:
         shortest, longest: the shares are drawn uniformly between these, 0 < shortest ≤ longest ≤ 1.
