@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from st_simcse import cli
-from st_simcse.cli import compare
+from st_simcse.cli import compare, runs
 from st_simcse.recipes import read_recipes
 
 
@@ -28,13 +28,13 @@ def words(tmp_path, tiny_bert, sentences, monkeypatch):
 @pytest.fixture
 def trained(monkeypatch):
     """The runs that are trained; here, not each in a process, and with made up numbers."""
-    runs = []
+    done = []
 
     def train(one, keep_model):
-        runs.append((one.recipe, one.seed))
+        done.append((one.recipe, one.seed))
         if one.recipe == "broken":
             raise ValueError("no data")
-        draw = np.random.default_rng(len(runs))
+        draw = np.random.default_rng(len(done))
         result = {name: {name.upper(): 100 * draw.random()} for name in ("dev", "test")}
         result |= {"recipe": one.recipe, "seed": one.seed, "options": one.options, "tests": one.tests}
         result["cost"] = {"seconds": 1000.0 * one.seed, "CPU seconds": 1.0, "MiB": 2.0}
@@ -42,8 +42,8 @@ def trained(monkeypatch):
         one.file.write_text(json.dumps(result))
         return result
 
-    monkeypatch.setattr(compare, "_in_a_process", train)
-    return runs
+    monkeypatch.setattr(runs, "in_a_process", train)
+    return done
 
 
 def test_runs_in_processes_are_what_train_does_alone(words, tmp_path, capsys):
@@ -85,11 +85,11 @@ def test_mean_and_spread_and_the_best_on_dev(words, trained, tmp_path, capsys):
 
 def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, trained, tmp_path, monkeypatch):
     recipes = ["--recipe", "a:", "b: --symmetric", "--seeds", "0", "1"]
-    killed, train = iter(range(9)), compare._in_a_process
-    monkeypatch.setattr(compare, "_in_a_process", lambda *run: (next(killed) == 3 and exit()) or train(*run))
+    killed, train = iter(range(9)), runs.in_a_process
+    monkeypatch.setattr(runs, "in_a_process", lambda *run: (next(killed) == 3 and exit()) or train(*run))
     with pytest.raises(SystemExit):
         compare.run([*words, *recipes])
-    monkeypatch.setattr(compare, "_in_a_process", train)
+    monkeypatch.setattr(runs, "in_a_process", train)
     first = [("a", 0), ("b", 0), ("a", 1)]
     assert trained == first
     numbers = compare.run([*words, *recipes])
