@@ -1,7 +1,15 @@
 from .batching import LengthGroupedBatchSampler
 from .checkpoints import load_simcse, save_transformer
 from .dropout import model_dropout, set_dropout
-from .evaluation import AlignmentUniformityEvaluator, TransferEvaluator, sts_evaluators, transfer_evaluators
+from .evaluation import (
+    AlignmentUniformityEvaluator,
+    KNNEvaluator,
+    TransferEvaluator,
+    load_classes,
+    load_retrieval,
+    sts_evaluators,
+    transfer_evaluators,
+)
 from .hub import HubDataset
 from .lora import merge_lora
 from .losses import (
@@ -48,6 +56,7 @@ __all__ = [
     "GuidedNegatives",
     "HardnessWeighting",
     "HubDataset",
+    "KNNEvaluator",
     "LengthGroupedBatchSampler",
     "MaskedLanguageModel",
     "MomentumQueue",
@@ -70,6 +79,8 @@ __all__ = [
     "add_teacher_embeddings",
     "build_model",
     "info_nce",
+    "load_classes",
+    "load_retrieval",
     "load_simcse",
     "load_sts",
     "merge_lora",

@@ -69,13 +69,19 @@ def plot_alignment_uniformity(
     figure.savefig(path, dpi=120)
 
 
-def plot_scores(rows: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str], label: str) -> None:
+def plot_scores(
+    rows: Mapping[str, Mapping[str, float]],
+    path: str | os.PathLike[str],
+    label: str,
+    spreads: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
     """Numbers by row and column as grouped bars: a group a column, a colour a row.
 
     Args:
         rows: as for :func:`~st_simcse.evaluation.format_table`.
         path: the picture to write.
         label: of the axis.
+        spreads: of each number, drawn as an error bar up and down.
 
     Raises:
         ImportError: without matplotlib.
@@ -88,7 +94,8 @@ def plot_scores(rows: Mapping[str, Mapping[str, float]], path: str | os.PathLike
     width = 0.8 / len(rows)
     for number, (name, row) in enumerate(rows.items()):
         places = [group + (number - (len(rows) - 1) / 2) * width for group in range(len(row))]
-        axes.bar(places, list(row.values()), width, label=name)
+        errors = [spreads[name][column] for column in row] if spreads else None
+        axes.bar(places, list(row.values()), width, yerr=errors, capsize=3, label=name)
     columns = list(next(iter(rows.values())))
     lowest = min((value for row in rows.values() for value in row.values() if math.isfinite(value)), default=0)
     axes.set(ylabel=label, xticks=range(len(columns)), xticklabels=columns, ylim=(10 * ((lowest - 1) // 10), None))

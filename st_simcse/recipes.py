@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shlex
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["parse_recipe", "read_recipes"]
+__all__ = ["parse_recipe", "read_recipes", "split_peer"]
 
 
 def read_recipes(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
@@ -57,6 +58,22 @@ def parse_recipe(text: str) -> tuple[str, list[str]]:
     if not colon:
         raise ValueError(f'--recipe {text!r} has no name: write "NAME: --option value"')
     return _checked(name.strip(), "--recipe"), _words(line, f"--recipe {name!r}")
+
+
+def split_peer(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of ``--peer``, which is no option of train, and the other words.
+
+    Raises:
+        SystemExit: without a value.
+
+    Example:
+        >>> split_peer(["--peer", "tsdae", "--learning_rate", "1e-5"])
+        ('tsdae', ['--learning_rate', '1e-5'])
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="st-simcse compare")
+    parser.add_argument("--peer")
+    found, others = parser.parse_known_args(list(words))
+    return found.peer, others
 
 
 def _checked(name: str, where: str) -> str:

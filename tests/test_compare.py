@@ -2,12 +2,25 @@
 
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sklearn.neighbors import KNeighborsClassifier
+from transformers import set_seed
 
-from st_simcse import cli
-from st_simcse.cli import compare, runs
+from st_simcse import KNNEvaluator, SimCSETrainer, build_model, load_classes, load_retrieval
+from st_simcse.cli import compare, runs, train
+from st_simcse.cli.peers import PEERS
 from st_simcse.recipes import read_recipes
 
 
@@ -57,7 +70,7 @@ def test_runs_in_processes_are_what_train_does_alone(words, tmp_path, capsys):
     assert numbers["hot"] == {name: [value] for part in ("dev", "test", "cost") for name, value in result[part].items()}
     assert result["cost"]["MiB"] > 1
     assert [path.name for path in (tmp_path / "out/hot").iterdir()] == ["seed-3.json"]
-    alone = cli.train.run([*words, "--output_dir", "alone", "--temperature", "0.5", "--projection_head", "--seed", "3"])
+    alone = train.run([*words, "--output_dir", "alone", "--temperature", "0.5", "--projection_head", "--seed", "3"])
     assert {**result["dev"], **result["test"]} == {name: 100 * value for name, value in alone["after"].items()}
     assert result["dev"] != result["before"]["dev"]
 
@@ -80,7 +93,7 @@ def test_mean_and_spread_and_the_best_on_dev(words, trained, tmp_path, capsys):
     assert table.splitlines()[2:] == [f"| {name}{line}" for name, line in zip(names, lines, strict=True)]
     out = capsys.readouterr().out
     assert table in out
-    assert f"best on DEV: {best}, st-simcse train --model_name_or_path " in out
+    assert f"best on DEV: {best}, with the options --model_name_or_path " in out
 
 
 def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, trained, tmp_path, monkeypatch):
@@ -117,6 +130,13 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
         (["--recipe", "../a: --symmetric"], "the recipe's name '../a' becomes a file's"),
         (["--recipe", "a: --symmetric", "--seeds", "1", "1"], "--seeds 1 1 names a seed twice"),
         (["--recipe", "a:", "--sts_dir", "."], "lacks STS12.tsv"),
+        (["--recipe", "a:", "--knn_dev_file", "dev/pairs.tsv"], "no column.s. .*'text', 'label'"),
+        (["--recipe", "a:", "b: --peer x"], "recipe 'b': unknown peer 'x': choose one of mnrl, gist, tsdae, ct"),
+        (["--recipe", "a: --peer mnrl --symmetric"], "--symmetric is an option of our losses"),
+        (["--recipe", "a: --peer mnrl --views crops"], "leave --views, --tokenize_once, --streaming out"),
+        (["--recipe", "a: --peer gist"], "the peer gist, and no other, needs one --teacher"),
+        (["--recipe", "a: --peer ct --teacher x"], "the peer gist, and no other, needs one --teacher"),
+        (["--recipe", "a:", "--plot_file", "a.doc"], "a.doc: the ending says the format"),
         (["--recipe_file", "a.txt"], "a.txt holds no recipes"),
         ([], "nothing to compare"),
     ],
@@ -140,3 +160,81 @@ def test_recipe_files(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=f"(?s){message}"):
             read_recipes(path)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_train(words, name, tiny_bert, sentences, monkeypatch):
+    trainers = []
+    init = SentenceTransformerTrainer.__init__
+    monkeypatch.setattr(
+        SentenceTransformerTrainer, "__init__", lambda self, **given: trainers.append(self) or init(self, **given)
+    )
+    teacher = ["--teacher", tiny_bert] if name == "gist" else []
+    train.run([*words, *teacher, "--logging_steps", "1", "--max_steps", "2"], PEERS[name])
+    (trainer,) = trainers
+    assert not isinstance(trainer, SimCSETrainer)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 2
+    assert min(losses) > 0
+    before, after = (dict(SentenceTransformer(path).named_parameters()) for path in (tiny_bert, "out"))
+    moved = " ".join(name for name, weight in after.items() if not torch.equal(weight, before[name]))
+    assert "word_embeddings" in moved
+    assert "layer.1.attention.output" in moved
+    assert not any(text in Path("out/README.md").read_text() for text in sentences)
+
+
+def test_sts_recipe_is_the_one_that_its_users_write(words, sentences, tiny_bert):
+    train.run([*words, "--max_steps", "2", "--seed", "5"], PEERS["mnrl"])
+    set_seed(5)
+    model = build_model(tiny_bert, "mean", device="cpu")
+    options = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01, "use_cpu": True, "seed": 5}
+    args = SentenceTransformerTrainingArguments("by-hand", save_strategy="no", report_to="none", **options)
+    pairs, loss = Dataset.from_dict({"a": sentences, "b": sentences}), MultipleNegativesRankingLoss(model)
+    SentenceTransformerTrainer(model=model, args=args, train_dataset=pairs, loss=loss).train()
+    saved = SentenceTransformer("out", device="cpu")
+    for name, weight in saved.state_dict().items():
+        torch.testing.assert_close(weight, model.state_dict()[name])
+
+
+def test_peers_pair_and_damage_sentences_as_their_papers_do(model, tiny_bert):
+    texts = [" ".join(f"{row}.{word}" for word in range(10)) for row in range(400)]
+    model = build_model(tiny_bert, device="cpu")
+    data, _ = PEERS["ct"](model, Dataset.from_dict({"sentence": texts}), [], SimpleNamespace(seed=0))
+    assert sum(row["first"] == row["second"] for row in data) == pytest.approx(400 / 8, abs=20)
+    data, _ = PEERS["tsdae"](model, Dataset.from_dict({"sentence": texts}), [], None)
+    first, second = data[:], data[:]
+    assert first["text"] == texts
+    assert sum(len(text.split()) for text in first["damaged"]) == pytest.approx(0.4 * 4000, abs=150)
+    assert first["damaged"] != second["damaged"]
+    for text, damaged in zip(texts, first["damaged"], strict=True):
+        assert damaged
+        assert [word for word in text.split() if word in damaged.split()] == damaged.split()
+
+
+def test_nearest_neighbours_and_retrieval_in_a_corpus(tmp_path, tiny_bert, sentences):
+    """Against scikit-learn's classifier, leaving each text out in turn, and ranks by hand."""
+    draw = np.random.default_rng(0)
+    words = " ".join(sentences).split()
+    rows = [(" ".join(draw.choice(words, 5)), "abc"[draw.integers(3)]) for _ in range(40)]
+    (tmp_path / "a.csv").write_text("class,body\n" + "".join(f"{label},{text}\n" for text, label in rows))
+    model = build_model(tiny_bert, "mean", device="cpu")
+    embeddings, labels = model.encode([text for text, _ in rows]), np.array([label for _, label in rows])
+    hits = []
+    for row in range(40):
+        others = np.arange(40) != row
+        nearest = KNeighborsClassifier(10, metric="cosine").fit(embeddings[others], labels[others])
+        hits.append(nearest.predict(embeddings[[row]])[0] == labels[row])
+    evaluator = load_classes(tmp_path / "a.csv", columns=["body", "class"])
+    assert evaluator(model) == {"a_accuracy": pytest.approx(np.mean(hits))}
+
+    pairs = [(text, sentences[row % 8]) for row, (text, _) in enumerate(rows[:16])]
+    (tmp_path / "b.csv").write_text("title,text\n" + "".join(f"{title},{text}\n" for title, text in pairs))
+    titles, texts = model.encode([title for title, _ in pairs]), model.encode(sentences)
+    cosine = model.similarity(titles, texts).numpy()
+    ranks = [(cosine[row] > cosine[row, row % 8]).sum() for row in range(16)]
+    evaluator = load_retrieval(tmp_path / "b.csv")
+    assert evaluator(model)["b_cosine_ndcg@10"] == pytest.approx(np.mean(1 / np.log2(np.array(ranks) + 2)))
+    assert evaluator.primary_metric == "b_cosine_ndcg@10"
+    for classes, k in (["a"] * 3, 1), (["a", "b", "a"], 3), (["a", "b"], 1):
+        with pytest.raises(ValueError, match="two classes are the least|every text needs a class"):
+            KNNEvaluator(["x", "y", "z"], classes, k)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from st_simcse.cli.parsing import parse_known
-from st_simcse.recipes import parse_recipe, read_recipes
+from st_simcse.cli.parsing import check_outputs, parse_known
+from st_simcse.recipes import parse_recipe, read_recipes, split_peer
 
 if TYPE_CHECKING:
     from st_simcse.cli.runs import Result, Run
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 # Options of train that are the comparison's own, and those that have to be the same for all recipes.
 OURS = {"output_dir", "seed", "seeds", "resume_from_checkpoint", "push_to_hub"}
 SHARED = {f"{name}_{part}" for name in ("dev", "test") for part in ("file", "dataset", "subset", "split")}
+COSTS = ("seconds", "CPU seconds", "MiB")
 
 
 @dataclass
@@ -30,7 +32,8 @@ class CompareArguments:
     recipe: list[str] = field(
         default_factory=list,
         metadata={
-            "help": '"NAME: --option value ...", options of st-simcse train; again for each.',
+            "help": '"NAME: --option value ...", options of st-simcse train; again for each. --peer mnrl, gist, tsdae, '
+            "ct, ct-in-batch or mlm trains another loss, on sentence-transformers' own trainer.",
             "action": "extend",
         },
     )
@@ -41,13 +44,30 @@ class CompareArguments:
     output_dir: str = field(default="comparison", metadata={"help": "Where a file of each run's numbers goes."})
     redo: bool = field(default=False, metadata={"help": "Run again what was run with other options."})
     keep_models: bool = field(default=False, metadata={"help": "Keep every trained model, beside its numbers."})
+    plot_file: str | None = field(default=None, metadata={"help": "Draw the scores with spreads (.png, .svg, .pdf)."})
 
 
 @dataclass
 class MeasureArguments:
+    """What is measured of every trained model, besides the scored pairs of train's own options."""
+
     sts_dir: str | None = field(default=None, metadata={"help": "The average of the seven STS tasks in this folder."})
     senteval_dir: str | None = field(
         default=None, metadata={"help": "That of the seven transfer tasks, in SentEval's folder."}
+    )
+    knn_dev_file: str | None = field(
+        default=None, metadata={"help": "Texts and classes: accuracy of the 10 nearest neighbours' vote."}
+    )
+    knn_test_file: str | None = field(default=None, metadata={"help": "The same, not to choose by."})
+    knn_columns: list[str] | None = field(
+        default=None, metadata={"help": "Text and class: names, or numbers from 0, where they are not the usual ones."}
+    )
+    retrieval_dev_file: str | None = field(
+        default=None, metadata={"help": "Queries and documents, such as titles and texts: NDCG@10 in finding these."}
+    )
+    retrieval_test_file: str | None = field(default=None, metadata={"help": "The same, not to choose by."})
+    retrieval_columns: list[str] | None = field(
+        default=None, metadata={"help": "Query and document, as --knn_columns."}
     )
 
 
@@ -70,18 +90,15 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
         example="st-simcse compare --model_name_or_path bert-base-uncased --train_file a.txt --dev_file dev.tsv "
         '--recipe "base:" --recipe "focal: --focal_margin 0.2"   # and every option of st-simcse train',
     )
-    from st_simcse.cli.runs import Run, in_a_process
-    from st_simcse.evaluation import sts_evaluators, transfer_evaluators
+    from st_simcse.cli.runs import Run, in_a_process, measures
     from st_simcse.run_folder import sole_run
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("compare starts a process a run itself: leave torchrun and accelerate launch out")
     recipes = _recipes(args)
-    _check_options(recipes, common)
-    if tests.sts_dir:
-        sts_evaluators(tests.sts_dir)
-    if tests.senteval_dir:
-        transfer_evaluators(tests.senteval_dir)
+    check_outputs(args)
+    has_dev = any(measure.split == "dev" for measure in measures(asdict(tests)))
+    _check_options(recipes, common, has_dev)
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f"--seeds {' '.join(map(str, args.seeds))} names a seed twice: its runs would be the same")
     runs = [
@@ -106,7 +123,7 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
                     logger.warning("failed: %s", failures[one.recipe], exc_info=not expected)
         numbers = _numbers([results[index] for index in sorted(results)])
         if numbers:
-            _report(numbers, recipes, common, Path(args.output_dir))
+            _report(numbers, recipes, common, args)
     if failures:
         raise ValueError(f"{len(failures)} of {len(recipes)} recipes failed: {'; '.join(failures.values())}")
     return numbers
@@ -123,9 +140,10 @@ def _recipes(args: CompareArguments) -> dict[str, list[str]]:
     return dict(recipes)
 
 
-def _check_options(recipes: dict[str, list[str]], common: list[str]) -> None:
+def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bool) -> None:
     """What can be known of the recipes before any of them is trained."""
     from st_simcse.cli import train
+    from st_simcse.cli.peers import check_peer
 
     for name, words, refused in (
         ("", common, OURS),
@@ -138,11 +156,17 @@ def _check_options(recipes: dict[str, list[str]], common: list[str]) -> None:
                 raise ValueError(f"{name}--{option} is not for a recipe: {hint or 'compare sets it itself'}")
     for name, words in recipes.items():
         try:
-            _, data_args, _, _ = train.parse_train([*common, *words])
+            peer, options = split_peer([*common, *words])
+            _, data_args, _, training_args = train.parse_train(options)
+            if peer:
+                check_peer(peer, words, data_args, training_args)
         except (SystemExit, ValueError) as error:
             raise SystemExit(f"st-simcse compare: recipe {name!r}: {error}") from error
-        if not (data_args.dev_file or data_args.dev_dataset):
-            raise ValueError("pass --dev_file or --dev_dataset: recipes are compared by their scores on dev pairs")
+        if not (has_dev or data_args.dev_file or data_args.dev_dataset):
+            raise ValueError(
+                "recipes are compared by their scores on dev data: pass --dev_file or --dev_dataset with scored pairs, "
+                "--knn_dev_file or --retrieval_dev_file"
+            )
 
 
 def _found(runs: list[Run], redo: bool) -> dict[int, Result]:
@@ -152,7 +176,8 @@ def _found(runs: list[Run], redo: bool) -> dict[int, Result]:
         if not one.file.exists():
             continue
         result = json.loads(one.file.read_text(encoding="utf-8"))
-        if (result["options"], result["tests"]) == (one.options, one.tests):
+        tests = {**dict.fromkeys(one.tests), **result["tests"]}  # those that were not known then were not asked for
+        if (result["options"], tests) == (one.options, one.tests):
             found[number] = result
         else:
             others.append(f"{one.file} (with {shlex.join(result['options'])})")
@@ -173,36 +198,54 @@ def _numbers(results: list[Result]) -> dict[str, dict[str, list[float]]]:
     """By recipe and column, a list by seed; the first column is what recipes are chosen by."""
     numbers: dict[str, dict[str, list[float]]] = {}
     for result in results:
+        several = len(result["dev"]) > 1
+        average = {"dev avg.": statistics.mean(result["dev"].values())} if several else {}
         row = numbers.setdefault(result["recipe"], {})
-        for column, value in (result["dev"] | result["test"] | result["cost"]).items():
+        for column, value in (average | result["dev"] | result["test"] | result["cost"]).items():
             row.setdefault(column, []).append(value)
     return numbers
 
 
 def _report(
-    numbers: dict[str, dict[str, list[float]]], recipes: dict[str, list[str]], common: list[str], folder: Path
+    numbers: dict[str, dict[str, list[float]]],
+    recipes: dict[str, list[str]],
+    common: list[str],
+    args: CompareArguments,
 ) -> None:
-    """The table, also in the folder; the best on the dev pairs is bold, among the recipes with the most runs."""
+    """The table, also in the folder, and the plot; the best on the dev data is bold, of the recipes with most runs."""
+    from st_simcse.evaluation import format_table
+    from st_simcse.plots import plot_scores
+
     selection = next(iter(next(iter(numbers.values()))))
     most = max(len(row[selection]) for row in numbers.values())
-    best = max(
-        (name for name, row in numbers.items() if len(row[selection]) == most),
-        key=lambda name: statistics.mean(numbers[name][selection]),
-    )
+    means = {name: {column: statistics.mean(values) for column, values in row.items()} for name, row in numbers.items()}
+    spreads = {name: {column: _spread(values) for column, values in row.items()} for name, row in numbers.items()}
+    best = max((name for name in means if len(numbers[name][selection]) == most), key=lambda n: means[n][selection])
     table = {
         f"**{name}**" if name == best else name: {"runs": str(len(row[selection]))}
-        | {column: _cell(column, values) for column, values in row.items()}
+        | {column: _cell(means[name][column], None if column in COSTS else spreads[name][column]) for column in row}
         for name, row in numbers.items()
     }
-    from st_simcse.evaluation import format_table
-
     text = format_table(table, corner="recipe")
-    Path(folder, "table.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\nbest on {selection}: {best}, st-simcse train {shlex.join([*common, *recipes[best]])}")
+    Path(args.output_dir, "table.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n\nbest on {selection}: {best}, with the options {shlex.join([*common, *recipes[best]])}")
+    if args.plot_file:
+        scores, errors = (
+            {
+                name: {column: value for column, value in row.items() if column not in COSTS}
+                for name, row in rows.items()
+            }
+            for rows in (means, spreads)
+        )
+        plot_scores(scores, args.plot_file, f"score × 100, mean and spread over {most} seed(s)", errors)
 
 
-def _cell(column: str, values: list[float]) -> str:
-    """The mean, and of scores the spread: the standard deviation over seeds."""
-    if column in ("seconds", "CPU seconds", "MiB"):
-        return f"{statistics.mean(values):,.0f}"
-    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+def _spread(values: list[float]) -> float:
+    """Standard deviation over seeds; nan of one."""
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def _cell(mean: float, spread: float | None) -> str:
+    if spread is None:
+        return f"{mean:,.0f}"
+    return f"{mean:.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}")

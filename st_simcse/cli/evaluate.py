@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from st_simcse.cli.parsing import check_positive, parse
-from st_simcse.plots import check_picture, plot_scores
+from st_simcse.cli.parsing import check_outputs, check_positive, parse
+from st_simcse.plots import plot_scores
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -74,7 +73,7 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     """
     (args,) = parse("evaluate", argv, EvaluateArguments, example="st-simcse evaluate --model output --sts_dir sts")
     check_positive(args, "batch_size", "max_seq_length")
-    _check_outputs(args)
+    check_outputs(args)
 
     from st_simcse.evaluation import (
         check_defined,
@@ -160,21 +159,6 @@ def _one_row(scores: Mapping[str, Row]) -> Row:
         for table, row in scores.items()
         for column, value in row.items()
     }
-
-
-def _check_outputs(args: EvaluateArguments) -> None:
-    paths = [Path(path) for path in (args.json_file, args.csv_file, args.plot_file) if path]
-    for path in paths:
-        if path.is_dir():
-            raise IsADirectoryError(f"cannot write {path}: it is a folder")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise PermissionError(f"cannot write {path}: permission denied")
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise ValueError("--json_file, --csv_file and --plot_file need names of their own")
-    if args.plot_file:
-        check_picture(args.plot_file)
 
 
 def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:

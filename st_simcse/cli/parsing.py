@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser
 
-__all__ = ["check_positive", "parse", "parse_known"]
+from st_simcse.plots import check_picture
+
+__all__ = ["check_outputs", "check_positive", "parse", "parse_known"]
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -92,3 +96,31 @@ def check_positive(args: object, *names: str) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
+
+
+def check_outputs(args: object) -> None:
+    """Whether the files of ``--json_file``, ``--csv_file`` and ``--plot_file`` could be written, those that there are.
+
+    Raises:
+        OSError: for a folder, or a place that is not there or cannot be written to.
+        ValueError: for one name twice, and a picture of an unknown format.
+
+    Example:
+        >>> check_outputs(argparse.Namespace(csv_file="absent/a.csv"))
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: cannot write absent/a.csv: there is no folder absent
+    """
+    files = {name: file for name in ("json_file", "csv_file", "plot_file") if (file := getattr(args, name, None))}
+    paths = [Path(file) for file in files.values()]
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"cannot write {path}: it is a folder")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(f"cannot write {path}: permission denied")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError("--json_file, --csv_file and --plot_file need names of their own")
+    if "plot_file" in files:
+        check_picture(files["plot_file"])

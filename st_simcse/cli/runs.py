@@ -16,15 +16,18 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
+from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli import train
-from st_simcse.evaluation import sts_evaluators, sts_scores, transfer_evaluators, transfer_scores
+from st_simcse.cli.peers import PEERS
+from st_simcse.evaluation import load_classes, load_retrieval, sts_evaluators, transfer_evaluators
+from st_simcse.recipes import split_peer
 from st_simcse.run_folder import checkpoints
 
 Result = dict[str, Any]
@@ -78,34 +81,66 @@ def _begin() -> None:
 
 def _train_and_evaluate(one: Run) -> Result | None:
     """None for a run that was stopped."""
-    cost = _Cost()
-    argv = [*one.options, "--seed", str(one.seed), "--output_dir", str(one.model)]
+    cost = Cost()
+    peer, options = split_peer(one.options)
+    argv = [*options, "--seed", str(one.seed), "--output_dir", str(one.model)]
     with redirect_stdout(sys.stderr):  # the table is what is printed
-        scores = train.run(argv, callbacks=[cost])
+        scores = train.run(argv, PEERS[peer] if peer else None, [cost])
     if "after" not in scores:
         return None
-    dev, *tests = ({name: 100 * value} for name, value in scores["after"].items())
-    result = {
+    data_args = train.parse_train(argv)[1]
+    pairs = {name: 100 * value for name, value in scores["after"].items()}
+    dev = list(pairs)[: bool(data_args.dev_file or data_args.dev_dataset)]
+    result: Result = {
         "recipe": one.recipe,
         "seed": one.seed,
         "options": one.options,
         "tests": one.tests,
         "before": {name: 100 * value for name, value in scores["before"].items()},
-        "dev": dev,
-        "test": {name: value for test in tests for name, value in test.items()},
+        "dev": {name: value for name, value in pairs.items() if name in dev},
+        "test": {name: value for name, value in pairs.items() if name not in dev},
+        "details": {},
         "cost": cost.measured,
     }
     model = load_model(str(one.model)).to(cost.device)
-    if folder := one.tests["sts_dir"]:
-        result["STS"] = sts_scores(sts_evaluators(folder)(model))
-        result["test"]["STS avg."] = result["STS"]["Avg."]
-    if folder := one.tests["senteval_dir"]:
-        result["transfer"] = transfer_scores(transfer_evaluators(folder)(model))
-        result["test"]["transfer avg."] = result["transfer"]["Avg."]
+    for measure in measures(one.tests):
+        details = measure.evaluator(model)
+        result[measure.split][measure.name] = 100 * details[measure.evaluator.primary_metric]
+        result["details"] |= details
+    if undefined := [name for name, value in (result["dev"] | result["test"]).items() if math.isnan(value)]:
+        raise ValueError(f"no score on {', '.join(undefined)}: the embeddings hold NaN, or all similarities are equal")
     return result
 
 
-class _Cost(TrainerCallback):
+class Measure(NamedTuple):
+    """A column of the table; ``split`` says whether recipes are chosen by it."""
+
+    name: str
+    split: Literal["dev", "test"]
+    evaluator: BaseEvaluator
+
+
+def measures(tests: dict[str, Any]) -> list[Measure]:
+    """What the options of the comparison ask for, by their names.
+
+    Raises:
+        OSError, ValueError: for data that cannot be read.
+    """
+    found = []
+    splits: tuple[Literal["dev", "test"], ...] = ("dev", "test")
+    for kind, load in (("knn", load_classes), ("retrieval", load_retrieval)):
+        columns = [int(column) if column.isdigit() else column for column in tests[f"{kind}_columns"] or []]
+        for split in splits:
+            if file := tests[f"{kind}_{split}_file"]:
+                found.append(Measure(f"{kind} {split}", split, load(file, f"{kind} {split}", columns or None)))
+    if folder := tests["sts_dir"]:
+        found.append(Measure("STS avg.", "test", sts_evaluators(folder)))
+    if folder := tests["senteval_dir"]:
+        found.append(Measure("transfer avg.", "test", transfer_evaluators(folder)))
+    return found
+
+
+class Cost(TrainerCallback):
     """Seconds of training, of the clock and of all threads together, and the peak of memory since this was made."""
 
     def __init__(self) -> None:

@@ -23,6 +23,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from st_simcse.checkpoints import load_model
 from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import parse
+from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.hub import HubDataset
 from st_simcse.lora import adapters, merge_lora
@@ -142,10 +143,17 @@ class DataArguments:
     )
 
 
-def run(argv: Sequence[str], callbacks: Sequence[TrainerCallback] = ()) -> dict[str, dict[str, float]]:
+def run(
+    argv: Sequence[str], peer: Peer | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, dict[str, float]]:
     """Train, save the model to ``output_dir``, print Spearman before and after, and return it.
 
     With ``--seeds`` the rows are those of the single seeds, and their mean and spread (standard deviation).
+
+    Args:
+        argv: the words behind the command.
+        peer: makes data and loss for ST's own trainer, in place of ours.
+        callbacks: for the trainer.
 
     Raises:
         ValueError: for options and data that cannot be trained with; at the end for a model without a correlation.
@@ -153,11 +161,11 @@ def run(argv: Sequence[str], callbacks: Sequence[TrainerCallback] = ()) -> dict[
     arguments = parse_train(argv)
     training_args = arguments[-1]
     with sole_run(training_args.output_dir, training_args.should_save):
-        return _run(argv, arguments, callbacks)
+        return _run(argv, arguments, peer, callbacks)
 
 
 def _run(
-    argv: Sequence[str], arguments: tuple[Any, ...], callbacks: Sequence[TrainerCallback]
+    argv: Sequence[str], arguments: tuple[Any, ...], peer: Peer | None, callbacks: Sequence[TrainerCallback]
 ) -> dict[str, dict[str, float]]:
     _, data_args, _, training_args = arguments
     if len(set(data_args.seeds or [])) < len(data_args.seeds or []):
@@ -165,7 +173,7 @@ def _run(
             f"--seeds {' '.join(map(str, data_args.seeds))} names a seed twice: its runs would be the same"
         )
     if not data_args.seeds:
-        results = _train_once(argv, *arguments, callbacks)
+        results = _train_once(argv, *arguments, peer, callbacks)
     else:
         results = {}
         for seed in data_args.seeds:
@@ -173,7 +181,7 @@ def _run(
             once = parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
             if not checkpoints(folder):  # resuming a run that had not come to this seed
                 once[-1].resume_from_checkpoint = None
-            scores = _train_once(argv, *once, callbacks)
+            scores = _train_once(argv, *once, peer, callbacks)
             results["before"] = scores["before"]
             if "after" not in scores:  # stopped
                 break
@@ -208,6 +216,7 @@ def _train_once(
     data_args: DataArguments,
     loss_args: Any,
     args: SimCSETrainingArguments,
+    peer: Peer | None,
     callbacks: Sequence[TrainerCallback],
 ) -> dict[str, dict[str, float]]:
     set_seed(args.seed)
@@ -246,12 +255,15 @@ def _train_once(
     if model_args.include_prompt is not None:
         model.set_pooling_include_prompt(model_args.include_prompt)
     _check_length(model, args.max_length)
-    loss = make_loss(model, len(dataset.column_names), loss_args)
-    _check_negatives(dataset, loss_args, args)
-    dataset = _with_teacher(dataset, loss, data_args.teacher or [], args.device)
+    if peer:
+        dataset, loss = peer(model, dataset, data_args.teacher or [], args)
+    else:
+        loss = make_loss(model, len(dataset.column_names), loss_args)
+        _check_negatives(dataset, loss_args, args)
+        dataset = _with_teacher(dataset, loss, data_args.teacher or [], args.device)
     if has_dev:
         _keep_the_best(args, dataset, f"eval_{evaluators[0].name}_spearman_cosine")
-    trainer = SimCSETrainer(
+    trainer = (PeerTrainer if peer else SimCSETrainer)(
         model=model,
         args=args,
         train_dataset=dataset,
@@ -259,7 +271,8 @@ def _train_once(
         evaluator=during_training or None,
         callbacks=[stop := StopOnSignal(), *callbacks],
     )
-    model.model_card_data.command = shown_command(["st-simcse", "train", *argv])
+    if not peer:
+        model.model_card_data.command = shown_command(["st-simcse", "train", *argv])
     results = {"before": _spearman(evaluators, model)}
     resume = args.resume_from_checkpoint
     with stop:

@@ -1,5 +1,6 @@
 """The paper's evaluation as ST evaluators: STS and transfer tasks with their tables, alignment and uniformity."""
 
+from st_simcse.evaluation.domain import KNNEvaluator, load_classes, load_retrieval
 from st_simcse.evaluation.space import AlignmentUniformityEvaluator
 from st_simcse.evaluation.sts import MTEB_TASKS, STS_DEV_TASKS, STS_TASKS, mteb_scores, sts_evaluators, sts_scores
 from st_simcse.evaluation.table import check_defined, format_table
@@ -11,9 +12,12 @@ __all__ = [
     "STS_TASKS",
     "TRANSFER_TASKS",
     "AlignmentUniformityEvaluator",
+    "KNNEvaluator",
     "TransferEvaluator",
     "check_defined",
     "format_table",
+    "load_classes",
+    "load_retrieval",
     "mteb_scores",
     "sts_evaluators",
     "sts_scores",

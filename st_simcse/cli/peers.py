@@ -1,0 +1,133 @@
+"""Other unsupervised trainings, to compare with: losses of sentence-transformers on its own trainer.
+
+Each is a function of the model, the data (one column of sentences), the names of the teachers and the training
+arguments; it gives the data and the loss for ST's trainer, with ST's own defaults.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.losses import (
+    ContrastiveTensionLoss,
+    ContrastiveTensionLossInBatchNegatives,
+    DenoisingAutoEncoderLoss,
+    GISTEmbedLoss,
+    MultipleNegativesRankingLoss,
+)
+from torch import Tensor, nn
+
+from st_simcse.checkpoints import load_model
+from st_simcse.cli.loss import LossArguments
+from st_simcse.losses import MaskedLanguageModel
+from st_simcse.model_card import ModelCardCallback
+
+__all__ = ["PEERS", "Peer", "PeerTrainer", "check_peer"]
+
+
+class PeerTrainer(SentenceTransformerTrainer):
+    """ST's trainer, but with our model card, which shows no texts of the training data."""
+
+    model_card_callback_class = ModelCardCallback
+
+
+Peer = Callable[[SentenceTransformer, Dataset, list[str], Any], tuple[Dataset, nn.Module]]
+
+
+def _doubled(dataset: Dataset) -> Dataset:
+    """Sentences as pairs of each with itself; pairs and triplets as they are."""
+    if len(dataset.column_names) > 1:
+        return dataset
+    return Dataset.from_dict({"anchor": (texts := _sentences(dataset)), "positive": texts})
+
+
+def _sentences(dataset: Dataset) -> list[str]:
+    if len(dataset.column_names) > 1:
+        raise ValueError(f"this peer trains on sentences, the data has {', '.join(dataset.column_names)}")
+    return list(dataset[dataset.column_names[0]])
+
+
+def _ranking(model: SentenceTransformer, dataset: Dataset, *others: Any) -> tuple[Dataset, nn.Module]:
+    return _doubled(dataset), MultipleNegativesRankingLoss(model)
+
+
+def _gist(model: SentenceTransformer, dataset: Dataset, teachers: list[str], args: Any) -> tuple[Dataset, nn.Module]:
+    return _doubled(dataset), GISTEmbedLoss(model, load_model(teachers[0]).to(args.device))
+
+
+def _tsdae(model: SentenceTransformer, dataset: Dataset, *others: Any) -> tuple[Dataset, nn.Module]:
+    """Wang et al., EMNLP Findings 2021: a sentence out of the embedding of what 60% deletions leave of its words."""
+
+    def damaged(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+        words = [text.split() for text in batch["text"]]
+        kept = [[word for word in text if random.random() > 0.6] or [random.choice(text)] for text in words]
+        return {"damaged": [" ".join(text) for text in kept], "text": batch["text"]}
+
+    return Dataset.from_dict({"text": _sentences(dataset)}).with_transform(damaged), DenoisingAutoEncoderLoss(model)
+
+
+def _tension(model: SentenceTransformer, dataset: Dataset, teachers: list[str], args: Any) -> tuple[Dataset, nn.Module]:
+    """Carlsson et al., ICLR 2021: one positive pair to seven negative ones."""
+    texts, draw = _sentences(dataset), random.Random(args.seed)
+    others = [text if draw.random() < 1 / 8 else draw.choice(texts) for text in texts]
+    return Dataset.from_dict({"first": texts, "second": others}), ContrastiveTensionLoss(model)
+
+
+def _tension_in_batch(model: SentenceTransformer, dataset: Dataset, *others: Any) -> tuple[Dataset, nn.Module]:
+    return Dataset.from_dict({"text": _sentences(dataset)}), ContrastiveTensionLossInBatchNegatives(model)
+
+
+def _mlm(model: SentenceTransformer, dataset: Dataset, teachers: list[str], args: Any) -> tuple[Dataset, nn.Module]:
+    return Dataset.from_dict({"text": _sentences(dataset)}), _MLMLoss(model, args)
+
+
+class _MLMLoss(nn.Module):
+    """BERT's masked language model alone, with the head of the checkpoint where it has one."""
+
+    def __init__(self, model: SentenceTransformer, args: Any) -> None:
+        super().__init__()
+        self.model = model  # ST's trainer optimizes what the loss holds
+        self.term = MaskedLanguageModel(1.0).build(model)
+        # accelerate puts the model's own forward pass under autocast, which this goes past.
+        self.autocast = {
+            "device_type": args.device.type,
+            "dtype": torch.float16 if args.fp16 else torch.bfloat16,
+            "enabled": args.bf16 or args.fp16,
+        }
+
+    def forward(self, sentence_features: Sequence[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        with torch.autocast(**self.autocast):
+            return self.term.of_texts(list(sentence_features))
+
+
+PEERS: dict[str, Peer] = {
+    "mnrl": _ranking,
+    "gist": _gist,
+    "tsdae": _tsdae,
+    "ct": _tension,
+    "ct-in-batch": _tension_in_batch,
+    "mlm": _mlm,
+}
+
+
+def check_peer(name: str, words: Sequence[str], data_args: Any, args: Any) -> None:
+    """Refuse before any run what a peer would ignore.
+
+    Raises:
+        ValueError: for an unknown peer, an option of our losses among ``words``, which are the recipe's own, and what
+            our trainer does and ST's does not.
+    """
+    if name not in PEERS:
+        raise ValueError(f"unknown peer {name!r}: choose one of {', '.join(PEERS)}")
+    given = {word.split("=")[0].removeprefix("--").removeprefix("no_").replace("-", "_") for word in words}
+    if ours := [option for option in given if option in LossArguments.__dataclass_fields__]:
+        raise ValueError(f"--{ours[0]} is an option of our losses, which the peer {name} has not")
+    if args.views or args.tokenize_once or data_args.streaming:
+        raise ValueError(f"the peer {name} is trained by ST's trainer: leave --views, --tokenize_once, --streaming out")
+    if (len(data_args.teacher or []) != 1) if name == "gist" else data_args.teacher:
+        raise ValueError("the peer gist, and no other, needs one --teacher")

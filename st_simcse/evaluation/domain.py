@@ -1,0 +1,165 @@
+"""What a corpus says of a model without scored pairs: classes of texts, and pairs of a query and its document."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sklearn.neighbors import NearestNeighbors
+
+from st_simcse.evaluation.table import append_row
+from st_simcse.readers import Column, Name, Reader, Record, Source
+
+__all__ = ["KNNEvaluator", "load_classes", "load_retrieval"]
+
+
+class _ClassReader(Reader):
+    """(text, class) rows."""
+
+    usual = (("text", "label"), ("text", "class"), ("sentence", "label"), ("sentence", "class"))
+
+    def _records(self, path: Source) -> Iterator[Record]:
+        for _, record in self._cells(path):
+            yield record
+
+
+class _PairReader(_ClassReader):
+    """(query, document) rows."""
+
+    usual = (("query", "document"), ("query", "answer"), ("title", "text"), ("anchor", "positive"))
+
+
+class KNNEvaluator(BaseEvaluator):
+    """The share of texts whose class is the most frequent among their k nearest other texts, by cosine similarity.
+
+    Of classes that are equally frequent the first by name counts, as in scikit-learn.
+
+    Args:
+        texts: N texts, more than k.
+        classes: the class of each.
+        k: how many neighbours vote.
+        name: prefix of the metric, ``{name}_accuracy``.
+        batch_size: texts a forward pass.
+        write_csv: append the numbers to ``knn_{name}_results.csv`` in the output folder.
+
+    Raises:
+        ValueError: for texts and classes of different number, one class, and no more than k texts.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> texts, classes = ["A dog runs.", "A cat sleeps."] * 2, ["dog", "cat"] * 2
+        >>> KNNEvaluator(texts, classes, k=1, name="pets")(tiny_model(texts))
+        {'pets_accuracy': 1.0}
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        classes: Sequence[str],
+        k: int = 10,
+        name: str = "",
+        batch_size: int = 64,
+        write_csv: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(texts) != len(classes):
+            raise ValueError(f"every text needs a class, got {len(texts)} texts and {len(classes)} classes")
+        if len(set(classes)) < 2 or not 1 <= k < len(texts):
+            raise ValueError(
+                f"{len(texts)} texts of {len(set(classes))} class(es) and k={k}: two classes are the least, and more "
+                "texts than k, which is 1 or more"
+            )
+        self.texts, self.classes = list(texts), list(classes)
+        self.k, self.name, self.batch_size, self.write_csv = k, name, batch_size, write_csv
+        self.csv_file = f"knn{'_' + name if name else ''}_results.csv"
+        self.primary_metric = "accuracy"
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        embeddings = model.encode(self.texts, batch_size=self.batch_size, show_progress_bar=False)
+        metrics = {"accuracy": self._accuracy(np.asarray(embeddings, dtype=np.float32))}
+        if output_path is not None and self.write_csv:
+            append_row(Path(output_path, self.csv_file), {"epoch": epoch, "steps": steps, **metrics})
+        metrics = self.prefix_name_to_metrics(metrics, self.name)
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics
+
+    def _accuracy(self, embeddings: np.ndarray[Any, Any]) -> float:
+        """From the embeddings (N, d); nan where one of them is."""
+        if not np.isfinite(embeddings).all():
+            return math.nan
+        # Without an argument kneighbors leaves each text itself out.
+        nearest = NearestNeighbors(n_neighbors=self.k, metric="cosine").fit(embeddings).kneighbors()[1]
+        names, numbers = np.unique(self.classes, return_inverse=True)
+        votes = np.apply_along_axis(np.bincount, 1, numbers[nearest], minlength=len(names))
+        return float((votes.argmax(axis=1) == numbers).mean())
+
+
+def load_classes(
+    filename: Name, name: str | None = None, columns: Sequence[Column] | None = None, k: int = 10
+) -> KNNEvaluator:
+    """A table of texts and their classes as a :class:`KNNEvaluator`.
+
+    Args:
+        filename: a file or data set, as for :func:`~st_simcse.load_sts`.
+        name: the evaluator's; when left out the file's name without endings.
+        columns: of text and class, by name or number; ``text`` or ``sentence`` and ``label`` or ``class`` when left
+            out.
+        k: how many neighbours vote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a missing column and an empty file, naming it, and what :class:`KNNEvaluator` refuses.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "pets.csv"
+        >>> _ = path.write_text("text,class\\nA dog runs.,dog\\nA cat sleeps.,cat\\nA dog barks.,dog\\n")
+        >>> load_classes(path, k=1).classes
+        ['dog', 'cat', 'dog']
+    """
+    texts, classes = zip(*_ClassReader(columns=columns)._read(filename), strict=True)
+    return KNNEvaluator(texts, classes, k, name or _stem(filename))
+
+
+def load_retrieval(
+    filename: Name, name: str | None = None, columns: Sequence[Column] | None = None, **evaluator_kwargs: Any
+) -> InformationRetrievalEvaluator:
+    """A table of queries and their documents, such as titles and texts, as ST's InformationRetrievalEvaluator.
+
+    Each query looks for its document among those of all rows. Equal documents are one, and equal queries look for all
+    of theirs.
+
+    Args:
+        filename: a file or data set, as for :func:`~st_simcse.load_sts`.
+        name: the evaluator's; when left out the file's name without endings.
+        columns: of query and document, by name or number; ``query`` and ``document`` or ``answer``, ``title`` and
+            ``text``, or ``anchor`` and ``positive`` when left out.
+        **evaluator_kwargs: for the evaluator, such as ``batch_size``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a missing column and an empty file, naming it.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "news.csv"
+        >>> _ = path.write_text("title,text\\nDogs,A dog runs.\\nCats,A cat sleeps.\\nDogs,A dog barks.\\n")
+        >>> len(load_retrieval(path).queries), len(load_retrieval(path).corpus)
+        (2, 3)
+    """
+    relevant: dict[str, set[str]] = {}
+    for query, document in _PairReader(columns=columns)._read(filename):
+        relevant.setdefault(query, set()).add(document)
+    documents = {document: document for found in relevant.values() for document in sorted(found)}
+    options: dict[str, Any] = {"batch_size": 64, "name": name or _stem(filename)} | evaluator_kwargs
+    return InformationRetrievalEvaluator({query: query for query in relevant}, documents, relevant, **options)
+
+
+def _stem(filename: Name) -> str:
+    return Path(str(filename)).name.split(".")[0]
