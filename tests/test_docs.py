@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, ModernBertConfig
 
 import st_simcse
 from st_simcse import cli
+from st_simcse.cli import runs
 from st_simcse.cli.loss import LossArguments
 from st_simcse.demo import save_tiny_transformer
 
@@ -64,6 +65,8 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval):
         Path(name).write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
     rows = [f"{a},{b},{a} Not." for a, b in zip(sentences, sentences[::-1], strict=True)]
     Path("nli_for_simcse.csv").write_text("\n".join(["sent0,sent1,hard_neg", *rows]))
+    rows = [f"{row % 2},Title {row},{text} Number {row}." for row, text in enumerate(sentences * 2)]
+    Path("news.csv").write_text("\n".join(["class,title,text", *rows]))
     for part in range(2):
         Path(f"part-{part}.txt.gz").write_bytes(gzip.compress("\n".join(sentences).encode()))
     Path("sts").symlink_to(generated / "sts/raw")
@@ -107,6 +110,10 @@ def _run(words):
         case ["st-simcse", "train", *options]:
             with contextlib.redirect_stdout(None):
                 cli.main(["train", *options, "--max_steps", "1", "--report_to", "none", "--use_cpu", "--bf16", "false"])
+        case ["st-simcse", "compare", *options]:  # each run here instead of in a process of its own
+            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None):
+                patch.setattr(runs, "in_a_process", lambda one, keep_model: runs.train_and_measure(one))
+                cli.main(["compare", *options, "--max_steps", "1", "--use_cpu", "--bf16", "false", "--seeds", "0"])
         case ["st-simcse", *rest]:
             cli.main(rest)
         case ["torchrun", *options]:

@@ -1,5 +1,6 @@
 import pytest
 from matplotlib import pyplot
+from matplotlib.container import ErrorbarContainer
 
 from st_simcse.plots import plot_alignment_uniformity, plot_scores
 
@@ -37,6 +38,11 @@ def test_bars_are_the_numbers(tmp_path, drawn):
     assert heights == [[80.0, 70.0], [81.0, 71.5]]
     assert [label.get_text() for label in drawn[0][1].get_xticklabels()] == ["STS-B", "Avg."]
     assert "<svg" in (tmp_path / "b.svg").read_text()
+    spreads = {"a": {"STS-B": 1.0, "Avg.": 2.0}}
+    plot_scores({"a": {"STS-B": 80.0, "Avg.": 70.0}}, tmp_path / "c.png", "Spearman", spreads)
+    bars = next(one for one in drawn[1][1].containers if isinstance(one, ErrorbarContainer))
+    ends = [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()]
+    assert ends == [[79.0, 81.0], [68.0, 72.0]]
 
 
 def test_a_number_that_is_nan_has_no_bar(tmp_path, drawn):

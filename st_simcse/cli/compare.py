@@ -155,6 +155,7 @@ def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bo
                 hint = "recipes are compared on the same data, pass it once for all" if option in SHARED else ""
                 raise ValueError(f"{name}--{option} is not for a recipe: {hint or 'compare sets it itself'}")
     for name, words in recipes.items():
+        logging.disable(logging.WARNING)  # each run says it again
         try:
             peer, options = split_peer([*common, *words])
             _, data_args, _, training_args = train.parse_train(options)
@@ -162,6 +163,8 @@ def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bo
                 check_peer(peer, words, data_args, training_args)
         except (SystemExit, ValueError) as error:
             raise SystemExit(f"st-simcse compare: recipe {name!r}: {error}") from error
+        finally:
+            logging.disable(logging.NOTSET)
         if not (has_dev or data_args.dev_file or data_args.dev_dataset):
             raise ValueError(
                 "recipes are compared by their scores on dev data: pass --dev_file or --dev_dataset with scored pairs, "

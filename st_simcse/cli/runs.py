@@ -56,7 +56,7 @@ def in_a_process(one: Run, keep_model: bool) -> Result:
     """The run's result, once it is in its file whole."""
     shutil.rmtree(one.model, ignore_errors=True)  # what a run that was killed has left
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as process:
-        result = process.submit(_train_and_evaluate, one).result()
+        result = process.submit(train_and_measure, one).result()
     if result is None:
         raise KeyboardInterrupt
     if keep_model:
@@ -79,7 +79,7 @@ def _begin() -> None:
     threading.Thread(target=lambda: wait([parent.sentinel]) and os._exit(1), daemon=True).start()
 
 
-def _train_and_evaluate(one: Run) -> Result | None:
+def train_and_measure(one: Run) -> Result | None:
     """None for a run that was stopped."""
     cost = Cost()
     peer, options = split_peer(one.options)
