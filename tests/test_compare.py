@@ -108,6 +108,7 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
     numbers = compare.run([*words, *recipes])
     assert trained == [*first, ("b", 1)]
     assert compare.run([*words, *recipes]) == numbers
+    assert compare.run([*words, *recipes, "--only", "b"]) == {"b": numbers["b"]}
     changed = ["--recipe", "a:", "b: --temperature 0.1", "--seeds", "0", "1"]
     with pytest.raises(ValueError, match=r"out/b/seed-0.json \(with .* --symmetric\); out/b/seed-1.json .* --redo"):
         compare.run([*words, *changed])
@@ -125,6 +126,7 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
         (["--recipe", "a:", "b: --preset x"], "recipe 'b': unknown preset 'x'"),
         (["--recipe", "a:", "b: --test-file x"], "recipe 'b': --test_file .* recipes are compared on the same data"),
         (["--recipe", "a:", "b: --seed=1"], "recipe 'b': --seed is not for a recipe: compare sets it itself"),
+        (["--recipe", "a:", "--only", "b"], "--only b: there is no such recipe, choose among a"),
         (["--recipe", "a:", "a:"], "the recipe 'a' is there twice"),
         (["--recipe", "--symmetric"], "expected at least one argument"),
         (["--recipe", "../a: --symmetric"], "the recipe's name '../a' becomes a file's"),

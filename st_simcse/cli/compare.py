@@ -40,6 +40,7 @@ class CompareArguments:
     recipe_file: str | None = field(
         default=None, metadata={"help": "Recipes by name, each a list of words or a line, as YAML or JSON."}
     )
+    only: list[str] | None = field(default=None, metadata={"help": "Names of some of the recipes; else all are run."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each recipe is trained with each."})
     output_dir: str = field(default="comparison", metadata={"help": "Where a file of each run's numbers goes."})
     redo: bool = field(default=False, metadata={"help": "Run again what was run with other options."})
@@ -137,7 +138,9 @@ def _recipes(args: CompareArguments) -> dict[str, list[str]]:
         raise ValueError('nothing to compare: pass --recipe "NAME: --option value" for each, or --recipe_file')
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"the recipe {twice[0]!r} is there twice: give one of them another name")
-    return dict(recipes)
+    if unknown := [name for name in args.only or [] if name not in names]:
+        raise ValueError(f"--only {unknown[0]}: there is no such recipe, choose among {', '.join(names)}")
+    return {name: words for name, words in recipes if name in (args.only or names)}
 
 
 def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bool) -> None:
