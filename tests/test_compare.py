@@ -1,7 +1,6 @@
 """`st-simcse compare` on a tiny model: what is run, what is not run again, and the numbers of the table."""
 
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,20 +58,31 @@ def trained(monkeypatch):
     return done
 
 
-def test_runs_in_processes_are_what_train_does_alone(words, tmp_path, capsys):
-    recipes = ["--recipe", "hot: --temperature 0.5 --projection_head"]
+def test_runs_in_processes_are_what_train_does_alone(words, tmp_path, sentences, capsys):
+    recipes = ["--recipe", "hot: --temperature 0.5 --projection_head", "--plot_file", "plot.svg"]
+    rows = [f"{row % 2},{text} {row}" for row, text in enumerate(sentences * 2)]
+    Path("news.csv").write_text("\n".join(["class,body", *rows]))
+    for kind, columns in ("knn", ["body", "class"]), ("retrieval", ["0", "1"]):
+        recipes += [f"--{kind}_dev_file", "news.csv", f"--{kind}_columns", *columns]
     numbers = compare.run([*words, *recipes, "--seeds", "3"])
     out = capsys.readouterr().out
     table = (tmp_path / "out/table.md").read_text()
     assert table in out
-    assert re.match(r"\| recipe \| runs \| dev \| test \| seconds \| CPU seconds \| MiB \|\n", table)
+    header = ["recipe", "runs", "dev avg.", "dev", "knn dev", "retrieval dev", "test", "seconds", "CPU seconds", "MiB"]
+    assert table.startswith(f"| {' | '.join(header)} |\n")
+    assert "<svg" in Path("plot.svg").read_text()
     result = json.loads((tmp_path / "out/hot/seed-3.json").read_text())
-    assert numbers["hot"] == {name: [value] for part in ("dev", "test", "cost") for name, value in result[part].items()}
-    assert result["cost"]["MiB"] > 1
+    dev, test, cost = (result[part] for part in ("dev", "test", "cost"))
+    average = {"dev avg.": sum(dev.values()) / 3}
+    assert numbers["hot"] == {name: [value] for name, value in {**average, **dev, **test, **cost}.items()}
+    assert cost["MiB"] > 1
     assert [path.name for path in (tmp_path / "out/hot").iterdir()] == ["seed-3.json"]
     alone = train.run([*words, "--output_dir", "alone", "--temperature", "0.5", "--projection_head", "--seed", "3"])
-    assert {**result["dev"], **result["test"]} == {name: 100 * value for name, value in alone["after"].items()}
-    assert result["dev"] != result["before"]["dev"]
+    assert {"dev": dev["dev"], **test} == {name: 100 * value for name, value in alone["after"].items()}
+    model = SentenceTransformer("alone", device="cpu")
+    assert dev["knn dev"] == 100 * load_classes("news.csv", columns=["body", "class"])(model)["news_accuracy"]
+    assert dev["retrieval dev"] == 100 * load_retrieval("news.csv", columns=[0, 1])(model)["news_cosine_ndcg@10"]
+    assert dev["dev"] != result["before"]["dev"]
 
 
 def test_mean_and_spread_and_the_best_on_dev(words, trained, tmp_path, capsys):

@@ -113,7 +113,8 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
         for number, one in enumerate(runs, start=1):
             place = f"{number}/{len(runs)} {one.recipe}, seed {one.seed}"
             if number - 1 in results:
-                print(f"{place}: done before")
+                lost = args.keep_models and not one.model.exists()
+                print(f"{place}: done before" + ", and its model was not kept" * lost)
             elif one.recipe not in failures:
                 try:
                     results[number - 1] = result = in_a_process(one, args.keep_models)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -56,7 +57,10 @@ def in_a_process(one: Run, keep_model: bool) -> Result:
     """The run's result, once it is in its file whole."""
     shutil.rmtree(one.model, ignore_errors=True)  # what a run that was killed has left
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as process:
-        result = process.submit(train_and_measure, one).result()
+        try:
+            result = process.submit(train_and_measure, one).result()
+        except BrokenProcessPool as error:
+            raise OSError("its process was killed; by the system, if memory was short") from error
     if result is None:
         raise KeyboardInterrupt
     if keep_model:
