@@ -173,7 +173,7 @@ def _run(
             f"--seeds {' '.join(map(str, data_args.seeds))} names a seed twice: its runs would be the same"
         )
     if not data_args.seeds:
-        results = _train_once(argv, *arguments, peer, callbacks)
+        results = _train_once(argv, arguments, peer, callbacks)
     else:
         results = {}
         for seed in data_args.seeds:
@@ -181,7 +181,7 @@ def _run(
             once = parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
             if not checkpoints(folder):  # resuming a run that had not come to this seed
                 once[-1].resume_from_checkpoint = None
-            scores = _train_once(argv, *once, peer, callbacks)
+            scores = _train_once(argv, once, peer, callbacks)
             results["before"] = scores["before"]
             if "after" not in scores:  # stopped
                 break
@@ -211,14 +211,9 @@ def parse_train(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, Any
 
 
 def _train_once(
-    argv: Sequence[str],
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    loss_args: Any,
-    args: SimCSETrainingArguments,
-    peer: Peer | None,
-    callbacks: Sequence[TrainerCallback],
+    argv: Sequence[str], arguments: tuple[Any, ...], peer: Peer | None, callbacks: Sequence[TrainerCallback]
 ) -> dict[str, dict[str, float]]:
+    model_args, data_args, loss_args, args = arguments
     set_seed(args.seed)
     sources = {name: _source(data_args, name) for name in ("train", "dev", "test")}
     if sources["train"] is None:
