@@ -85,6 +85,24 @@ def test_runs_in_processes_are_what_train_does_alone(words, tmp_path, sentences,
     assert dev["dev"] != result["before"]["dev"]
 
 
+def test_evaluation_and_saving_are_no_part_of_the_seconds(words, monkeypatch):
+    """With a clock that only the steps, evaluations and checkpoints move."""
+    clock = np.zeros(2)
+    monkeypatch.setattr(runs, "_now", clock.copy)
+
+    def takes(owner, name, seconds):
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: (clock.__iadd__(seconds), method(*a, **k))[1])
+
+    takes(SimCSETrainer, "training_step", [1.0, 2.0])
+    takes(SimCSETrainer, "evaluate", 100.0)
+    takes(SimCSETrainer, "_save_checkpoint", 1000.0)
+    cost = runs.Cost()
+    train.run([*words, "--max_steps", "3", "--eval_steps", "1", "--eval_on_start"], None, [cost])
+    assert cost.measured["seconds"] == 3.0
+    assert cost.measured["CPU seconds"] == 6.0
+
+
 def test_mean_and_spread_and_the_best_on_dev(words, trained, tmp_path, capsys):
     recipes = ["--recipe", "a:", "b: --symmetric", "broken:"]
     with pytest.raises(ValueError, match="1 of 3 recipes failed: broken, seed 0: ValueError: no data"):

@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import TrainerCallback
@@ -145,22 +146,39 @@ def measures(tests: dict[str, Any]) -> list[Measure]:
 
 
 class Cost(TrainerCallback):
-    """Seconds of training, of the clock and of all threads together, and the peak of memory since this was made."""
+    """Seconds of training without evaluation and saving, by the clock and of all threads; the peak of memory.
+
+    Memory is what the process has taken since this was made, the model's and a teacher's too; on a GPU the GPU's.
+    """
 
     def __init__(self) -> None:
         self.before = _peak_memory()
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.began = time.perf_counter(), time.process_time()
+        self.began = self.step_ended = _now()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.step_ended = _now()
+
+    on_epoch_end = on_step_end
+
+    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        now = _now()
+        self.began, self.step_ended = self.began + now - self.step_ended, now
+
+    on_save = on_evaluate
 
     def on_train_end(self, args: Any, *others: Any, **kwargs: Any) -> None:
-        seconds, cpu_seconds = (
-            now - began for now, began in zip((time.perf_counter(), time.process_time()), self.began, strict=True)
-        )
+        seconds, cpu_seconds = (_now() - self.began).tolist()
         self.device = args.device
         on_gpu = self.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_memory() - self.before
         self.measured = {"seconds": seconds, "CPU seconds": cpu_seconds, "MiB": peak / 2**20}
+
+
+def _now() -> np.ndarray[Any, Any]:
+    """Seconds by the clock, and of all threads."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def _peak_memory() -> float:
