@@ -1,4 +1,4 @@
-"""Training recipes, the paper's and two for today's backbones, as options of ``st-simcse train``."""
+"""Training recipes, the paper's, two for today's backbones and one of ours, as options of ``st-simcse train``."""
 
 from __future__ import annotations
 
@@ -91,10 +91,27 @@ _MODERNBERT = {
     "eval_steps": "250",
 }
 
+# Ours, docs/own_domain.md: the lower half of a model learns to rank the sentences of a batch as the whole one does.
+_SMALL_FROM_LARGE = {
+    "model_name_or_path": "sentence-transformers/all-MiniLM-L6-v2",
+    "teacher": "sentence-transformers/all-MiniLM-L6-v2",
+    "layers": "3",
+    "pooling": "mean",
+    "rank_distillation": "1.0",
+    "rank_distillation_method": "listnet",
+    "max_seq_length": "32",
+    "temperature": "0.05",
+    "num_train_epochs": "1",
+    "per_device_train_batch_size": "64",
+    "learning_rate": "3e-04",
+    "lr_scheduler_type": "linear",
+}
+
 PRESETS: dict[str, dict[str, str]] = {
     **{name: _options(name) for name in _BATCH_AND_LEARNING_RATE},
     "llm2vec": _LLM2VEC,
     "modernbert": _MODERNBERT,
+    "small-from-large": _SMALL_FROM_LARGE,
 }
 
 

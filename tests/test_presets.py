@@ -50,6 +50,15 @@ def test_llm2vec_and_modernbert():
     assert PRESETS["llm2vec"]["bf16"] == PRESETS["modernbert"]["bf16"] == "true"
 
 
+def test_small_from_large():
+    argv = ["--preset", "small-from-large", "--train_file", "x", "--bf16", "false", "--layers", "2"]
+    model, data, loss, arguments = train.parse_train(argv)
+    assert (model.layers, model.pooling) == (2, "mean")
+    assert (loss.rank_distillation, loss.rank_distillation_method) == (1.0, "listnet")
+    assert (arguments.learning_rate, arguments.per_device_train_batch_size) == (3e-4, 64)
+    assert data.teacher == ["sentence-transformers/all-MiniLM-L6-v2"]
+
+
 def test_options_override_the_preset_wherever_they_stand():
     rest = ["--train_file", "x", "--bf16", "false"]
     for argv in (
