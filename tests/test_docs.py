@@ -44,6 +44,7 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval):
     set_seed(0)
     # BERT's poolings need layers to average, and the save of a published checkpoint a pooler.
     save_tiny_transformer("bert-base-uncased", [*sentences, *CHINESE], width=32, layers=2)
+    save_tiny_transformer("sentence-transformers/all-MiniLM-L6-v2", sentences, width=32, layers=4)
     Path("princeton-nlp").mkdir()
     for config in (LlamaConfig(**SIZE), Qwen3Config(**SIZE, num_key_value_heads=2), ModernBertConfig(**SIZE, **MODERN)):
         AutoModel.from_config(config).save_pretrained(NAMES[config.model_type])
