@@ -55,7 +55,7 @@ class IVFIndex:
 
     Raises:
         ValueError: for less than one of either.
-        ImportError: from ``open``, without faiss.
+        ImportError: without faiss.
     """
 
     name: ClassVar[str] = "ivf"
@@ -63,7 +63,7 @@ class IVFIndex:
     probes: int = 16
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        _check(self)
 
     def open(self, embeddings: np.ndarray, folder: Path) -> Neighbours:
         """As it lies in the folder, with the embeddings that it lacks added; all of them, where it is not there."""
@@ -86,7 +86,7 @@ class HNSWIndex:
 
     Raises:
         ValueError: for fewer than two links or less than one candidate.
-        ImportError: from ``open``, without faiss.
+        ImportError: without faiss.
     """
 
     name: ClassVar[str] = "hnsw"
@@ -94,7 +94,7 @@ class HNSWIndex:
     breadth: int = 64
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        _check(self)
         if self.links < 2:
             raise ValueError("links must be at least 2: nothing is found along a single one")
 
@@ -117,10 +117,7 @@ def _semantic_search(queries: np.ndarray, embeddings: np.ndarray, k: int) -> tup
 
 
 def _faiss_index(factory: str, embeddings: np.ndarray, path: Path) -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError('this index needs faiss: pip install "st_simcse[search]"') from error
+    faiss = _faiss()
     if path.exists():
         try:
             index = faiss.read_index(str(path))
@@ -144,7 +141,16 @@ def _faiss_index(factory: str, embeddings: np.ndarray, path: Path) -> Any:
     return index
 
 
-def _check_positive(index: IVFIndex | HNSWIndex) -> None:
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError('this index needs faiss: pip install "st_simcse[search]"') from error
+    return faiss
+
+
+def _check(index: IVFIndex | HNSWIndex) -> None:
+    _faiss()
     for name, value in vars(index).items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

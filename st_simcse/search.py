@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, overload
 
 import numpy as np
-import sentence_transformers
 import torch
-import transformers
-from datasets import Dataset, concatenate_datasets, load_from_disk
-from filelock import FileLock
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from st_simcse.checkpoints import load_model
-from st_simcse.fingerprint import fingerprint, text_digest
+from st_simcse.fingerprint import text_digest
 from st_simcse.hub import HubDataset
-from st_simcse.neighbours import INDEXES, ExactIndex, Index, Neighbours
+from st_simcse.index_folder import IndexFolder
+from st_simcse.neighbours import ExactIndex, Index, Neighbours
 from st_simcse.readers import SentenceReader
 
 __all__ = ["Hit", "Searcher"]
@@ -78,7 +72,7 @@ class Searcher:
         self.model = model if isinstance(model, SentenceTransformer) else load_model(model)
         self.sentences: Dataset | None = None
         self.embeddings: np.ndarray = np.empty((0, 0), dtype=np.float32)
-        self._folder: _Folder | None = None
+        self._folder: IndexFolder | None = None
         self._neighbours: Neighbours | None = None
 
     def encode(
@@ -152,7 +146,7 @@ class Searcher:
         dataset = _dataset(texts)
         digest = text_digest(_iterate(dataset))
         index = index or ExactIndex()
-        found = _Folder(folder)
+        found = IndexFolder(folder)
         with found.lock():
             if not found.exists():
                 found.create(self.model, index)
@@ -164,7 +158,7 @@ class Searcher:
                     f"{found.path} holds an index of other texts: choose another folder, or delete it; add_to_index "
                     "adds texts to an index"
                 )
-            found.describe(index=_describe(index))
+            found.choose(index)
             self._complete(found, batch_size, device)
 
     def add_to_index(self, texts: Source, batch_size: int = 64, device: str | list[str] | None = None) -> None:
@@ -182,7 +176,7 @@ class Searcher:
             if folder.is_complete() or not parts:
                 folder.append(dataset, digest)
             elif parts[-1]["digest"] != digest:
-                raise _unfinished(folder)
+                raise folder.unfinished()
             self._complete(folder, batch_size, device)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -205,13 +199,19 @@ class Searcher:
             FileNotFoundError: if there is no index.
             ValueError: if another model made it.
         """
-        found = _Folder(folder)
+        found = IndexFolder(folder)
         if not found.exists():
             raise FileNotFoundError(f"{found.path} holds no index: st-simcse index, or build_index, makes one")
         searcher = cls(model)
         found.check_model(searcher.model)
         searcher._open(found)
         return searcher
+
+    @overload
+    def search(self, queries: str, top_k: int = ..., threshold: float | None = ...) -> list[Hit]: ...
+
+    @overload
+    def search(self, queries: Sequence[str], top_k: int = ..., threshold: float | None = ...) -> list[list[Hit]]: ...
 
     def search(self, queries: str | Sequence[str], top_k: int = 5, threshold: float | None = None) -> Any:
         """The sentences of the corpus that are most similar to a query, the most similar first.
@@ -229,7 +229,7 @@ class Searcher:
         """
         folder = self._built()
         if self._neighbours is None:
-            raise _unfinished(folder)
+            raise folder.unfinished()
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         several = [queries] if isinstance(queries, str) else list(queries)
@@ -244,19 +244,16 @@ class Searcher:
             hits.append([Hit(corpus_id=row, score=score, text=text) for row, score, text in found])
         return hits[0] if isinstance(queries, str) else hits
 
-    def _built(self) -> _Folder:
+    def _built(self) -> IndexFolder:
         if self._folder is None:
             raise ValueError("there is no index yet: call build_index first, or Searcher.load")
         return self._folder
 
-    def _open(self, folder: _Folder) -> None:
+    def _open(self, folder: IndexFolder) -> None:
         self._folder, self.sentences, self.embeddings = folder, folder.sentences(), folder.embeddings()
-        self._neighbours = None
-        if folder.is_complete():
-            options = dict(folder.description["index"])
-            self._neighbours = INDEXES[options.pop("kind")](**options).open(self.embeddings, folder.path)
+        self._neighbours = folder.neighbours() if folder.is_complete() else None
 
-    def _complete(self, folder: _Folder, batch_size: int, device: str | list[str] | None) -> None:
+    def _complete(self, folder: IndexFolder, batch_size: int, device: str | list[str] | None) -> None:
         """Embed what is not embedded yet, and open it."""
         sentences = folder.sentences()
         begin = folder.embedded_rows()
@@ -276,105 +273,6 @@ class Searcher:
                 if pool:
                     self.model.stop_multi_process_pool(pool)
         self._open(folder)
-
-
-class _Folder:
-    """An index on the disk. At every moment it can be gone on from what is written.
-
-    ``index.json`` describes it; ``texts/0``, ``texts/1``, ... are what was added, as ``Dataset.save_to_disk`` writes
-    it; the header of ``embeddings.npy`` counts the rows that are whole.
-    """
-
-    def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        # Deleted when nobody uses it any more.
-        self._temporary = tempfile.TemporaryDirectory(prefix="st_simcse_") if path is None else None
-        self.path = Path(path if self._temporary is None else self._temporary.name)
-        self.description: dict[str, Any] = {}
-        if self.exists():
-            self.read()
-
-    def exists(self) -> bool:
-        return (self.path / "index.json").exists()
-
-    def lock(self) -> FileLock:
-        """For whoever writes: a second one waits."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.path / "index.lock")
-
-    def read(self) -> None:
-        try:
-            self.description = json.loads((self.path / "index.json").read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{self.path / 'index.json'} is no description of an index ({error})") from None
-
-    def create(self, model: SentenceTransformer, index: Index) -> None:
-        if foreign := sorted({path.name for path in self.path.iterdir()} - {"index.lock", "index.tmp"}):
-            raise FileExistsError(f"{self.path} holds no index but {foreign[0]!r}: choose a new folder")
-        self.describe(model=fingerprint(model), versions=_versions(), index=_describe(index), texts=[])
-
-    def describe(self, **changes: Any) -> None:
-        """Written whole or not at all."""
-        self.description |= changes
-        part = self.path / "index.tmp"
-        part.write_text(json.dumps(self.description, indent=1), encoding="utf-8")
-        os.replace(part, self.path / "index.json")
-
-    def check_model(self, model: SentenceTransformer) -> None:
-        if self.description["model"] != fingerprint(model):
-            raise ValueError(
-                f"{self.path} was made by another model, or with other settings or prompts of it: load that one, "
-                f"choose another folder, or delete this one (it was made with {self.description['versions']}; here is "
-                f"{_versions()})"
-            )
-
-    def append(self, dataset: Dataset, digest: str) -> None:
-        parts = self.description["texts"]
-        place = self.path / "texts" / str(len(parts))
-        shutil.rmtree(place, ignore_errors=True)  # of an attempt that did not come to the description
-        dataset.save_to_disk(place)
-        self.describe(texts=[*parts, {"rows": len(dataset), "digest": digest}])
-
-    def sentences(self) -> Dataset:
-        parts = range(len(self.description["texts"]))
-        tables = [load_from_disk(self.path / "texts" / str(part)) for part in parts]
-        return concatenate_datasets(tables or [Dataset.from_dict({"sentence": []})])
-
-    def is_complete(self) -> bool:
-        return self.embedded_rows() == sum(part["rows"] for part in self.description["texts"]) > 0
-
-    def embeddings(self) -> np.ndarray:
-        """Mapped; copy on write, since torch warns of arrays that cannot be written."""
-        path = self.path / "embeddings.npy"
-        if not path.exists() or not path.stat().st_size:
-            return np.empty((0, 0), dtype=np.float32)
-        try:
-            return np.load(path, mmap_mode="c")
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it, and build the index again") from None
-
-    def embedded_rows(self) -> int:
-        return len(self.embeddings())
-
-    def write(self, embeddings: np.ndarray) -> None:
-        """Append rows; they count once they are on the disk, when the header says so."""
-        path = self.path / "embeddings.npy"
-        begin = self.embedded_rows()
-        with path.open("r+b" if begin else "w+b") as file:
-            header = _write_header(file, begin, embeddings.shape[1])
-            file.truncate(header + begin * embeddings[0].nbytes)
-            file.seek(0, os.SEEK_END)
-            file.write(np.ascontiguousarray(embeddings).data)
-            file.flush()
-            os.fsync(file.fileno())
-            _write_header(file, begin + len(embeddings), embeddings.shape[1])
-
-
-def _write_header(file: Any, rows: int, width: int) -> int:
-    """Its length, which is the same for any number of rows: numpy leaves room to grow."""
-    file.seek(0)
-    description = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
-    np.lib.format.write_array_header_1_0(file, description)
-    return file.tell()
 
 
 def _dataset(texts: Source) -> Dataset:
@@ -401,19 +299,3 @@ def _finite(embeddings: np.ndarray, start: int) -> np.ndarray:
     if bad := np.flatnonzero(~np.isfinite(embeddings).all(axis=1)).tolist():
         raise ValueError(f"the model embeds sentence {start + bad[0]:,} and {len(bad) - 1:,} more as NaN or infinity")
     return embeddings
-
-
-def _describe(index: Index) -> dict[str, Any]:
-    return {"kind": index.name, **asdict(index)}
-
-
-def _versions() -> str:
-    return f"sentence-transformers {sentence_transformers.__version__}, transformers {transformers.__version__}"
-
-
-def _unfinished(folder: _Folder) -> ValueError:
-    rows = sum(part["rows"] for part in folder.description["texts"])
-    return ValueError(
-        f"{folder.path} is unfinished: {folder.embedded_rows():,} of {rows:,} sentences are embedded; the call that "
-        "was interrupted, with the same texts, goes on where it stopped"
-    )

@@ -259,7 +259,7 @@ def test_what_cannot_be_searched_is_said(tmp_path, model, sentences):
     searcher.build_index(sentences, tmp_path / "index")
     file = tmp_path / "index" / "embeddings.npy"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"embeddings.npy is damaged .*: delete it, and build the index again"):
+    with pytest.raises(ValueError, match=r"embeddings.npy is damaged .*: delete it, and make the last call"):
         Searcher.load(tmp_path / "index", model)
     file.unlink()
     searcher.build_index(sentences, tmp_path / "index")
@@ -312,7 +312,7 @@ def test_indexes_of_faiss_find_what_the_exact_search_finds(tmp_path, embedded):
     assert _recall(Searcher.load(folder, model), queries, expected) > 0.99
 
 
-def test_settings_of_indexes_are_checked_and_faiss_is_named_where_it_lacks(model, sentences, monkeypatch):
+def test_settings_of_indexes_are_checked_and_faiss_is_named_where_it_lacks(model, sentences, tmp_path, monkeypatch):
     for make, message in [
         (lambda: IVFIndex(0), "cells must be at least 1, got 0"),
         (lambda: IVFIndex(probes=-1), "probes must be at least 1, got -1"),
@@ -322,11 +322,12 @@ def test_settings_of_indexes_are_checked_and_faiss_is_named_where_it_lacks(model
         with pytest.raises(ValueError, match=message):
             make()
     searcher = Searcher(model)
-    searcher.build_index(sentences, index=IVFIndex())  # fewer sentences than faiss likes to train on
+    searcher.build_index(sentences, tmp_path, IVFIndex())  # fewer sentences than faiss likes to train on
     assert searcher.search(sentences[2], top_k=1)[0]["corpus_id"] == 2
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ImportError, match=r'this index needs faiss: pip install "st_simcse\[search\]"'):
-        Searcher(model).build_index(sentences, index=IVFIndex())
+    for use in (HNSWIndex, lambda: Searcher.load(tmp_path, model)):
+        with pytest.raises(ImportError, match=r'this index needs faiss: pip install "st_simcse\[search\]"'):
+            use()
 
 
 def test_the_commands_encode_index_and_search(tmp_path, tiny_bert, sentences, capsys, monkeypatch):
