@@ -40,6 +40,7 @@ from .readers import (
     TripletReader,
     load_sts,
 )
+from .search import Searcher
 from .teacher import add_teacher_embeddings
 from .trainer import SimCSETrainer, SimCSETrainingArguments
 from .views import Crops, TokenCutoff, WordRepetition
@@ -65,6 +66,7 @@ __all__ = [
     "ProjectionHead",
     "RankConsistency",
     "RankDistillation",
+    "Searcher",
     "SentenceReader",
     "SharedLayers",
     "SimCSETrainer",

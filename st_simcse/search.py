@@ -1,165 +1,301 @@
-"""Search by meaning: a corpus is embedded once, and its embeddings are kept for the next time."""
+"""Search by meaning: a corpus is embedded once, into a folder, and its nearest sentences to a query are looked up."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import shutil
+from collections.abc import Sequence
+from typing import Any, TypedDict, overload
 
 import numpy as np
-import sentence_transformers
 import torch
-import transformers
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Module
-from sentence_transformers.util import dot_score, semantic_search
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.nn.functional import normalize
+from tqdm import tqdm
 
-__all__ = ["SentenceIndex", "fingerprint"]
+from st_simcse.checkpoints import load_model
+from st_simcse.fingerprint import text_digest
+from st_simcse.hub import HubDataset
+from st_simcse.index_folder import IndexFolder
+from st_simcse.neighbours import ExactIndex, Index, Neighbours
+from st_simcse.readers import SentenceReader
 
-logger = logging.getLogger(__name__)
+__all__ = ["Hit", "Searcher"]
+
+Comparable = str | Sequence[str] | np.ndarray | Tensor
+Source = Sequence[str] | Dataset | str | os.PathLike[str] | HubDataset
+
+# Sentences that are embedded, and written to the disk, at a time: what is lost at most when the work is interrupted.
+CHUNK_SIZE = 16_384
 
 
-class SentenceIndex:
-    """Sentences that are found by meaning: the exact nearest neighbours, by cosine similarity.
+class Hit(TypedDict):
+    """What a search finds: as ST's ``semantic_search`` says it, and the text."""
 
-    The sentences are embedded by ``model.encode_document`` and the queries by ``model.encode_query``, so that a model's
-    prompts for the two are used.
+    corpus_id: int
+    score: float
+    text: str
+
+
+class Searcher:
+    """Embeds texts, compares them, and finds the most similar ones of a corpus, by cosine similarity.
+
+    The corpus is embedded by ``model.encode_document`` and the queries by ``model.encode_query``, so that a model's
+    prompts for the two are used. An index is a folder: the sentences as Arrow tables, ``embeddings.npy``, both mapped
+    from the disk rather than read into memory, and what faiss makes of them.
 
     Args:
-        model: embeds the sentences and the queries.
-        sentences: the texts to search, N of them.
-        cache_dir: a folder that keeps the embeddings, in a file that is named after the :func:`fingerprint` of model
-            and sentences; they are read from there the next time. When left out, nothing is kept.
+        model: a SentenceTransformer, or what :func:`~st_simcse.checkpoints.load_model` loads: a folder, or a name on
+            the hub, such as ``princeton-nlp/sup-simcse-bert-base-uncased``.
 
     Attributes:
-        embeddings: float32 of shape (N, d), rows of unit length, on the model's device; those that come from the cache
-            are mapped from the file and need no memory until they are used.
-
-    Raises:
-        ValueError: without a sentence, or if an embedding is not finite.
-        OSError: if ``cache_dir`` cannot be made or read.
+        model: the SentenceTransformer.
+        sentences: the corpus, a ``datasets.Dataset`` with the column ``sentence``, N rows; None before there is one.
+        embeddings: float32 of shape (N, d), rows of unit length.
 
     Example:
         >>> from st_simcse.demo import tiny_model
         >>> sentences = ["Two dogs run.", "A man plays a guitar."]
-        >>> index = SentenceIndex(tiny_model(sentences), sentences)
-        >>> index.search(["two dogs run"], top_k=1)[0][0][1]
+        >>> searcher = Searcher(tiny_model(sentences))
+        >>> searcher.build_index(sentences)
+        >>> searcher.search("two dogs run", top_k=1)[0]["text"]
         'Two dogs run.'
+        >>> folder = getfixture("tmp_path") / "index"
+        >>> searcher.save(folder)
+        >>> Searcher.load(folder, searcher.model).search(["a man"], top_k=1)[0][0]["corpus_id"]
+        1
     """
 
-    def __init__(
-        self, model: SentenceTransformer, sentences: Sequence[str], cache_dir: str | os.PathLike[str] | None = None
-    ) -> None:
-        if not sentences:
-            raise ValueError("there are no sentences to search")
-        self.model = model
-        self.sentences = sentences
-        embeddings = self._embed() if cache_dir is None else self._read_or_embed(Path(cache_dir))
-        self.embeddings: Tensor = torch.from_numpy(embeddings).to(model.device)
+    def __init__(self, model: SentenceTransformer | str | os.PathLike[str]) -> None:
+        self.model = model if isinstance(model, SentenceTransformer) else load_model(model)
+        self.sentences: Dataset | None = None
+        self.embeddings: np.ndarray = np.empty((0, 0), dtype=np.float32)
+        self._folder: IndexFolder | None = None
+        self._neighbours: Neighbours | None = None
 
-    def search(self, queries: Sequence[str], top_k: int = 5) -> list[list[tuple[float, str]]]:
-        """For each query the ``top_k`` nearest sentences with their cosine similarity, the nearest first."""
-        embedded = self.model.encode_query(
-            list(queries), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        batch_size: int = 64,
+        device: str | list[str] | None = None,
+        pool: dict[str, Any] | None = None,
+        show_progress_bar: bool | None = None,
+    ) -> np.ndarray:
+        """Embeddings of unit length, float32 of shape (N, d), or (d,) for one text.
+
+        Args:
+            texts: a text, or N of them.
+            batch_size: texts a forward pass.
+            device: as in ``SentenceTransformer.encode``: one, or several for a process each.
+            pool: what ``model.start_multi_process_pool`` gives, instead of devices.
+            show_progress_bar: as in ``SentenceTransformer.encode``.
+        """
+        options = {"batch_size": batch_size, "device": device, "pool": pool, "show_progress_bar": show_progress_bar}
+        return _unit(self.model.encode(texts if isinstance(texts, str) else list(texts), **options))
+
+    def similarity(self, a: Comparable, b: Comparable) -> Any:
+        """Cosine similarities of texts, or of embeddings of shape (d,) or (N, d).
+
+        Returns:
+            A float for two texts; float32 of shape (N,) for one and N, and (N, M) for N and M.
+
+        Example:
+            >>> from st_simcse.demo import tiny_model
+            >>> searcher = Searcher(tiny_model(["Two dogs run."]))
+            >>> round(searcher.similarity("Two dogs run.", "two dogs run."), 3)
+            1.0
+            >>> searcher.similarity(["Two dogs.", "Dogs run."], searcher.encode(["Two.", "Run.", "Dogs."])).shape
+            (2, 3)
+        """
+        first, second = (
+            _unit(side) if isinstance(side, (np.ndarray, Tensor)) else self.encode(side) for side in (a, b)
         )
-        # Of unit length already: the cosine would normalize the whole corpus for every search.
-        found = semantic_search(embedded.float(), self.embeddings, top_k=top_k, score_function=dot_score)
-        return [[(hit["score"], self.sentences[int(hit["corpus_id"])]) for hit in hits] for hits in found]
+        similarities = first @ second.T
+        return float(similarities) if similarities.ndim == 0 else similarities
 
-    def _read_or_embed(self, cache_dir: Path) -> np.ndarray:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        path = cache_dir / f"{fingerprint(self.model, self.sentences)}.npy"
-        embeddings = _read(path, len(self.sentences))
-        if embeddings is None:
-            embeddings = self._embed()
-            _write(path, embeddings)
-        return embeddings
+    def build_index(
+        self,
+        texts: Source,
+        folder: str | os.PathLike[str] | None = None,
+        index: Index | None = None,
+        batch_size: int = 64,
+        device: str | list[str] | None = None,
+    ) -> None:
+        """Embed a corpus, chunk by chunk, and have it ready for :meth:`search`.
 
-    def _embed(self) -> np.ndarray:
-        embeddings = self.model.encode_document(
-            list(self.sentences), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=True
-        ).float()
-        if bad := int((~embeddings.isfinite().all(dim=1)).sum()):
-            raise ValueError(f"the model embeds {bad:,} of {len(self.sentences):,} sentences as NaN or infinity")
-        return embeddings.cpu().numpy()
+        If that is interrupted, even by ``kill -9``, the same call goes on with the chunk that it was at. With the
+        texts of a finished index it embeds nothing, and may choose another ``index``.
+
+        Args:
+            texts: sentences, a Dataset with the column ``sentence``, or a file or data set that
+                :class:`~st_simcse.SentenceReader` reads; equal lines of a file are listed once.
+            folder: where the index is kept; a temporary one, for :meth:`save`, when left out.
+            index: how neighbours are found: :class:`~st_simcse.neighbours.ExactIndex` when left out, or
+                :class:`~st_simcse.neighbours.IVFIndex` or :class:`~st_simcse.neighbours.HNSWIndex`.
+            batch_size: sentences a forward pass.
+            device: as in :meth:`encode`.
+
+        Raises:
+            ValueError: without a sentence, if an embedding is not finite, or if the folder holds an index of other
+                texts or of another model.
+            FileNotFoundError, ValueError: as the reader does.
+            ImportError: for IVF and HNSW without faiss.
+        """
+        dataset = _dataset(texts)
+        digest = text_digest(_iterate(dataset))
+        index = index or ExactIndex()
+        found = IndexFolder(folder)
+        with found.lock():
+            if not found.exists():
+                found.create(self.model, index)
+            found.check_model(self.model)
+            if not found.description["texts"]:
+                found.append(dataset, digest)
+            elif [part["digest"] for part in found.description["texts"]] != [digest]:
+                raise ValueError(
+                    f"{found.path} holds an index of other texts: choose another folder, or delete it; add_to_index "
+                    "adds texts to an index"
+                )
+            found.choose(index)
+            self._complete(found, batch_size, device)
+
+    def add_to_index(self, texts: Source, batch_size: int = 64, device: str | list[str] | None = None) -> None:
+        """Embed further sentences and append them to the index, in its folder.
+
+        Interrupted, it goes on when it is called again with the same texts. Arguments and errors are those of
+        :meth:`build_index`.
+        """
+        folder = self._built()
+        dataset = _dataset(texts)
+        digest = text_digest(_iterate(dataset))
+        with folder.lock():
+            folder.read()
+            parts = folder.description["texts"]
+            if folder.is_complete() or not parts:
+                folder.append(dataset, digest)
+            elif parts[-1]["digest"] != digest:
+                raise folder.unfinished()
+            self._complete(folder, batch_size, device)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Copy the index to a folder, which must not exist or be empty; the model is saved apart, as ST does.
+
+        Raises:
+            FileExistsError: if there is something in the folder.
+            ValueError: without an index.
+        """
+        source = self._built()
+        if os.path.isdir(folder) and os.listdir(folder):
+            raise FileExistsError(f"{os.fspath(folder)} is not empty: save the index to a new folder")
+        shutil.copytree(source.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.lock", "*.tmp"))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], model: SentenceTransformer | str | os.PathLike[str]) -> Searcher:
+        """Open a folder that :meth:`save`, or :meth:`build_index` with a folder, wrote.
+
+        Raises:
+            FileNotFoundError: if there is no index.
+            ValueError: if another model made it.
+        """
+        found = IndexFolder(folder)
+        if not found.exists():
+            raise FileNotFoundError(f"{found.path} holds no index: st-simcse index, or build_index, makes one")
+        searcher = cls(model)
+        found.check_model(searcher.model)
+        searcher._open(found)
+        return searcher
+
+    @overload
+    def search(self, queries: str, top_k: int = ..., threshold: float | None = ...) -> list[Hit]: ...
+
+    @overload
+    def search(self, queries: Sequence[str], top_k: int = ..., threshold: float | None = ...) -> list[list[Hit]]: ...
+
+    def search(self, queries: str | Sequence[str], top_k: int = 5, threshold: float | None = None) -> Any:
+        """The sentences of the corpus that are most similar to a query, the most similar first.
+
+        Args:
+            queries: a text, or Q of them, which are embedded together.
+            top_k: how many sentences at most.
+            threshold: the least cosine similarity; any when left out.
+
+        Returns:
+            A list of :class:`Hit` for one query, and a list of Q such lists for Q of them.
+
+        Raises:
+            ValueError: without an index, for an unfinished one, and for ``top_k`` below 1.
+        """
+        folder = self._built()
+        if self._neighbours is None:
+            raise folder.unfinished()
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        several = [queries] if isinstance(queries, str) else list(queries)
+        if not several:
+            return []
+        embedded = _unit(self.model.encode_query(several, show_progress_bar=False))
+        hits = []
+        for scores, rows in zip(*self._neighbours(embedded, min(top_k, len(self.embeddings))), strict=True):
+            wanted = (rows >= 0) & (scores >= (-np.inf if threshold is None else threshold))
+            texts = self.sentences[rows[wanted].tolist()]["sentence"] if wanted.any() else []
+            found = zip(rows[wanted].tolist(), scores[wanted].tolist(), texts, strict=True)
+            hits.append([Hit(corpus_id=row, score=score, text=text) for row, score, text in found])
+        return hits[0] if isinstance(queries, str) else hits
+
+    def _built(self) -> IndexFolder:
+        if self._folder is None:
+            raise ValueError("there is no index yet: call build_index first, or Searcher.load")
+        return self._folder
+
+    def _open(self, folder: IndexFolder) -> None:
+        self._folder, self.sentences, self.embeddings = folder, folder.sentences(), folder.embeddings()
+        self._neighbours = folder.neighbours() if folder.is_complete() else None
+
+    def _complete(self, folder: IndexFolder, batch_size: int, device: str | list[str] | None) -> None:
+        """Embed what is not embedded yet, and open it."""
+        sentences = folder.sentences()
+        begin = folder.embedded_rows()
+        if begin < len(sentences):
+            pool = self.model.start_multi_process_pool(device) if isinstance(device, list) else None
+            where = {"pool": pool} if pool else {"device": device}
+            try:
+                with tqdm(total=len(sentences), initial=begin, unit=" sentences", disable=None) as bar:
+                    for start in range(begin, len(sentences), CHUNK_SIZE):
+                        chunk = sentences[start : start + CHUNK_SIZE]["sentence"]
+                        embeddings = self.model.encode_document(
+                            list(chunk), batch_size=batch_size, show_progress_bar=False, **where
+                        )
+                        folder.write(_finite(_unit(embeddings), start))
+                        bar.update(len(chunk))
+            finally:
+                if pool:
+                    self.model.stop_multi_process_pool(pool)
+        self._open(folder)
 
 
-def fingerprint(model: SentenceTransformer, sentences: Sequence[str]) -> str:
-    """A hexadecimal name of all that the embeddings depend on: it differs when they would.
-
-    That is the model's weights, modules and settings, its tokenizer and prompts, the versions of sentence-transformers
-    and transformers, and the sentences in their order. Where the model lies and what it is called does not matter.
-
-    Example:
-        >>> from st_simcse.demo import tiny_model
-        >>> model = tiny_model(["Two dogs run."])
-        >>> fingerprint(model, ["two dogs"]) == fingerprint(model, ["two", "dogs"])
-        False
-    """
-    digest = hashlib.sha256()
-    for part in _parts(model, sentences):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()
+def _dataset(texts: Source) -> Dataset:
+    if isinstance(texts, (str, os.PathLike, HubDataset)):
+        return SentenceReader(drop_duplicates=True).get_dataset(texts)
+    dataset = texts if isinstance(texts, Dataset) else Dataset.from_dict({"sentence": list(texts)})
+    if not len(dataset):
+        raise ValueError("there are no sentences to search")
+    if dataset.column_names != ["sentence"]:
+        raise ValueError(f"expected a Dataset with the one column 'sentence', got {dataset.column_names}")
+    return dataset
 
 
-def _parts(model: SentenceTransformer, sentences: Sequence[str]) -> Iterator[bytes | memoryview]:
-    yield _json([sentence_transformers.__version__, transformers.__version__])
-    yield _json([model.prompts, model.default_prompt_name, model.truncate_dim, model.max_seq_length])
-    tokenizer = model.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if hasattr(backend, "to_str"):
-        # What the last call set, and every call sets anew.
-        yield _json(json.loads(backend.to_str()) | {"truncation": None, "padding": None})
-    else:
-        yield _json(tokenizer.get_vocab())
-    for name, module in model.named_modules():
-        if isinstance(module, Module):
-            yield _json([name, type(module).__name__, module.get_config_dict()])
-        elif isinstance(module, PreTrainedModel):
-            yield _json([name, type(module).__name__, module.config.to_dict() | {"_name_or_path": None}])
-    for name, tensor in model.state_dict().items():
-        yield _json([name, str(tensor.dtype), tensor.shape])
-        yield memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    for sentence in sentences:
-        yield sentence.encode("utf-8", "surrogatepass")
+def _iterate(dataset: Dataset) -> Any:
+    return (text for batch in dataset.iter(batch_size=1000) for text in batch["sentence"])
 
 
-def _json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, default=str).encode()
+def _unit(embeddings: Any) -> np.ndarray:
+    """Here rather than in the model, whose own precision may be bfloat16."""
+    return normalize(torch.as_tensor(embeddings).float(), dim=-1).numpy()
 
 
-def _read(path: Path, rows: int) -> np.ndarray | None:
-    try:
-        # Copy on write, since torch warns of arrays that cannot be written.
-        embeddings = np.load(path, mmap_mode="c")
-        if embeddings.ndim == 2 and len(embeddings) == rows and embeddings.dtype == np.float32:
-            return embeddings
-        reason = f"{embeddings.dtype} of shape {embeddings.shape}"
-    except FileNotFoundError:
-        return None
-    except (ValueError, EOFError) as error:
-        reason = str(error)
-    logger.warning("%s is damaged (%s): the corpus is embedded anew", path, reason)
-    return None
-
-
-def _write(path: Path, embeddings: np.ndarray) -> None:
-    """All or nothing, readable by the user alone; without room the search goes on."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.save(file, embeddings)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException as error:
-            os.unlink(file.name)
-            if not isinstance(error, OSError):
-                raise
-            logger.warning("the embeddings are not kept for the next time: %s: %s", path, error)
+def _finite(embeddings: np.ndarray, start: int) -> np.ndarray:
+    if bad := np.flatnonzero(~np.isfinite(embeddings).all(axis=1)).tolist():
+        raise ValueError(f"the model embeds sentence {start + bad[0]:,} and {len(bad) - 1:,} more as NaN or infinity")
+    return embeddings

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from huggingface_hub import cached_assets_path
 from sentence_transformers import SentenceTransformer
 
+from st_simcse.fingerprint import fingerprint, text_digest
 from st_simcse.readers import SentenceReader
-from st_simcse.search import SentenceIndex
+from st_simcse.search import Searcher
 
 if TYPE_CHECKING:
     from gradio import Blocks
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["check_port", "launch", "search_page"]
+__all__ = ["cached_searcher", "check_port", "launch", "search_page"]
 
 # gradio would fetch its fonts, report its use and have the browser keep all queries; a local page does without. Its
 # statistics, for a page of its own that is closed here, cost more time after each query than a search.
@@ -32,65 +34,103 @@ MAX_BODY_SIZE = 64 * 1024  # bytes; the longest query with every character escap
 MAX_BATCH_SIZE = 64
 MAX_WAITING = 1_000  # further queries are told that the queue is full
 MAX_RESULTS = 50
+MAX_PAIRS = 50
+COMPARISON = 1  # the page's second event, as its browser numbers them
 
 
-def search_page(
-    model: SentenceTransformer, corpus: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
-) -> Blocks:
-    """The page: a query, and the sentences of the corpus that are most similar to it.
+def search_page(searcher: Searcher) -> Blocks:
+    """The page: a query and the sentences of the index that are most similar to it; and texts to compare in pairs.
 
-    The corpus is embedded once, here, or its embeddings are read from the cache. Queries that wait are embedded
-    together. Longer queries than ``MAX_QUERY_LENGTH`` characters are refused.
+    Queries that wait are embedded together. Longer ones than ``MAX_QUERY_LENGTH`` characters are refused.
 
     Args:
-        model: embeds the corpus and the queries.
-        corpus: a file that :class:`~st_simcse.SentenceReader` reads; equal sentences are listed once.
-        cache_dir: keeps the embeddings, see :class:`~st_simcse.search.SentenceIndex`; the folder for st_simcse in the
-            cache of huggingface_hub (``HF_HOME``) when left out.
+        searcher: one that has an index.
 
     Returns:
         A gradio app, for :func:`launch`, or to be mounted elsewhere.
 
     Raises:
         ImportError: without gradio.
-        FileNotFoundError, ValueError: as the reader and the index do.
+        ValueError: without an index, or if it is unfinished.
     """
     gradio = _gradio()
-    # Not the reader's Dataset, which would be a copy of the corpus on the disk while the page runs.
-    examples = SentenceReader(drop_duplicates=True).get_examples(corpus)
-    sentences = [texts[0] for example in examples if (texts := example.texts)]
-    index = SentenceIndex(model, sentences, cache_dir or cached_assets_path("st_simcse", "embeddings"))
+    searcher.search("", top_k=1)  # whether there is something to search, before the page is up
 
     def search(queries: list[str], results: list[float], thresholds: list[float]) -> tuple[list[list[list[object]]]]:
-        found = index.search(queries, MAX_RESULTS)
+        found = searcher.search(queries, MAX_RESULTS)
         tables = [
-            [[round(score, 3), sentence] for score, sentence in hits[: int(most)] if query.strip() and score >= least]
+            [
+                [round(hit["score"], 3), hit["text"]]
+                for hit in hits[: int(most)]
+                if query.strip() and hit["score"] >= least
+            ]
             for query, hits, most, least in zip(queries, found, results, thresholds, strict=True)
         ]
         return (tables,)
 
+    def compare(firsts: list[str], seconds: list[str]) -> tuple[list[list[list[object]]]]:
+        pairs = [
+            list(zip(_lines(first), _lines(second), strict=True)) for first, second in zip(firsts, seconds, strict=True)
+        ]
+        scores = iter(_similarities(searcher, [pair for rows in pairs for pair in rows]))
+        return ([[[round(next(scores), 3), *pair] for pair in rows] for rows in pairs],)
+
+    queued: dict[str, Any] = {"batch": True, "max_batch_size": MAX_BATCH_SIZE}
     with gradio.Blocks(title="SimCSE search") as page:
-        gradio.Markdown(f"## Search {len(sentences):,} sentences by meaning")
-        query = gradio.Textbox(
-            label="Query", placeholder="A man plays a guitar.", autofocus=True, max_length=MAX_QUERY_LENGTH
-        )
-        with gradio.Row():
-            results = gradio.Slider(1, MAX_RESULTS, value=5, step=1, label="Results")
-            threshold = gradio.Slider(0.0, 1.0, value=0.3, step=0.05, label="Least cosine similarity")
-        button = gradio.Button("Search", variant="primary")
-        table = gradio.Dataframe(
-            headers=["cosine", "sentence"], label="Most similar", wrap=True, column_widths=["15%", "85%"]
-        )
-        gradio.on(
-            [button.click, query.submit],
-            search,
-            [query, results, threshold],
-            table,
-            api_name="search",
-            batch=True,
-            max_batch_size=MAX_BATCH_SIZE,
-        )
+        with gradio.Tab("Search"):
+            gradio.Markdown(f"## Search {len(searcher.embeddings):,} sentences by meaning")
+            query = gradio.Textbox(
+                label="Query", placeholder="A man plays a guitar.", autofocus=True, max_length=MAX_QUERY_LENGTH
+            )
+            with gradio.Row():
+                results = gradio.Slider(1, MAX_RESULTS, value=5, step=1, label="Results")
+                threshold = gradio.Slider(0.0, 1.0, value=0.3, step=0.05, label="Least cosine similarity")
+            button = gradio.Button("Search", variant="primary")
+            table = gradio.Dataframe(
+                headers=["cosine", "sentence"], label="Most similar", wrap=True, column_widths=["15%", "85%"]
+            )
+        with gradio.Tab("Compare"):
+            gradio.Markdown("## Compare two texts, or the lines of two lists")
+            with gradio.Row():
+                sides = [
+                    gradio.Textbox(label=label, placeholder=text, lines=4, max_length=MAX_QUERY_LENGTH)
+                    for label, text in [("First", "A man plays a guitar."), ("Second", "Someone makes music.")]
+                ]
+            compare_button = gradio.Button("Compare", variant="primary")
+            pairs = gradio.Dataframe(headers=["cosine", "first", "second"], label="Pairs", wrap=True)
+        inputs = [query, results, threshold]
+        gradio.on([button.click, query.submit], search, inputs, table, api_name="search", **queued)
+        gradio.on([compare_button.click], compare, sides, pairs, api_name="compare", **queued)
     return page.queue(api_open=False, max_size=MAX_WAITING)
+
+
+def cached_searcher(
+    model: SentenceTransformer, corpus: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
+) -> Searcher:
+    """A corpus indexed in a cache, or the index of the same texts and model that is there.
+
+    Args:
+        model: embeds the corpus and the queries.
+        corpus: a file that :class:`~st_simcse.SentenceReader` reads; equal sentences are listed once.
+        cache_dir: the folder for st_simcse in the cache of huggingface_hub (``HF_HOME``) when left out.
+
+    Raises:
+        FileNotFoundError, ValueError: as the reader and :meth:`~st_simcse.Searcher.build_index` do.
+    """
+    sentences = SentenceReader(drop_duplicates=True).get_dataset(corpus)
+    searcher = Searcher(model)
+    name = text_digest([fingerprint(model), *sentences["sentence"]])
+    folder = Path(cache_dir or cached_assets_path("st_simcse", "embeddings"), name)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # for the user alone
+    searcher.build_index(sentences, folder)
+    return searcher
+
+
+def _similarities(searcher: Searcher, pairs: list[tuple[str, str]]) -> list[float]:
+    if not pairs:
+        return []
+    first, second = (searcher.encode(side, show_progress_bar=False) for side in zip(*pairs, strict=True))
+    return (first * second).sum(axis=1).tolist()
 
 
 def check_port(port: int) -> None:
@@ -145,7 +185,7 @@ def launch(page: Blocks, port: int) -> None:
 class _Guard:
     """ASGI middleware that lets through what the page itself asks for."""
 
-    queries = ("/gradio_api/queue/join", "/gradio_api/call/search")
+    queries = ("/gradio_api/queue/join", "/gradio_api/call/search", "/gradio_api/call/compare")
     posts = (*queries, "/gradio_api/cancel", "/gradio_api/reset")
     # Files of other apps in gradio's folder, other hosts, and results that would be written to the disk.
     closed = ("/gradio_api/file", "/gradio_api/proxy=", "/gradio_api/deep_link")
@@ -175,7 +215,7 @@ class _Guard:
             more = message.get("more_body", False)
         if len(body) > MAX_BODY_SIZE:
             return await PlainTextResponse(f"more than {MAX_BODY_SIZE:,} bytes", 413)(scope, receive, send)
-        if scope["method"] == "POST" and path.startswith(self.queries) and (wrong := _wrong_with(body)):
+        if scope["method"] == "POST" and path.startswith(self.queries) and (wrong := _wrong_with(path, body)):
             return await JSONResponse({"detail": wrong}, 422)(scope, receive, send)
         replayed = False
 
@@ -189,19 +229,37 @@ class _Guard:
         await self.app(scope, replay, send)
 
 
-def _wrong_with(body: bytes) -> str | None:
-    """What does not fit the search; said before the query joins a batch, all of which gradio would fail otherwise."""
+def _wrong_with(path: str, body: bytes) -> str | None:
+    """What does not fit the event; said before it joins a batch, all of which gradio would fail otherwise."""
+    is_comparison = False
     try:
-        query, results, threshold = json.loads(body)["data"]
-        if not isinstance(query, str):
-            return "the query is no text"
-        if len(query) > MAX_QUERY_LENGTH:
-            return f"the query has {len(query):,} characters, {MAX_QUERY_LENGTH:,} are allowed"
-        if not (1 <= results <= MAX_RESULTS and 0 <= threshold <= 1):
+        request = json.loads(body)
+        data = request["data"]
+        is_comparison = path.endswith("/compare") or request.get("fn_index") == COMPARISON
+        if is_comparison:
+            first, second = texts = data
+        else:
+            query, results, threshold = data
+            texts = [query]
+        if not all(isinstance(text, str) for text in texts):
+            return "expected two texts" if is_comparison else "the query is no text"
+        if (longest := max(map(len, texts))) > MAX_QUERY_LENGTH:
+            what = "a text" if is_comparison else "the query"
+            return f"{what} has {longest:,} characters, {MAX_QUERY_LENGTH:,} are allowed"
+        if is_comparison:
+            lines = [len(_lines(first)), len(_lines(second))]
+            if lines[0] != lines[1] or lines[0] > MAX_PAIRS:
+                return f"expected as many lines on both sides, {MAX_PAIRS} at most, got {lines[0]} and {lines[1]}"
+        elif not (1 <= results <= MAX_RESULTS and 0 <= threshold <= 1):
             return f"expected 1 to {MAX_RESULTS} results and a cosine similarity from 0 to 1"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "expected the data [query, number of results, least cosine similarity]"
+    except (AttributeError, ValueError, KeyError, TypeError, RecursionError):
+        kinds = "text, text" if is_comparison else "query, number of results, least cosine similarity"
+        return f"expected the data [{kinds}]"
     return None
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def _gradio() -> Any:

@@ -1,39 +1,192 @@
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from torch.nn.functional import normalize
 
+from st_simcse import Searcher, cli, search
+from st_simcse.checkpoints import load_model
+from st_simcse.corpus import generate_corpus
 from st_simcse.demo import tiny_model
-from st_simcse.search import SentenceIndex, fingerprint
+from st_simcse.fingerprint import fingerprint, text_digest
+from st_simcse.neighbours import HNSWIndex, IVFIndex
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def count(monkeypatch):
-    """How often a corpus was embedded."""
+def embedded(monkeypatch):
+    """The sentences that were embedded as part of a corpus."""
+    texts = []
+    encode = SentenceTransformer.encode_document
+    monkeypatch.setattr(
+        SentenceTransformer,
+        "encode_document",
+        lambda model, inputs, **options: (texts.extend(inputs), encode(model, inputs, **options))[1],
+    )
+    return texts
+
+
+def _cosines(model, queries, sentences):
+    a, b = (np.asarray(model.encode(texts), dtype=np.float64) for texts in (queries, sentences))
+    return [[float(x @ y) / np.sqrt(float(x @ x) * float(y @ y)) for y in b] for x in a]
+
+
+@pytest.mark.parametrize("has_faiss", [True, False])
+def test_neighbours_are_those_of_a_loop_in_float64(model, sentences, has_faiss, monkeypatch):
+    assert find_spec("faiss"), "the extra test has it"
+    if not has_faiss:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+    searcher = Searcher(model)
+    searcher.build_index(sentences)
+    queries = ["a dog runs", "the woman"]
+    found = searcher.search(queries, top_k=3)
+    for cosines, hits in zip(_cosines(model, queries, sentences), found, strict=True):
+        expected = sorted(zip(cosines, range(8), sentences, strict=True), reverse=True)[:3]
+        assert [(hit["corpus_id"], hit["text"]) for hit in hits] == [row[1:] for row in expected]
+        assert [hit["score"] for hit in hits] == pytest.approx([row[0] for row in expected], abs=1e-6)
+    assert [hit["corpus_id"] for hit in searcher.search(queries[0], top_k=3)] == [hit["corpus_id"] for hit in found[0]]
+    between = (found[0][1]["score"] + found[0][2]["score"]) / 2
+    assert searcher.search(queries, top_k=3, threshold=between)[0] == found[0][:2]
+    assert len(searcher.search(queries[0], top_k=99)) == 8
+    assert searcher.search([]) == []
+    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
+        searcher.search("a dog", top_k=0)
+
+
+def test_similarities_of_texts_lists_and_arrays(model, sentences):
+    searcher = Searcher(model.bfloat16())
+    expected = np.array(_cosines(model, sentences[:2], sentences))
+    embeddings = searcher.encode(sentences)
+    assert embeddings.dtype == np.float32
+    assert np.linalg.norm(embeddings.astype(np.float64), axis=1) == pytest.approx(1, abs=1e-6)
+    for a, b in [
+        (sentences[:2], sentences),
+        (sentences[:2], 3 * embeddings),
+        (torch.tensor(embeddings[:2]), sentences),
+    ]:
+        assert searcher.similarity(a, b) == pytest.approx(expected, abs=1e-2)
+    assert searcher.similarity(sentences[0], embeddings) == pytest.approx(expected[0], abs=1e-2)
+    assert searcher.similarity(sentences, sentences[0]) == pytest.approx(expected[0], abs=1e-2)
+    assert isinstance(searcher.similarity(sentences[0], sentences[1]), float)
+
+
+def test_several_devices_are_a_pool_of_st(model, sentences, monkeypatch):
+    pool, used, stopped = {"processes": []}, [], []
+    encode = SentenceTransformer.encode
+
+    def in_the_pool(model, inputs, pool=None, **options):
+        used.append(pool)
+        return encode(model, inputs, **options)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", in_the_pool)
+    monkeypatch.setattr(SentenceTransformer, "start_multi_process_pool", lambda model, devices: (devices, pool)[1])
+    monkeypatch.setattr(SentenceTransformer, "stop_multi_process_pool", staticmethod(stopped.append))
+    monkeypatch.setattr(search, "CHUNK_SIZE", 3)
+    searcher = Searcher(model)
+    searcher.build_index(sentences, device=["cpu", "cpu"])
+    assert searcher.embeddings == pytest.approx(searcher.encode(sentences, pool=pool), abs=1e-6)
+    assert used == [pool] * 4  # three chunks, and encode
+    assert stopped == [pool]
+
+
+def test_an_index_is_saved_opened_and_added_to(tmp_path, model, sentences, embedded):
+    (tmp_path / "corpus.txt").write_text("\n".join([*sentences[:5], sentences[0]]))
+    searcher = Searcher(model)
+    searcher.build_index(tmp_path / "corpus.txt")
+    searcher.add_to_index(sentences[5:])
+    assert embedded == sentences  # equal lines once, and nothing twice
+    searcher.save(tmp_path / "saved")
+    opened = Searcher.load(tmp_path / "saved", model)
+    assert opened.sentences["sentence"][:] == sentences
+    assert isinstance(opened.embeddings, np.memmap)
+    assert opened.embeddings == pytest.approx(searcher.encode(sentences), abs=1e-6)
+    assert opened.search(sentences) == searcher.search(sentences)
+    opened.add_to_index(Dataset.from_dict({"sentence": ["A dog sleeps."]}))
+    assert opened.search("A dog sleeps.")[0]["corpus_id"] == 8
+    assert Searcher.load(tmp_path / "saved", model).search("A dog sleeps.", 9) == opened.search("A dog sleeps.", 9)
+    assert len(searcher.search("A dog sleeps.", 9)) == 8
+    assert embedded == [*sentences, "A dog sleeps."]
+    with pytest.raises(FileExistsError, match="saved is not empty: save the index to a new folder"):
+        searcher.save(tmp_path / "saved")
+
+
+KILLED = """
+import os, signal, sys
+from datasets import Dataset
+from st_simcse import Searcher, search
+
+search.CHUNK_SIZE = 3
+fsync = os.fsync
+
+def run(work, kill_at=None):
     calls = []
-    embed = SentenceIndex._embed
-    monkeypatch.setattr(SentenceIndex, "_embed", lambda index: (calls.append(1), embed(index))[1])
-    return lambda: len(calls)
+    def counted(file):  # a chunk is written, and does not count yet
+        calls.append(1)
+        if len(calls) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(file)
+    if not (child := os.fork()):
+        os.fsync = counted
+        work()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == (9 if kill_at else 0)
+
+_, model, corpus, more, first, second = sys.argv
+Dataset.save_to_disk, save = lambda *args: os.kill(os.getpid(), signal.SIGKILL), Dataset.save_to_disk
+run(lambda: Searcher(model).build_index(corpus, first), kill_at=1)  # before the first text is written
+Dataset.save_to_disk = save
+run(lambda: Searcher(model).build_index(corpus, first), kill_at=2)
+run(lambda: Searcher(model).build_index(corpus, second))
+run(lambda: Searcher.load(second, model).add_to_index(more), kill_at=2)
+"""
 
 
-def test_neighbours_are_those_of_a_loop_in_float64(model, sentences):
-    found = SentenceIndex(model, sentences).search(["a dog runs", "the woman"], top_k=3)
-    vectors = np.asarray(model.encode(sentences), dtype=np.float64)
-    for query, hits in zip(["a dog runs", "the woman"], found, strict=True):
-        q = np.asarray(model.encode(query), dtype=np.float64)
-        scores = [float(q @ v) / np.sqrt(float(q @ q) * float(v @ v)) for v in vectors]
-        expected = sorted(zip(scores, sentences, strict=True), reverse=True)[:3]
-        assert [sentence for _, sentence in hits] == [sentence for _, sentence in expected]
-        assert [score for score, _ in hits] == pytest.approx([score for score, _ in expected], abs=1e-6)
+def test_what_kill_9_interrupted_goes_on(tmp_path, tiny_bert, sentences, embedded, monkeypatch):
+    monkeypatch.setattr(search, "CHUNK_SIZE", 3)
+    corpus, more, first, second = (tmp_path / name for name in ("corpus.txt", "more.txt", "first", "second"))
+    corpus.write_text("\n".join(sentences))
+    more.write_text("\n".join(sentences[::-1][:5]))
+    words = [sys.executable, "-c", KILLED, tiny_bert, *map(str, (corpus, more, first, second))]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    searcher = Searcher.load(first, tiny_bert)
+    with pytest.raises(ValueError, match="first is unfinished: 3 of 8 sentences are embedded; the call that was"):
+        searcher.search("a dog")
+    with pytest.raises(ValueError, match="holds an index of other texts"):
+        searcher.build_index(more, first)
+    searcher.build_index(corpus, first)
+    assert embedded == sentences[3:]
+    with pytest.raises(ValueError, match="second is unfinished: 11 of 13"):
+        Searcher.load(second, tiny_bert).add_to_index(corpus)
+    added = Searcher.load(second, tiny_bert)
+    added.add_to_index(more)
+    assert embedded[5:] == sentences[::-1][3:5]
+
+    whole = Searcher(tiny_bert)
+    whole.build_index(corpus)
+    assert np.array_equal(whole.embeddings, searcher.embeddings)
+    whole.add_to_index(more)
+    assert np.array_equal(whole.embeddings, added.embeddings)
+    assert whole.search(sentences) == added.search(sentences)
 
 
-def test_embeddings_are_read_from_the_cache_the_next_time(tmp_path, sentences, count):
-    first = SentenceIndex(tiny_model(sentences), sentences, tmp_path / "new" / "cache")
-    (file,) = (tmp_path / "new" / "cache").iterdir()
-    assert file.stat().st_mode & 0o077 == 0
-    second = SentenceIndex(tiny_model(sentences), sentences, tmp_path / "new" / "cache")
-    assert count() == 1
-    assert torch.equal(first.embeddings, second.embeddings)
-    assert first.search(["a dog"]) == second.search(["a dog"])
+def test_a_finished_index_is_taken_as_it_is(tmp_path, model, sentences, embedded):
+    Searcher(model).build_index(sentences, tmp_path)
+    Searcher(model).build_index(sentences, tmp_path)
+    assert embedded == sentences
+    with pytest.raises(ValueError, match="choose another folder, or delete it; add_to_index adds texts"):
+        Searcher(model).build_index(sentences[1:], tmp_path)
 
 
 def _longer(model):
@@ -61,73 +214,173 @@ def _activation(model):
     model[0].model.config.hidden_act = "relu"
 
 
-@pytest.mark.parametrize("change", [_longer, _prompt, _weight, _dtype, _pooling, _activation])
-def test_another_model_is_not_taken_for_the_cached_one(tmp_path, sentences, count, change):
-    model = tiny_model(sentences)
-    SentenceIndex(model, sentences, tmp_path)
-    change(model)
-    changed = SentenceIndex(model, sentences, tmp_path)
-    assert count() == 2
-    assert torch.allclose(changed.embeddings, SentenceIndex(model, sentences).embeddings, atol=1e-6)
+def test_another_model_is_refused(tmp_path, sentences):
+    Searcher(tiny_model(sentences)).build_index(sentences, tmp_path)
+    for change in (_longer, _prompt, _weight, _dtype, _pooling, _activation):
+        changed = tiny_model(sentences)
+        change(changed)
+        with pytest.raises(ValueError, match="was made by another model, or with other settings or prompts"):
+            Searcher.load(tmp_path, changed)
+        with pytest.raises(ValueError, match="was made by another model, or with other settings or prompts"):
+            Searcher(changed).build_index(sentences, tmp_path)
 
 
-def test_another_corpus_is_not_taken_for_the_cached_one(model, sentences):
+def test_the_digests_of_other_texts_differ(sentences):
     different = [sentences, sentences[::-1], sentences[1:], [*sentences, "A dog."], [" ".join(sentences)]]
-    assert len({fingerprint(model, corpus) for corpus in different}) == len(different)
+    assert len({text_digest(texts) for texts in different}) == len(different)
 
 
 def test_the_fingerprint_is_the_same_after_use_and_wherever_the_model_lies(tmp_path, sentences):
-    from sentence_transformers import SentenceTransformer
-
     model = tiny_model(sentences)
-    names = {fingerprint(model, sentences)}
+    names = {fingerprint(model)}
     model.encode(sentences[:2])
-    names.add(fingerprint(model, sentences))
+    names.add(fingerprint(model))
     for folder in ("a", "b"):
         model.save_pretrained(str(tmp_path / folder))
-        names.add(fingerprint(SentenceTransformer(str(tmp_path / folder)), sentences))
+        names.add(fingerprint(SentenceTransformer(str(tmp_path / folder))))
     assert len(names) == 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"half"])
-def test_a_damaged_cache_is_said_and_replaced(tmp_path, model, sentences, count, caplog, damage):
-    whole = SentenceIndex(model, sentences, tmp_path).embeddings
-    (file,) = tmp_path.iterdir()
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2] if damage == b"half" else damage)
-    assert torch.equal(SentenceIndex(model, sentences, tmp_path).embeddings, whole)
-    assert f"{file} is damaged" in caplog.text
-    assert file.read_bytes() == content
-    assert count() == 2
-
-
-def test_an_interrupted_write_leaves_no_file(tmp_path, model, sentences, monkeypatch):
-    def interrupted(file, array):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(np, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        SentenceIndex(model, sentences, tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_room_the_search_goes_on(tmp_path, model, sentences, monkeypatch, caplog):
-    def full(file, array):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "save", full)
-    assert SentenceIndex(model, sentences, tmp_path).search(["a dog"], top_k=1)
-    assert "not kept for the next time" in caplog.text
-    assert "No space left on device" in caplog.text
-    assert not list(tmp_path.iterdir())
-
-
-def test_nan_is_an_error_and_is_not_kept(tmp_path, model, sentences):
+def test_what_cannot_be_searched_is_said(tmp_path, model, sentences):
+    searcher = Searcher(model)
+    for call in (
+        lambda: searcher.search("a dog"),
+        lambda: searcher.add_to_index(sentences),
+        lambda: searcher.save("a"),
+    ):
+        with pytest.raises(ValueError, match="there is no index yet: call build_index first, or Searcher.load"):
+            call()
+    with pytest.raises(ValueError, match="there are no sentences"):
+        searcher.build_index([])
+    with pytest.raises(ValueError, match=r"the one column 'sentence', got \['text'\]"):
+        searcher.build_index(Dataset.from_dict({"text": sentences}))
+    with pytest.raises(FileNotFoundError, match="nowhere holds no index"):
+        Searcher.load(tmp_path / "nowhere", model)
+    searcher.build_index(sentences, tmp_path / "index")
+    file = tmp_path / "index" / "embeddings.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"embeddings.npy is damaged .*: delete it, and make the last call"):
+        Searcher.load(tmp_path / "index", model)
+    file.unlink()
+    searcher.build_index(sentences, tmp_path / "index")
+    assert searcher.search(sentences[1])[0]["corpus_id"] == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(FileExistsError, match="other holds no index but 'thesis.txt': choose a new folder"):
+        searcher.build_index(sentences, tmp_path / "other")
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
-    with pytest.raises(ValueError, match="embeds 8 of 8 sentences as NaN or infinity"):
-        SentenceIndex(model, sentences, tmp_path)
-    assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="no sentences"):
-        SentenceIndex(model, [])
+    with pytest.raises(ValueError, match="embeds sentence 0 and 7 more as NaN or infinity"):
+        searcher.build_index(sentences, tmp_path / "nan")
+
+
+def _rows(searcher, queries, k=10):
+    return [{hit["corpus_id"] for hit in hits} for hits in searcher.search(queries, k)]
+
+
+def _recall(searcher, queries, exact):
+    return np.mean([len(a & b) / len(b) for a, b in zip(_rows(searcher, queries), exact, strict=True)])
+
+
+def test_indexes_of_faiss_find_what_the_exact_search_finds(tmp_path, embedded):
+    texts = list(dict.fromkeys(generate_corpus(1000).sentences))
+    corpus, more, queries = texts[:700], texts[700:900], texts[900:]
+    model = tiny_model(texts, width=32)
+    exact = Searcher(model)
+    exact.build_index(texts[:900])
+    expected = _rows(exact, queries)
+    # All cells find everything and one of many finds less; a graph of two links is a poor one.
+    for sure, poor in [(IVFIndex(20, 20), IVFIndex(20, 1)), (HNSWIndex(32, 200), HNSWIndex(2, 1))]:
+        searcher = Searcher(model)
+        folder = tmp_path / sure.name
+        searcher.build_index(corpus, folder)
+        embedded.clear()
+        searcher.build_index(corpus, folder, sure)  # another way to search, and nothing to embed
+        assert not embedded
+        searcher.add_to_index(more)
+        opened = Searcher.load(folder, model)
+        assert _rows(opened, queries) == _rows(searcher, queries)
+        assert _recall(opened, queries, expected) > 0.99
+        searcher = Searcher(model)
+        searcher.build_index(texts[:900], index=poor)
+        assert _recall(searcher, queries, expected) < 0.9
+    (file,) = folder.glob("*.faiss")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="hnsw32.faiss is damaged, delete it: it is made anew from the embeddings"):
+        Searcher.load(folder, model)
+    file.unlink()
+    assert _recall(Searcher.load(folder, model), queries, expected) > 0.99
+
+
+def test_settings_of_indexes_are_checked_and_faiss_is_named_where_it_lacks(model, sentences, tmp_path, monkeypatch):
+    for make, message in [
+        (lambda: IVFIndex(0), "cells must be at least 1, got 0"),
+        (lambda: IVFIndex(probes=-1), "probes must be at least 1, got -1"),
+        (lambda: HNSWIndex(1), "links must be at least 2"),
+        (lambda: HNSWIndex(breadth=0), "breadth must be at least 1, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
+    searcher = Searcher(model)
+    searcher.build_index(sentences, tmp_path, IVFIndex())  # fewer sentences than faiss likes to train on
+    assert searcher.search(sentences[2], top_k=1)[0]["corpus_id"] == 2
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for use in (HNSWIndex, lambda: Searcher.load(tmp_path, model)):
+        with pytest.raises(ImportError, match=r'this index needs faiss: pip install "st_simcse\[search\]"'):
+            use()
+
+
+def test_the_commands_encode_index_and_search(tmp_path, tiny_bert, sentences, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("\n".join([*sentences[:5], sentences[0]]))
+    Path("more.jsonl").write_text("\n".join(json.dumps({"text": sentence}) for sentence in sentences[5:]))
+    model = ["--model", tiny_bert]
+    for name in ("e.npy", "e.safetensors", "e.parquet"):
+        cli.main(["encode", *model, "--corpus", "corpus.txt", "--output_file", name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "corpus.txt",
+        "e.npy",
+        "e.parquet",
+        "e.safetensors",
+        "more.jsonl",
+    ]
+    table = Dataset.from_parquet("e.parquet")
+    assert table["sentence"][:] == [*sentences[:5], sentences[0]]
+    expected = normalize(load_model(tiny_bert).encode(table["sentence"][:], convert_to_tensor=True)).numpy()
+    for found in (np.load("e.npy"), load_file("e.safetensors")["embeddings"].numpy(), np.array(table["embedding"][:])):
+        assert found == pytest.approx(expected, abs=1e-6)
+
+    cli.main(["index", *model, "--corpus", "corpus.txt", "--output_dir", "index", "--index_type", "hnsw"])
+    cli.main(["index", *model, "--corpus", "more.jsonl", "--output_dir", "index", "--add"])
+    assert "8 sentences are in index; search them with\nst-simcse search --model" in capsys.readouterr().out
+    search = ["search", *model, "--index", "index", "--top_k", "2"]
+    cli.main([*search, "--queries", sentences[6], sentences[0], "--threshold", "0.9999"])
+    first, second = sentences[6], sentences[0]
+    assert capsys.readouterr().out == f"{first}\n  1.000  {first}\n{second}\n  1.000  {second}\n"
+    cli.main([*search, "--query_file", "more.jsonl", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["query"] for row in rows] == sentences[5:]
+    assert [row["hits"][0]["corpus_id"] for row in rows] == [5, 6, 7]
+
+
+def test_what_the_commands_cannot_do_is_a_line(tmp_path, tiny_bert, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("A dog.\nA cat.")
+    corpus = ["--model", tiny_bert, "--corpus", "corpus.txt"]
+    index = ["index", *corpus, "--output_dir", "index"]
+    for words, message in [
+        (["encode", *corpus, "--output_file", "e.csv"], r"e.csv: expected a name that ends in .npy, .safetensors or"),
+        (["encode", *corpus, "--output_file", "no/e.npy"], "cannot write no/e.npy: there is no folder no"),
+        (["encode", *corpus, "--output_file", "e.npy", "--batch_size", "0"], "--batch_size must be at least 1, got 0"),
+        ([*index, "--dataset", "a/b"], "pass either --corpus with a file, or --dataset with a data set's name"),
+        ([*index, "--split", "train"], "--subset and --split are for --dataset"),
+        ([*index, "--column", "text"], "corpus.txt: a text file has a sentence a line and no column 'text' to choose"),
+        ([*index, "--probes", "3"], "--probes is no option of --index_type exact: leave it out"),
+        ([*index, "--index_type", "hnsw", "--links", "1"], "links must be at least 2"),
+        ([*index, "--add", "--index_type", "ivf"], "--add keeps the way neighbours are found"),
+        ([*index, "--add"], "index holds no index: st-simcse index, or build_index, makes one"),
+        (["search", *corpus[:2], "--index", "index"], "pass either --queries with texts, or --query_file"),
+        (["search", *corpus[:2], "--index", "index", "--queries", "a", "--top_k", "0"], "--top_k must be at least 1"),
+    ]:
+        with pytest.raises(SystemExit, match=f"st-simcse {words[0]}: .*{message}"):
+            cli.main(words)

@@ -12,10 +12,12 @@ from pathlib import Path
 import httpx
 import pytest
 from gradio_client import Client
+from sentence_transformers import SentenceTransformer
 
 from st_simcse import cli
+from st_simcse.checkpoints import load_model
 from st_simcse.demo import tiny_model
-from st_simcse.serve import MAX_QUERY_LENGTH, launch, search_page
+from st_simcse.serve import MAX_QUERY_LENGTH, cached_searcher, launch, search_page
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def corpus(tmp_path_factory, sentences):
 def url(tiny, corpus, tmp_path_factory):
     """Of a running page."""
     folder = tmp_path_factory.mktemp("page")
-    page = search_page(tiny, corpus, folder / "cache")
+    page = search_page(cached_searcher(tiny, corpus, folder / "cache"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
         launch(page, port := _free_port())
@@ -52,12 +54,12 @@ def _free_port():
         return free.getsockname()[1]
 
 
-def _ask(url, *data):
+def _ask(url, *data, event="search"):
     """The last event of the answer and its data, as a client without gradio's library gets them."""
-    joined = httpx.post(f"{url}/gradio_api/call/search", content=json.dumps({"data": data}), headers=JSON)
+    joined = httpx.post(f"{url}/gradio_api/call/{event}", content=json.dumps({"data": data}), headers=JSON)
     if joined.is_error:
         return joined.status_code, joined.json()["detail"]
-    answer = httpx.get(f"{url}/gradio_api/call/search/{joined.json()['event_id']}", timeout=60).text
+    answer = httpx.get(f"{url}/gradio_api/call/{event}/{joined.json()['event_id']}", timeout=60).text
     *_, event, data = answer.strip().split("\n")
     return event.removeprefix("event: "), data.removeprefix("data: ")
 
@@ -72,6 +74,28 @@ def test_the_page_finds_what_is_most_similar(url, tiny, sentences):
     expected = [sentences[row] for row in cosine.argsort(descending=True)[:3]]
     assert [sentence for _, sentence in found] == expected
     assert [value for value, _ in found] == pytest.approx(sorted(cosine.tolist(), reverse=True)[:3], abs=1e-3)
+
+
+def test_the_page_compares_texts_line_by_line(url, tiny, sentences):
+    client = Client(url, verbose=False)
+    firsts, seconds = "\n\n".join(sentences[:3]), "\n".join(sentences[2:5]) + "\n"
+    rows = client.predict(firsts, seconds, api_name="/compare")["data"]
+    assert [row[1:] for row in rows] == [list(pair) for pair in zip(sentences[:3], sentences[2:5], strict=True)]
+    cosines = tiny.similarity_pairwise(tiny.encode(sentences[:3]), tiny.encode(sentences[2:5]))
+    assert [row[0] for row in rows] == pytest.approx(cosines.tolist(), abs=1e-3)
+    assert client.predict("", "", api_name="/compare")["data"] == []
+    lines = "expected as many lines on both sides, 50 at most, got"
+    for data, message in [
+        (["a\nb", "a"], f"{lines} 2 and 1"),
+        (["a\n" * 51, "a\n" * 51], f"{lines} 51 and 51"),
+        (["a", "a" * 2001], "a text has 2,001 characters, 2,000 are allowed"),
+        (["a", 1], "expected two texts"),
+        (["a"], "expected the data [text, text]"),
+    ]:
+        assert _ask(url, *data, event="compare") == (422, message)
+        body = {"data": data, "fn_index": 1, "session_hash": "a"}  # as the browser asks
+        joined = httpx.post(f"{url}/gradio_api/queue/join", json=body)
+        assert (joined.status_code, joined.json()["detail"]) == (422, message)
 
 
 def test_queries_that_wait_are_embedded_together_and_a_bad_one_fails_alone(url, tiny, sentences, monkeypatch):
@@ -155,6 +179,29 @@ def test_a_taken_port_is_found_before_the_model_is_loaded(options, monkeypatch):
             cli.main(["serve", *options, "--port", str(port)])
 
 
+def test_the_corpus_is_a_file_or_an_index(options, tiny_bert, tmp_path):
+    for words in (["--model", tiny_bert], [*options, "--index", "folder"]):
+        with pytest.raises(SystemExit, match="pass either --corpus with a file of sentences, or --index"):
+            cli.main(["serve", *words])
+    with pytest.raises(SystemExit, match="--cache_dir is for --corpus"):
+        cli.main(["serve", "--model", tiny_bert, "--index", "folder", "--cache_dir", "folder"])
+    with pytest.raises(SystemExit, match="nowhere holds no index"):
+        cli.main(["serve", "--model", tiny_bert, "--index", str(tmp_path / "nowhere"), "--port", str(_free_port())])
+
+
+def test_the_corpus_is_embedded_once(tiny_bert, corpus, tmp_path, monkeypatch):
+    searcher = cached_searcher(load_model(tiny_bert), corpus, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert folder.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(SentenceTransformer, "encode_document", lambda *args, **options: pytest.fail("embedded"))
+    again = cached_searcher(load_model(tiny_bert), corpus, tmp_path)
+    assert again.search(["a dog"]) == searcher.search(["a dog"])
+    other = load_model(tiny_bert)
+    other.max_seq_length = 3
+    with pytest.raises(pytest.fail.Exception, match="embedded"):
+        cached_searcher(other, corpus, tmp_path)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_end_is_a_line_and_leaves_nothing_behind(options, tmp_path, sent):
     (tmp_path / "tmp").mkdir()
@@ -178,7 +225,7 @@ def test_an_interrupted_start_is_a_line(options, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("st_simcse.serve.SentenceIndex", interrupted)
+    monkeypatch.setattr("st_simcse.serve.Searcher", interrupted)
     with pytest.raises(SystemExit, match="st-simcse serve: interrupted before the page was up"):
         cli.main(["serve", *options, "--port", str(_free_port())])
     assert signal.getsignal(signal.SIGTERM) is before

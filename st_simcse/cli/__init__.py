@@ -19,7 +19,10 @@ COMMANDS = {
     "evaluate": "one or several models on the seven STS tasks, or on the transfer tasks",
     "data": "download the public data sets for training and evaluation",
     "export": "save a model for users of transformers' AutoModel",
-    "serve": "a page to search a file of sentences, on this machine",
+    "encode": "embeddings of a file or data set, as .npy, .safetensors or .parquet",
+    "index": "a corpus, embedded and ready to be searched, as a folder",
+    "search": "the sentences of an index that are most similar to queries",
+    "serve": "a page to search an index or a file of sentences, on this machine",
     "demo": "both objectives on a tiny model and a generated corpus: no network, no files",
 }
 

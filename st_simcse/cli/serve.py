@@ -15,7 +15,10 @@ from st_simcse.cli.parsing import parse
 @dataclass
 class ServeArguments:
     model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
-    corpus: str = field(metadata={"help": "Sentences to search: .txt, or a table with the column sentence or text."})
+    corpus: str | None = field(
+        default=None, metadata={"help": "Sentences to search: .txt, or a table with the column sentence or text."}
+    )
+    index: str | None = field(default=None, metadata={"help": "Instead of it: a folder that st-simcse index made."})
     port: int = field(default=7860, metadata={"help": "The page is at http://127.0.0.1:PORT."})
     cache_dir: str | None = field(
         default=None,
@@ -28,13 +31,23 @@ def run(argv: Sequence[str]) -> None:
     example = "st-simcse serve --model output --corpus sentences.txt"
     (args,) = parse("serve", argv, ServeArguments, example=example)
 
+    if (args.corpus is None) == (args.index is None):
+        raise ValueError("pass either --corpus with a file of sentences, or --index with a folder of st-simcse index")
+    if args.index and args.cache_dir:
+        raise ValueError("--cache_dir is for --corpus: an index has its embeddings in its folder")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from st_simcse.checkpoints import load_model
-        from st_simcse.serve import check_port, launch, search_page
+        from st_simcse.search import Searcher
+        from st_simcse.serve import cached_searcher, check_port, launch, search_page
 
         check_port(args.port)
-        page = search_page(load_model(args.model), args.corpus, args.cache_dir)
+        model = load_model(args.model)
+        if args.index:
+            searcher = Searcher.load(args.index, model)
+        else:
+            searcher = cached_searcher(model, args.corpus, args.cache_dir)
+        page = search_page(searcher)
         launch(page, args.port)
         with suppress(KeyboardInterrupt):
             print(f"The page is at http://127.0.0.1:{args.port}; Ctrl-C ends it.", flush=True)

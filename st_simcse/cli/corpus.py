@@ -1,0 +1,60 @@
+"""What the commands that embed a corpus have in common: where it is, and how it is embedded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from st_simcse.cli.parsing import check_positive
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["CorpusArguments", "EmbedArguments"]
+
+
+@dataclass
+class CorpusArguments:
+    _argument_group_name: ClassVar[str] = "corpus"
+
+    corpus: str | None = field(
+        default=None, metadata={"help": "Sentences (.txt), or a table (.csv, .tsv, .jsonl, also .gz; .parquet)."}
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "Instead of a file: a data set's name on the hub, or a folder in its layout."}
+    )
+    subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
+    split: str | None = field(default=None, metadata={"help": "Which of its splits; train when left out."})
+    column: str | None = field(default=None, metadata={"help": "Of a table; sentence or text when left out."})
+
+    def read(self, drop_duplicates: bool) -> Dataset:
+        """The sentences, one column; rows stream through the disk.
+
+        Raises:
+            ValueError: unless it is a file or a data set; and as the reader.
+        """
+        from st_simcse.hub import HubDataset
+        from st_simcse.readers import SentenceReader
+
+        if (self.corpus is None) == (self.dataset is None):
+            raise ValueError("pass either --corpus with a file, or --dataset with a data set's name")
+        if self.corpus is not None and (self.subset or self.split):
+            raise ValueError("--subset and --split are for --dataset: a file has none")
+        source = self.corpus or HubDataset(str(self.dataset), self.subset, self.split or "train")
+        return SentenceReader(column=self.column, drop_duplicates=drop_duplicates).get_dataset(source)
+
+
+@dataclass
+class EmbedArguments:
+    _argument_group_name: ClassVar[str] = "embedding"
+
+    batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
+    device: list[str] | None = field(
+        default=None, metadata={"help": "Such as cuda or cpu; several have a process each, such as cuda:0 cuda:1."}
+    )
+
+    def options(self) -> dict[str, int | str | list[str] | None]:
+        """For ``Searcher.build_index`` and ``add_to_index``."""
+        check_positive(self, "batch_size")
+        device = self.device[0] if self.device and len(self.device) == 1 else self.device
+        return {"batch_size": self.batch_size, "device": device}

@@ -1,0 +1,79 @@
+"""``st-simcse encode``: embeddings of a file or data set, as a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from st_simcse.cli.corpus import CorpusArguments, EmbedArguments
+from st_simcse.cli.parsing import parse
+
+if TYPE_CHECKING:
+    from st_simcse import Searcher
+
+
+@dataclass
+class EncodeArguments:
+    model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
+    output_file: str = field(
+        metadata={"help": ".npy, .safetensors (the tensor embeddings) or .parquet (columns sentence and embedding)."}
+    )
+
+
+def run(argv: Sequence[str]) -> None:
+    """Write a row a sentence, of unit length, in the file's order; interrupted, the same command goes on.
+
+    Raises:
+        ValueError: for another ending, and as the reader and :meth:`~st_simcse.Searcher.build_index`.
+        OSError: at once for a file that cannot be written.
+    """
+    example = "st-simcse encode --model output --corpus sentences.txt --output_file embeddings.npy"
+    args, corpus, embed = parse("encode", argv, EncodeArguments, CorpusArguments, EmbedArguments, example=example)
+    output = Path(args.output_file)
+    if output.suffix not in (".npy", ".safetensors", ".parquet"):
+        raise ValueError(f"--output_file {output}: expected a name that ends in .npy, .safetensors or .parquet")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {output}: there is no folder {output.parent}")
+    if not os.access(output.parent, os.W_OK):
+        raise PermissionError(f"cannot write {output}: permission denied")
+    options = embed.options()
+    sentences = corpus.read(drop_duplicates=False)
+
+    from st_simcse.search import Searcher
+
+    searcher = Searcher(args.model)
+    folder = output.with_name(f"{output.name}.part")
+    searcher.build_index(sentences, folder, **options)
+    part = folder / f"written{output.suffix}"
+    _write(searcher, part)
+    os.replace(part, output)
+    shutil.rmtree(folder)
+    rows, width = searcher.embeddings.shape
+    print(f"{rows:,} embeddings of {width} dimensions are in {output}")
+
+
+def _write(searcher: Searcher, path: Path) -> None:
+    """A part of the embeddings at a time in memory."""
+    import numpy as np
+    import pyarrow
+    import torch
+    from pyarrow.parquet import ParquetWriter
+    from safetensors.torch import save_file
+
+    embeddings, sentences = searcher.embeddings, searcher.sentences
+    if path.suffix == ".npy":
+        np.save(path, embeddings)
+    elif path.suffix == ".safetensors":
+        save_file({"embeddings": torch.from_numpy(embeddings)}, path)
+    else:
+        width = embeddings.shape[1]
+        schema = pyarrow.schema({"sentence": pyarrow.string(), "embedding": pyarrow.list_(pyarrow.float32(), width)})
+        with ParquetWriter(path, schema) as writer:
+            for start in range(0, len(embeddings), 10_000):
+                rows = slice(start, start + 10_000)
+                vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(embeddings[rows].reshape(-1)), width)
+                writer.write_batch(pyarrow.record_batch([list(sentences[rows]["sentence"]), vectors], schema=schema))

@@ -1,0 +1,48 @@
+"""``st-simcse search``: the sentences of an index that are most similar to queries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from st_simcse.cli.parsing import check_positive, parse
+
+QUERIES_AT_ONCE = 1_000
+
+
+@dataclass
+class SearchArguments:
+    model: str = field(metadata={"help": "The model that made the index: its folder, or its name on the hub."})
+    index: str = field(metadata={"help": "A folder that st-simcse index made."})
+    queries: list[str] | None = field(default=None, metadata={"help": "One or several texts."})
+    query_file: str | None = field(default=None, metadata={"help": "Instead of them: a file, as for st-simcse index."})
+    top_k: int = field(default=5, metadata={"help": "How many sentences at most."})
+    threshold: float | None = field(default=None, metadata={"help": "The least cosine similarity; any if none."})
+    json: bool = field(default=False, metadata={"help": "Print a JSON object a query: query and hits."})
+
+
+def run(argv: Sequence[str]) -> None:
+    """Print what is found.
+
+    Raises:
+        ValueError: for options that do not fit, and as :meth:`~st_simcse.Searcher.load`.
+    """
+    example = 'st-simcse search --model output --index index --queries "A man plays a guitar."'
+    (args,) = parse("search", argv, SearchArguments, example=example)
+    check_positive(args, "top_k")
+    if (args.queries is None) == (args.query_file is None):
+        raise ValueError("pass either --queries with texts, or --query_file with a file of them")
+
+    from st_simcse.readers import SentenceReader
+    from st_simcse.search import Searcher
+
+    queries = args.queries or list(SentenceReader().get_dataset(args.query_file)["sentence"])
+    searcher = Searcher.load(args.index, args.model)
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        some = queries[start : start + QUERIES_AT_ONCE]
+        for query, hits in zip(some, searcher.search(some, args.top_k, args.threshold), strict=True):
+            if args.json:
+                print(json.dumps({"query": query, "hits": hits}, ensure_ascii=False))
+            else:
+                print("\n".join([query, *(f"  {hit['score']:.3f}  {hit['text']}" for hit in hits)]))

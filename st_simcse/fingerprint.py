@@ -1,0 +1,73 @@
+"""Whether embeddings that were kept are still those that a model would give: hashes of models and of texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module
+from transformers import PreTrainedModel
+
+__all__ = ["fingerprint", "text_digest"]
+
+
+def fingerprint(model: SentenceTransformer) -> str:
+    """A hexadecimal name of all that a model's embeddings depend on: it differs when they would.
+
+    That is its weights, modules and settings, its tokenizer and prompts. Where the model lies and what it is called
+    does not matter.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run."])
+        >>> before = fingerprint(model)
+        >>> model.max_seq_length = 2
+        >>> fingerprint(model) == before
+        False
+    """
+    return _sha256(_parts(model))
+
+
+def text_digest(texts: Iterable[str]) -> str:
+    """A hexadecimal name of texts in their order.
+
+    Example:
+        >>> text_digest(["two dogs"]) == text_digest(["two", "dogs"])
+        False
+    """
+    return _sha256(text.encode("utf-8", "surrogatepass") for text in texts)
+
+
+def _sha256(parts: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(model: SentenceTransformer) -> Iterator[bytes | memoryview]:
+    yield _json([model.prompts, model.default_prompt_name, model.truncate_dim, model.max_seq_length])
+    tokenizer = model.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "to_str"):
+        # What the last call set, and every call sets anew.
+        yield _json(json.loads(backend.to_str()) | {"truncation": None, "padding": None})
+    else:
+        yield _json(tokenizer.get_vocab())
+    for name, module in model.named_modules():
+        if isinstance(module, Module):
+            yield _json([name, type(module).__name__, module.get_config_dict()])
+        elif isinstance(module, PreTrainedModel):
+            config = module.config.to_dict() | {"_name_or_path": None, "transformers_version": None}
+            yield _json([name, type(module).__name__, config])
+    for name, tensor in model.state_dict().items():
+        yield _json([name, str(tensor.dtype), tensor.shape])
+        yield memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode()
