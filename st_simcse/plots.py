@@ -182,8 +182,8 @@ def plot_map(
 
     Raises:
         ImportError: without matplotlib, or without umap-learn where it is asked for.
-        ValueError: for embeddings that are not as many as the classes, fewer than three or not finite, for more than
-            20 classes, and for an ending that is no format.
+        ValueError: for embeddings that are not as many as the classes, fewer than three (four for UMAP) or not finite,
+            for more than 20 classes, and for an ending that is no format.
 
     Example:
         >>> before, after = np.eye(4), np.eye(4)[:, :2] + 1
@@ -278,8 +278,9 @@ def _unit(name: str, embeddings: NDArray[Any], texts: int) -> NDArray[Any]:
 
 def _project(points: NDArray[Any], projection: Projection) -> tuple[NDArray[Any], list[str]]:
     """(n, 2), and the axes' names."""
-    if min(points.shape) < 2 or len(points) < 3:
-        raise ValueError(f"a map needs three texts and two dimensions or more, got embeddings {points.shape}")
+    least = 4 if projection == "umap" else 3
+    if len(points) < least or points.shape[1] < 2:
+        raise ValueError(f"a map needs {least} texts and 2 dimensions or more, got embeddings {points.shape}")
     if projection == "umap":
         from umap import UMAP  # type: ignore[import-not-found]
 

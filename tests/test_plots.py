@@ -119,7 +119,7 @@ def test_what_cannot_be_a_map_is_refused(tmp_path):
     for embeddings, classes, message in (
         (np.eye(3), ["a"] * 4, r"ours: expected embeddings of 4 texts, \(n, d\), got the shape \(3, 3\)"),
         (np.full((3, 3), np.nan), ["a"] * 3, "ours: some embeddings are not finite"),
-        (np.eye(2), ["a"] * 2, "three texts"),
+        (np.eye(2), ["a"] * 2, "a map needs 3 texts"),
         (np.eye(21), [str(n) for n in range(21)], "21 classes are more than the 20"),
     ):
         with pytest.raises(ValueError, match=message):
