@@ -1,16 +1,21 @@
 """Every example runs, and improves, on generated files with the real pretrained model; one on real data too."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
 from st_simcse import build_model, load_sts
+from st_simcse.corpus import generate_corpus
+from st_simcse.demo import save_tiny_transformer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -66,6 +71,28 @@ def test_chinese(pretrained, tmp_path):
     files = ["--dev_file", tmp_path / "STSB-dev.tsv", "--test_file", tmp_path / "STSB-test.tsv"]
     before, after = _scores(_run(tmp_path, "chinese.py", "--model", pretrained, *files, "--max_steps", 3))
     assert 0.1 < before != after < 1
+
+
+def test_the_notebook(tmp_path, monkeypatch):
+    notebook = json.loads((EXAMPLES / "own_domain.ipynb").read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(Image=shown.append))
+    save_tiny_transformer("tiny", generate_corpus().sentences, width=32, layers=2)
+    namespace = {}
+    for number, cell in enumerate(code):
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), namespace)
+        if number == 0:  # the parameters
+            namespace |= {"MODEL": "tiny", "SENTENCES": 320}
+    assert [Path(name).read_bytes()[:4] for name in shown] == [b"\x89PNG"]
+    assert namespace["spearman"]["before"] != namespace["spearman"]["after"]
+    before, after = namespace["embeddings"].values()
+    assert before.shape == after.shape == (320, 32)
+    assert abs(after - before).max() > 1e-5
+    weights, saved = namespace["trainer"].model.state_dict(), SentenceTransformer("output", device="cpu").state_dict()
+    assert all(torch.equal(weights[name], saved[name]) for name in weights.keys() | saved.keys())
 
 
 def test_search(pretrained, tmp_path, sentences):

@@ -1,8 +1,17 @@
+import csv
+import sys
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from matplotlib import pyplot
+from matplotlib.colors import to_rgb
 from matplotlib.container import ErrorbarContainer
+from sentence_transformers import SentenceTransformer
 
-from st_simcse.plots import plot_alignment_uniformity, plot_scores
+from st_simcse import cli
+from st_simcse.plots import name_clusters, plot_alignment_uniformity, plot_map, plot_scores, plot_similarities
 
 
 @pytest.fixture
@@ -50,3 +59,167 @@ def test_a_number_that_is_nan_has_no_bar(tmp_path, drawn):
     assert drawn[0][1].get_ylim()[0] == 80.0
     with pytest.raises(ValueError, match=r"b.doc: the ending says the format"):
         plot_scores({"a": {"STS-B": 81.0}}, tmp_path / "b.doc", "Spearman")
+
+
+def _dots(axes):
+    """Place and colour of each dot, sorted."""
+    dots = axes.collections[0]
+    return sorted(
+        (*place, *colour[:3]) for place, colour in zip(dots.get_offsets(), dots.get_facecolors(), strict=True)
+    )
+
+
+def test_a_map_has_the_principal_components_and_the_colours_of_the_classes(tmp_path, drawn):
+    draw = np.random.default_rng(0)
+    models = {"before": draw.normal(size=(9, 5)), "after": draw.normal(size=(9, 30))}
+    classes = ["a", "b", "b"] * 3
+    plot_map(models, classes, tmp_path / "map.png")
+    figure = drawn[0][0]
+    handles = figure.legends[0].legend_handles
+    colours = {
+        text.get_text()[0]: to_rgb(dot.get_facecolor()[0])
+        for text, dot in zip(figure.legends[0].texts, handles, strict=True)
+    }
+    assert [text.get_text() for text in figure.legends[0].texts] == ["b (6)", "a (3)"]
+    assert len(set(colours.values())) == 2
+    for axes, (name, rows) in zip(figure.axes, models.items(), strict=True):
+        unit = np.stack([row / np.sqrt(sum(value**2 for value in row)) for row in rows])
+        left, singular, _ = np.linalg.svd(unit - unit.mean(axis=0))
+        places = left[:, :2] * singular[:2]
+        # The direction of a component may be either.
+        drawn_places = np.array(axes.collections[0].get_offsets())
+        places *= np.sign(places[np.abs(places).argmax(axis=0), [0, 1]])
+        drawn_places *= np.sign(drawn_places[np.abs(drawn_places).argmax(axis=0), [0, 1]])
+        axes.collections[0].set_offsets(drawn_places)
+        expected = sorted((*place, *colours[one]) for place, one in zip(places, classes, strict=True))
+        np.testing.assert_allclose(_dots(axes), expected, atol=1e-6)
+        assert axes.get_title() == name
+        share = singular[0] ** 2 / (singular**2).sum()
+        assert axes.get_xlabel() == f"PC 1 ({100 * share:.0f}% of the variance)"
+
+
+def test_a_map_of_umap(tmp_path, drawn, monkeypatch):
+    embeddings = np.eye(4) * 3
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(ImportError, match="pip install umap-learn"):
+        plot_map({"a": embeddings}, list("abcd"), tmp_path / "map.png", "umap")
+
+    def umap(metric, **seed):
+        assert metric == "cosine"
+        return SimpleNamespace(fit_transform=lambda points: 7 * points[:, :2])
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=umap, __spec__=True))
+    plot_map({"a": embeddings}, list("abcd"), tmp_path / "map.png", "umap")
+    places = drawn[-1][0].axes[0].collections[0].get_offsets().tolist()
+    assert sorted(places) == [[0, 0], [0, 0], [0, 7], [7, 0]]
+
+
+def test_what_cannot_be_a_map_is_refused(tmp_path):
+    path = tmp_path / "map.png"
+    for embeddings, classes, message in (
+        (np.eye(3), ["a"] * 4, r"ours: expected embeddings of 4 texts, \(n, d\), got the shape \(3, 3\)"),
+        (np.full((3, 3), np.nan), ["a"] * 3, "ours: some embeddings are not finite"),
+        (np.eye(2), ["a"] * 2, "a map needs 3 texts"),
+        (np.eye(21), [str(n) for n in range(21)], "21 classes are more than the 20"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plot_map({"ours": embeddings}, classes, path)
+    with pytest.raises(ValueError, match="4 clusters of 3 different"):
+        name_clusters(np.eye(3)[[0, 1, 2, 2]], list("abcd"), 4)
+    assert not path.exists()
+
+
+def test_clusters_are_named_by_the_text_in_their_middle():
+    angles = np.array([0.0, 0.1, 0.2, 3.0, 3.2, 3.1, 3.05, 1.5])
+    embeddings = 5 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    texts = [*"abcdefg", "word " * 20]
+    names = ["2: b"] * 3 + ["1: f", "1: f", "1: f", "1: f", "3: word word word word word word word ..."]
+    assert name_clusters(embeddings, texts, 3) == names
+
+
+def test_histograms_of_similarities_against_a_loop(tmp_path, drawn):
+    """A text's positives in any row are none of its negatives."""
+    draw = np.random.default_rng(0)
+    texts = [["a", "b", "a", "c", "d"], ["p", "q", "r", "b", "p"], ["h", "i", "j", "k", "l"]]
+    embeddings = draw.normal(size=(3, 5, 4))
+    plot_similarities({"one": embeddings, "two": 2 * embeddings[::-1]}, texts, tmp_path / "similarities.png")
+
+    def cosine(one, two):
+        return float(one @ two / np.sqrt(one @ one) / np.sqrt(two @ two))
+
+    positives_of = {"a": {"p", "r"}, "b": {"q"}, "c": {"b"}, "d": {"p"}}
+    for axes, (anchors, positives, hard) in zip(drawn[0][0].axes, (embeddings, embeddings[::-1]), strict=True):
+        values = {
+            "positives": [cosine(anchors[row], positives[row]) for row in range(5)],
+            "negatives": [
+                cosine(anchors[row], positives[column])
+                for row in range(5)
+                for column in range(5)
+                if texts[1][column] not in positives_of[texts[0][row]] | {texts[0][row]}
+            ],
+            "hard negatives": [cosine(anchors[row], hard[row]) for row in range(5)],
+        }
+        assert len(values["negatives"]) == 25 - 2 * 3 - 2 - 1 - 2
+        for steps, (name, expected) in zip(axes.patches, values.items(), strict=True):
+            assert steps.get_label() == f"{name}, mean {sum(expected) / len(expected):.2f}"
+            counts = Counter(int((value + 1) // 0.02) for value in expected)
+            density = [counts[place] / len(expected) / 0.02 for place in range(100)]
+            np.testing.assert_allclose(steps.get_data().values, density, atol=1e-9)
+    with pytest.raises(ValueError, match="no row has a negative"):
+        plot_similarities({"one": embeddings[:2, :2]}, [["a", "a"], ["b", "b"]], tmp_path / "none.png")
+    with pytest.raises(ValueError, match="one: 3 columns of embeddings, but 2 of texts"):
+        plot_similarities({"one": embeddings}, texts[:2], tmp_path / "none.png")
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, sentences):
+    monkeypatch.chdir(tmp_path)
+    with open("news.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("kind", "body"), *((f"kind {len(text) % 2}", text) for text in sentences)])
+    with open("classes.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("kind", "body"), *((n, f"text {n}") for n in range(21))])
+    with open("pairs.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("sent0", "sent1"), *zip(sentences, sentences[::-1], strict=True)])
+
+
+def test_the_command_draws_what_the_models_say(files, tiny_bert, sentences, drawn, capsys):
+    SentenceTransformer(tiny_bert, device="cpu").save("saved")
+    corpus = ["--corpus", "news.csv", "--column", "body", "--map_file", "map.png"]
+    pairs = ["--pairs_file", "pairs.csv", "--histogram_file", "pairs.svg"]
+    cli.main(["plot", "--model", tiny_bert, "saved", *corpus, "--class_column", "kind", *pairs])
+    (of_map, _), (of_pairs, _) = drawn
+    assert [axes.get_title() for axes in of_map.axes] == [axes.get_title() for axes in of_pairs.axes]
+    assert of_map.axes[1].get_title() == "saved"
+    assert sum(int(text.get_text()[8:-1]) for text in of_map.legends[0].texts) == len(sentences)
+    embeddings = SentenceTransformer("saved", device="cpu").encode(sentences, normalize_embeddings=True)
+    mean = np.mean([one @ two for one, two in zip(embeddings, embeddings[::-1], strict=True)])
+    assert of_pairs.axes[1].patches[0].get_label() == f"positives, mean {mean:.2f}"
+    cli.main(["plot", "--model", "saved", *corpus, "--clusters", "2", "--max_texts", "6"])
+    assert "news.csv: 6 of 8 rows are drawn at random" in capsys.readouterr().out
+    texts = [text.get_text() for text in drawn[-1][0].legends[0].texts]
+    assert [text[:3] for text in texts] == ["1: ", "2: "]
+    assert sum(int(text[-2]) for text in texts) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "nothing to draw"),
+        (["--corpus", "news.csv"], "--corpus and --map_file go together"),
+        (["--histogram_file", "a.png"], "--pairs_file and --histogram_file go together"),
+        (["--corpus", "news.csv", "--map_file", "a.doc"], "a.doc: the ending says the format"),
+        (["--corpus", "news.csv", "--map_file", "lacking/a.png"], "there is no folder lacking"),
+        (["--corpus", "news.csv", "--map_file", "a.png"], r"news.csv, line 2: no column\(s\) \['sentence'\]"),
+        (["--corpus", "news.csv", "--map_file", "a.png", "--class_column", "kind"], "--class_column needs --column"),
+        (
+            ["--corpus", "classes.csv", "--map_file", "a.png", "--column", "body", "--class_column", "kind"],
+            "--class_column kind: 21 classes, colours tell 20 apart",
+        ),
+        (["--pairs_file", "news.csv", "--histogram_file", "a.png"], "news.csv, line 2: no column"),
+        (["--corpus", "news.csv", "--map_file", "a.png", "--clusters", "0"], "--clusters must be at least 1"),
+        (["--corpus", "news.csv", "--map_file", "a.png", "--model", "m", "m"], "--model names a model twice"),
+    ],
+)
+def test_the_command_refuses_before_a_model_is_loaded(files, options, message):
+    with pytest.raises(SystemExit, match=f"st-simcse plot: .*{message}"):
+        cli.main(["plot", "--model", "m", *options])

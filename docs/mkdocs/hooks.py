@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -44,11 +45,18 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     here = page.file.src_uri
     source = {site: path for path, site in PAGES.items()}.get(here, f"docs/{here}")
     markdown = markdown.replace("<!-- the options -->", options_tables())
+    markdown = re.sub(r"^\$\$(.+)\$\$$", _formula, markdown, flags=re.MULTILINE)
     return re.sub(
         r"(!?\[[^\]]*\])\(([^)#\s]+)((?:#[^)\s]*)?)\)",
         lambda link: _link(link, posixpath.dirname(source), here, config.repo_url),
         markdown,
     )
+
+
+def _formula(formula: re.Match[str]) -> str:
+    from latex2mathml.converter import convert
+
+    return f"<div>{convert(formula[1], display='block')}</div>"
 
 
 def _link(link: re.Match[str], source: str, here: str, repository: str | None) -> str:
@@ -67,8 +75,14 @@ def _link(link: re.Match[str], source: str, here: str, repository: str | None) -
 
 
 def examples() -> str:
-    """A page with the scripts of examples/."""
+    """A page with the scripts of examples/, and the notebook's cells."""
     parts = ["# Examples"]
+    for path in sorted((ROOT / "examples").glob("*.ipynb")):
+        parts.append(f"## {path.name}")
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            text = "".join(cell["source"])
+            is_code = cell["cell_type"] == "code"
+            parts.append(f"```python\n{text}\n```" if is_code else re.sub("^#", "###", text, flags=re.MULTILINE))
     for path in sorted((ROOT / "examples").glob("*.py")):
         parts.append(f"## {path.name}\n\n```python\n{path.read_text(encoding='utf-8').strip()}\n```")
     return "\n\n".join(parts)

@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": "several recipes of train over several seeds: a table and a plot with spreads",
     "presets": "recipes of the paper, LLM2Vec and ModernBERT, for train --preset",
     "evaluate": "one or several models on the seven STS tasks, or on the transfer tasks",
+    "plot": "a map of a corpus, and the similarities of positives and negatives",
     "data": "download the public data sets for training and evaluation",
     "export": "save a model for users of transformers' AutoModel",
     "encode": "embeddings of a file or data set, as .npy, .safetensors or .parquet",

@@ -99,7 +99,7 @@ def check_positive(args: object, *names: str) -> None:
 
 
 def check_outputs(args: object) -> None:
-    """Whether the files of ``--json_file``, ``--csv_file`` and ``--plot_file`` could be written, those that there are.
+    """Whether the files that a command is to write, tables and pictures, could be written, those that there are.
 
     Raises:
         OSError: for a folder, or a place that is not there or cannot be written to.
@@ -111,7 +111,8 @@ def check_outputs(args: object) -> None:
         ...
         FileNotFoundError: cannot write absent/a.csv: there is no folder absent
     """
-    files = {name: file for name in ("json_file", "csv_file", "plot_file") if (file := getattr(args, name, None))}
+    pictures = ("plot_file", "map_file", "histogram_file")
+    files = {name: file for name in ("json_file", "csv_file", *pictures) if (file := getattr(args, name, None))}
     paths = [Path(file) for file in files.values()]
     for path in paths:
         if path.is_dir():
@@ -121,6 +122,6 @@ def check_outputs(args: object) -> None:
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise PermissionError(f"cannot write {path}: permission denied")
     if len({path.resolve() for path in paths}) < len(paths):
-        raise ValueError("--json_file, --csv_file and --plot_file need names of their own")
-    if "plot_file" in files:
-        check_picture(files["plot_file"])
+        raise ValueError(f"{', '.join(f'--{name}' for name in files)} need names of their own")
+    for name in files.keys() & pictures:
+        check_picture(files[name])
