@@ -23,11 +23,11 @@ UNFINISHED = "_unfinished"
 LOCK = "_training.lock"
 
 
-def checkpoints(folder: str | Path) -> list[Path]:
+def checkpoint_folders(folder: str | Path) -> list[Path]:
     """The checkpoints of a training run by step, whether another program left them complete or not.
 
     Example:
-        >>> checkpoints(getfixture("tmp_path"))  # nothing has been saved there
+        >>> checkpoint_folders(getfixture("tmp_path"))  # nothing has been saved there
         []
     """
     found = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -59,7 +59,7 @@ def last_complete_checkpoint(folder: str | Path) -> str:
     Raises:
         ValueError: if there is none.
     """
-    for path in reversed(checkpoints(folder)):
+    for path in reversed(checkpoint_folders(folder)):
         if not is_cut_off(path):
             return str(path)
         logger.warning("%s was cut off while it was saved: trying the one before it", path)
@@ -72,7 +72,9 @@ def rotate(newest: Path, best: str | None, limit: int | None) -> None:
     Those of later steps, which an earlier run left behind, go first, then those of the first steps. Transformers goes
     by the dates of the files.
     """
-    order = sorted(checkpoints(newest.parent), key=lambda path: (step_of(path) <= step_of(newest), step_of(path)))
+    order = sorted(
+        checkpoint_folders(newest.parent), key=lambda path: (step_of(path) <= step_of(newest), step_of(path))
+    )
     removable = [path for path in order if path != newest and str(path) != str(Path(best or ""))]
     for path in removable[: max(0, len(order) - limit) if limit else 0]:
         # Renamed first, so that a program that is killed here leaves no half of it.

@@ -51,7 +51,7 @@ from st_simcse.resume import RECORD_NAME, check_resumable, describe_run, write_r
 from st_simcse.run_folder import (
     UNFINISHED,
     check_writable,
-    checkpoints,
+    checkpoint_folders,
     last_complete_checkpoint,
     publish,
     rotate,
@@ -623,7 +623,9 @@ class SimCSETrainer(SentenceTransformerTrainer):
         """Where the weights of now are, so that training is not lost for want of room."""
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         saved = [
-            str(path) for path in checkpoints(str(self.args.output_dir)) if step_of(path) == self.state.global_step
+            str(path)
+            for path in checkpoint_folders(str(self.args.output_dir))
+            if step_of(path) == self.state.global_step
         ]
         if path := best or next(iter(saved), None):
             return f"No weights are lost: {path} is complete and has them"

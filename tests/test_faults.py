@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from st_simcse import SimCSETrainer, SimCSETrainingArguments, cli
 from st_simcse.cli import train
 from st_simcse.demo import save_tiny_transformer
-from st_simcse.run_folder import checkpoints, last_complete_checkpoint, rotate, sole_run
+from st_simcse.run_folder import checkpoint_folders, last_complete_checkpoint, rotate, sole_run
 
 STEPS = 30
 
@@ -139,7 +139,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path, command):
     assert process.returncode == 130
     assert output.splitlines()[-1] == "st-simcse train: interrupted"
     assert "Traceback" not in output
-    assert [path.name for path in checkpoints(tmp_path / "out")] == ["checkpoint-5"]
+    assert [path.name for path in checkpoint_folders(tmp_path / "out")] == ["checkpoint-5"]
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "demo"])
@@ -163,7 +163,7 @@ def test_shares_of_steps_and_the_best_and_last_checkpoint(tmp_path, command, sen
     for name in ("--save_strategy", "--save_steps", "--save_total_limit"):
         del options[options.index(name) : options.index(name) + 2]
     train.run([*options, "--dev_file", str(tmp_path / "dev.tsv"), "--eval_steps", eval_steps])
-    left = checkpoints(tmp_path / "out")
+    left = checkpoint_folders(tmp_path / "out")
     assert len(left) <= 2
     history = json.loads((tmp_path / "out" / "checkpoint-30" / "trainer_state.json").read_text())["log_history"]
     scores = {entry["step"]: entry["eval_dev_spearman_cosine"] for entry in history if "eval_runtime" in entry}
@@ -279,10 +279,10 @@ def test_what_cannot_be_taken_over_with_changes_either(tmp_path, command, interr
 
 
 def test_new_checkpoints_stay_whatever_the_dates_of_the_files(interrupted, command):
-    for path in checkpoints(interrupted):
+    for path in checkpoint_folders(interrupted):
         os.utime(path, (4e9, 4e9))
     train.run([*command(interrupted), "--save_total_limit", "2", "--resume_from_checkpoint", "last"])
-    assert [path.name for path in checkpoints(interrupted)] == ["checkpoint-25", "checkpoint-30"]
+    assert [path.name for path in checkpoint_folders(interrupted)] == ["checkpoint-25", "checkpoint-30"]
 
 
 def test_rotation(tmp_path):
@@ -290,7 +290,7 @@ def test_rotation(tmp_path):
         for step in steps:
             (tmp_path / f"checkpoint-{step}").mkdir(exist_ok=True)
         rotate(tmp_path / f"checkpoint-{newest}", best and str(tmp_path / f"checkpoint-{best}"), limit)
-        return [int(path.name.split("-")[1]) for path in checkpoints(tmp_path)]
+        return [int(path.name.split("-")[1]) for path in checkpoint_folders(tmp_path)]
 
     assert left(20, None, 0) == left(20, None, None) == left(20, None, 4) == [5, 10, 15, 20]
     assert left(20, 5, 2) == [5, 20]

@@ -30,7 +30,7 @@ from st_simcse.cli import train
 from st_simcse.cli.peers import PEERS
 from st_simcse.evaluation import load_classes, load_retrieval, sts_evaluators, transfer_evaluators
 from st_simcse.recipes import split_peer
-from st_simcse.run_folder import checkpoints
+from st_simcse.run_folder import checkpoint_folders
 
 Result = dict[str, Any]
 
@@ -65,7 +65,7 @@ def in_a_process(one: Run, keep_model: bool) -> Result:
     if result is None:
         raise KeyboardInterrupt
     if keep_model:
-        for checkpoint in checkpoints(one.model):
+        for checkpoint in checkpoint_folders(one.model):
             shutil.rmtree(checkpoint)
     else:
         shutil.rmtree(one.model)

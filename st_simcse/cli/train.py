@@ -34,7 +34,7 @@ from st_simcse.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
 from st_simcse.readers import READERS, Reader, SentenceReader, file_format, load_sts
-from st_simcse.run_folder import checkpoints, sole_run
+from st_simcse.run_folder import checkpoint_folders, sole_run
 from st_simcse.teacher import add_teacher_embeddings
 from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSignal
 
@@ -179,7 +179,7 @@ def _run(
         for seed in data_args.seeds:
             folder = Path(training_args.output_dir, f"seed-{seed}")
             once = parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
-            if not checkpoints(folder):  # resuming a run that had not come to this seed
+            if not checkpoint_folders(folder):  # resuming a run that had not come to this seed
                 once[-1].resume_from_checkpoint = None
             scores = _train_once(argv, once, peer, callbacks)
             results["before"] = scores["before"]
