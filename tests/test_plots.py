@@ -217,6 +217,26 @@ def test_the_command_draws_what_the_models_say(files, tiny_bert, sentences, draw
         ),
         (["--pairs_file", "news.csv", "--histogram_file", "a.png"], "news.csv, line 2: no column"),
         (["--corpus", "news.csv", "--map_file", "a.png", "--clusters", "0"], "--clusters must be at least 1"),
+        (
+            [
+                "--corpus",
+                "news.csv",
+                "--map_file",
+                "a.png",
+                "--column",
+                "body",
+                "--class_column",
+                "a",
+                "--clusters",
+                "2",
+            ],
+            "--class_column or of --clusters, not both",
+        ),
+        (["--pairs_file", "pairs.csv", "--histogram_file", "a.png", "--clusters", "2"], "--clusters needs --corpus"),
+        (
+            ["--pairs_file", "pairs.csv", "--histogram_file", "a.png", "--pair_columns", "a", "b", "c", "d"],
+            "--pair_columns are those of anchor, positive",
+        ),
         (["--corpus", "news.csv", "--map_file", "a.png", "--model", "m", "m"], "--model names a model twice"),
     ],
 )

@@ -25,8 +25,8 @@ class PlotArguments:
     class_column: str | None = field(
         default=None, metadata={"help": "Colour the map by this column (then --column is needed), not by clusters."}
     )
-    clusters: int = field(
-        default=8, metadata={"help": "So many clusters (k-means) of the last model's embeddings are coloured."}
+    clusters: int | None = field(
+        default=None, metadata={"help": "Colour so many clusters (k-means) of the last model's embeddings; 8 if none."}
     )
     projection: Literal["pca", "umap"] = field(
         default="pca", metadata={"help": "The map shows principal components, or UMAP's (pip install umap-learn)."}
@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> None:
         if args.histogram_file:
             similarities[title] = [embed(column) for column in pairs]
     if args.map_file:
-        classes = classes or name_clusters(next(reversed(maps.values())), texts, args.clusters)
+        classes = classes or name_clusters(next(reversed(maps.values())), texts, args.clusters or 8)
         plot_map(maps, classes, args.map_file, args.projection)
     if args.histogram_file:
         plot_similarities(similarities, pairs, args.histogram_file)
@@ -89,6 +89,13 @@ def _check(args: PlotArguments) -> None:
         raise ValueError("--model names a model twice")
     if args.class_column is not None and args.column is None:
         raise ValueError("--class_column needs --column, the column of the texts")
+    if args.class_column is not None and args.clusters is not None:
+        raise ValueError("colours are those of --class_column or of --clusters, not both")
+    for name, data in (("column", "corpus"), ("clusters", "corpus"), ("pair_columns", "pairs_file")):
+        if getattr(args, name) is not None and getattr(args, data) is None:
+            raise ValueError(f"--{name} needs --{data}")
+    if args.pair_columns is not None and len(args.pair_columns) not in (2, 3):
+        raise ValueError("--pair_columns are those of anchor, positive and perhaps hard negative")
     check_outputs(args)
     check_projection(args.projection)
 
