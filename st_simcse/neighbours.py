@@ -60,7 +60,7 @@ class IVFIndex:
 
     name: ClassVar[str] = "ivf"
     cells: int | None = None
-    probes: int = 16
+    probes: int = 64
 
     def __post_init__(self) -> None:
         _check(self)

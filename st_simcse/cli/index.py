@@ -30,7 +30,7 @@ class NeighbourArguments:
     cells: int | None = field(
         default=None, metadata={"help": "ivf: into how many the embeddings are put; about their square root if none."}
     )
-    probes: int | None = field(default=None, metadata={"help": "ivf: the cells a query looks into; 16 if none."})
+    probes: int | None = field(default=None, metadata={"help": "ivf: the cells a query looks into; 64 if none."})
     links: int | None = field(default=None, metadata={"help": "hnsw: neighbours each is joined with; 32 if none."})
     breadth: int | None = field(default=None, metadata={"help": "hnsw: candidates a walk keeps; 64 if none."})
 
