@@ -209,7 +209,9 @@ def plot_map(
         axes.set(title=name, xlabel=labels[0], ylabel=labels[1], xticks=[], yticks=[])
         axes.set_aspect("equal", "datalim")
     dots = [axes.scatter([], [], color=colour, label=f"{name} ({sizes[name]:,})") for name, colour in colours.items()]
-    figure.legend(handles=dots, loc="outside lower center", ncols=2, fontsize="small")
+    legend = figure.legend(handles=dots, loc="outside lower center", ncols=2, fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a sentence may have dollars
     figure.savefig(path, dpi=120)
 
 
@@ -327,11 +329,8 @@ def _range(panels: Iterable[Sequence[tuple[NDArray[Any], float]]]) -> tuple[floa
 
 def _figure(path: str | os.PathLike[str], panels: int = 1, **options: Any) -> tuple[Figure, Axes]:
     check_picture(path)
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")  # draws without a screen
-    from matplotlib import pyplot
-
-    size = (8 if panels == 1 else 6 * panels, 5)
-    figure, axes = pyplot.subplots(ncols=panels, figsize=size, layout="constrained", **options)
-    return figure, axes
+    # Not pyplot's, which would keep it open, and change how a notebook draws.
+    figure = Figure(figsize=(8 if panels == 1 else 6 * panels, 5), layout="constrained")
+    return figure, figure.subplots(ncols=panels, **options)
