@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
 
 from st_simcse import cli
@@ -17,11 +17,16 @@ from st_simcse.plots import name_clusters, plot_alignment_uniformity, plot_map, 
 @pytest.fixture
 def drawn(monkeypatch):
     """The axes of the picture that is drawn."""
-    axes = []
-    subplots = pyplot.subplots
-    monkeypatch.setattr(pyplot, "subplots", lambda **options: axes.append(made := subplots(**options)) or made)
-    yield axes
-    pyplot.close("all")
+    drawn = []
+    subplots = Figure.subplots
+
+    def noted(figure, *args, **options):
+        axes = subplots(figure, *args, **options)
+        drawn.append((figure, axes))
+        return axes
+
+    monkeypatch.setattr(Figure, "subplots", noted)
+    return drawn
 
 
 def test_paths_have_uniformity_on_x_and_alignment_on_y(tmp_path, drawn):
