@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, SequentialEvaluator
+from transformers.utils import hub as transformers_hub
 
 from st_simcse import (
     AlignmentUniformityEvaluator,
@@ -98,6 +99,8 @@ def hub(monkeypatch):
         )
         monkeypatch.setattr(constants, "ENDPOINT", address)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        if hasattr(transformers_hub, "hf_api"):  # one client a process, which has the address of its first use
+            monkeypatch.setattr(transformers_hub.hf_api(), "endpoint", address)
         Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
