@@ -47,8 +47,8 @@ class Searcher:
     from the disk rather than read into memory, and what faiss makes of them.
 
     Args:
-        model: a SentenceTransformer, or what :func:`~st_simcse.checkpoints.load_model` loads: a folder, or a name on
-            the hub, such as ``princeton-nlp/sup-simcse-bert-base-uncased``.
+        model: a SentenceTransformer, a folder of one or of a published SimCSE checkpoint, or a name on the hub, such as
+            ``princeton-nlp/sup-simcse-bert-base-uncased``.
 
     Attributes:
         model: the SentenceTransformer.
