@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sklearn.neighbors import NearestNeighbors
 
-from st_simcse.evaluation.table import append_row
+from st_simcse.evaluation.base import RecordingEvaluator
 from st_simcse.readers import Column, Name, Reader, Record, Source
 
 __all__ = ["KNNEvaluator", "load_classes", "load_retrieval"]
@@ -35,7 +34,7 @@ class _PairReader(_ClassReader):
     usual = (("query", "document"), ("query", "answer"), ("title", "text"), ("anchor", "positive"))
 
 
-class KNNEvaluator(BaseEvaluator):
+class KNNEvaluator(RecordingEvaluator):
     """The share of texts whose class is the most frequent among their k nearest other texts, by cosine similarity.
 
     Of classes that are equally frequent the first by name counts, as in scikit-learn.
@@ -80,16 +79,9 @@ class KNNEvaluator(BaseEvaluator):
         self.csv_file = f"knn{'_' + name if name else ''}_results.csv"
         self.primary_metric = "accuracy"
 
-    def __call__(
-        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
-    ) -> dict[str, float]:
+    def measure(self, model: SentenceTransformer) -> dict[str, float]:
         embeddings = model.encode(self.texts, batch_size=self.batch_size, show_progress_bar=False)
-        metrics = {"accuracy": self._accuracy(np.asarray(embeddings, dtype=np.float32))}
-        if output_path is not None and self.write_csv:
-            append_row(Path(output_path, self.csv_file), {"epoch": epoch, "steps": steps, **metrics})
-        metrics = self.prefix_name_to_metrics(metrics, self.name)
-        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
-        return metrics
+        return {"accuracy": self._accuracy(np.asarray(embeddings, dtype=np.float32))}
 
     def _accuracy(self, embeddings: np.ndarray[Any, Any]) -> float:
         """From the embeddings (N, d); nan where one of them is."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
-from st_simcse.evaluation.table import append_row
+from st_simcse.evaluation.base import RecordingEvaluator
 from st_simcse.objective import alignment, uniformity
 
 __all__ = ["AlignmentUniformityEvaluator"]
 
 
-class AlignmentUniformityEvaluator(BaseEvaluator):
+class AlignmentUniformityEvaluator(RecordingEvaluator):
     """Alignment and uniformity of a model on scored pairs: equations 2 and 3 of the paper, for both less is better.
 
     Positive pairs are those with a score above ``positive_threshold``; uniformity is over all sentences.
@@ -71,18 +69,11 @@ class AlignmentUniformityEvaluator(BaseEvaluator):
         options = {"name": evaluator.name, "batch_size": evaluator.batch_size} | options
         return cls(evaluator.sentences1, evaluator.sentences2, evaluator.scores, **options)
 
-    def __call__(
-        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
-    ) -> dict[str, float]:
+    def measure(self, model: SentenceTransformer) -> dict[str, float]:
         texts = list(dict.fromkeys(self.sentences1 + self.sentences2))
         rows = {text: row for row, text in enumerate(texts)}
         embeddings = model.encode(texts, batch_size=self.batch_size, convert_to_tensor=True, show_progress_bar=False)
         first, second = (
             embeddings[[rows[side[index]] for index in self.positives]] for side in (self.sentences1, self.sentences2)
         )
-        metrics = {"alignment": float(alignment(first, second)), "uniformity": float(uniformity(embeddings))}
-        if output_path is not None and self.write_csv:
-            append_row(Path(output_path, self.csv_file), {"epoch": epoch, "steps": steps, **metrics})
-        metrics = self.prefix_name_to_metrics(metrics, self.name)
-        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
-        return metrics
+        return {"alignment": float(alignment(first, second)), "uniformity": float(uniformity(embeddings))}

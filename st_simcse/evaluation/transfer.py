@@ -7,19 +7,18 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.evaluation import BaseEvaluator, SequentialEvaluator
+from sentence_transformers.base.evaluation import SequentialEvaluator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedKFold
 
 from st_simcse.data import Example, transfer_examples
-from st_simcse.evaluation.table import append_row
+from st_simcse.evaluation.base import RecordingEvaluator
 
 __all__ = ["TRANSFER_TASKS", "Mode", "TransferEvaluator", "transfer_evaluators", "transfer_scores"]
 
@@ -80,7 +79,7 @@ def transfer_scores(results: Mapping[str, float], mode: Mode = "test") -> dict[s
     return scores | {"Avg.": sum(scores.values()) / len(scores)}
 
 
-class TransferEvaluator(BaseEvaluator):
+class TransferEvaluator(RecordingEvaluator):
     r"""Accuracy of a logistic regression on a model's frozen embeddings (SentEval, Conneau and Kiela, LREC 2018).
 
     The features of a text are its embedding u; those of a pair of texts are :math:`(|u - v|, u * v)`. The strength of
@@ -154,16 +153,9 @@ class TransferEvaluator(BaseEvaluator):
                 f"{FOLDS[self.mode]} folds needs one: {least} are the least"
             )
 
-    def __call__(
-        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
-    ) -> dict[str, float]:
+    def measure(self, model: SentenceTransformer) -> dict[str, float]:
         embeddings = model.encode(self.texts, batch_size=self.batch_size, show_progress_bar=False)
-        metrics = self._metrics(np.asarray(embeddings))
-        if output_path is not None and self.write_csv:
-            append_row(Path(output_path, self.csv_file), {"epoch": epoch, "steps": steps, **metrics})
-        metrics = self.prefix_name_to_metrics(metrics, self.name)
-        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
-        return metrics
+        return self._metrics(np.asarray(embeddings))
 
     def _metrics(self, embeddings: Array) -> dict[str, float]:
         """All metrics, from the embeddings (N, d) of ``texts``; nan where an embedding is."""
