@@ -52,11 +52,10 @@ class IndexFolder:
         except ValueError as error:
             raise ValueError(f"{self.path / 'index.json'} is no description of an index ({error})") from None
 
-    def create(self, model: SentenceTransformer, index: Index) -> None:
+    def create(self, model: SentenceTransformer) -> None:
         if foreign := sorted({path.name for path in self.path.iterdir()} - {"index.lock", "index.tmp"}):
             raise FileExistsError(f"{self.path} holds no index but {foreign[0]!r}: choose a new folder")
-        self.description = {"model": fingerprint(model), "versions": _versions(), "texts": []}
-        self.choose(index)
+        self.describe(model=fingerprint(model), versions=_versions(), texts=[])
 
     def choose(self, index: Index) -> None:
         """How neighbours are found from now on."""

@@ -148,9 +148,11 @@ class Searcher:
         index = index or ExactIndex()
         found = IndexFolder(folder)
         with found.lock():
-            if not found.exists():
-                found.create(self.model, index)
-            found.check_model(self.model)
+            if found.exists():
+                found.read()  # as it is now: another process may have made it while this one waited
+                found.check_model(self.model)
+            else:
+                found.create(self.model)
             if not found.description["texts"]:
                 found.append(dataset, digest)
             elif [part["digest"] for part in found.description["texts"]] != [digest]:

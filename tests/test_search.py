@@ -18,6 +18,7 @@ from st_simcse.checkpoints import load_model
 from st_simcse.corpus import generate_corpus
 from st_simcse.demo import tiny_model
 from st_simcse.fingerprint import fingerprint, text_digest
+from st_simcse.index_folder import IndexFolder
 from st_simcse.neighbours import HNSWIndex, IVFIndex
 
 ROOT = Path(__file__).parent.parent
@@ -212,6 +213,21 @@ def _pooling(model):
 
 def _activation(model):
     model[0].model.config.hidden_act = "relu"
+
+
+def test_who_waited_for_the_folder_takes_what_is_there_then(tmp_path, model, sentences, embedded, monkeypatch):
+    lock = IndexFolder.lock
+
+    def later(folder):
+        monkeypatch.setattr(IndexFolder, "lock", lock)
+        Searcher(model).build_index(sentences, tmp_path)
+        return lock(folder)
+
+    monkeypatch.setattr(IndexFolder, "lock", later)
+    searcher = Searcher(model)
+    searcher.build_index(sentences, tmp_path)
+    assert searcher.search(sentences[2], top_k=1)[0]["corpus_id"] == 2
+    assert embedded == sentences
 
 
 def test_another_model_is_refused(tmp_path, sentences):
