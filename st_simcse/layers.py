@@ -8,8 +8,12 @@ from torch import nn
 __all__ = ["keep_layers", "transformer_layers"]
 
 
-def transformer_layers(model: SentenceTransformer) -> nn.ModuleList:
+def transformer_layers(model: SentenceTransformer, needed_by: str) -> nn.ModuleList:
     """The transformer's layers: the outermost list of as many modules as its configuration says.
+
+    Args:
+        model: whose first module is the transformer.
+        needed_by: the option that a model without them has to leave out, for the error.
 
     Raises:
         ValueError: if there is none, or several.
@@ -23,7 +27,10 @@ def transformer_layers(model: SentenceTransformer) -> nn.ModuleList:
             lists[name] = module
     if len(lists) != 1:
         kind = type(model.transformers_model or model[0]).__name__
-        raise ValueError(f"a transformer whose layers are one list is needed, and {kind} has {len(lists)} of them")
+        raise ValueError(
+            f"a transformer whose layers are one list is needed, and {kind} has {len(lists)} of them: "
+            f"leave {needed_by} out"
+        )
     return next(iter(lists.values()))
 
 
@@ -37,13 +44,10 @@ def keep_layers(model: SentenceTransformer, count: int) -> None:
         >>> from st_simcse.demo import tiny_model
         >>> model = tiny_model(["Two dogs run."], layers=4)
         >>> keep_layers(model, 1)
-        >>> len(transformer_layers(model))
+        >>> len(transformer_layers(model, "layers"))
         1
     """
-    try:
-        layers = transformer_layers(model)
-    except ValueError as error:
-        raise ValueError(f"{error}: leave layers (--layers) out") from error
+    layers = transformer_layers(model, "layers (--layers)")
     if not 0 < count <= len(layers):
         raise ValueError(f"layers={count} (--layers) of a transformer that has {len(layers)}: choose from 1 to that")
     del layers[count:]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from st_simcse.cli.parsing import check_outputs, parse_known
+from st_simcse.cli.parsing import check_outputs, check_seeds, parse_known
 from st_simcse.recipes import parse_recipe, read_recipes, split_peer
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
     check_outputs(args)
     has_dev = any(measure.split == "dev" for measure in measures(asdict(tests)))
     _check_options(recipes, common, has_dev)
-    if len(set(args.seeds)) < len(args.seeds):
-        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))} names a seed twice: its runs would be the same")
+    check_seeds(args.seeds)
     runs = [
         Run(recipe, seed, [*common, *words], asdict(tests), args.output_dir)
         for seed in args.seeds

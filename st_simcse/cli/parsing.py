@@ -15,7 +15,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from st_simcse.plots import check_picture
 
-__all__ = ["check_outputs", "check_positive", "parse", "parse_known"]
+__all__ = ["check_outputs", "check_positive", "check_seeds", "parse", "parse_known"]
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -96,6 +96,19 @@ def check_positive(args: object, *names: str) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """ValueError for a seed that is there twice.
+
+    Example:
+        >>> check_seeds([0, 1, 0])
+        Traceback (most recent call last):
+        ...
+        ValueError: --seeds 0 1 0 names a seed twice: its runs would be the same
+    """
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {' '.join(map(str, seeds))} names a seed twice: its runs would be the same")
 
 
 def check_outputs(args: object) -> None:

@@ -22,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli.loss import LossArguments, make_loss
-from st_simcse.cli.parsing import parse
+from st_simcse.cli.parsing import check_seeds, parse
 from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.hub import HubDataset
@@ -168,10 +168,7 @@ def _run(
     argv: Sequence[str], arguments: tuple[Any, ...], peer: Peer | None, callbacks: Sequence[TrainerCallback]
 ) -> dict[str, dict[str, float]]:
     _, data_args, _, training_args = arguments
-    if len(set(data_args.seeds or [])) < len(data_args.seeds or []):
-        raise ValueError(
-            f"--seeds {' '.join(map(str, data_args.seeds))} names a seed twice: its runs would be the same"
-        )
+    check_seeds(data_args.seeds or [])
     if not data_args.seeds:
         results = _train_once(argv, arguments, peer, callbacks)
     else:

@@ -65,10 +65,7 @@ class SharedLayers(Option):
 
     def build(self, model: SentenceTransformer) -> SharedPass:
         """What lets a model's forward passes share them."""
-        try:
-            layers = transformer_layers(model)
-        except ValueError as error:
-            raise ValueError(f"{error}: leave SharedLayers (--shared_layers) out") from error
+        layers = transformer_layers(model, "SharedLayers (--shared_layers)")
         shared = int(self.layers) if self.layers >= 1 else round(self.layers * len(layers))
         if not 0 < shared < len(layers):
             raise ValueError(
