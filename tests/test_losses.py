@@ -140,6 +140,23 @@ def test_in_mixed_precision_several_passes_cast_each_weight_once(model, sentence
     assert torch.allclose(*gradients, atol=0.02 * gradients[0].abs().max().item())
 
 
+def test_several_passes_look_the_tokens_up_once(model, sentences, monkeypatch):
+    """One gradient as large as the vocabulary a batch, which is that of a single pass."""
+    table = model[0].auto_model.get_input_embeddings().weight
+    model.eval()
+    loss, gradients = SupSimCSELoss(model, mask_duplicates=False), []
+    for rows in (2, 64):
+        monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", rows)
+        model.zero_grad()
+        value = loss(_features(model, sentences, sentences[::-1]))
+        with torch.profiler.profile(record_shapes=True) as profile:
+            value.backward()
+        zeros = [e for e in profile.events() if e.name == "aten::embedding_dense_backward"]
+        assert sum(e.concrete_inputs[2] == len(table) for e in zeros) == 1
+        gradients.append(table.grad.clone())
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+
+
 def test_one_column_equals_two_identical_columns(model, sentences):
     loss = UnsupSimCSELoss(model)
     torch.manual_seed(1)
