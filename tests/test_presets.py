@@ -50,6 +50,17 @@ def test_llm2vec_and_modernbert():
     assert PRESETS["llm2vec"]["bf16"] == PRESETS["modernbert"]["bf16"] == "true"
 
 
+def test_own_domain_and_language_model():
+    """What docs/own_domain.md measured."""
+    rest = ["--train_file", "x", "--bf16", "false"]
+    model, _, loss, arguments = train.parse_train(["--preset", "own-domain", *rest])
+    assert (model.pooling, arguments.views, loss.projection_head) == ("as saved", "crops", False)
+    assert (arguments.learning_rate, arguments.per_device_train_batch_size, arguments.max_length) == (1e-4, 64, 64)
+    model, _, loss, arguments = train.parse_train(["--preset", "language-model", *rest])
+    assert (model.pooling, loss.projection_head, loss.focal_margin, loss.momentum_queue) == ("cls", True, 0.2, 160)
+    assert (arguments.learning_rate, arguments.per_device_train_batch_size, arguments.max_length) == (1e-4, 64, 32)
+
+
 def test_small_from_large():
     argv = ["--preset", "small-from-large", "--train_file", "x", "--bf16", "false", "--layers", "2"]
     model, data, loss, arguments = train.parse_train(argv)
