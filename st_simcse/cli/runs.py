@@ -27,8 +27,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli import train
+from st_simcse.cli.parsing import parse_column
 from st_simcse.cli.peers import PEERS
-from st_simcse.evaluation import load_classes, load_retrieval, sts_evaluators, transfer_evaluators
+from st_simcse.evaluation import check_defined, load_classes, load_retrieval, sts_evaluators, transfer_evaluators
 from st_simcse.recipes import split_peer
 from st_simcse.run_folder import checkpoint_folders
 
@@ -112,8 +113,7 @@ def train_and_measure(one: Run) -> Result | None:
         details = measure.evaluator(model)
         result[measure.split][measure.name] = 100 * details[measure.evaluator.primary_metric]
         result["details"] |= details
-    if undefined := [name for name, value in (result["dev"] | result["test"]).items() if math.isnan(value)]:
-        raise ValueError(f"no score on {', '.join(undefined)}: the embeddings hold NaN, or all similarities are equal")
+    check_defined({one.recipe: result["dev"] | result["test"]})
     return result
 
 
@@ -134,7 +134,7 @@ def measures(tests: dict[str, Any]) -> list[Measure]:
     found = []
     splits: tuple[Literal["dev", "test"], ...] = ("dev", "test")
     for kind, load in (("knn", load_classes), ("retrieval", load_retrieval)):
-        columns = [int(column) if column.isdigit() else column for column in tests[f"{kind}_columns"] or []]
+        columns = [parse_column(column) for column in tests[f"{kind}_columns"] or []]
         for split in splits:
             if file := tests[f"{kind}_{split}_file"]:
                 found.append(Measure(f"{kind} {split}", split, load(file, f"{kind} {split}", columns or None)))
