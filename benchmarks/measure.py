@@ -26,18 +26,14 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from st_simcse import (
-    FocalMargin,
     SentenceReader,
     SharedLayers,
     SimCSETrainer,
     SimCSETrainingArguments,
-    SimilarityThreshold,
     UnsupSimCSELoss,
     build_model,
-    info_nce,
     unsup_simcse_loss,
 )
-from st_simcse.objective import Batch, Comparison
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -56,18 +52,7 @@ def matrix_product(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(embeddings), device=embeddings.device) ^ 1)
 
 
-def with_edits(embeddings: Tensor) -> Tensor:
-    """Ours with two edits of the logits."""
-    batch = Batch(embeddings[0::2], embeddings[1::2])
-    return info_nce(batch, edits=[FocalMargin(0.2), SimilarityThreshold(0.9)], comparison=Comparison(symmetric=True))
-
-
-LOSSES = {
-    "reference": reference,
-    "matrix product": matrix_product,
-    "ours": unsup_simcse_loss,
-    "with edits": with_edits,
-}
+LOSSES = {"reference": reference, "matrix product": matrix_product, "ours": unsup_simcse_loss}
 
 
 def measure_loss(implementation: str, batch: int, width: int, repeat: int) -> dict[str, float]:
@@ -124,7 +109,7 @@ def measure_training(
     with tempfile.TemporaryDirectory() as folder:
         if ours:
             extra = {"tokenize_once": "tokenized" in recipe, "group_by_length": "grouped" in recipe}
-            arguments = SimCSETrainingArguments(folder, torch_compile="compiled" in recipe, **options, **extra)
+            arguments = SimCSETrainingArguments(folder, **options, **extra)
             data, trainer = Dataset.from_dict({"sentence": sentences}), SimCSETrainer
         else:
             arguments = SentenceTransformerTrainingArguments(folder, **options)

@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 from torch import Tensor, nn
@@ -52,18 +51,20 @@ def load_simcse(
         OSError: as :func:`~st_simcse.build_model`.
 
     Example:
-        ::
-
-            model = load_simcse("princeton-nlp/sup-simcse-bert-base-uncased")
-            model.encode(["A man plays a guitar."])
+        >>> from st_simcse.demo import save_tiny_transformer
+        >>> folder = getfixture("tmp_path") / "sup-simcse-tiny"
+        >>> save_tiny_transformer(folder, ["A man plays a guitar."], width=32, layers=2)
+        >>> model = load_simcse(folder)
+        >>> [type(module).__name__ for module in model], model.encode("A man.").shape
+        (['Transformer', 'Pooling', 'Dense'], (32,))
     """
     model = build_model(name_or_path, None, max_seq_length, device=device, **options)
-    name = Path(name_or_path).name.lower()
     if cached_file(name_or_path, "modules.json", **options):
         if supervised is not None:
             raise ValueError(f"{name_or_path} was saved as a SentenceTransformer with its pooler: leave supervised out")
         return model
     if supervised is None:
+        name = Path(name_or_path).name.lower()
         if "sup-simcse" not in name:
             raise ValueError(
                 f"{name_or_path}: the name holds neither unsup-simcse nor sup-simcse, and the two need different "
@@ -71,8 +72,11 @@ def load_simcse(
             )
         supervised = "unsup-simcse" not in name
     if supervised:
-        weight, bias = _mlp(name_or_path, options)
-        model.append(_dense(weight, bias).to(model.device, model.dtype))
+        # Copies: what is read may be the file itself, mapped.
+        weight, bias = (tensor.clone() for tensor in _mlp(name_or_path, options))
+        width_out, width_in = weight.shape
+        dense = Dense(width_in, width_out, activation_function=nn.Tanh(), init_weight=weight, init_bias=bias)
+        model.append(dense.to(model.device, model.dtype))
     return model
 
 
@@ -92,10 +96,9 @@ def load_model(name_or_path: str | os.PathLike[str]) -> SentenceTransformer:
 def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str]) -> str:
     """Save a model for users of transformers alone, who get the same embeddings from ``AutoModel``.
 
-    Where another class has to load it, :func:`loading_class` names it.
-
-    An MLP (the Dense module of ``build_model(..., dense=True)``) is written into BERT's pooler, as published SimCSE
-    checkpoints have it. LoRA's adapters are merged into the weights.
+    Where another class has to load it, :func:`loading_class` names it. An MLP (the Dense module of
+    ``build_model(..., dense=True)``) is written into BERT's pooler, as published SimCSE checkpoints have it. LoRA's
+    adapters are merged into what is saved; the model itself stays as it is.
 
     Args:
         model: a Transformer with CLS or mean pooling, and perhaps one Dense module with Tanh of the same width.
@@ -160,14 +163,6 @@ def loading_class(model: SentenceTransformer) -> str:
     auto = MODEL_MAPPING.get(type(transformer.config), type(transformer))
     is_auto = type(transformer) in (auto if isinstance(auto, tuple) else (auto,))
     return "AutoModel" if is_auto else type(transformer).__name__
-
-
-def _dense(weight: Tensor, bias: Tensor) -> Dense:
-    dense = Dense(weight.shape[1], weight.shape[0], activation_function=nn.Tanh())
-    with torch.no_grad():
-        dense.linear.weight.copy_(weight)
-        dense.linear.bias.copy_(bias)
-    return dense
 
 
 def _pooler(transformer: PreTrainedModel) -> nn.Linear | None:

@@ -58,12 +58,9 @@ class SimCSEModelCardData(SentenceTransformerModelCardData):
         return f"{super().generate_usage_snippet()}\n\n{self._how_it_was_made()}\n"
 
     def _how_it_was_made(self) -> str:
-        parts = [
-            f"## How it was made\n\nWith st_simcse {version('st_simcse')}, objective and arguments as listed below"
-        ]
-        parts[0] += ", by" if self.command else "."
-        if self.command:
-            parts.append(f"```bash\n{self.command}\n```")
+        made = f"With st_simcse {version('st_simcse')}, objective and arguments as listed below"
+        made += f", by\n\n```bash\n{self.command}\n```" if self.command else "."
+        parts = ["## How it was made", made]
         before, after = _scores(self.results_before), _scores(self.eval_results_dict or {})
         if after:
             rows = [("measured", "before", "after"), ("---", "---", "---")]

@@ -21,6 +21,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Sequence
+from functools import cache
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,7 +55,6 @@ MAX_ROW_BYTES = 2**24
 
 # The csv module's own limit of 128 KiB a cell would refuse long documents; ours is that of the row.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-
 
 _NLI_LABELS = {
     **dict.fromkeys(("entailment", "0"), "entailment"),
@@ -135,7 +135,7 @@ class Reader:
         try:
             # The folder is new every time: a cached table would hide both a changed file and what was skipped.
             return Dataset.from_generator(
-                self._read_dicts, gen_kwargs={"filenames": [filename]}, cache_dir=tempfile.mkdtemp(dir=_scratch())
+                self._read_dicts, gen_kwargs={"filenames": [filename]}, cache_dir=tempfile.mkdtemp(dir=_scratch().name)
             )
         except DatasetGenerationError as error:
             raise (error.__cause__ or error) from None
@@ -174,13 +174,11 @@ class Reader:
             for record in self._read(filename):
                 yield dict(zip(self._names(len(record)), record, strict=True))
 
-    def _source(self, filename: Name) -> Source:
-        return filename if isinstance(filename, HubDataset) else Path(self.dataset_folder, filename)
-
     def _read(self, filename: Name) -> Iterator[Record]:
-        path = self._source(filename)
+        """The records of a file, of which there is one at least; what is skipped is counted, and logged at the end."""
+        path = filename if isinstance(filename, HubDataset) else Path(self.dataset_folder, filename)
         self.skipped = Counter()
-        seen: set[int] = set()
+        seen: set[int] = set()  # hashes: the texts of a large file would fill the memory
         count = 0
         for record in self._records(path):
             if self.drop_duplicates:
@@ -265,16 +263,20 @@ class Reader:
 
     @classmethod
     def _takes(cls, columns: int) -> bool:
+        """Whether the user may name so many columns."""
         return columns in map(len, cls.usual)
 
     def _records(self, path: Source) -> Iterator[Record]:
-        raise NotImplementedError
+        """What the rows of a source give, before duplicates are dropped."""
+        for _, record in self._cells(path):
+            yield record
 
     def _names(self, width: int) -> Sequence[str]:
-        """Names of the Dataset's columns."""
+        """Names of the Dataset's columns, of records with so many texts."""
         raise NotImplementedError
 
     def _texts(self, record: Record) -> Record:
+        """The texts of a record's InputExample."""
         return record
 
 
@@ -318,8 +320,7 @@ class SentenceReader(Reader):
 
     def _records(self, path: Source) -> Iterator[Record]:
         if isinstance(path, HubDataset) or file_format(path) != "txt":
-            for _, record in self._cells(path):
-                yield record
+            yield from super()._records(path)
             return
         if self.columns is not None:
             raise ValueError(f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose")
@@ -340,9 +341,9 @@ class TripletReader(Reader):
     """(anchor, positive, hard negative) rows for :class:`~st_simcse.SupSimCSELoss`.
 
     Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, each also gzipped, ``.parquet`` files and data sets of the hub. The
-    header says ``sent0, sent1, hard_neg`` (the
-    layout of the paper's ``nli_for_simcse.csv``) or ``anchor, positive, negative``; a file without the third column
-    gives pairs. Other names, numbers for a file without a header, and several hard negatives go into ``columns``.
+    header says ``sent0, sent1, hard_neg`` (the layout of the paper's ``nli_for_simcse.csv``) or ``anchor, positive,
+    negative``; a file without the third column gives pairs. Other names, numbers for a file without a header, and
+    several hard negatives go into ``columns``.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -357,10 +358,6 @@ class TripletReader(Reader):
     @classmethod
     def _takes(cls, columns: int) -> bool:
         return columns >= 2
-
-    def _records(self, path: Source) -> Iterator[Record]:
-        for _, record in self._cells(path):
-            yield record
 
     def _names(self, width: int) -> Sequence[str]:
         negatives = ["negative"] if width == 3 else [f"negative_{index + 1}" for index in range(width - 2)]
@@ -710,11 +707,7 @@ def _text(path: Source, line: int, row: dict[Column, Any], column: Column) -> st
     return text
 
 
-_scratch_folder: tempfile.TemporaryDirectory[str] | None = None
-
-
-def _scratch() -> str:
-    global _scratch_folder
-    if _scratch_folder is None:
-        _scratch_folder = tempfile.TemporaryDirectory(prefix="st_simcse_", ignore_cleanup_errors=True)
-    return _scratch_folder.name
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder that is deleted when the program ends."""
+    return tempfile.TemporaryDirectory(prefix="st_simcse_", ignore_cleanup_errors=True)

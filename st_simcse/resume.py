@@ -39,15 +39,8 @@ ARGUMENTS = (
     *("lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm"),
     *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("bf16", "fp16", "tf32", "batch_sampler", "multi_dataset_batch_sampler", "dataloader_drop_last"),
-    *(
-        "prompts",
-        "router_mapping",
-        "max_length",
-        "views",
-        "neftune_noise_alpha",
-        "full_determinism",
-        "ignore_data_skip",
-    ),
+    *("prompts", "router_mapping", "max_length", "views", "neftune_noise_alpha"),
+    *("full_determinism", "ignore_data_skip"),
 )
 
 

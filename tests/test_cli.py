@@ -36,7 +36,8 @@ from st_simcse import (
     cli,
     load_sts,
 )
-from st_simcse.cli import evaluate, export, train
+from st_simcse.cli import encode, evaluate, export, plot, train
+from st_simcse.cli.corpus import CorpusArguments
 from st_simcse.evaluation import STS_TASKS
 from st_simcse.losses import OPTIONS
 from st_simcse.losses.options import option_name
@@ -597,6 +598,26 @@ def test_help_of_train_is_grouped(capsys):
     assert not stop.value.code
     assert places == sorted(places)
     assert text.rstrip().endswith("--train_file sentences.txt --projection_head")
+
+
+def test_encode_refuses_a_folder_before_the_work(tmp_path, sentences):
+    (tmp_path / "e.npy").mkdir()
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    words = ["--model", "/absent", "--corpus", str(tmp_path / "a.txt"), "--output_file", str(tmp_path / "e.npy")]
+    with pytest.raises(IsADirectoryError, match="cannot write .*e.npy: it is a folder"):
+        encode.run(words)
+
+
+def test_every_command_takes_columns_by_number(tmp_path):
+    """As the readers' message for a table without a header asks for."""
+    (tmp_path / "a.csv").write_text("x,A dog.,A hound.\ny,A cat.,A tomcat.\n")
+    name, texts = str(tmp_path / "a.csv"), ["A dog.", "A cat."]
+    assert CorpusArguments(corpus=name, column="1").read(drop_duplicates=True)["sentence"][:] == texts
+    args = plot.PlotArguments(["x"], corpus=name, column="1", pairs_file=name, pair_columns=["1", "2"])
+    assert plot._corpus(args) == (texts, None)
+    assert plot._pairs(args) == [texts, ["A hound.", "A tomcat."]]
+    args.class_column = "0"
+    assert plot._corpus(args) == (texts, ["x", "y"])
 
 
 def test_the_package_runs_as_a_module():

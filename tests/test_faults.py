@@ -15,7 +15,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from st_simcse import SimCSETrainer, SimCSETrainingArguments, cli
+from st_simcse import SimCSETrainer, SimCSETrainingArguments, build_model, cli
 from st_simcse.cli import train
 from st_simcse.demo import save_tiny_transformer
 from st_simcse.run_folder import checkpoint_folders, last_complete_checkpoint, rotate, sole_run
@@ -392,8 +392,6 @@ def test_a_file_in_place_of_the_folder(tmp_path, command):
 
 
 def test_pickled_weights_and_remote_code_are_refused(tmp_path, tiny_bert, sentences):
-    from st_simcse import build_model
-
     class Harm:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "harm",))

@@ -44,7 +44,7 @@ def test_sdist(built):
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
     needed = _sources("st_simcse", "tests", "docs", "examples", "benchmarks")
     needed |= {"conftest.py", "Makefile", "README.md", "README.zh.md", "LICENSE", "pyproject.toml"}
-    needed |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml"}
+    needed |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml", ".ci/lowest"}
     assert needed <= names, needed - names
     assert not any("__pycache__" in name or name.endswith(".pyc") for name in names)
 

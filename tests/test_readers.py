@@ -282,7 +282,6 @@ ERRORS = {
         )
         for half in ("ud83d", "ude00")
     },
-    "no gzip": (SentenceReader, "a.txt", b"", ValueError, "nothing to read"),
     "missing column": (
         TripletReader,
         "a.csv",

@@ -109,20 +109,20 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
     with sole_run(args.output_dir):
         results = _found(runs, args.redo)
         failures: dict[str, str] = {}
-        for number, one in enumerate(runs, start=1):
-            place = f"{number}/{len(runs)} {one.recipe}, seed {one.seed}"
-            if number - 1 in results:
+        for number, one in enumerate(runs):
+            place = f"{number + 1}/{len(runs)} {one.recipe}, seed {one.seed}"
+            if number in results:
                 lost = args.keep_models and not one.model.exists()
                 print(f"{place}: done before" + ", and its model was not kept" * lost)
             elif one.recipe not in failures:
                 try:
-                    results[number - 1] = result = in_a_process(one, args.keep_models)
-                    print(f"{place}: {_line(result)}", flush=True)
+                    results[number] = in_a_process(one, args.keep_models)
+                    print(f"{place}: {_line(results[number])}", flush=True)
                 except Exception as error:
                     failures[one.recipe] = f"{one.recipe}, seed {one.seed}: {type(error).__name__}: {error}"
                     expected = isinstance(error, (ImportError, OSError, ValueError))
                     logger.warning("failed: %s", failures[one.recipe], exc_info=not expected)
-        numbers = _numbers([results[index] for index in sorted(results)])
+        numbers = _numbers([results[number] for number in sorted(results)])
         if numbers:
             _report(numbers, recipes, common, args)
     if failures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from st_simcse.cli.parsing import check_positive
+from st_simcse.cli.parsing import check_positive, parse_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,7 +25,9 @@ class CorpusArguments:
     )
     subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
     split: str | None = field(default=None, metadata={"help": "Which of its splits; train when left out."})
-    column: str | None = field(default=None, metadata={"help": "Of a table; sentence or text when left out."})
+    column: str | None = field(
+        default=None, metadata={"help": "Of a table, by name or number from 0; sentence or text if none."}
+    )
 
     def read(self, drop_duplicates: bool) -> Dataset:
         """The sentences, one column; rows stream through the disk.
@@ -41,7 +43,8 @@ class CorpusArguments:
         if self.corpus is not None and (self.subset or self.split):
             raise ValueError("--subset and --split are for --dataset: a file has none")
         source = self.corpus or HubDataset(str(self.dataset), self.subset, self.split or "train")
-        return SentenceReader(column=self.column, drop_duplicates=drop_duplicates).get_dataset(source)
+        reader = SentenceReader(column=parse_column(self.column), drop_duplicates=drop_duplicates)
+        return reader.get_dataset(source)
 
 
 @dataclass

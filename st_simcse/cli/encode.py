@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st_simcse.cli.corpus import CorpusArguments, EmbedArguments
-from st_simcse.cli.parsing import parse
+from st_simcse.cli.parsing import check_outputs, parse
 
 if TYPE_CHECKING:
     from st_simcse import Searcher
@@ -36,10 +36,7 @@ def run(argv: Sequence[str]) -> None:
     output = Path(args.output_file)
     if output.suffix not in (".npy", ".safetensors", ".parquet"):
         raise ValueError(f"--output_file {output}: expected a name that ends in .npy, .safetensors or .parquet")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {output}: there is no folder {output.parent}")
-    if not os.access(output.parent, os.W_OK):
-        raise PermissionError(f"cannot write {output}: permission denied")
+    check_outputs(args)
     options = embed.options()
     sentences = corpus.read(drop_duplicates=False)
 

@@ -15,7 +15,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from st_simcse.plots import check_picture
 
-__all__ = ["check_outputs", "check_positive", "check_seeds", "parse", "parse_known"]
+__all__ = ["check_outputs", "check_positive", "check_seeds", "parse", "parse_column", "parse_known"]
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -83,6 +83,16 @@ def _parser(command: str, types: Sequence[type], example: str) -> _Parser:
     )
 
 
+def parse_column(word: str | None) -> str | int | None:
+    """A column as the readers take it: by number from 0, which says that there is no header, or by name.
+
+    Example:
+        >>> parse_column("0"), parse_column("text")
+        (0, 'text')
+    """
+    return int(word) if word and word.isdecimal() else word
+
+
 def check_positive(args: object, *names: str) -> None:
     """ValueError for an option that has to be 1 or more, and is not; None is none.
 
@@ -112,7 +122,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def check_outputs(args: object) -> None:
-    """Whether the files that a command is to write, tables and pictures, could be written, those that there are.
+    """Whether the files that a command is to write could be written: those of its options that are given.
 
     Raises:
         OSError: for a folder, or a place that is not there or cannot be written to.
@@ -125,16 +135,17 @@ def check_outputs(args: object) -> None:
         FileNotFoundError: cannot write absent/a.csv: there is no folder absent
     """
     pictures = ("plot_file", "map_file", "histogram_file")
-    files = {name: file for name in ("json_file", "csv_file", *pictures) if (file := getattr(args, name, None))}
-    paths = [Path(file) for file in files.values()]
-    for path in paths:
+    names = ("output_file", "json_file", "csv_file", *pictures)
+    files = {name: Path(file) for name in names if (file := getattr(args, name, None))}
+    for name, path in files.items():
         if path.is_dir():
             raise IsADirectoryError(f"cannot write {path}: it is a folder")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
+        # An output_file is written beside its place, and replaces what is there.
+        if not os.access(path if path.exists() and name != "output_file" else path.parent, os.W_OK):
             raise PermissionError(f"cannot write {path}: permission denied")
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len({path.resolve() for path in files.values()}) < len(files):
         raise ValueError(f"{', '.join(f'--{name}' for name in files)} need names of their own")
     for name in files.keys() & pictures:
         check_picture(files[name])

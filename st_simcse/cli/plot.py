@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from st_simcse.cli.parsing import check_outputs, check_positive, parse
+from st_simcse.cli.parsing import check_outputs, check_positive, parse, parse_column
 from st_simcse.plots import MAX_CLASSES, check_projection, name_clusters, plot_map, plot_similarities
 
 
@@ -21,7 +21,9 @@ class PlotArguments:
     corpus: str | None = field(
         default=None, metadata={"help": "Texts for the map: .txt, or a table with the column sentence or text."}
     )
-    column: str | None = field(default=None, metadata={"help": "The column of the texts, if it has another name."})
+    column: str | None = field(
+        default=None, metadata={"help": "The column of the texts, by name or number from 0, if another."}
+    )
     class_column: str | None = field(
         default=None, metadata={"help": "Colour the map by this column (then --column is needed), not by clusters."}
     )
@@ -39,7 +41,7 @@ class PlotArguments:
         metadata={"help": "Pairs or triplets: sent0, sent1(, hard_neg) or anchor, positive(, negative), as for train."},
     )
     pair_columns: list[str] | None = field(
-        default=None, metadata={"help": "The columns of --pairs_file, if they have other names."}
+        default=None, metadata={"help": "The columns of --pairs_file, by names or numbers, if others."}
     )
     max_texts: int = field(default=5000, metadata={"help": "Of longer files so many rows, drawn at random."})
     batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
@@ -104,11 +106,12 @@ def _corpus(args: PlotArguments) -> tuple[list[str], list[str] | None]:
     """Texts, and their classes if there is a column of them."""
     from st_simcse.readers import SentenceReader, TripletReader
 
-    if args.class_column is None or args.column is None:
-        (texts,) = _columns(SentenceReader(column=args.column), args.corpus, args.max_texts)
+    column, class_column = parse_column(args.column), parse_column(args.class_column)
+    if class_column is None:
+        (texts,) = _columns(SentenceReader(column=column), args.corpus, args.max_texts)
         return texts, None
     # A pair as any other: both cells have to be there.
-    texts, classes = _columns(TripletReader(columns=[args.column, args.class_column]), args.corpus, args.max_texts)
+    texts, classes = _columns(TripletReader(columns=[column, class_column]), args.corpus, args.max_texts)
     if (found := len(set(classes))) > MAX_CLASSES:
         raise ValueError(f"--class_column {args.class_column}: {found} classes, colours tell {MAX_CLASSES} apart")
     return texts, classes
@@ -117,7 +120,8 @@ def _corpus(args: PlotArguments) -> tuple[list[str], list[str] | None]:
 def _pairs(args: PlotArguments) -> list[list[str]]:
     from st_simcse.readers import TripletReader
 
-    return _columns(TripletReader(columns=args.pair_columns), args.pairs_file, args.max_texts)
+    columns = [parse_column(column) for column in args.pair_columns or []] or None
+    return _columns(TripletReader(columns=columns), args.pairs_file, args.max_texts)
 
 
 def _columns(reader: Any, filename: str | None, max_rows: int) -> list[list[str]]:

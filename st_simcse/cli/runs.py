@@ -27,8 +27,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli import train
+from st_simcse.cli.parsing import parse_column
 from st_simcse.cli.peers import PEERS
-from st_simcse.evaluation import load_classes, load_retrieval, sts_evaluators, transfer_evaluators
+from st_simcse.evaluation import check_defined, load_classes, load_retrieval, sts_evaluators, transfer_evaluators
 from st_simcse.recipes import split_peer
 from st_simcse.run_folder import checkpoint_folders
 
@@ -54,24 +55,24 @@ class Run:
         return self.file.with_suffix("")
 
 
-def in_a_process(one: Run, keep_model: bool) -> Result:
+def in_a_process(run: Run, keep_model: bool) -> Result:
     """The run's result, once it is in its file whole."""
-    shutil.rmtree(one.model, ignore_errors=True)  # what a run that was killed has left
+    shutil.rmtree(run.model, ignore_errors=True)  # what a run that was killed has left
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as process:
         try:
-            result = process.submit(train_and_measure, one).result()
+            result = process.submit(train_and_measure, run).result()
         except BrokenProcessPool as error:
             raise OSError("its process was killed; by the system, if memory was short") from error
     if result is None:
         raise KeyboardInterrupt
     if keep_model:
-        for checkpoint in checkpoint_folders(one.model):
+        for checkpoint in checkpoint_folders(run.model):
             shutil.rmtree(checkpoint)
     else:
-        shutil.rmtree(one.model)
-    unfinished = one.file.with_suffix(".unfinished")
+        shutil.rmtree(run.model)
+    unfinished = run.file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(one.file)
+    unfinished.replace(run.file)
     return result
 
 
@@ -84,11 +85,11 @@ def _begin() -> None:
     threading.Thread(target=lambda: wait([parent.sentinel]) and os._exit(1), daemon=True).start()
 
 
-def train_and_measure(one: Run) -> Result | None:
+def train_and_measure(run: Run) -> Result | None:
     """None for a run that was stopped."""
     cost = Cost()
-    peer, options = split_peer(one.options)
-    argv = [*options, "--seed", str(one.seed), "--output_dir", str(one.model)]
+    peer, options = split_peer(run.options)
+    argv = [*options, "--seed", str(run.seed), "--output_dir", str(run.model)]
     with redirect_stdout(sys.stderr):  # the table is what is printed
         scores = train.run(argv, PEERS[peer] if peer else None, [cost])
     if "after" not in scores:
@@ -97,23 +98,22 @@ def train_and_measure(one: Run) -> Result | None:
     pairs = {name: 100 * value for name, value in scores["after"].items()}
     dev = list(pairs)[: bool(data_args.dev_file or data_args.dev_dataset)]
     result: Result = {
-        "recipe": one.recipe,
-        "seed": one.seed,
-        "options": one.options,
-        "tests": one.tests,
+        "recipe": run.recipe,
+        "seed": run.seed,
+        "options": run.options,
+        "tests": run.tests,
         "before": {name: 100 * value for name, value in scores["before"].items()},
         "dev": {name: value for name, value in pairs.items() if name in dev},
         "test": {name: value for name, value in pairs.items() if name not in dev},
         "details": {},
         "cost": cost.measured,
     }
-    model = load_model(str(one.model)).to(cost.device)
-    for measure in measures(one.tests):
+    model = load_model(str(run.model)).to(cost.device)
+    for measure in measures(run.tests):
         details = measure.evaluator(model)
         result[measure.split][measure.name] = 100 * details[measure.evaluator.primary_metric]
         result["details"] |= details
-    if undefined := [name for name, value in (result["dev"] | result["test"]).items() if math.isnan(value)]:
-        raise ValueError(f"no score on {', '.join(undefined)}: the embeddings hold NaN, or all similarities are equal")
+    check_defined({run.recipe: result["dev"] | result["test"]})
     return result
 
 
@@ -134,7 +134,7 @@ def measures(tests: dict[str, Any]) -> list[Measure]:
     found = []
     splits: tuple[Literal["dev", "test"], ...] = ("dev", "test")
     for kind, load in (("knn", load_classes), ("retrieval", load_retrieval)):
-        columns = [int(column) if column.isdigit() else column for column in tests[f"{kind}_columns"] or []]
+        columns = [parse_column(column) for column in tests[f"{kind}_columns"] or []]
         for split in splits:
             if file := tests[f"{kind}_{split}_file"]:
                 found.append(Measure(f"{kind} {split}", split, load(file, f"{kind} {split}", columns or None)))

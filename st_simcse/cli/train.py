@@ -22,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli.loss import LossArguments, make_loss
-from st_simcse.cli.parsing import check_seeds, parse
+from st_simcse.cli.parsing import check_seeds, parse, parse_column
 from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.hub import HubDataset
@@ -39,7 +39,6 @@ from st_simcse.teacher import add_teacher_embeddings
 from st_simcse.trainer import SimCSETrainer, SimCSETrainingArguments, StopOnSignal
 
 logger = logging.getLogger(__name__)
-
 
 PICTURE = "alignment_uniformity.png"
 
@@ -146,14 +145,17 @@ class DataArguments:
 def run(
     argv: Sequence[str], peer: Peer | None = None, callbacks: Sequence[TrainerCallback] = ()
 ) -> dict[str, dict[str, float]]:
-    """Train, save the model to ``output_dir``, print Spearman before and after, and return it.
-
-    With ``--seeds`` the rows are those of the single seeds, and their mean and spread (standard deviation).
+    """Train, save the model to ``output_dir``, and print Spearman's correlation before and after.
 
     Args:
         argv: the words behind the command.
         peer: makes data and loss for ST's own trainer, in place of ours.
         callbacks: for the trainer.
+
+    Returns:
+        The correlations, -1 to 1, by row and evaluator: ``before`` and ``after``, which a run that was stopped lacks.
+        With ``--seeds`` the rows behind ``before`` are ``seed 0``, ..., and ``mean`` and ``spread`` (standard
+        deviation) of two or more.
 
     Raises:
         ValueError: for options and data that cannot be trained with; at the end for a model without a correlation.
@@ -184,8 +186,8 @@ def _run(
                 break
             results[f"seed {seed}"] = scores["after"]
         seeds = [scores for name, scores in results.items() if name != "before"]
-        for name, statistic in (("mean", statistics.mean), ("spread", statistics.stdev)):
-            if len(seeds) > 1:
+        if len(seeds) > 1:
+            for name, statistic in (("mean", statistics.mean), ("spread", statistics.stdev)):
                 results[name] = {test: statistic(scores[test] for scores in seeds) for test in seeds[0]}
     if results["before"] and training_args.process_index == 0:
         percent = {name: {test: 100 * value for test, value in scores.items()} for name, scores in results.items()}
@@ -340,12 +342,12 @@ def _check_length(model: SentenceTransformer, in_training: int | None) -> None:
             )
 
 
-def _check_negatives(dataset: Dataset | IterableDataset, loss: Any, args: SimCSETrainingArguments) -> None:
+def _check_negatives(dataset: Dataset | IterableDataset, loss_args: Any, args: SimCSETrainingArguments) -> None:
     """ValueError for data and batches in which no row has a negative: the loss is 0, and nothing is learned."""
     if len(dataset.column_names) > 2:
         return  # the row's own
-    rows = args.train_batch_size * (args.world_size if loss.gather_across_devices else 1)
-    if rows < 2 and not loss.momentum_queue:
+    rows = args.train_batch_size * (args.world_size if loss_args.gather_across_devices else 1)
+    if rows < 2 and not loss_args.momentum_queue:
         raise ValueError(
             f"--per_device_train_batch_size {args.per_device_train_batch_size} leaves no negatives, which are the "
             "other rows of a batch: 2 is the least"
@@ -433,7 +435,7 @@ def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> 
 
 
 def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
-    columns = [int(column) if column.isdigit() else column for column in args.columns or []] or None
+    columns = [parse_column(column) for column in args.columns or []] or None
     train_format: str = args.train_format
     if train_format == "auto" and isinstance(source, HubDataset):
         train_format = _format_of(source, columns)
