@@ -221,11 +221,14 @@ def limit_training_length(args: SentenceTransformerTrainingArguments, model: Sen
 
 @torch.no_grad()
 def texts_without_embedding(model: SentenceTransformer, columns: list[dict[str, torch.Tensor]]) -> list[str]:
-    """The different texts of a batch whose embeddings hold NaN or infinity, as the tokenizer gives them back."""
+    """The different texts of a batch whose embeddings hold NaN or infinity, as the tokenizer gives them back.
+
+    None of columns that are no padded rows of tokens, such as those of a StaticEmbedding or for flash attention.
+    """
     texts = []
     for column in columns:
-        if column.get("input_ids", torch.empty(0)).ndim != 2:
-            continue  # without rows of tokens
+        if not {"input_ids", "attention_mask"} <= column.keys():
+            continue
         outputs = chunked_outputs(model, dict(column), 64, task=None)
         embeddings = torch.cat([output["sentence_embedding"] for output in outputs])
         rows = column["input_ids"][~embeddings.isfinite().all(dim=1)]
