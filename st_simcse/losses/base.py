@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.losses.matryoshka import CachedL
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
-from st_simcse.distributed import averages_gradients, gather_rows, is_distributed, world_size
+from st_simcse.distributed import gather_rows, gradients_are_averaged, is_distributed, world_size
 from st_simcse.embedding import (
     GradientCache,
     RandContext,
@@ -184,7 +184,7 @@ class SimCSELoss(GradientCache, nn.Module):
                 go with a wrapper around this loss, and weights of its own without SimCSETrainer in several processes,
                 or if their gradients are not cleared (ST before 6.2).
         """
-        drifts = is_distributed() and torch.is_grad_enabled() and not averages_gradients()
+        drifts = is_distributed() and torch.is_grad_enabled() and not gradients_are_averaged()
         if drifts and own_parameters(self, self.model):
             raise ValueError(
                 "in several processes the weights of a loss, such as a projection head's, would drift apart, since "
