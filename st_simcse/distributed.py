@@ -31,8 +31,8 @@ __all__ = [
     "RoundSampler",
     "any_process",
     "averaged_gradients",
-    "averages_gradients",
     "gather_rows",
+    "gradients_are_averaged",
     "is_distributed",
     "world_size",
 ]
@@ -93,19 +93,19 @@ class RoundSampler(DefaultBatchSampler):
 
     Batches keep their rows and their order. Where the last round has fewer batches than there are processes they are
     halved, so that every row is used and no batch is larger than it was; what the sampler promises of a batch, such as
-    no duplicates, stays true. Batches of ST's default sampler and of LengthGroupedBatchSampler promise
-    nothing of the kind, so the rows of their last round are dealt out evenly. GroupByLabelBatchSampler's batches cannot
-    be halved: its last, incomplete round is left out.
+    no duplicates, stays true. Batches of ST's default sampler and of LengthGroupedBatchSampler promise nothing of the
+    kind, so the rows of their last round are dealt out evenly. GroupByLabelBatchSampler's batches cannot be halved: its
+    last, incomplete round is left out.
 
     Rows that NoDuplicatesBatchSampler draws again where it runs short are not used again. Rows that are left out for
     another reason than ``drop_last`` are logged.
 
+    A round is a list of int64 arrays, one batch a process, so that ST's samplers of several datasets, which add where a
+    dataset begins to every element of a batch, take rounds as they take batches.
+
     Args:
         batches: a batch sampler as ST makes it.
         processes: their number.
-
-    A round is a list of int64 arrays, one batch a process, so that ST's samplers of several datasets, which add where a
-    dataset begins to every element of a batch, take rounds as they take batches.
 
     Raises:
         ValueError: for fewer rows than processes.
@@ -220,41 +220,40 @@ class EvenBatchSampler(DefaultBatchSampler):
         self.rounds.set_epoch(epoch)
 
 
-_averages: ContextVar[bool] = ContextVar("_averages", default=False)
+_inside: ContextVar[bool] = ContextVar("_inside", default=False)
 
 
-def averages_gradients() -> bool:
+def gradients_are_averaged() -> bool:
     """Whether this is inside of :func:`averaged_gradients`."""
-    return _averages.get()
+    return _inside.get()
 
 
 @contextmanager
 def averaged_gradients(parameters: Iterable[nn.Parameter], now: bool = True) -> Iterator[None]:
-    """Around a training step, whose gradients of weights outside the model are those of all processes afterwards.
+    """Around a training step, after which gradients are the means over all processes.
 
     Args:
-        parameters: as :func:`average_gradients` takes them.
+        parameters: those outside the model, which alone DistributedDataParallel wraps.
         now: False while gradients are accumulated.
 
     Example:
         >>> with averaged_gradients([]):
-        ...     averages_gradients()
+        ...     gradients_are_averaged()
         True
     """
-    token = _averages.set(True)
+    token = _inside.set(True)
     try:
         yield
     finally:
-        _averages.reset(token)
+        _inside.reset(token)
     if now:
-        average_gradients(parameters)
+        _average_gradients(parameters)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The mean over processes of the gradients of parameters outside the model that DistributedDataParallel wraps.
+def _average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """A process without a gradient counts as zero.
 
-    A process without a gradient counts as zero; what has none in any process keeps none, so that optimizers pass over
-    it as they do in a single process.
+    What has none in any process keeps none, so that optimizers pass over it as they do in a single process.
     """
     parameters = list(parameters)
     if not is_distributed() or not parameters:

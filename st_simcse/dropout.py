@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -44,7 +45,7 @@ def set_dropout(model: SentenceTransformer, dropout: float) -> None:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
     is_found = False
     for transformer in _transformers(model):
-        for name, attribute in [place for places in _places(transformer).values() for place in places]:
+        for name, attribute in chain.from_iterable(_places(transformer).values()):
             is_found = True
             module = transformer.get_submodule(name)
             if isinstance(module, nn.Identity):  # what ModernBERT makes of a dropout of 0

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from st_simcse.distributed import averages_gradients
+from st_simcse.distributed import gradients_are_averaged
 from st_simcse.own_weights import own_parameters
 
 try:
@@ -109,7 +109,7 @@ def refuse_stale_gradients(loss: nn.Module) -> None:
     Raises:
         ValueError: if the loss's own weights have gradients left from a step before, which would be added up.
     """
-    if CLEARS_LOSS_GRADIENTS or averages_gradients():
+    if CLEARS_LOSS_GRADIENTS or gradients_are_averaged():
         return
     cleared = all(parameter.grad is None for parameter in loss.model.parameters())
     if cleared and any(parameter.grad is not None for parameter in own_parameters(loss, loss.model)):

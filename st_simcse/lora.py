@@ -43,7 +43,7 @@ def add_lora(model: SentenceTransformer, config: PeftConfig) -> None:
             "merge_lora(model).save_pretrained(folder), and build it from there"
         )
     model.add_adapter(copy.deepcopy(config))  # a copy, because the name of the model is written into it
-    _in_float32(model)
+    _train_in_float32(model)
 
 
 def train_adapter(model: SentenceTransformer, weights: Path | None) -> None:
@@ -54,7 +54,7 @@ def train_adapter(model: SentenceTransformer, weights: Path | None) -> None:
         weights: its file ``adapter_model.safetensors``, if there is one.
     """
     model.set_adapter(model.active_adapters())
-    _in_float32(model)
+    _train_in_float32(model)
     if weights is not None:
         restore_adapter(model, weights)
 
@@ -111,7 +111,8 @@ def merge_adapters(transformer: Any) -> None:
     transformer.requires_grad_(True)
 
 
-def _in_float32(model: SentenceTransformer) -> None:
+def _train_in_float32(model: SentenceTransformer) -> None:
+    """What is not frozen, whatever the precision of the rest."""
     for parameter in cast(nn.Module, model.transformers_model).parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

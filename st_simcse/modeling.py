@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.modules import (
     WeightedLayerPooling,
 )
 from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, batch_to_device, load_file_path
-from torch import nn, tensor
+from torch import nn
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from st_simcse.dropout import set_dropout
@@ -319,7 +319,7 @@ def _layer_average(pooling: PoolingMode, width: int, layers: int) -> WeightedLay
     start = 1 if pooling == "first_last_avg" else layers - 1
     weights = [1.0] + [0.0] * (layers - start - 1) + [1.0]
     return WeightedLayerPooling(
-        width, num_hidden_layers=layers, layer_start=start, layer_weights=nn.Parameter(tensor(weights), False)
+        width, num_hidden_layers=layers, layer_start=start, layer_weights=nn.Parameter(torch.tensor(weights), False)
     )
 
 

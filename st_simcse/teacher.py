@@ -74,29 +74,21 @@ def add_teacher_embeddings(
 
     def embed(batch: dict[str, list[str]]) -> dict[str, Any]:
         texts = [text for name in columns for text in batch[name]]
-        parts = [
-            one.encode(texts, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
-            for one in teachers
-        ]
+        options = {"batch_size": batch_size, "show_progress_bar": False, "convert_to_tensor": True}
+        parts = [one.encode(texts, **options).float().cpu() for one in teachers]
         if len(parts) > 1:
-            parts = [
-                scale * normalize_embeddings(part.float().cpu()) for scale, part in zip(scales, parts, strict=True)
-            ]
-        embedded = torch.cat([part.float().cpu() for part in parts], dim=1).numpy()
+            parts = [scale * normalize_embeddings(part) for scale, part in zip(scales, parts, strict=True)]
+        embedded = torch.cat(parts, dim=1).numpy()
         if len(columns) == 1:
             return {LABEL: list(embedded)}
         return {LABEL: list(np.stack(np.split(embedded, len(columns)), axis=1))}
 
-    width = sum(_width(one) for one in teachers)
+    width = sum(one.encode(".", convert_to_tensor=True).shape[-1] for one in teachers)
     feature: Any = Lists(Value("float32"), length=width)
     feature = feature if len(columns) == 1 else Lists(feature, length=len(columns))
     features = dataset.features.copy()
     features[LABEL] = feature
     return dataset.map(embed, batched=True, features=features, desc="Embedding by the teacher")
-
-
-def _width(model: SentenceTransformer) -> int:
-    return model.encode(".", convert_to_tensor=True).shape[-1]
 
 
 def teacher_embeddings(labels: Tensor | None, rows: int, columns: int, share: bool = True) -> list[Tensor]:

@@ -67,8 +67,8 @@ logger = logging.getLogger(__name__)
 
 LOSS_WEIGHTS_NAME = "loss.safetensors"
 # What transformers takes for a model, and for an adapter.
-WHOLE = (CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-ADAPTER = (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
+MODEL_FILES = (CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+ADAPTER_FILES = (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
 
 
 @dataclass
@@ -153,7 +153,8 @@ def computes_in_bf16(use_cpu: bool) -> bool:
     return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _check_sharding(args: SentenceTransformerTrainingArguments, train_dataset: Any) -> None:
+def _check_dealing(args: SentenceTransformerTrainingArguments, train_dataset: Any) -> None:
+    """Whether several processes get their batches by the trainer's own rules; streams by accelerate's."""
     config = args.accelerator_config
     if not isinstance(train_dataset, IterableDataset):
         for name in ("split_batches", "dispatch_batches"):
@@ -176,7 +177,7 @@ def _check_sharding(args: SentenceTransformerTrainingArguments, train_dataset: A
 
 
 def _names(*datasets: Any) -> list[str]:
-    """Their columns, and what several are called; empty where one does not know its columns."""
+    """Of data sets the columns, and of several by name the names; empty where one does not know its columns."""
     several = [data for data in datasets if isinstance(data, dict)]
     single = [data for data in datasets if data is not None and not isinstance(data, dict)]
     columns = [
@@ -190,6 +191,7 @@ def _names(*datasets: Any) -> list[str]:
 
 @contextmanager
 def _naming_damage(checkpoint: str | None, part: str = "", *misfits: type[Exception]) -> Iterator[None]:
+    """Errors of loading, of which ``misfits`` come from another ``part``, say which checkpoint and what to do."""
     try:
         yield
     except misfits as error:
@@ -201,7 +203,11 @@ def _naming_damage(checkpoint: str | None, part: str = "", *misfits: type[Except
 
 
 def limit_training_length(args: SentenceTransformerTrainingArguments, model: SentenceTransformer) -> None:
-    """Say what ``max_length`` cuts off; no more than the model reads."""
+    """Say what ``max_length`` cuts off; lower it to what the model reads.
+
+    Raises:
+        ValueError: for a length below 1.
+    """
     length, reads = getattr(args, "max_length", None), model.max_seq_length
     if isinstance(length, int) and length < 1:
         raise ValueError(f"max_length (--max_seq_length) must be at least 1, got {length}")
@@ -221,11 +227,14 @@ def limit_training_length(args: SentenceTransformerTrainingArguments, model: Sen
 
 @torch.no_grad()
 def texts_without_embedding(model: SentenceTransformer, columns: list[dict[str, torch.Tensor]]) -> list[str]:
-    """The different texts of a batch whose embeddings hold NaN or infinity, as the tokenizer gives them back."""
+    """The different texts of a batch whose embeddings hold NaN or infinity, as the tokenizer gives them back.
+
+    None of columns that are no padded rows of tokens, such as those of a StaticEmbedding or for flash attention.
+    """
     texts = []
     for column in columns:
-        if column.get("input_ids", torch.empty(0)).ndim != 2:
-            continue  # without rows of tokens
+        if not {"input_ids", "attention_mask"} <= column.keys():
+            continue
         outputs = chunked_outputs(model, dict(column), 64, task=None)
         embeddings = torch.cat([output["sentence_embedding"] for output in outputs])
         rows = column["input_ids"][~embeddings.isfinite().all(dim=1)]
@@ -308,7 +317,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         if args.output_dir:
             check_writable(args.output_dir)
         if args.world_size > 1:
-            _check_sharding(args, train_dataset)
+            _check_dealing(args, train_dataset)
         tokenize_once = getattr(args, "tokenize_once", False)
         if tokenize_once and not isinstance(train_dataset, Dataset):
             raise ValueError(f"tokenize_once needs a datasets.Dataset, got {type(train_dataset).__name__}")
@@ -355,7 +364,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         self.add_callback(ViewCallback(self.data_collator))
 
     @property
-    def _sharding(self) -> Any:
+    def _fsdp(self) -> Any:
         return getattr(self.accelerator.state, "fsdp_plugin", None)
 
     def get_data_collator(
@@ -453,7 +462,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         try:
             return super().compute_loss(model, inputs, *args, **kwargs)
         except ValueError as error:
-            if self._sharding:  # whose forward passes need all processes
+            if self._fsdp:  # whose forward passes need all processes
                 raise
             texts = texts_without_embedding(self.model, self.collect_features(inputs)[0])
             if not texts:
@@ -467,7 +476,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
-        if self._sharding:
+        if self._fsdp:
             if not isinstance(self.model, FSDPModule):
                 self._skeleton = skeleton(self.model)
             self._whole_weights = WholeWeights(self._loss_parameters())
@@ -475,12 +484,12 @@ class SimCSETrainer(SentenceTransformerTrainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        if self._sharding:  # accelerate has sharded the model since create_optimizer
+        if self._fsdp:  # accelerate has sharded the model since create_optimizer
             assert self.optimizer is not None
             self._whole_weights.put_back(self.optimizer)
         return super().create_scheduler(num_training_steps, optimizer)
 
-    # The underscored methods below are transformers', which has no public place for what each comment says.
+    # An underscored method with a comment above it is transformers', which has no public place for what that says.
 
     # max_grad_norm is of the head's gradients too, and so is the grad_norm that is logged.
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
@@ -503,7 +512,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         with sole_run(folder, self.args.should_save):
             data = self.train_dataset if self._untokenized is None else self._untokenized
             self._run = describe_run(self.args, self.model, self._losses(), data)
-            if self._sharding or self.is_deepspeed_enabled:  # their optimizers' states are files of other kinds
+            if self._fsdp or self.is_deepspeed_enabled:  # their optimizers' states are files of other kinds
                 self._run["arguments"]["sharding"] = self.accelerator.distributed_type.value
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = last_complete_checkpoint(folder)
@@ -536,9 +545,9 @@ class SimCSETrainer(SentenceTransformerTrainer):
         except Exception as error:
             shutil.rmtree(written.parent, ignore_errors=True)
             raise OSError(
-                f"could not save {path}: {error}. {self._room(folder, whole=True)} What there was of it has been "
-                "removed; earlier checkpoints are as they were, and training can resume from them once there is room "
-                "to write"
+                f"could not save {path}: {error}. {self._room(folder, is_checkpoint=True)} What there was of it has "
+                "been removed; earlier checkpoints are as they were, and training can resume from them once there is "
+                "room to write"
             ) from error
         finally:
             self._unfinished = None
@@ -553,12 +562,12 @@ class SimCSETrainer(SentenceTransformerTrainer):
         if self._unfinished is None:
             super()._push_from_checkpoint(checkpoint_folder)
 
-    def _room(self, folder: Path, whole: bool) -> str:
-        """What a checkpoint takes, or without its ``whole`` the model, and what is free."""
+    def _room(self, folder: Path, is_checkpoint: bool) -> str:
+        """What a checkpoint takes, or the model alone, and what is free."""
         frozen = {name for name, weight in self.model.named_parameters() if not weight.requires_grad}
         left_out = frozen if adapters(self.model) else set()
         tensors = [tensor for name, tensor in self.model.state_dict().items() if name not in left_out]
-        if whole:
+        if is_checkpoint:
             tensors += self._loss_weights().values()
             for state in self.optimizer.state.values() if self.optimizer is not None else ():
                 tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
@@ -593,7 +602,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
         try:
             self._save_whole(str(written), state_dict)
             # Of an adapter and whole weights in one folder transformers would load both.
-            for name in WHOLE if (written / ADAPTER_CONFIG_NAME).exists() else ADAPTER:
+            for name in MODEL_FILES if (written / ADAPTER_CONFIG_NAME).exists() else ADAPTER_FILES:
                 (folder / name).unlink(missing_ok=True)
             for path in written.iterdir():
                 if path.is_dir():
@@ -601,7 +610,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
                 path.replace(folder / path.name)
         except Exception as error:
             shutil.rmtree(written, ignore_errors=True)
-            message = f"could not save the model to {folder}: {error}. {self._room(folder, whole=False)}"
+            message = f"could not save the model to {folder}: {error}. {self._room(folder, is_checkpoint=False)}"
             raise OSError(f"{message} {self._save_elsewhere(state_dict)}") from error
         shutil.rmtree(written, ignore_errors=True)
 
@@ -656,7 +665,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         assert self.optimizer is not None
         folder = output_dir if self.args.should_save else None
-        with self._whole_weights.saving(self.optimizer, self.model, folder) if self._sharding else nullcontext():
+        with self._whole_weights.saving(self.optimizer, self.model, folder) if self._fsdp else nullcontext():
             super()._save_optimizer_and_scheduler(output_dir)
 
     # Resuming restores the loss's weights with the model's, and says which file is damaged.
@@ -673,8 +682,8 @@ class SimCSETrainer(SentenceTransformerTrainer):
                     "drop resume_from_checkpoint and load the checkpoint as a model"
                 )
         with _naming_damage(checkpoint_path, "model", RuntimeError):
-            if self._sharding:
-                load_fsdp_model(self._sharding, self.accelerator, self.model, checkpoint_path)
+            if self._fsdp:
+                load_fsdp_model(self._fsdp, self.accelerator, self.model, checkpoint_path)
             else:
                 super()._load_from_checkpoint(checkpoint_path)
                 if adapters(self.model):
@@ -693,7 +702,7 @@ class SimCSETrainer(SentenceTransformerTrainer):
             )
         assert self.optimizer is not None
         settings = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
-        is_sharded = self._sharding and checkpoint is not None
+        is_sharded = self._fsdp and checkpoint is not None
         with (
             _naming_damage(checkpoint, "optimizer", ValueError),
             self._whole_weights.loading(self.optimizer, self.model, str(checkpoint)) if is_sharded else nullcontext(),

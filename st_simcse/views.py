@@ -18,7 +18,7 @@ from st_simcse.losses.duplicates import TEXT_KEY, text_keys
 __all__ = ["VIEWS", "Crops", "TokenCutoff", "View", "ViewCallback", "WordRepetition", "view_collator", "whole_texts"]
 
 # More tokens than any text has: a view is made of the whole text, and cut afterwards.
-WHOLE = 2**20
+NO_LIMIT = 2**20
 
 
 class View(Protocol):
@@ -154,13 +154,16 @@ class ViewMaker:
         self.epoch = 0
 
     def __call__(self, rows: list[Any], **options: Any) -> dict[str, Any]:
-        """Both views' features, under ``first_`` and ``second_``, and the keys of the whole texts in both."""
-        whole = options | {"max_length": WHOLE}
+        """Both views' features, under ``first_`` and ``second_``, and the keys of the whole texts in both.
+
+        A view keeps the tokens that every text has before and behind its own: the prompt's and the tokenizer's.
+        """
+        whole = options | {"max_length": NO_LIMIT}
         ids: list[list[int]] = rows if isinstance(rows[0], list) else token_ids(self.model, rows, **whole)
         empty, point = token_ids(self.model, ["", "."], **whole)
-        before = sum(accumulate(map(int.__eq__, empty, point), min))  # of both alike, from the start
-        after = len(empty) - before
-        longest = (options.get("max_length") or self.model.max_seq_length or WHOLE) - before - after
+        before = _begin_alike(empty, point)
+        after = _begin_alike(empty[before:][::-1], point[before:][::-1])
+        longest = (options.get("max_length") or self.model.max_seq_length or NO_LIMIT) - before - after
         keys = _keys(ids)
         views: list[list[list[int]]] = [[], []]
         for place, (row, key) in enumerate(zip(ids, keys.tolist(), strict=True)):
@@ -173,6 +176,12 @@ class ViewMaker:
             features |= {f"{name}_{key}": value for key, value in pad(self.model, made, **options).items()}
             features[f"{name}_{TEXT_KEY}"] = keys
         return features
+
+
+def _begin_alike(one: list[int], other: list[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (first, second) in pairs if first != second), min(len(one), len(other)))
 
 
 def _keys(ids: list[list[int]]) -> torch.Tensor:
@@ -217,7 +226,7 @@ def view_collator(
 
 def whole_texts(collator: BaseDataCollator) -> BaseDataCollator:
     """The collator without a limit to the length of texts."""
-    return replace(collator, max_length=WHOLE)
+    return replace(collator, max_length=NO_LIMIT)
 
 
 class ViewCallback(TrainerCallback):

@@ -53,6 +53,7 @@ from st_simcse import (
 )
 from st_simcse.demo import tiny_model
 from st_simcse.losses import OPTIONS
+from tests.inputs import without_dropout
 
 BATCH = 4
 LEARNING_RATE = 0.05
@@ -273,12 +274,7 @@ def _made() -> Any:
 
 
 def _model() -> Any:
-    model = copy.deepcopy(_made()).train()
-    for module in model.modules():
-        for attribute in ("p", "dropout_prob"):
-            if hasattr(module, attribute):
-                setattr(module, attribute, 0.0)
-    return model
+    return without_dropout(copy.deepcopy(_made()).train())
 
 
 def _data(case: Case) -> Dataset | dict[str, Dataset]:

@@ -21,5 +21,13 @@ def contrast(
     edits = [FocalMargin(focal)] if focal is not None else []
     edits += [SimilarityThreshold(threshold)] if threshold is not None else []
     edits += [OwnNegativeWeight(weight)] if weight != 1 else []
-    batch = Batch(anchors, positives, negatives, shared, keys, similarities, rows)
+    batch = Batch(
+        anchors,
+        positives,
+        negatives,
+        shared_negatives=shared,
+        text_keys=keys,
+        positive_similarities=similarities,
+        rows=rows,
+    )
     return info_nce(batch, temperature, edits, Comparison(symmetric=symmetric))

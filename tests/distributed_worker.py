@@ -38,22 +38,19 @@ from st_simcse.cli import train
 from st_simcse.distributed import averaged_gradients
 from st_simcse.objective import cross_entropy
 from st_simcse.run_folder import LOCK, UNFINISHED
-from tests.test_losses import _without_dropout
+from tests.inputs import without_dropout
 
 ROWS = [f"{first} {second}" for first in SENTENCES for second in SENTENCES][::3]
 COLUMNS = [ROWS, ROWS[1:] + ROWS[:1], ROWS[2:] + ROWS[:2]]
 
 
 def _model():
-    return _without_dropout(build_model(os.environ["TINY_BERT"], pooling="mean", device="cpu")).double().train()
+    return without_dropout(build_model(os.environ["TINY_BERT"], pooling="mean", device="cpu")).double().train()
 
 
-def _loss(model, options, gather):
+def _loss(model, supervised, options, gather):
     torch.manual_seed(0)
-    options = dict(options)
-    supervised = options.pop("supervised")
-    loss = (SupSimCSELoss if supervised else UnsupSimCSELoss)(model, gather_across_devices=gather, **options)
-    return loss
+    return (SupSimCSELoss if supervised else UnsupSimCSELoss)(model, gather_across_devices=gather, **options)
 
 
 def _gradients(loss, columns):
@@ -86,13 +83,12 @@ def check_gradients():
         for rows in (4, cross_entropy.TILE_ROWS):  # several tiles, then one
             cross_entropy.TILE_ROWS, kept = rows, cross_entropy.TILE_ROWS
             columns = COLUMNS if supervised else COLUMNS[:2]
-            options["supervised"] = supervised
-            alone = _loss(_model(), options, gather=False)
+            alone = _loss(_model(), supervised, options, gather=False)
             alone.model_for_tokens = alone.model
             value, expected = _gradients(alone, columns)
 
             model = _model()
-            shared = _loss(model, options, gather=True)
+            shared = _loss(model, supervised, options, gather=True)
             shared.model_for_tokens = model
             shared.model = DistributedDataParallel(model, find_unused_parameters=True)
             part, gradients = _gradients(shared, [column[own] for column in columns])
@@ -112,7 +108,7 @@ def check_gradients():
 
 
 def _trained(folder, batch, trainer=SimCSETrainer, seen=None, **options):
-    model = _without_dropout(build_model(os.environ["TINY_BERT"], pooling="mean", device="cpu"))
+    model = without_dropout(build_model(os.environ["TINY_BERT"], pooling="mean", device="cpu"))
     torch.manual_seed(int(os.environ.get("RANK", 0)))  # heads begin differently
     loss = UnsupSimCSELoss(model, projection_head=True, gather_across_devices=True)
     if seen is not None:
@@ -205,7 +201,7 @@ def check_in_two_gather_exchanges_sizes_once(folder):
 
 
 def losses_of_datasets():
-    model = _without_dropout(_tiny()).train()
+    model = without_dropout(_tiny()).train()
     options = {"projection_head": True, "gather_across_devices": True}
     return model, {"sentences": UnsupSimCSELoss(model, **options), "pairs": SupSimCSELoss(model, **options)}
 
@@ -365,7 +361,7 @@ SHARDED = {
 
 
 def sharded_training(folder, batch, resume=None, kind="head", **options):
-    model = _without_dropout(_tiny())
+    model = without_dropout(_tiny())
     torch.manual_seed(int(os.environ.get("RANK", 0)))  # heads begin differently
     make_loss, more = SHARDED[kind]
     loss, options = make_loss(model), options | more

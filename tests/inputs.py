@@ -1,6 +1,15 @@
-"""Inputs of models that the tests do not run."""
+"""What several tests give to models or make of them."""
 
 from transformers import DataCollatorWithFlattening
+
+
+def without_dropout(model):
+    """The same model, which then embeds in training as in evaluation."""
+    for module in model.modules():
+        for attribute in ("p", "dropout_prob"):
+            if hasattr(module, attribute):
+                setattr(module, attribute, 0.0)
+    return model
 
 
 def flattened(model, texts):

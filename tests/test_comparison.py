@@ -118,7 +118,7 @@ def test_symmetric_is_the_mean_of_both_sides(model, sentences, columns):
 
 
 def test_duplicates_are_no_negatives_in_any_direction():
-    """Two rows with the same texts: what is left of each softmax is its own pair, once an direction."""
+    """Two rows with the same texts: what is left of each softmax is its own pair, once a direction."""
     row = torch.randn(1, 4, dtype=torch.float64)
     keys = [torch.tensor([1, 1]), torch.tensor([2, 2])]
     batch = Batch(row.repeat(2, 1), row.repeat(2, 1), text_keys=keys)

@@ -41,6 +41,7 @@ from st_simcse import (
 from st_simcse.demo import tiny_model
 from st_simcse.embedding import CLEARS_LOSS_GRADIENTS, SYNCHRONIZES_ONCE
 from st_simcse.losses import OPTIONS, Option, check_wrappers
+from tests.inputs import without_dropout
 from tests.reference import info_nce_loop
 
 # Before ST 6.2 a projection head takes ours, see test_releases.py.
@@ -505,7 +506,7 @@ def test_missing_dropout_warns_once(model, static_model, sentences, caplog):
     assert warnings(static_model) == []
     assert len(warnings(SentenceTransformer(modules=[static_model[0]], device="cpu").train())) == 1
     assert len(warnings(model.eval())) == 1
-    _without_dropout(model.train())
+    without_dropout(model.train())
     messages = warnings(model)
     assert len(messages) == 1
     assert "build_model(..., dropout=0.1)" in messages[0]
@@ -651,20 +652,12 @@ def test_multi_dataset_training_with_evaluation_and_best_model(model, sentences,
     assert _same(_weights(best), _weights(model))
 
 
-def _without_dropout(model):
-    for module in model.modules():
-        for attribute in ("p", "dropout_prob"):
-            if hasattr(module, attribute):
-                setattr(module, attribute, 0.0)
-    return model
-
-
 @pytest.mark.parametrize("mini_batch_size", [None, 2])
 def test_gradient_accumulation_steps_along_the_mean_gradient(sentences, tmp_path, mini_batch_size):
     columns = {"anchor": sentences, "positive": sentences[::-1]}
     moved = []
     for trained in (True, False):
-        model = _without_dropout(tiny_model(sentences, width=32).to("cpu"))
+        model = without_dropout(tiny_model(sentences, width=32).to("cpu"))
         torch.manual_seed(0)
         loss = SupSimCSELoss(model, projection_head=True, mini_batch_size=mini_batch_size)
         if trained:

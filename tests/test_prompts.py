@@ -12,7 +12,7 @@ from st_simcse.cli import evaluate, train
 from st_simcse.demo import tiny_model
 from st_simcse.losses.duplicates import text_keys
 from st_simcse.prompts import set_prompt
-from tests.inputs import flattened
+from tests.inputs import flattened, without_dropout
 
 WAYS = {
     "plain": {},
@@ -28,10 +28,7 @@ def backbone(request, sentences, tmp_path):
     """A model without dropout: what training embeds is what encode gives."""
     model = tiny_model([*sentences, "Two dogs run: A"], width=32).to("cpu")
     if request.param == "bert":
-        for part in model.modules():
-            if isinstance(part, torch.nn.Dropout):
-                part.p = 0.0
-        return model
+        return without_dropout(model)
     set_seed(0)
     sizes = {
         "hidden_size": 32,

@@ -17,8 +17,8 @@ from st_simcse import (
 )
 from st_simcse.demo import tiny_model
 from tests.contrast import contrast
+from tests.inputs import without_dropout
 from tests.reference import finite_difference, info_nce_loop
-from tests.test_losses import _without_dropout
 
 
 def test_shared_negatives_are_hard_negatives_of_every_anchor():
@@ -129,7 +129,7 @@ def test_the_copy_of_half_precision_weights_moves(sentences):
 
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
 def test_each_dimension_of_matryoshka_loss_has_the_queue_of_earlier_batches(model, sentences, mini_batch_size):
-    _without_dropout(model)
+    without_dropout(model)
     loss = UnsupSimCSELoss(model, options=[MomentumQueue(6)], mini_batch_size=mini_batch_size, mask_duplicates=False)
     wrapped = MatryoshkaLoss(model, loss, [32, 8], [1.0, 0.5])
     wrapped([model.preprocess(sentences[:2])], None)
@@ -180,7 +180,7 @@ def test_queued_negatives_count_and_equal_texts_do_not(model, sentences):
 
 
 def test_the_supervised_loss_has_earlier_positives_as_negatives(model, sentences):
-    _without_dropout(model)
+    without_dropout(model)
     loss = SupSimCSELoss(model, options=[MomentumQueue(8)], projection_head=True)
     earlier = [sentences, sentences[4:] + sentences[:4], sentences[1:] + sentences[:1]]
     loss([model.preprocess(column) for column in earlier])

@@ -19,6 +19,8 @@ from st_simcse import (
 )
 from st_simcse.demo import tiny_model
 from st_simcse.resume import describe_run
+from st_simcse.trainer import texts_without_embedding
+from tests.inputs import flattened
 
 
 def _trainer(sentences, folder, trainer=SimCSETrainer, head=True, **options):
@@ -116,6 +118,7 @@ def test_texts_without_an_embedding_are_listed(sentences, tmp_path, cached):
         model[0].model.embeddings.word_embeddings.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"The texts: ('[^']*', ){4}'[^']*' and 3 more$"):
         trainer.train()
+    assert texts_without_embedding(model, [flattened(model, sentences)]) == []  # of one row nobody knows which
 
 
 def test_other_errors_of_a_loss_stay_as_they_are(sentences, tmp_path):

@@ -1,6 +1,7 @@
 """Views of a text that differ by more than dropout: what they are, that they are fresh, that runs resume exactly."""
 
 import random
+import shutil
 from collections import Counter
 
 import pytest
@@ -10,6 +11,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from st_simcse import (
     Crops,
@@ -101,6 +107,29 @@ def test_views_are_made_of_whole_texts_behind_the_prompt(model, paragraphs, tiny
         assert len(set(features["text_key"].tolist())) == half
         assert not torch.equal(features["input_ids"][:half], features["input_ids"][half:])  # equal texts, other views
     assert max(seen) > 30  # behind what training sees of a text that is not cropped
+
+
+def test_a_prompt_whose_space_goes_to_the_text_keeps_no_token_of_it(tiny_bert, tmp_path, sentences):
+    """As the byte-level tokenizers of decoders do: the last token of a prompt depends on what follows it."""
+    spaced = [text.replace(".", " .") for text in sentences]
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(spaced, BpeTrainer(special_tokens=["[PAD]"], show_progress=False))
+    folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(folder)
+    model = SentenceTransformer(modules=[Transformer(str(folder)), Pooling(32)], device="cpu")
+    assert model.tokenizer.tokenize("run: ")[-1] != model.tokenizer.tokenize("run: .")[-1]
+    plain = SentenceTransformerDataCollator(model.preprocess, prompts="run: ", max_length=64)
+    collator = view_collator(model, plain, Crops(shortest=0.2, longest=0.3, least=2), seed=0)
+    text = " ".join(spaced[:4])
+    batch = collator([{"text": text}] * 40)
+    last = model.tokenizer(text)["input_ids"][-1]
+    ends = [
+        row[mask.bool()][-1].item()
+        for name in ("first", "second")
+        for row, mask in zip(batch[f"text_{name}_input_ids"], batch[f"text_{name}_attention_mask"], strict=True)
+    ]
+    assert 0 < ends.count(last) < len(ends) / 2
 
 
 def _trainer(paragraphs, folder, **options):

@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.losses.matryoshka import CachedL
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
-from st_simcse.distributed import averages_gradients, gather_rows, is_distributed, world_size
+from st_simcse.distributed import gather_rows, gradients_are_averaged, is_distributed, world_size
 from st_simcse.embedding import (
     GradientCache,
     RandContext,
@@ -30,13 +30,14 @@ from st_simcse.embedding import (
     refuse_stale_gradients,
     trained_dimension,
 )
-from st_simcse.losses.duplicates import TEXT_KEY, text_keys
+from st_simcse.losses.duplicates import text_keys, without_text_key
 from st_simcse.losses.heads import ProjectionHead
 from st_simcse.losses.lookup import looked_up_once
 from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption, option_name, refuse
 from st_simcse.losses.precision import ObservedPrecision
 from st_simcse.losses.shared_layers import SharedLayers
 from st_simcse.objective import Batch, Comparison, Direction, Edit, info_nce
+from st_simcse.objective.functional import check_temperature
 from st_simcse.own_weights import own_parameters
 from st_simcse.teacher import teacher_embeddings
 
@@ -67,7 +68,14 @@ _CITATION = """
 
 @dataclass(frozen=True)
 class Layout:
-    """What a batch is besides its embeddings: its number of columns, their places, which texts are the same, labels."""
+    """What a batch of B rows is besides its embeddings.
+
+    Args:
+        count: the number of its columns.
+        places: (count, B) int64, where the columns' rows are in one matrix of all; None for a matrix a column.
+        keys: (B,) int64 a column, equal for equal texts; None if no text is the same as another.
+        labels: those of the dataset, or None.
+    """
 
     count: int
     places: Tensor | None = None
@@ -75,14 +83,22 @@ class Layout:
     labels: Tensor | None = None
 
     def columns(self, embedded: list[Tensor]) -> list[Tensor]:
-        """One matrix a column, out of one for all columns that were merged; whatever follows it stays."""
+        """A matrix a column, out of one of all columns; what sources put behind it stays."""
         return embedded if self.places is None else [*embedded[0][self.places], *embedded[1:]]
 
 
 class SimCSELoss(GradientCache, nn.Module):
-    """What the two losses share: a batch becomes embeddings, these a problem, and that a sum of named terms."""
+    """What the two losses share: a batch becomes embeddings, these a problem, and that a sum of named terms.
 
-    # Which attribute of an option says that it goes with this loss.
+    Example:
+        >>> from st_simcse import FocalMargin, UnsupSimCSELoss
+        >>> from st_simcse.demo import tiny_model
+        >>> loss = UnsupSimCSELoss(tiny_model(["Two dogs run."]), options=[FocalMargin(0.2)])
+        >>> isinstance(loss, SimCSELoss), loss.get_config_dict()["options"]
+        (True, ['FocalMargin(margin=0.2)'])
+    """
+
+    # "unsupervised" or "supervised": the attribute by which an option says that it goes with this loss.
     _kind: ClassVar[str]
 
     def __init__(
@@ -100,8 +116,7 @@ class SimCSELoss(GradientCache, nn.Module):
         mask_duplicates: bool = True,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        check_temperature(temperature)
         if mini_batch_size is not None and mini_batch_size < 1:
             raise ValueError(f"mini_batch_size must be at least 1 or None, got {mini_batch_size}")
         if mini_batch_size is not None and has_static_embedding_input(model):
@@ -170,43 +185,40 @@ class SimCSELoss(GradientCache, nn.Module):
                 go with a wrapper around this loss, and weights of its own without SimCSETrainer in several processes,
                 or if their gradients are not cleared (ST before 6.2).
         """
-        drifts = is_distributed() and torch.is_grad_enabled() and not averages_gradients()
+        drifts = is_distributed() and torch.is_grad_enabled() and not gradients_are_averaged()
         if drifts and own_parameters(self, self.model):
             raise ValueError(
                 "in several processes the weights of a loss, such as a projection head's, would drift apart, since "
                 "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
             )
         refuse_stale_gradients(self)
-        transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
+        transformer = _unwrapped(self.model)[0]
         if self.sources or self.terms:
             self._precision.watch(transformer)
         # What a MatryoshkaLoss and an AdaptiveLayerLoss around this loss put in place of forward passes meanwhile.
-        dimensions = self.model.forward if isinstance(self.model.forward, ForwardDecorator) else None
-        layers = transformer.forward if isinstance(transformer.forward, TransformerDecorator) else None
-        truncated = dimensions is not None or isinstance(self.calculate_loss, CachedLossDecorator)
-        self.check_wrapper(truncated, layers is not None)
-        one_number = truncated or layers is not None or self.mini_batch_size is not None
+        matryoshka = self.model.forward if isinstance(self.model.forward, ForwardDecorator) else None
+        adaptive = transformer.forward if isinstance(transformer.forward, TransformerDecorator) else None
+        truncates = matryoshka is not None or isinstance(self.calculate_loss, CachedLossDecorator)
+        self.check_wrapper(truncates, adaptive is not None)
+        one_number = truncates or adaptive is not None or self.mini_batch_size is not None
         # A wrapper's first call is for the last layer and the largest dimension; the others are about the same batch.
-        is_first_call = not (dimensions and dimensions.cache) and (layers is None or layers.layer_idx is None)
+        is_first_call = not (matryoshka and matryoshka.cache) and (adaptive is None or adaptive.layer_idx is None)
         if is_first_call:
             for source in self._active_sources():
                 source.begin()
 
-        texts = list(sentence_features)
-        columns = self._columns(texts)
+        given = list(sentence_features)
+        columns = self._columns(given)
         # Of the texts as they came: a single column of sentences is both of its views.
-        firsts = self._first_tokens() if any("prompt_length" in text for text in texts) else ()
-        keys = [text_keys(text, firsts) if self.mask_duplicates else None for text in texts]
-        keys *= len(columns) // len(texts)
-        # Copies, because a model writes its outputs into the features it is given.
-        copies = [{name: column[name] for name in column if name != TEXT_KEY} for column in (*columns, texts[0])]
-        if layers is not None:
-            copies = _features_of_batch.setdefault(layers, copies)
-        rows, places = self._sort_by_length(copies[: len(columns)])
-        known = [key for key in keys if key is not None]
-        layout = Layout(len(columns), places, known if len(known) == len(keys) else None, labels)
+        keys = self._text_keys(given) * (len(columns) // len(given))
+        # Copies, because a model writes its outputs into the features it is given; the last one is for the sources.
+        copies = [without_text_key(column) for column in (*columns, columns[0])]
+        if adaptive is not None:
+            copies = _features_of_batch.setdefault(adaptive, copies)
+        rows, places = self._sort_by_length(copies[:-1])
+        layout = Layout(len(columns), places, keys or None, labels)
         if self.mini_batch_size is not None:
-            parts = {"contrastive": self.forward_cached(rows, layout)}  # type: ignore[arg-type]  # comes back as calculate_loss's labels
+            parts = {"contrastive": self.forward_cached(rows, layout)}  # type: ignore[arg-type]  # for calculate_loss
         else:
             with self.sharing:
                 embedded = [self._embed(column, places is not None) for column in rows]
@@ -219,9 +231,9 @@ class SimCSELoss(GradientCache, nn.Module):
         if is_first_call:
             with self._precision.autocast():
                 for source in self._active_sources():
-                    source.finish(self, texts[min(1, len(texts) - 1)], keys[1])
+                    source.finish(self, without_text_key(columns[1]), keys[1] if keys else None)
                 for name, term in self.terms.items():
-                    if (value := term.of_texts(texts)) is not None:
+                    if (value := term.of_texts(given)) is not None:
                         parts[name] = term.weight * value
         return parts if len(parts) > 1 and not one_number else torch.stack(list(parts.values())).sum()
 
@@ -280,10 +292,10 @@ class SimCSELoss(GradientCache, nn.Module):
             return self._project(embeddings), random_state
 
     def calculate_loss(  # type: ignore[override]
-        self, reps: list[list[Tensor]], labels: Layout, *, with_backward: bool = False
+        self, reps: list[list[Tensor]], layout: Layout, *, with_backward: bool = False
     ) -> Tensor:
         """The loss of a list of embeddings a column, or of one list for all columns that were merged."""
-        loss = torch.stack(list(self._parts(reps, labels).values())).sum()
+        loss = torch.stack(list(self._parts(reps, layout).values())).sum()
         if with_backward:
             with torch.autocast(loss.device.type, enabled=False):  # would round the backward pass's products
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -294,8 +306,8 @@ class SimCSELoss(GradientCache, nn.Module):
         columns = layout.columns([torch.cat(column) for column in embedded])
         teacher = None
         if any(getattr(option, "needs_teacher", False) for option in self.options):
-            shares = self._kind == "unsupervised"
-            teacher = teacher_embeddings(layout.labels, len(columns[0]), layout.count, shares)
+            are_views = self._kind == "unsupervised"
+            teacher = teacher_embeddings(layout.labels, len(columns[0]), layout.count, share=are_views)
         parts = {"contrastive": self.compute_loss_from_embeddings(columns, layout.keys, teacher)}
         for name, term in self.terms.items():
             if (value := term.of_embeddings(columns[: layout.count], layout.labels)) is not None:
@@ -323,24 +335,21 @@ class SimCSELoss(GradientCache, nn.Module):
             gathered, rows = gather_rows(*columns, similarities, *(keys or []), *(teacher or []))
             columns, (similarities, *others) = gathered[: len(columns)], gathered[len(columns) :]
             keys, teacher = keys and others[: len(keys)], teacher and others[len(keys or []) :]
-        anchors, positives, *negatives = columns
-        if keys is not None:
-            keys = [*keys[:2], *([torch.stack(keys[2:], dim=1)] if negatives else [])]
-        if teacher is not None and negatives:
-            teacher = [*teacher[:2], torch.stack(teacher[2:], dim=1)]
+        anchors, positives, *negatives = _negatives_together(columns)
+        keys, teacher = keys and _negatives_together(keys), teacher and _negatives_together(teacher)
         shared = [found for source in self._active_sources() if (found := source.shared_negatives()) is not None]
         if keys is not None and shared:
             keys = [*keys, torch.cat([shared_keys for _, shared_keys in shared])]
         batch = Batch(
             anchors,
             positives,
-            torch.stack(negatives, dim=1) if negatives else None,
+            hard_negatives=negatives[0] if negatives else None,
             # MatryoshkaLoss truncates the anchors.
-            torch.cat([found[:, : anchors.shape[1]] for found, _ in shared]) if shared else None,
-            keys,
-            similarities,
-            rows,
-            teacher,
+            shared_negatives=torch.cat([found[:, : anchors.shape[1]] for found, _ in shared]) if shared else None,
+            text_keys=keys,
+            positive_similarities=similarities,
+            rows=rows,
+            teacher_embeddings=teacher,
         )
         # Processes count alike in the mean over them, however many rows each has.
         share = (rows.stop - rows.start) * world_size() / len(anchors) if self.gather_across_devices else 1.0
@@ -363,9 +372,17 @@ class SimCSELoss(GradientCache, nn.Module):
         papers = [_CITATION, *(text for option in self.options if (text := getattr(option, "citation", "")))]
         return "\n".join(dict.fromkeys(papers))  # two options may be of one
 
-    def _first_tokens(self) -> tuple[int | None, ...]:
-        tokenizer = extract_model_from_parallel(self.model, keep_torch_compile=False).tokenizer
-        return tuple(getattr(tokenizer, name, None) for name in ("cls_token_id", "bos_token_id"))
+    def _text_keys(self, columns: list[dict[str, Tensor]]) -> list[Tensor]:
+        """(B,) int64 a column, equal for equal texts; none if that does not matter or a column has no tokens."""
+        if not self.mask_duplicates:
+            return []
+        first_tokens: tuple[int | None, ...] = ()
+        if any("prompt_length" in column for column in columns):
+            tokenizer = _unwrapped(self.model).tokenizer
+            first_tokens = tuple(getattr(tokenizer, name, None) for name in ("cls_token_id", "bos_token_id"))
+        keys = [text_keys(column, first_tokens) for column in columns]
+        known = [key for key in keys if key is not None]
+        return known if len(known) == len(keys) else []
 
     def _active_sources(self) -> list[Source]:
         return list(self.sources.values()) if self.model.training and torch.is_grad_enabled() else []
@@ -381,10 +398,12 @@ class SimCSELoss(GradientCache, nn.Module):
         padding the transformer reads.
         """
         # ST before 6.0 does not say that AdaptiveLayerLoss wants the columns unmerged.
-        transformer = extract_model_from_parallel(self.model, keep_torch_compile=False)[0]
+        transformer = _unwrapped(self.model)[0]
         as_they_came = isinstance(transformer.forward, TransformerDecorator) or _reads_padding(transformer)
         can_be_merged = not as_they_came and _can_be_widened(columns)
-        alike = columns if _leaves_out_prompts(self.model) else [_without_prompt_length(column) for column in columns]
+        alike = columns
+        if not _leaves_out_prompts(self.model):  # then those whose prompts are of different lengths can be merged
+            alike = [{name: column[name] for name in column if name != "prompt_length"} for column in columns]
         rows = merge_feature_batches(alike) if can_be_merged else None
         if rows is None or "attention_mask" not in rows:
             return columns, None
@@ -441,14 +460,25 @@ def check_wrappers(loss: nn.Module, compiled_in_processes: bool = False) -> None
                     inner.check_wrapper(isinstance(wrapper, MatryoshkaLoss), isinstance(wrapper, AdaptiveLayerLoss))
 
 
+def _unwrapped(model: nn.Module) -> SentenceTransformer:
+    """The model in what trains it in several processes or compiled."""
+    unwrapped: SentenceTransformer = extract_model_from_parallel(model, keep_torch_compile=False)
+    return unwrapped
+
+
+def _negatives_together(columns: list[Tensor]) -> list[Tensor]:
+    """Those of anchors and positives, and of all hard negatives one with another dimension behind the first."""
+    return columns if len(columns) == 2 else [*columns[:2], torch.stack(columns[2:], dim=1)]
+
+
 def _reads_padding(transformer: nn.Module) -> str | None:
-    """The architecture, if it is one of those."""
+    """The transformer's architecture, if it is one whose embeddings change with the padding."""
     architecture = getattr(getattr(getattr(transformer, "model", None), "config", None), "model_type", None)
     return architecture if architecture in READ_PADDING else None
 
 
 def _can_be_widened(columns: list[dict[str, Any]]) -> bool:
-    """Whether padding on the right costs nothing once rows are sorted; rows that are padded on the left keep both."""
+    """Whether rows have padding on one side alone when the narrower columns get theirs, on the right."""
     masks = [column["attention_mask"] for column in columns if "attention_mask" in column]
     widths = {mask.shape[1] for mask in masks}
     return len(widths) < 2 or all(bool(mask[:, 0].all()) for mask in masks)
@@ -458,11 +488,6 @@ def _leaves_out_prompts(model: nn.Module) -> bool:
     """Whether a pooling may need to know how long the prompt is; without ST's own, another module may."""
     poolings = [part for part in model.modules() if isinstance(part, Pooling)]
     return not poolings or not all(pooling.include_prompt for pooling in poolings)
-
-
-def _without_prompt_length(features: dict[str, Any]) -> dict[str, Any]:
-    """Columns whose prompts are of different lengths can be merged where no pooling asks for it."""
-    return {name: value for name, value in features.items() if name != "prompt_length"}
 
 
 def _has_rows(value: Any, order: Tensor) -> bool:

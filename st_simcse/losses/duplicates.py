@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["TEXT_KEY", "text_keys"]
+__all__ = ["TEXT_KEY", "text_keys", "without_text_key"]
 
 TEXT_KEY = "text_key"
 
@@ -65,3 +65,8 @@ def text_keys(features: dict[str, Any], first_tokens: Collection[int | None] = (
             rows, positions, ids = rows[kept], positions[kept] - length, ids[kept]
     powers = torch.full((len(ids),), _MULTIPLIER, device=ids.device).cumprod(0)  # modulo 2^64
     return torch.zeros(count, dtype=torch.int64, device=ids.device).index_add(0, rows, (ids + 1) * powers[positions])
+
+
+def without_text_key(features: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a column's features with those alone that are the model's."""
+    return {name: value for name, value in features.items() if name != TEXT_KEY}

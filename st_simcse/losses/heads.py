@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from st_simcse.initialisation import initialise
 
+__all__ = ["ProjectionHead"]
+
 
 class ProjectionHead(nn.Module):
     """Linear + Tanh on top of the sentence embedding: the MLP of the paper's ablation on pooling, section 6.3.

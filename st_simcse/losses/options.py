@@ -28,6 +28,11 @@ class Option:
         views: whether it goes with ``views`` of the training arguments, which make two texts of one.
         needs_teacher: whether the labels have to be a teacher's embeddings.
         sharded: whether it goes with FSDP and DeepSpeed.
+
+    Example:
+        >>> from st_simcse import MomentumQueue
+        >>> MomentumQueue.supervised, MomentumQueue.adaptive_layer
+        (True, False)
     """
 
     citation: ClassVar[str] = ""
@@ -42,7 +47,13 @@ class Option:
 
 
 class SourceOption(Option):
-    """An option that a loss builds a :class:`Source` of."""
+    """An option that a loss builds a :class:`Source` of.
+
+    Example:
+        >>> from st_simcse import DropoutFreeNegatives
+        >>> isinstance(DropoutFreeNegatives(), SourceOption)
+        True
+    """
 
     def build(self, model: SentenceTransformer, head: nn.Module | None) -> Source:
         """The source, for the model that is trained and the projection head that is trained with it."""
@@ -50,7 +61,21 @@ class SourceOption(Option):
 
 
 class TermOption(Option):
-    """An option that a loss builds a :class:`Term` of."""
+    """An option that a loss builds a :class:`Term` of.
+
+    Example:
+        >>> class TinyVectors(TermOption):
+        ...     def build(self, model):
+        ...         return VectorLength(weight=0.1)
+        >>> class VectorLength(Term):
+        ...     def of_embeddings(self, columns, labels):
+        ...         return columns[0].norm(dim=1).mean()
+        >>> from st_simcse import UnsupSimCSELoss
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run."]).train()
+        >>> sorted(UnsupSimCSELoss(model, options=[TinyVectors()])([model.preprocess(["Two dogs run."])]))
+        ['contrastive', 'tiny_vectors']
+    """
 
     def build(self, model: SentenceTransformer) -> Term:
         """The term, for the model that is trained."""
@@ -61,6 +86,14 @@ class Source(nn.Module):
     """Says who is compared with whom. Each hook does nothing unless a subclass says otherwise.
 
     A wrapper such as MatryoshkaLoss calls a loss several times for one batch; ``begin`` and ``finish`` are called once.
+
+    Example:
+        >>> from st_simcse import MomentumQueue
+        >>> from st_simcse.demo import tiny_model
+        >>> queue = MomentumQueue(4).build(tiny_model(["Two dogs run."]), None)
+        >>> queue.begin()
+        >>> [tensor.shape for tensor in queue.shared_negatives()]  # none before the first batch
+        [torch.Size([0, 64]), torch.Size([0])]
     """
 
     def begin(self) -> None:
@@ -79,7 +112,13 @@ class Source(nn.Module):
         return None
 
     def finish(self, loss: SimCSELoss, features: dict[str, Tensor], keys: Tensor | None) -> None:
-        """After a batch, in training: the positives' column and its text keys."""
+        """After a batch, in training.
+
+        Args:
+            loss: the one that embeds.
+            features: the positives' column, as the model's tokenizer gives it.
+            keys: (B,) int64, its text keys, or None where there are none.
+        """
 
 
 class Term(nn.Module):
@@ -87,6 +126,12 @@ class Term(nn.Module):
 
     Args:
         weight: its factor.
+
+    Example:
+        >>> from st_simcse import DimensionContrast
+        >>> term = DimensionContrast(0.1).build(None)
+        >>> term.weight, term.of_texts([])
+        (0.1, None)
     """
 
     def __init__(self, weight: float) -> None:

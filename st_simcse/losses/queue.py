@@ -153,7 +153,7 @@ class Queue(Source):
 
     @torch.no_grad()
     def finish(self, loss: SimCSELoss, features: dict[str, Tensor], keys: Tensor | None) -> None:
-        """Embed a column with the copy and put the rows in front of the queue.
+        """Embed the column with the copy and put the rows in front of the queue.
 
         With ``gather_across_devices`` the rows of all processes, so that their queues stay the same.
         """
@@ -162,8 +162,7 @@ class Queue(Source):
         if self.filled == 0:
             self.follow(_leaders[self], 1.0)
         outputs = chunked_outputs(self.encoder, dict(features), loss.mini_batch_size, task=None)
-        rows = torch.cat([output["sentence_embedding"] for output in outputs])
-        rows = self._project(rows)
+        rows = self._project(torch.cat([output["sentence_embedding"] for output in outputs]))
         if loss.gather_across_devices:
             (rows, keys), _ = gather_rows(rows, keys)
         size = len(self.embeddings)

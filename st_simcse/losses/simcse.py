@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from st_simcse.dropout import dropout_remedy
 from st_simcse.losses.base import SimCSELoss
-from st_simcse.losses.duplicates import TEXT_KEY, text_keys
+from st_simcse.losses.duplicates import text_keys, without_text_key
 from st_simcse.losses.shared_layers import SharedPass
 
 __all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
@@ -56,30 +56,27 @@ class UnsupSimCSELoss(SimCSELoss):
             ``forward``, for three columns or more and for non-finite embeddings.
 
     Example:
-        ::
-
-            from datasets import Dataset
-            from sentence_transformers import SentenceTransformerTrainer
-            from st_simcse import UnsupSimCSELoss, build_model
-
-            model = build_model("bert-base-uncased", pooling="cls")
-            train_dataset = Dataset.from_dict({"sentence": ["It's nice weather outside today.", "He drove to work."]})
-            loss = UnsupSimCSELoss(model, projection_head=True)
-            SentenceTransformerTrainer(model=model, train_dataset=train_dataset, loss=loss).train()
+        >>> from st_simcse import build_model
+        >>> model = build_model(getfixture("tiny_bert"), pooling="cls").train()
+        >>> loss = UnsupSimCSELoss(model, projection_head=True)  # a trainer takes it as loss=, and does the rest
+        >>> loss([model.preprocess(["It's nice weather outside today.", "He drove to work."])]).backward()
+        >>> bool(loss.projection_head.dense.weight.grad.any())
+        True
     """
 
     _kind = "unsupervised"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._compare_views = self._compare_columns = True
+        # Looked at once, in the first batch.
+        self._has_checked_views = self._has_checked_columns = False
         if isinstance(self.sharing, SharedPass):
             self.sharing.check(self)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], *others: Any) -> Tensor:
-        if self._compare_views and embeddings[0].requires_grad:
-            self._compare_views = False
-            self._warn_if_equal(embeddings[0].detach(), embeddings[1].detach(), self.model)
+        if not self._has_checked_views and embeddings[0].requires_grad:
+            self._has_checked_views = True
+            _warn_if_equal(embeddings[0].detach(), embeddings[1].detach(), self.model)
         return super().compute_loss_from_embeddings(embeddings, *others)
 
     def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -88,8 +85,8 @@ class UnsupSimCSELoss(SimCSELoss):
                 f"UnsupSimCSELoss takes one column of sentences or the same column twice, got {len(columns)} columns: "
                 "drop the others with dataset.select_columns, or use SupSimCSELoss for (anchor, positive, negative)"
             )
-        if len(columns) == 2 and (self._compare_columns or isinstance(self.sharing, SharedPass)):
-            self._compare_columns = False
+        if len(columns) == 2 and (not self._has_checked_columns or isinstance(self.sharing, SharedPass)):
+            self._has_checked_columns = True
             self._check_equality(columns)
         return columns if len(columns) == 2 else columns * 2
 
@@ -101,8 +98,7 @@ class UnsupSimCSELoss(SimCSELoss):
     def _check_equality(self, columns: list[dict[str, Tensor]]) -> None:
         is_shared = isinstance(self.sharing, SharedPass)
         # Views of a text have its key, but tokens of their own.
-        tokens = [{name: column[name] for name in column if name != TEXT_KEY} for column in columns]
-        first, second = map(text_keys, tokens if is_shared else columns)
+        first, second = map(text_keys, map(without_text_key, columns) if is_shared else columns)
         if first is None or second is None or torch.equal(first, second):
             return
         message = (
@@ -113,16 +109,16 @@ class UnsupSimCSELoss(SimCSELoss):
             raise ValueError(f"{message}. With SharedLayers only the first would be read")
         logger.warning(message)
 
-    @staticmethod
-    def _warn_if_equal(first: Tensor, second: Tensor, model: nn.Module) -> None:
-        # Dropout turns a vector by whole percents; rounding in bf16 by about 1e-5.
-        is_equal = (1 - F.cosine_similarity(first.float(), second.float())).max() < 1e-4
-        if is_equal and not _is_dropout_hidden(model):
-            logger.warning(
-                "The two views of every sentence are equal: no dropout is active, so unsupervised SimCSE has no "
-                "positive pairs to learn from. %s.",
-                dropout_remedy(model),
-            )
+
+def _warn_if_equal(first: Tensor, second: Tensor, model: nn.Module) -> None:
+    # Dropout turns a vector by whole percents; rounding in bf16 by about 1e-5.
+    is_equal = (1 - F.cosine_similarity(first.float(), second.float())).max() < 1e-4
+    if is_equal and not _is_dropout_hidden(model):
+        logger.warning(
+            "The two views of every sentence are equal: no dropout is active, so unsupervised SimCSE has no "
+            "positive pairs to learn from. %s.",
+            dropout_remedy(model),
+        )
 
 
 def _is_dropout_hidden(model: nn.Module) -> bool:
@@ -162,19 +158,13 @@ class SupSimCSELoss(SimCSELoss):
             ``forward``, for a single column and for non-finite embeddings.
 
     Example:
-        ::
-
-            from datasets import Dataset
-            from sentence_transformers import SentenceTransformerTrainer
-            from st_simcse import SupSimCSELoss, build_model
-
-            model = build_model("bert-base-uncased", pooling="cls")
-            train_dataset = Dataset.from_dict({
-                "anchor": ["Two dogs are running.", "A man plays a guitar."],
-                "positive": ["There are animals outdoors.", "Someone makes music."],
-                "negative": ["The pets are sitting on a couch.", "A man is asleep."],
-            })
-            SentenceTransformerTrainer(model=model, train_dataset=train_dataset, loss=SupSimCSELoss(model)).train()
+        >>> from st_simcse import build_model
+        >>> model = build_model(getfixture("tiny_bert"), pooling="cls").train()
+        >>> anchors = model.preprocess(["Two dogs are running.", "A man plays a guitar."])
+        >>> positives = model.preprocess(["There are animals outdoors.", "Someone makes music."])
+        >>> negatives = model.preprocess(["The pets are sitting on a couch.", "A man is asleep."])
+        >>> SupSimCSELoss(model)([anchors, positives, negatives]).shape  # a trainer takes it as loss=
+        torch.Size([])
     """
 
     _kind = "supervised"

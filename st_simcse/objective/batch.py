@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from st_simcse.objective.geometry import normalize
 from st_simcse.objective.known_positives import KnownPositives
 from st_simcse.objective.problem import Problem
 
-__all__ = ["Batch", "Comparison"]
+__all__ = ["Batch", "Comparison", "Direction"]
 
 Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
-_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+_DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,15 @@ class Batch:
         if comparison.partition_mode == "per_direction":
             problems = [self._problem(anchors, positives, others, Comparison(), scale)]
             if "doc_to_query" in comparison.directions:
-                keys = None if self.text_keys is None else [self.text_keys[1], self.text_keys[0]]
+                keys, taught = (
+                    None if columns is None else [columns[1], columns[0]]
+                    for columns in (self.text_keys, self.teacher_embeddings)
+                )
                 turned = Batch(
                     positives,
                     anchors,
                     text_keys=keys,
-                    teacher_embeddings=self.teacher_embeddings and self.teacher_embeddings[1::-1],
+                    teacher_embeddings=taught,
                     positive_similarities=self.positive_similarities,
                     rows=self.rows,
                 )
@@ -150,17 +153,19 @@ class Batch:
         self, anchors: Tensor, positives: Tensor, others: list[Tensor], comparison: Comparison, scale: float
     ) -> Problem:
         directions = _DIRECTIONS if comparison.symmetric else comparison.directions
-        with_anchors = set(directions) != {"query_to_doc"}
+        with_anchors = set(directions) != {"query_to_doc"}  # among the candidates, in front
+        anchor_columns = len(anchors) if with_anchors else 0
+        # Of queries: anchors, or anchors and positives in turn.
         kinds = 1 if {"doc_to_query", "doc_to_doc"}.isdisjoint(directions) else 2
         own = torch.arange(len(anchors), device=anchors.device)[self.rows]
-        of_positives = own + len(anchors) * with_anchors  # the columns of the rows' positives
-        candidates = torch.cat([*[anchors] * with_anchors, positives, *others])
+        of_positives = anchor_columns + own
+        candidates = torch.cat([anchors, positives, *others] if with_anchors else [positives, *others])
 
         own_negatives = None
         if self.hard_negatives is not None:
             per_row = len(others[0]) // len(anchors)
             own_negatives = own[:, None] * per_row + torch.arange(per_row, device=own.device)
-            own_negatives += len(anchors) * (1 + with_anchors)
+            own_negatives += anchor_columns + len(positives)
         own_columns = None
         if with_anchors:
             of_anchors, of_docs = own[:, None], of_positives[:, None]
@@ -182,7 +187,7 @@ class Batch:
             scale=scale,
             own_columns=own_columns,
             known_positives=self._known_positives(with_anchors, kinds),
-            excluded=_excluded(directions, kinds, len(anchors) * with_anchors, candidates),
+            excluded=_excluded(directions, kinds, anchor_columns, candidates),
             own_negatives=None if own_negatives is None else _in_turn([own_negatives] * kinds),
             positive_similarities=similarities,
             teacher_queries=teacher_queries,
@@ -198,25 +203,27 @@ class Batch:
         pairs = torch.stack([anchors, positives])
         pairs = torch.cat([pairs, pairs.flip(0)], dim=1) if kinds == 2 else pairs
         queries = _in_turn([anchors[self.rows], positives[self.rows]][:kinds])
-        candidates = torch.cat([*[anchors] * with_anchors, positives, *(keys.flatten() for keys in others)])
+        documents = [positives, *(keys.flatten() for keys in others)]
+        candidates = torch.cat([anchors, *documents] if with_anchors else documents)
         known = KnownPositives(queries, candidates, pairs)
-        return known if known.count() > (1 + with_anchors) * len(queries) else None
+        expected = 2 if with_anchors else 1  # a query's target, and the query itself
+        return known if known.count() > expected * len(queries) else None
 
 
-def _in_turn(kinds: Sequence[Tensor]) -> Tensor:
-    """The first rows of all, then the second ones, so that the rows of one softmax lie together."""
-    return kinds[0] if len(kinds) == 1 else torch.stack(list(kinds), dim=1).flatten(0, 1)
+def _in_turn(of_kinds: Sequence[Tensor]) -> Tensor:
+    """The first rows of all kinds, then the second ones, so that the rows of one softmax lie together."""
+    return of_kinds[0] if len(of_kinds) == 1 else torch.stack(list(of_kinds), dim=1).flatten(0, 1)
 
 
-def _excluded(directions: Sequence[str], kinds: int, anchors: int, candidates: Tensor) -> Tensor | None:
-    """(kinds, C): which columns, the first of them anchors, are not in the directions of a kind of rows."""
+def _excluded(directions: Sequence[str], kinds: int, anchor_columns: int, candidates: Tensor) -> Tensor | None:
+    """(kinds, C) bool: which columns, those of anchors in front, no direction of a kind has; None if all are in one."""
     of_anchors = ["query_to_query" not in directions, "doc_to_query" not in directions][:kinds]
     of_docs = [False, "doc_to_doc" not in directions][:kinds]
-    if not (anchors and any(of_anchors + of_docs)):
+    if not (anchor_columns and any(of_anchors + of_docs)):
         return None
     excluded = torch.zeros(kinds, len(candidates), dtype=torch.bool, device=candidates.device)
     for kind in range(kinds):
-        excluded[kind, :anchors], excluded[kind, anchors:] = of_anchors[kind], of_docs[kind]
+        excluded[kind, :anchor_columns], excluded[kind, anchor_columns:] = of_anchors[kind], of_docs[kind]
     return excluded
 
 

@@ -52,6 +52,11 @@ def row_losses(tile: Tile, edits: Sequence[Edit] = ()) -> Tensor:
 
     Returns:
         (m / group,), in the tile's dtype.
+
+    Example:
+        >>> rows = torch.eye(3)
+        >>> row_losses(Problem(rows, rows, torch.arange(3), scale=1.0).tile(slice(0, 2)))  # log(e^1 + 2 e^0) - 1
+        tensor([0.5514, 0.5514])
     """
     problem = tile.problem
     logits = _edited(tile, edits)

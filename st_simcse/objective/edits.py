@@ -14,6 +14,15 @@ from torch import Tensor
 
 from st_simcse.objective.problem import Tile
 
+__all__ = [
+    "AngularMargin",
+    "FocalMargin",
+    "GuidedNegatives",
+    "HardnessWeighting",
+    "OwnNegativeWeight",
+    "SimilarityThreshold",
+]
+
 
 @dataclass(frozen=True)
 class FocalMargin:
@@ -249,6 +258,6 @@ class GuidedNegatives:
 
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
         taught = tile.teacher_similarities
-        positives = taught.gather(1, tile.problem.targets[tile.rows, None])
+        positives = taught.gather(1, tile.targets)
         margin = self.margin * (1.0 if self.margin_strategy == "absolute" else positives.abs())
         return logits.masked_fill((taught > positives - margin) & ~tile.is_positive, -math.inf)

@@ -16,7 +16,7 @@ from st_simcse.objective.cross_entropy import cross_entropy
 from st_simcse.objective.geometry import normalize
 from st_simcse.objective.problem import Edit, Problem
 
-__all__ = ["info_nce", "sup_simcse_loss", "unsup_simcse_loss"]
+__all__ = ["check_temperature", "info_nce", "sup_simcse_loss", "unsup_simcse_loss"]
 
 
 def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
@@ -41,7 +41,7 @@ def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
         tensor(0.5514)
     """
     _check_interleaved(embeddings, 2, "[a0, a0', a1, a1', ...]")
-    _check_temperature(temperature)
+    check_temperature(temperature)
     views = normalize(embeddings, "embeddings")
     rows = torch.arange(len(views), device=views.device)
     return cross_entropy(Problem(views, views, rows ^ 1, 1 / temperature, own_columns=rows[:, None]))
@@ -115,12 +115,13 @@ def info_nce(
         >>> info_nce(Batch(anchors, anchors, text_keys=keys), temperature=1.0)
         tensor(0.)
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
     losses = [cross_entropy(problem, edits) for problem in batch.problems(comparison or Comparison(), 1 / temperature)]
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
+    """ValueError for a temperature that is no positive number."""
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive number, got {temperature}")
 
