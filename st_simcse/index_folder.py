@@ -15,9 +15,7 @@ import sentence_transformers
 import transformers
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from filelock import FileLock
-from sentence_transformers import SentenceTransformer
 
-from st_simcse.fingerprint import fingerprint
 from st_simcse.neighbours import INDEXES, Index, Neighbours
 
 __all__ = ["IndexFolder"]
@@ -26,8 +24,8 @@ __all__ = ["IndexFolder"]
 class IndexFolder:
     """An index on the disk. At every moment it can be gone on from what is written.
 
-    ``index.json`` describes it; ``texts/0``, ``texts/1``, ... are what was added, as ``Dataset.save_to_disk`` writes
-    it; the header of ``embeddings.npy`` counts the rows that are whole.
+    ``index.json`` describes it, with the fingerprint of the model that made it; ``texts/0``, ``texts/1``, ... are what
+    was added, as ``Dataset.save_to_disk`` writes it; the header of ``embeddings.npy`` counts the rows that are whole.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
@@ -47,15 +45,20 @@ class IndexFolder:
         return FileLock(self.path / "index.lock")
 
     def read(self) -> None:
+        """What describes it, as it is on the disk now; ValueError if that is damaged."""
         try:
             self.description = json.loads((self.path / "index.json").read_bytes())
         except ValueError as error:
-            raise ValueError(f"{self.path / 'index.json'} is no description of an index ({error})") from None
+            raise ValueError(
+                f"{self.path / 'index.json'} is no description of an index ({error}): delete the "
+                "folder, and build the index again"
+            ) from None
 
-    def create(self, model: SentenceTransformer) -> None:
+    def create(self, made_by: str) -> None:
+        """An empty index of the model with this fingerprint; FileExistsError where something else lies."""
         if foreign := sorted({path.name for path in self.path.iterdir()} - {"index.lock", "index.tmp"}):
             raise FileExistsError(f"{self.path} holds no index but {foreign[0]!r}: choose a new folder")
-        self.describe(model=fingerprint(model), versions=_versions(), texts=[])
+        self.describe(model=made_by, versions=_versions(), texts=[])
 
     def choose(self, index: Index) -> None:
         """How neighbours are found from now on."""
@@ -72,20 +75,22 @@ class IndexFolder:
         part.write_text(json.dumps(self.description, indent=1), encoding="utf-8")
         os.replace(part, self.path / "index.json")
 
-    def check_model(self, model: SentenceTransformer) -> None:
-        if self.description["model"] != fingerprint(model):
+    def check_model(self, fingerprint: str) -> None:
+        """ValueError if a model with another fingerprint made it."""
+        if self.description["model"] != fingerprint:
             raise ValueError(
                 f"{self.path} was made by another model, or with other settings or prompts of it: load that one, "
                 f"choose another folder, or delete this one (it was made with {self.description['versions']}; here is "
                 f"{_versions()})"
             )
 
-    def append(self, dataset: Dataset, digest: str) -> None:
+    def append(self, sentences: Dataset, digest: str) -> None:
+        """Sentences that are to be embedded; ``digest`` tells them from others."""
         parts = self.description["texts"]
         place = self.path / "texts" / str(len(parts))
         shutil.rmtree(place, ignore_errors=True)  # of an attempt that did not come to the description
-        dataset.save_to_disk(place)
-        self.describe(texts=[*parts, {"rows": len(dataset), "digest": digest}])
+        sentences.save_to_disk(place)
+        self.describe(texts=[*parts, {"rows": len(sentences), "digest": digest}])
 
     def sentences(self) -> Dataset:
         parts = range(len(self.description["texts"]))

@@ -33,6 +33,7 @@ __all__ = [
 Projection = Literal["pca", "umap"]
 
 MAX_CLASSES = 20  # as many colours as matplotlib's largest palette has
+BINS = np.linspace(-1, 1, 101)  # of cosine similarities
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
@@ -255,16 +256,11 @@ def plot_similarities(
 
 
 def _point(entry: Mapping[str, float], name: str) -> tuple[float, float] | None:
-    found = {
-        metric: value
+    uniformity, alignment = (
+        next((value for key, value in entry.items() if key == metric or key.endswith(f"{name}_{metric}")), None)
         for metric in ("uniformity", "alignment")
-        for key, value in entry.items()
-        if key == metric or key.endswith(f"{name}_{metric}")
-    }
-    return (found["uniformity"], found["alignment"]) if len(found) == 2 else None
-
-
-BINS = np.linspace(-1, 1, 101)
+    )
+    return None if uniformity is None or alignment is None else (uniformity, alignment)
 
 
 def _unit(name: str, embeddings: NDArray[Any], texts: int) -> NDArray[Any]:

@@ -5,34 +5,42 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from typing import Any, TypedDict, overload
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict, overload
 
 import numpy as np
 import torch
 from datasets import Dataset
+from huggingface_hub import cached_assets_path
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from st_simcse.checkpoints import load_model
-from st_simcse.fingerprint import text_digest
+from st_simcse.fingerprint import fingerprint, text_digest
 from st_simcse.hub import HubDataset
 from st_simcse.index_folder import IndexFolder
 from st_simcse.neighbours import ExactIndex, Index, Neighbours
 from st_simcse.readers import SentenceReader
 
-__all__ = ["Hit", "Searcher"]
+__all__ = ["Hit", "Searcher", "cached_searcher"]
 
 Comparable = str | Sequence[str] | np.ndarray | Tensor
-Source = Sequence[str] | Dataset | str | os.PathLike[str] | HubDataset
+Texts = Sequence[str] | Dataset | str | os.PathLike[str] | HubDataset
 
 # Sentences that are embedded, and written to the disk, at a time: what is lost at most when the work is interrupted.
 CHUNK_SIZE = 16_384
 
 
 class Hit(TypedDict):
-    """What a search finds: as ST's ``semantic_search`` says it, and the text."""
+    """What a search finds: as ST's ``semantic_search`` says it, and the text.
+
+    Attributes:
+        corpus_id: the sentence's row in the corpus, from 0.
+        score: its cosine similarity with the query.
+        text: the sentence.
+    """
 
     corpus_id: int
     score: float
@@ -117,7 +125,7 @@ class Searcher:
 
     def build_index(
         self,
-        texts: Source,
+        texts: Texts,
         folder: str | os.PathLike[str] | None = None,
         index: Index | None = None,
         batch_size: int = 64,
@@ -140,44 +148,27 @@ class Searcher:
         Raises:
             ValueError: without a sentence, if an embedding is not finite, or if the folder holds an index of other
                 texts or of another model.
+            FileExistsError: for a folder that holds something else.
             FileNotFoundError, ValueError: as the reader does.
             ImportError: for IVF and HNSW without faiss.
         """
-        dataset = _dataset(texts)
-        digest = text_digest(_iterate(dataset))
-        index = index or ExactIndex()
-        found = IndexFolder(folder)
-        with found.lock():
-            if found.exists():
-                found.read()  # as it is now: another process may have made it while this one waited
-                found.check_model(self.model)
-            else:
-                found.create(self.model)
-            if not found.description["texts"]:
-                found.append(dataset, digest)
-            elif [part["digest"] for part in found.description["texts"]] != [digest]:
-                raise ValueError(
-                    f"{found.path} holds an index of other texts: choose another folder, or delete it; add_to_index "
-                    "adds texts to an index"
-                )
-            found.choose(index)
-            self._complete(found, batch_size, device)
+        corpus, made_by = _Corpus.of(texts), fingerprint(self.model)
+        self._build(corpus, made_by, IndexFolder(folder), index or ExactIndex(), batch_size=batch_size, device=device)
 
-    def add_to_index(self, texts: Source, batch_size: int = 64, device: str | list[str] | None = None) -> None:
+    def add_to_index(self, texts: Texts, batch_size: int = 64, device: str | list[str] | None = None) -> None:
         """Embed further sentences and append them to the index, in its folder.
 
         Interrupted, it goes on when it is called again with the same texts. Arguments and errors are those of
         :meth:`build_index`.
         """
         folder = self._built()
-        dataset = _dataset(texts)
-        digest = text_digest(_iterate(dataset))
+        corpus = _Corpus.of(texts)
         with folder.lock():
             folder.read()
             parts = folder.description["texts"]
             if folder.is_complete() or not parts:
-                folder.append(dataset, digest)
-            elif parts[-1]["digest"] != digest:
+                folder.append(*corpus)
+            elif parts[-1]["digest"] != corpus.digest:
                 raise folder.unfinished()
             self._complete(folder, batch_size, device)
 
@@ -201,12 +192,12 @@ class Searcher:
             FileNotFoundError: if there is no index.
             ValueError: if another model made it.
         """
-        found = IndexFolder(folder)
-        if not found.exists():
-            raise FileNotFoundError(f"{found.path} holds no index: st-simcse index, or build_index, makes one")
+        index = IndexFolder(folder)
+        if not index.exists():
+            raise FileNotFoundError(f"{index.path} holds no index: st-simcse index, or build_index, makes one")
         searcher = cls(model)
-        found.check_model(searcher.model)
-        searcher._open(found)
+        index.check_model(fingerprint(searcher.model))
+        searcher._open(index)
         return searcher
 
     @overload
@@ -255,7 +246,25 @@ class Searcher:
         self._folder, self.sentences, self.embeddings = folder, folder.sentences(), folder.embeddings()
         self._neighbours = folder.neighbours() if folder.is_complete() else None
 
-    def _complete(self, folder: IndexFolder, batch_size: int, device: str | list[str] | None) -> None:
+    def _build(self, corpus: _Corpus, made_by: str, folder: IndexFolder, index: Index, **options: Any) -> None:
+        """As :meth:`build_index`, of what has been hashed: a large corpus or model takes seconds."""
+        with folder.lock():
+            if folder.exists():
+                folder.read()  # as it is now: another process may have made it while this one waited
+                folder.check_model(made_by)
+            else:
+                folder.create(made_by)
+            if not folder.description["texts"]:
+                folder.append(*corpus)
+            elif [part["digest"] for part in folder.description["texts"]] != [corpus.digest]:
+                raise ValueError(
+                    f"{folder.path} holds an index of other texts: choose another folder, or delete it; add_to_index "
+                    "adds texts to an index"
+                )
+            folder.choose(index)
+            self._complete(folder, **options)
+
+    def _complete(self, folder: IndexFolder, batch_size: int = 64, device: str | list[str] | None = None) -> None:
         """Embed what is not embedded yet, and open it."""
         sentences = folder.sentences()
         begin = folder.embedded_rows()
@@ -277,27 +286,65 @@ class Searcher:
         self._open(folder)
 
 
-def _dataset(texts: Source) -> Dataset:
-    if isinstance(texts, (str, os.PathLike, HubDataset)):
-        return SentenceReader(drop_duplicates=True).get_dataset(texts)
-    dataset = texts if isinstance(texts, Dataset) else Dataset.from_dict({"sentence": list(texts)})
-    if not len(dataset):
-        raise ValueError("there are no sentences to search")
-    if dataset.column_names != ["sentence"]:
-        raise ValueError(f"expected a Dataset with the one column 'sentence', got {dataset.column_names}")
-    return dataset
+def cached_searcher(
+    model: SentenceTransformer, corpus: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
+) -> Searcher:
+    """A corpus indexed in a cache, or the index of the same texts and model that is there.
+
+    Args:
+        model: embeds the corpus and the queries.
+        corpus: a file that :class:`~st_simcse.SentenceReader` reads; equal sentences are listed once.
+        cache_dir: the folder for st_simcse in the cache of huggingface_hub (``HF_HOME``) when left out.
+
+    Raises:
+        FileNotFoundError, ValueError: as the reader and :meth:`~st_simcse.Searcher.build_index` do.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> corpus = getfixture("tmp_path") / "corpus.txt"
+        >>> _ = corpus.write_text("Two dogs run.\\nA man plays a guitar.")
+        >>> searcher = cached_searcher(tiny_model(["Two dogs run."]), corpus, corpus.parent / "cache")
+        >>> searcher.search("two dogs run", top_k=1)[0]["text"]
+        'Two dogs run.'
+    """
+    found, made_by = _Corpus.of(corpus), fingerprint(model)
+    folder = Path(cache_dir or cached_assets_path("st_simcse", "embeddings"), text_digest([made_by, found.digest]))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # for the user alone
+    searcher = Searcher(model)
+    searcher._build(found, made_by, IndexFolder(folder), ExactIndex())
+    return searcher
 
 
-def _iterate(dataset: Dataset) -> Any:
-    return (text for batch in dataset.iter(batch_size=1000) for text in batch["sentence"])
+class _Corpus(NamedTuple):
+    """Sentences, and what tells them from others."""
+
+    sentences: Dataset
+    digest: str
+
+    @classmethod
+    def of(cls, texts: Texts) -> _Corpus:
+        if isinstance(texts, (str, os.PathLike, HubDataset)):
+            sentences = SentenceReader(drop_duplicates=True).get_dataset(texts)
+        else:
+            sentences = texts if isinstance(texts, Dataset) else Dataset.from_dict({"sentence": list(texts)})
+        if not len(sentences):
+            raise ValueError("there are no sentences to search")
+        if sentences.column_names != ["sentence"]:
+            raise ValueError(f"expected a Dataset with the one column 'sentence', got {sentences.column_names}")
+        # A batch at a time in memory.
+        return cls(sentences, text_digest(text for batch in sentences.iter(1000) for text in batch["sentence"]))
 
 
 def _unit(embeddings: Any) -> np.ndarray:
     """Here rather than in the model, whose own precision may be bfloat16."""
-    return normalize(torch.as_tensor(embeddings).float(), dim=-1).numpy()
+    # Forced: off a GPU, and out of a graph.
+    return normalize(torch.as_tensor(embeddings).float(), dim=-1).numpy(force=True)
 
 
 def _finite(embeddings: np.ndarray, start: int) -> np.ndarray:
     if bad := np.flatnonzero(~np.isfinite(embeddings).all(axis=1)).tolist():
-        raise ValueError(f"the model embeds sentence {start + bad[0]:,} and {len(bad) - 1:,} more as NaN or infinity")
+        raise ValueError(
+            f"the model embeds sentence {start + bad[0]:,} and {len(bad) - 1:,} more as NaN or infinity: its "
+            "training went wrong, or its files are damaged"
+        )
     return embeddings

@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from huggingface_hub import cached_assets_path
-from sentence_transformers import SentenceTransformer
-
-from st_simcse.fingerprint import fingerprint, text_digest
-from st_simcse.readers import SentenceReader
 from st_simcse.search import Searcher
 
 if TYPE_CHECKING:
     from gradio import Blocks
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["cached_searcher", "check_port", "launch", "search_page"]
+__all__ = ["check_port", "launch", "search_page"]
 
 # gradio would fetch its fonts, report its use and have the browser keep all queries; a local page does without. Its
 # statistics, for a page of its own that is closed here, cost more time after each query than a search.
@@ -102,35 +96,6 @@ def search_page(searcher: Searcher) -> Blocks:
         gradio.on([button.click, query.submit], search, inputs, table, api_name="search", **queued)
         gradio.on([compare_button.click], compare, sides, pairs, api_name="compare", **queued)
     return page.queue(api_open=False, max_size=MAX_WAITING)
-
-
-def cached_searcher(
-    model: SentenceTransformer, corpus: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
-) -> Searcher:
-    """A corpus indexed in a cache, or the index of the same texts and model that is there.
-
-    Args:
-        model: embeds the corpus and the queries.
-        corpus: a file that :class:`~st_simcse.SentenceReader` reads; equal sentences are listed once.
-        cache_dir: the folder for st_simcse in the cache of huggingface_hub (``HF_HOME``) when left out.
-
-    Raises:
-        FileNotFoundError, ValueError: as the reader and :meth:`~st_simcse.Searcher.build_index` do.
-    """
-    sentences = SentenceReader(drop_duplicates=True).get_dataset(corpus)
-    searcher = Searcher(model)
-    name = text_digest([fingerprint(model), *sentences["sentence"]])
-    folder = Path(cache_dir or cached_assets_path("st_simcse", "embeddings"), name)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # for the user alone
-    searcher.build_index(sentences, folder)
-    return searcher
-
-
-def _similarities(searcher: Searcher, pairs: list[tuple[str, str]]) -> list[float]:
-    if not pairs:
-        return []
-    first, second = (searcher.encode(side, show_progress_bar=False) for side in zip(*pairs, strict=True))
-    return (first * second).sum(axis=1).tolist()
 
 
 def check_port(port: int) -> None:
@@ -256,6 +221,13 @@ def _wrong_with(path: str, body: bytes) -> str | None:
         kinds = "text, text" if is_comparison else "query, number of results, least cosine similarity"
         return f"expected the data [{kinds}]"
     return None
+
+
+def _similarities(searcher: Searcher, pairs: list[tuple[str, str]]) -> list[float]:
+    if not pairs:
+        return []
+    first, second = (searcher.encode(side, show_progress_bar=False) for side in zip(*pairs, strict=True))
+    return (first * second).sum(axis=1).tolist()
 
 
 def _lines(text: str) -> list[str]:

@@ -40,6 +40,10 @@ def test_paths_have_uniformity_on_x_and_alignment_on_y(tmp_path, drawn):
     assert lines[0].get_xydata().tolist() == [[-1.0, 0.3], [-2.0, 0.2]]
     assert lines[1].get_xydata().tolist() == [[-3.0, 0.1]]
     assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
+    both = {f"{name}_{metric}": row for row, name in enumerate("ab") for metric in ("alignment", "uniformity")}
+    for name, place in (("", 0), ("a", 0), ("b", 1)):  # the first evaluator, unless one is named
+        plot_alignment_uniformity({"a": [both]}, tmp_path / "paths.png", name)
+        assert drawn[-1][1].get_lines()[0].get_xydata().tolist() == [[place, place]]
     with pytest.raises(ValueError, match="run 'c' has no metrics"):
         plot_alignment_uniformity({"c": history[:1]}, tmp_path / "none.png")
 

@@ -73,7 +73,7 @@ def test_similarities_of_texts_lists_and_arrays(model, sentences):
     for a, b in [
         (sentences[:2], sentences),
         (sentences[:2], 3 * embeddings),
-        (torch.tensor(embeddings[:2]), sentences),
+        (torch.tensor(embeddings[:2], requires_grad=True), sentences),
     ]:
         assert searcher.similarity(a, b) == pytest.approx(expected, abs=1e-2)
     assert searcher.similarity(sentences[0], embeddings) == pytest.approx(expected[0], abs=1e-2)

@@ -14,10 +14,11 @@ import pytest
 from gradio_client import Client
 from sentence_transformers import SentenceTransformer
 
-from st_simcse import cli
+from st_simcse import cli, search
 from st_simcse.checkpoints import load_model
 from st_simcse.demo import tiny_model
-from st_simcse.serve import MAX_QUERY_LENGTH, cached_searcher, launch, search_page
+from st_simcse.search import cached_searcher
+from st_simcse.serve import MAX_QUERY_LENGTH, launch, search_page
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,11 @@ def test_the_corpus_is_a_file_or_an_index(options, tiny_bert, tmp_path):
 
 
 def test_the_corpus_is_embedded_once(tiny_bert, corpus, tmp_path, monkeypatch):
+    hashed = []
+    fingerprint = search.fingerprint
+    monkeypatch.setattr(search, "fingerprint", lambda model: (hashed.append(model), fingerprint(model))[1])
     searcher = cached_searcher(load_model(tiny_bert), corpus, tmp_path)
+    assert hashed == [searcher.model]
     (folder,) = tmp_path.iterdir()
     assert folder.stat().st_mode & 0o077 == 0
     monkeypatch.setattr(SentenceTransformer, "encode_document", lambda *args, **options: pytest.fail("embedded"))
@@ -225,7 +230,7 @@ def test_an_interrupted_start_is_a_line(options, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("st_simcse.serve.Searcher", interrupted)
+    monkeypatch.setattr("st_simcse.search.Searcher", interrupted)
     with pytest.raises(SystemExit, match="st-simcse serve: interrupted before the page was up"):
         cli.main(["serve", *options, "--port", str(_free_port())])
     assert signal.getsignal(signal.SIGTERM) is before

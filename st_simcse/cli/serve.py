@@ -38,8 +38,8 @@ def run(argv: Sequence[str]) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from st_simcse.checkpoints import load_model
-        from st_simcse.search import Searcher
-        from st_simcse.serve import cached_searcher, check_port, launch, search_page
+        from st_simcse.search import Searcher, cached_searcher
+        from st_simcse.serve import check_port, launch, search_page
 
         check_port(args.port)
         model = load_model(args.model)

@@ -16,9 +16,13 @@ __all__ = ["RecordingEvaluator"]
 class RecordingEvaluator(BaseEvaluator):
     """An evaluator that measures, and records what it measured."""
 
-    name: str
-    write_csv: bool
-    csv_file: str
+    def __init__(self, kind: str, primary_metric: str, name: str, batch_size: int, write_csv: bool) -> None:
+        super().__init__()
+        self.primary_metric = primary_metric
+        self.name = name
+        self.batch_size = batch_size
+        self.write_csv = write_csv
+        self.csv_file = f"{kind}_{name}_results.csv" if name else f"{kind}_results.csv"
 
     @abstractmethod
     def measure(self, model: SentenceTransformer) -> dict[str, float]:

@@ -18,17 +18,19 @@ from st_simcse.readers import Column, Name, Reader, Record, Source
 __all__ = ["KNNEvaluator", "load_classes", "load_retrieval"]
 
 
-class _ClassReader(Reader):
-    """(text, class) rows."""
-
-    usual = (("text", "label"), ("text", "class"), ("sentence", "label"), ("sentence", "class"))
-
+class _TableReader(Reader):
     def _records(self, path: Source) -> Iterator[Record]:
         for _, record in self._cells(path):
             yield record
 
 
-class _PairReader(_ClassReader):
+class _ClassReader(_TableReader):
+    """(text, class) rows."""
+
+    usual = (("text", "label"), ("text", "class"), ("sentence", "label"), ("sentence", "class"))
+
+
+class _QueryReader(_TableReader):
     """(query, document) rows."""
 
     usual = (("query", "document"), ("query", "answer"), ("title", "text"), ("anchor", "positive"))
@@ -66,7 +68,7 @@ class KNNEvaluator(RecordingEvaluator):
         batch_size: int = 64,
         write_csv: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__("knn", "accuracy", name, batch_size, write_csv)
         if len(texts) != len(classes):
             raise ValueError(f"every text needs a class, got {len(texts)} texts and {len(classes)} classes")
         if len(set(classes)) < 2 or not 1 <= k < len(texts):
@@ -75,9 +77,7 @@ class KNNEvaluator(RecordingEvaluator):
                 "texts than k, which is 1 or more"
             )
         self.texts, self.classes = list(texts), list(classes)
-        self.k, self.name, self.batch_size, self.write_csv = k, name, batch_size, write_csv
-        self.csv_file = f"knn{'_' + name if name else ''}_results.csv"
-        self.primary_metric = "accuracy"
+        self.k = k
 
     def measure(self, model: SentenceTransformer) -> dict[str, float]:
         embeddings = model.encode(self.texts, batch_size=self.batch_size, show_progress_bar=False)
@@ -146,7 +146,7 @@ def load_retrieval(
         (2, 3)
     """
     relevant: dict[str, set[str]] = {}
-    for query, document in _PairReader(columns=columns)._read(filename):
+    for query, document in _QueryReader(columns=columns)._read(filename):
         relevant.setdefault(query, set()).add(document)
     documents = {document: document for found in relevant.values() for document in sorted(found)}
     options: dict[str, Any] = {"batch_size": 64, "name": name or _stem(filename)} | evaluator_kwargs

@@ -49,19 +49,14 @@ class AlignmentUniformityEvaluator(RecordingEvaluator):
         positive_threshold: float = 4.0,
         write_csv: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__("alignment_uniformity", "uniformity", name, batch_size, write_csv)
         self.positives = [index for index, score in enumerate(scores) if score > positive_threshold]
         if not self.positives:
             raise ValueError(
                 f"no pair is scored above {positive_threshold}: pass a positive_threshold on the scale of these scores"
             )
         self.sentences1, self.sentences2 = list(sentences1), list(sentences2)
-        self.name = name
-        self.batch_size = batch_size
-        self.write_csv = write_csv
-        self.csv_file = f"alignment_uniformity{'_' + name if name else ''}_results.csv"
         self.greater_is_better = False
-        self.primary_metric = "uniformity"
 
     @classmethod
     def from_sts(cls, evaluator: EmbeddingSimilarityEvaluator, **options: Any) -> AlignmentUniformityEvaluator:

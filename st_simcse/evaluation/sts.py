@@ -55,10 +55,11 @@ def sts_evaluators(
         ValueError: for a file that cannot be read, as :func:`~st_simcse.load_sts` raises it, and an unknown task.
 
     Example:
-        ::
-
-            results = sts_evaluators("sts")(model)
-            print(format_table({"my model": sts_scores(results)}))
+        >>> from st_simcse.demo import tiny_model
+        >>> evaluator = sts_evaluators(getfixture("generated") / "sts/raw", tasks=["STS-B"])
+        >>> results = evaluator(tiny_model(["A dog runs."]))
+        >>> list(sts_scores(results))  # in percent, for format_table
+        ['STS-B', 'Avg.']
     """
     stems = STS_DEV_TASKS if dev else STS_TASKS
     tasks = list(stems) if tasks is None else list(tasks)
@@ -84,7 +85,7 @@ def sts_evaluators(
 
 
 def sts_scores(results: Mapping[str, float]) -> dict[str, float]:
-    """A row of the paper's table: Spearman × 100 by task, and the average, from what :func:`sts_evaluators` returned.
+    """A row of the paper's table: Spearman × 100 by task, and the average, as :func:`sts_evaluators` measures them.
 
     Example:
         >>> results = {f"{task}_spearman_cosine": 0.5 for task in STS_TASKS}

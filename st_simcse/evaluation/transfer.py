@@ -28,9 +28,9 @@ Mode = Literal["test", "fasttest", "dev"]
 TRANSFER_TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
 # princeton-nlp/SimCSE's evaluation.py: "kfold" of its modes.
 FOLDS: dict[Mode, int] = {"test": 10, "fasttest": 5, "dev": 5}
-# SentEval's choices of scikit-learn's C: the inverse of the regularization's strength.
+# SentEval's choices of scikit-learn's C, the inverse of the regularization's strength; others for train without dev.
 STRENGTHS = [2.0**power for power in range(-2, 4)]
-STRENGTHS_BY_FOLDS = [2.0**power for power in range(-1, 6)]
+STRENGTHS_OF_TRAIN = [2.0**power for power in range(-1, 6)]
 
 
 def transfer_evaluators(
@@ -55,10 +55,13 @@ def transfer_evaluators(
         ValueError: for an unknown task or mode, and a file that cannot be read, naming file and line.
 
     Example:
-        ::
-
-            results = transfer_evaluators("senteval")(model)
-            print(format_table({"my model": transfer_scores(results)}))
+        >>> from st_simcse.demo import tiny_model
+        >>> evaluator = transfer_evaluators(getfixture("senteval"), ["SST2"])
+        >>> results = evaluator(tiny_model(["A dog runs."]))
+        >>> sorted(results)
+        ['SST2_accuracy', 'SST2_dev_accuracy', 'SST2_f1', 'sequential_score']
+        >>> list(transfer_scores(results))  # in percent, for format_table
+        ['SST2', 'Avg.']
     """
     if unknown := [task for task in tasks if task not in TRANSFER_TASKS]:
         raise ValueError(f"no transfer task is {', '.join(unknown)}: choose among {', '.join(TRANSFER_TASKS)}")
@@ -123,7 +126,7 @@ class TransferEvaluator(RecordingEvaluator):
         seed: int = 1111,
         write_csv: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__("transfer", "dev_accuracy" if mode == "dev" else "accuracy", name, batch_size, write_csv)
         if mode not in FOLDS:
             raise ValueError(f"unknown mode {mode!r}: choose {', '.join(FOLDS)}")
         if len(splits) > 1 and set(splits) not in ({"train", "test"}, {"train", "dev", "test"}):
@@ -131,14 +134,12 @@ class TransferEvaluator(RecordingEvaluator):
         # In SentEval's order, so that its folds are ours.
         self.splits = {split: sorted(examples, key=_order) for split, examples in splits.items()}
         self.texts = list(dict.fromkeys(text for rows in splits.values() for texts, _ in rows for text in texts))
-        self.name, self.mode, self.batch_size, self.seed, self.write_csv = name, mode, batch_size, seed, write_csv
-        self.csv_file = f"transfer{'_' + name if name else ''}_results.csv"
-        self.primary_metric = "dev_accuracy" if mode == "dev" else "accuracy"
+        self.mode, self.seed = mode, seed
         self._check_classes()
 
     def _check_classes(self) -> None:
-        first = next(iter(self.splits.values())) if len(self.splits) == 1 else self.splits["train"]
-        counts = Counter(label for _, label in first)
+        training = next(iter(self.splits.values())) if len(self.splits) == 1 else self.splits["train"]
+        counts = Counter(label for _, label in training)
         for split, rows in self.splits.items():
             if unknown := {label for _, label in rows} - counts.keys():
                 raise ValueError(f"{self.name}: no training example has the class {min(unknown)} of {split}")
@@ -182,7 +183,7 @@ class TransferEvaluator(RecordingEvaluator):
             is_dev = np.r_[np.full(len(labels["train"]), -1), np.zeros(len(labels["dev"]), int)]
             strength, dev_accuracy = _search(x, y, STRENGTHS, PredefinedSplit(is_dev))
         else:
-            strength, dev_accuracy = _search(features["train"], labels["train"], STRENGTHS_BY_FOLDS, self._folds())
+            strength, dev_accuracy = _search(features["train"], labels["train"], STRENGTHS_OF_TRAIN, self._folds())
         predicted = _classifier(strength).fit(features["train"], labels["train"]).predict(features["test"])
         metrics = {"accuracy": float(accuracy_score(labels["test"], predicted)), "dev_accuracy": dev_accuracy}
         classes = sorted(set(labels["train"]))
