@@ -245,7 +245,9 @@ class Reader:
 
     def _choose_columns(self, path: Source, line: int, row: dict[Column, Any]) -> Sequence[Column]:
         if self.columns is not None:
-            wanted, lacking = self.columns, str([column for column in self.columns if column not in row])
+            # Where columns have names, a number is one.
+            wanted = [column if column in row or str(column) not in row else str(column) for column in self.columns]
+            lacking = str([column for column in wanted if column not in row])
         else:
             wanted, lacking = self.usual_columns(row), " or ".join(str(list(columns)) for columns in self.usual)
         if not wanted or not all(column in row for column in wanted):

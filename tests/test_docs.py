@@ -57,7 +57,7 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval):
             torch.save(load_file(path), "old/pytorch_model.bin")
         else:
             Path("old", path.name).symlink_to(path.absolute())
-    for name in ("sentences.txt", "wiki1m_for_simcse.txt"):
+    for name in ("sentences.txt", "paragraphs.txt", "wiki1m_for_simcse.txt"):
         Path(name).write_text("\n".join(sentences))
     Path("zh.txt").write_text("\n".join(CHINESE))
     pairs = zip(sentences, sentences[3:] + sentences[:3], strict=True)

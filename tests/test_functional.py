@@ -257,6 +257,7 @@ ROW = torch.ones(2, 4)
         (lambda: contrast(ROW.long(), ROW), "floating point"),
         (lambda: contrast(ROW, ROW, temperature=0), "temperature must be a positive number"),
         (lambda: contrast(ROW, ROW, temperature=-1), "temperature must be a positive number"),
+        (lambda: contrast(ROW, ROW, temperature=math.inf), "temperature must be a positive number"),
         (lambda: contrast(ROW, ROW, temperature=math.nan), "temperature must be a positive number"),
         (lambda: contrast(ROW, ROW, ROW, weight=-0.5), "pass its exponential"),
         (lambda: contrast(ROW, torch.tensor([[1.0] * 4, [math.nan] * 4])), r"positives .* row\(s\) \[1\] of 2"),

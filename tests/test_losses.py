@@ -158,6 +158,18 @@ def test_several_passes_look_the_tokens_up_once(model, sentences, monkeypatch):
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
 
 
+def test_hooks_of_the_vocabulary_see_every_place_of_a_pass(model, sentences, monkeypatch):
+    """Such as one that adds noise, which is to be another at every place."""
+    monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", 2)
+    shapes = []
+    table = model[0].auto_model.get_input_embeddings()
+    handle = table.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[:-1]))
+    SupSimCSELoss(model, mask_duplicates=False)(_features(model, sentences, sentences[::-1])).backward()
+    handle.remove()
+    assert len(shapes) > 2
+    assert all(rows <= 2 for rows, width in shapes)
+
+
 def test_one_column_equals_two_identical_columns(model, sentences):
     loss = UnsupSimCSELoss(model)
     torch.manual_seed(1)

@@ -922,3 +922,11 @@ def test_an_unreachable_hub_is_an_error_at_once(monkeypatch):
     monkeypatch.setattr("st_simcse.hub.load_dataset", None)  # which would try again and again
     with pytest.raises(OSError, match=r"nobody/nothing is no folder here, and .* cannot be reached"):
         HubDataset("nobody/nothing").load()
+
+
+def test_columns_whose_names_are_numbers(tmp_path):
+    """As pandas writes a table without names; the command line takes digits for a number."""
+    path = tmp_path / "table.jsonl"
+    path.write_text('{"0": "Two dogs run.", "1": "A cat sleeps."}\n')
+    for column in (1, "1"):
+        assert list(SentenceReader(column=column).get_dataset(path)["sentence"]) == ["A cat sleeps."]

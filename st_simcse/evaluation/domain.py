@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,18 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from sklearn.neighbors import NearestNeighbors
 
 from st_simcse.evaluation.base import RecordingEvaluator
-from st_simcse.readers import Column, Name, Reader, Record, Source
+from st_simcse.readers import Column, Name, Reader
 
 __all__ = ["KNNEvaluator", "load_classes", "load_retrieval"]
 
 
-class _TableReader(Reader):
-    def _records(self, path: Source) -> Iterator[Record]:
-        for _, record in self._cells(path):
-            yield record
-
-
-class _ClassReader(_TableReader):
+class _ClassReader(Reader):
     """(text, class) rows."""
 
     usual = (("text", "label"), ("text", "class"), ("sentence", "label"), ("sentence", "class"))
 
 
-class _QueryReader(_TableReader):
+class _QueryReader(Reader):
     """(query, document) rows."""
 
     usual = (("query", "document"), ("query", "answer"), ("title", "text"), ("anchor", "positive"))

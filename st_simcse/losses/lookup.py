@@ -1,4 +1,4 @@
-"""The token embeddings of a batch, looked up once for all of its forward passes."""
+"""One gradient of the vocabulary's size for all forward passes of a batch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["looked_up_once"]
 
 @contextmanager
 def looked_up_once(model: nn.Module, token_ids: Tensor) -> Iterator[None]:
-    """While it is open, the model takes the embeddings of these tokens from one lookup.
+    """While it is open, the embeddings of these tokens come from one lookup, and their gradient is computed once.
 
     The gradient of a lookup is as large as the whole vocabulary, and zeros nearly everywhere: one a batch is enough.
-    A vocabulary that is frozen or sharded, and a compiled model, are left alone.
+    A vocabulary that is frozen, sharded or has hooks of its own, and a compiled model, are left alone.
 
     Args:
         model: a SentenceTransformer, or what wraps one.
@@ -34,14 +34,15 @@ def looked_up_once(model: nn.Module, token_ids: Tensor) -> Iterator[None]:
         >>> torch.equal(embedding[0], model.encode("Two dogs run.", convert_to_tensor=True))
         True
     """
-    table = _trained_table(model)
-    if table is None:
+    table, known = _trained_table(model), torch.unique(token_ids)
+    if table is None or known[-1] >= table.num_embeddings:  # ids of another tokenizer of a Router
         yield
         return
-    known = torch.unique(token_ids)
     rows = table(known)
 
     def take(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not inputs:  # given by keyword
+            return output
         places = torch.searchsorted(known, inputs[0].contiguous()).clamp_(max=len(known) - 1)
         return F.embedding(places, rows) if torch.equal(known[places], inputs[0]) else output
 
@@ -56,7 +57,11 @@ def _trained_table(model: nn.Module) -> nn.Embedding | None:
     if is_compiled_module(model) or has_compiled_regions(model):
         return None
     transformer = extract_model_from_parallel(model).transformers_model
-    table = transformer.get_input_embeddings() if hasattr(transformer, "get_input_embeddings") else None
-    # What is sharded has weights of another type.
-    is_trained = isinstance(table, nn.Embedding) and type(table.weight) is nn.Parameter and table.weight.requires_grad
-    return table if is_trained else None
+    try:
+        table = transformer.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # no transformer, or one that does not say
+        return None
+    # What is sharded has weights of another type; a hook, such as one that adds noise, is for every place of a text.
+    if not isinstance(table, nn.Embedding) or type(table.weight) is not nn.Parameter or table._forward_hooks:
+        return None
+    return table if table.weight.requires_grad else None

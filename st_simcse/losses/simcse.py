@@ -68,7 +68,7 @@ class UnsupSimCSELoss(SimCSELoss):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Looked at once, in the first batch.
+        # Looked at in the first batch alone; columns in each where layers are shared.
         self._has_checked_views = self._has_checked_columns = False
         if isinstance(self.sharing, SharedPass):
             self.sharing.check(self)
