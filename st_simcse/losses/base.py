@@ -417,12 +417,11 @@ class SimCSELoss(GradientCache, nn.Module):
     def _embed(self, features: dict[str, Tensor], is_sorted: bool) -> list[Tensor]:
         """Projected embeddings; rows sorted by length in several passes of few rows on a CPU, all else in one."""
         on_cpu = is_sorted and features["attention_mask"].device.type == "cpu"
-        several = on_cpu and len(features["attention_mask"]) > ROWS_PER_PASS
-        learns_words = several and torch.is_grad_enabled() and "input_ids" in features
+        several = on_cpu and len(features["attention_mask"]) > ROWS_PER_PASS and "input_ids" in features
         # Around all passes: the autocast of each would cast every weight anew.
         with (
             torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu")),
-            looked_up_once(self.model, features["input_ids"]) if learns_words else nullcontext(),
+            looked_up_once(self.model, features["input_ids"]) if several else nullcontext(),
         ):
             outputs = chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
         return [self._project(output["sentence_embedding"]) for output in outputs]

@@ -19,7 +19,8 @@ def looked_up_once(model: nn.Module, token_ids: Tensor) -> Iterator[None]:
     """While it is open, the embeddings of these tokens come from one lookup, and their gradient is computed once.
 
     The gradient of a lookup is as large as the whole vocabulary, and zeros nearly everywhere: one a batch is enough.
-    A vocabulary that is frozen, sharded or has hooks of its own, and a compiled model, are left alone.
+    A vocabulary that is frozen, sharded or has hooks of its own, and a compiled model, are left alone, and so is all
+    where no gradients are computed.
 
     Args:
         model: a SentenceTransformer, or what wraps one.
@@ -34,10 +35,11 @@ def looked_up_once(model: nn.Module, token_ids: Tensor) -> Iterator[None]:
         >>> torch.equal(embedding[0], model.encode("Two dogs run.", convert_to_tensor=True))
         True
     """
-    table, known = _trained_table(model), torch.unique(token_ids)
-    if table is None or known[-1] >= table.num_embeddings:  # ids of another tokenizer of a Router
+    table = _trained_table(model) if torch.is_grad_enabled() else None
+    if table is None or token_ids.max() >= table.num_embeddings:  # ids of another tokenizer of a Router
         yield
         return
+    known = torch.unique(token_ids)
     rows = table(known)
 
     def take(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
