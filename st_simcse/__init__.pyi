@@ -42,7 +42,8 @@ from .readers import (
 )
 from .search import Searcher
 from .teacher import add_teacher_embeddings
-from .trainer import SimCSETrainer, SimCSETrainingArguments
+from .trainer import SimCSETrainer
+from .training_arguments import SimCSETrainingArguments
 from .views import Crops, TokenCutoff, WordRepetition
 
 __all__ = [
