@@ -78,8 +78,8 @@ def tokenize(dataset: Dataset, model: SentenceTransformer, collator: BaseDataCol
         >>> tokenize(Dataset.from_dict({"sentence": ["Two dogs"]}), tiny_model(["Two dogs"]))[0]
         {'sentence': [2, 6, 5, 3]}
     """
-    routers = [part for part in model if isinstance(part, Router)]
-    tokenizers = [modules[0].tokenizer for router in routers for modules in router.sub_modules.values()]
+    routes: list[Any] = [modules for part in model if isinstance(part, Router) for modules in part.sub_modules.values()]
+    tokenizers = [modules[0].tokenizer for modules in routes]
     if len({(tokenizer.pad_token_id, tokenizer.padding_side) for tokenizer in tokenizers}) > 1:
         raise ValueError("the routes of this model pad differently, so that they cannot be tokenized once")
 

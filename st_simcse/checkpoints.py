@@ -126,16 +126,16 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
         backbone = copy.deepcopy(backbone)
         merge_adapters(backbone)
     if rest:
-        dense = rest[0]
+        dense: Any = rest[0]
         pooler = _pooler(backbone)
-        fits = isinstance(dense, Dense) and isinstance(dense.activation_function, nn.Tanh) and mode == "cls"
-        if not fits or pooler is None or pooler.weight.shape != dense.linear.weight.shape:
+        is_pooler = isinstance(dense, Dense) and isinstance(dense.activation_function, nn.Tanh) and mode == "cls"
+        if not is_pooler or pooler is None or pooler.weight.shape != dense.linear.weight.shape:
             raise ValueError(
                 "only a Dense module with Tanh, of the transformer's width and after CLS pooling, can become its "
                 f"pooler, and only where the architecture has one; this model has {kinds} with {mode!r} pooling"
             )
-        backbone = copy.deepcopy(backbone)
-        _pooler(backbone).load_state_dict(dense.linear.state_dict())
+        backbone, pooler = copy.deepcopy((backbone, pooler))
+        pooler.load_state_dict(dense.linear.state_dict())
         expression = "outputs.pooler_output"
     elif mode == "cls":
         expression = "outputs.last_hidden_state[:, 0]"
@@ -159,7 +159,7 @@ def loading_class(model: SentenceTransformer) -> str:
         >>> loading_class(tiny_model(["Two dogs run."]))
         'AutoModel'
     """
-    transformer = model.transformers_model
+    transformer: Any = model.transformers_model
     auto = MODEL_MAPPING.get(type(transformer.config), type(transformer))
     is_auto = type(transformer) in (auto if isinstance(auto, tuple) else (auto,))
     return "AutoModel" if is_auto else type(transformer).__name__

@@ -219,6 +219,8 @@ def transfer_examples(folder: str | os.PathLike[str], task: str) -> dict[str, li
 
 def _examples(path: Path, label: str | None = None) -> Iterator[Example]:
     """Those of a file, whose classes are in its lines if ``label`` is None."""
+    texts: Sequence[str]
+    classes: Sequence[str]
     for line, text in text_lines(path, otherwise="latin-1"):
         if label is not None:
             texts, found, classes = (text,), label, (label,)

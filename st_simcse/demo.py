@@ -79,9 +79,8 @@ def run_demo(seed: int = 0) -> dict[str, float]:
     """
     corpus = generate_corpus(seed=seed)
     model = tiny_model(corpus.sentences + [text for triplet in corpus.triplets for text in triplet], seed=seed)
-    evaluator = EmbeddingSimilarityEvaluator(
-        *map(list, zip(*corpus.scored_pairs, strict=True)), main_similarity="cosine", batch_size=128
-    )
+    first, second, similarities = map(list, zip(*corpus.scored_pairs, strict=True))
+    evaluator = EmbeddingSimilarityEvaluator(first, second, similarities, main_similarity="cosine", batch_size=128)
     scores = {"before": evaluator(model)["spearman_cosine"]}
 
     print(f"\nUnsupervised: {len(corpus.sentences)} sentences, each its own positive under another dropout mask")
@@ -118,12 +117,13 @@ def _train(
         SimCSETrainer(model=model, args=arguments, train_dataset=dataset, loss=loss).train()
 
 
-def _print_neighbours(model: SentenceTransformer, corpus: Corpus, queries: int = 3, neighbours: int = 3) -> None:
+def _print_neighbours(model: SentenceTransformer, corpus: Corpus, count: int = 3, neighbours: int = 3) -> None:
     texts = list(dict.fromkeys(corpus.sentences))
-    questions = [sentence for sentence, _, _ in corpus.scored_pairs[:queries]]
-    hits = semantic_search(model.encode(questions), model.encode(texts, batch_size=128), top_k=neighbours)
+    questions = [sentence for sentence, _, _ in corpus.scored_pairs[:count]]
+    queries, candidates = (model.encode(some, batch_size=128, convert_to_tensor=True) for some in (questions, texts))
+    hits = semantic_search(queries, candidates, top_k=neighbours)
     print("\nNearest neighbours of held-out sentences")
     for question, found in zip(questions, hits, strict=True):
         print(f"  {question}")
         for hit in found:
-            print(f"    {hit['score']:.2f}  {texts[hit['corpus_id']]}")
+            print(f"    {hit['score']:.2f}  {texts[int(hit['corpus_id'])]}")

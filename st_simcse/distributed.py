@@ -118,13 +118,14 @@ class RoundSampler(DefaultBatchSampler):
 
     def __init__(self, batches: DefaultBatchSampler, processes: int) -> None:
         super().__init__(batches.sampler, batches.batch_size, batches.drop_last, seed=getattr(batches, "seed", 0))
-        if len(batches.sampler) < processes:
-            raise ValueError(f"{processes} processes need a row each, but the dataset has {len(batches.sampler)}")
+        rows: Any = batches.sampler
+        if len(rows) < processes:
+            raise ValueError(f"{processes} processes need a row each, but the dataset has {len(rows)}")
         self.batches = batches
         self.processes = processes
         self.drop_last = batches.drop_last or isinstance(batches, GroupByLabelBatchSampler)
 
-    def __iter__(self) -> Iterator[list[np.ndarray]]:
+    def __iter__(self) -> Iterator[Any]:
         batches = list(self.batches)
         if isinstance(self.batches, NoDuplicatesBatchSampler):
             batches = _without_repeats(batches)
@@ -136,7 +137,7 @@ class RoundSampler(DefaultBatchSampler):
         whole = len(batches) // self.processes * self.processes
         if whole < planned:
             logger.warning("only %d of %d planned batches: the batch sampler has too few rows", whole, planned)
-        rounds = [batches[begin : begin + self.processes] for begin in range(0, whole, self.processes)]
+        rounds: list[Any] = [batches[begin : begin + self.processes] for begin in range(0, whole, self.processes)]
         if rounds and type(self.batches) in (DefaultBatchSampler, LengthGroupedBatchSampler):
             rounds[-1] = np.array_split(np.concatenate(rounds[-1]), self.processes)
         for batch in rounds:
@@ -196,7 +197,7 @@ class EvenBatchSampler(DefaultBatchSampler):
     def __init__(self, rounds: RoundSampler | MultiDatasetDefaultBatchSampler, processes: int) -> None:
         super().__init__(rounds.sampler, rounds.batch_size, rounds.drop_last)
         # Otherwise accelerate takes a round whose last batch is not full for the end of the epoch.
-        self.batch_size = None
+        self.batch_size = None  # type: ignore[assignment]
         self.rounds = rounds
         self.processes = processes
 
@@ -204,6 +205,7 @@ class EvenBatchSampler(DefaultBatchSampler):
         # As ST's other samplers do themselves; what accelerate has to do it for the default one does not reach here.
         if generator := getattr(self.rounds.sampler, "generator", None):
             generator.manual_seed(self.rounds.seed + self.epoch)
+        batches: Any
         for batches in self.rounds:
             if len(batches) != self.processes or not all(isinstance(batch, np.ndarray) for batch in batches):
                 raise ValueError(

@@ -38,7 +38,9 @@ try:
     from sentence_transformers.base.losses.merged_forward import merge_feature_batches
 except ImportError:  # before 6.0
 
-    def merge_feature_batches(columns: list[dict[str, Any]]) -> dict[str, Any] | None:
+    def merge_feature_batches(  # type: ignore[misc]  # as much of it as is used here
+        columns: list[dict[str, Any]],
+    ) -> dict[str, Any] | None:
         """The rows of all columns as one batch of one width; None if the columns are not alike."""
         first, *others = columns
         if "attention_mask" not in first or any(column.keys() != first.keys() for column in others):
@@ -54,7 +56,7 @@ except ImportError:  # before 6.0
                 merged[key] = value
         return merged
 
-    def chunked_outputs(
+    def chunked_outputs(  # type: ignore[misc]
         model: nn.Module, features: dict[str, Any], mini_batch_size: int | None, task: None
     ) -> list[dict[str, Any]]:
         """What the model gives for each mini-batch of the rows, or for all of them at once."""
@@ -90,7 +92,8 @@ class GradientCache(CachedLossMixin):
         def embed_minibatch_iter(
             self, *args: Any, with_grad: bool, ranges: list[tuple[int, int]], **kwargs: Any
         ) -> Iterator[tuple[Tensor, RandContext | None]]:
-            minibatches = super().embed_minibatch_iter(*args, with_grad=with_grad, ranges=ranges, **kwargs)
+            options: Any = {"with_grad": with_grad, "ranges": ranges, **kwargs}
+            minibatches = super().embed_minibatch_iter(*args, **options)
             model = getattr(self.model, "_orig_mod", self.model)
             if not (with_grad and isinstance(model, DistributedDataParallel) and model.require_backward_grad_sync):
                 yield from minibatches
@@ -111,8 +114,9 @@ def refuse_stale_gradients(loss: nn.Module) -> None:
     """
     if CLEARS_LOSS_GRADIENTS or gradients_are_averaged():
         return
-    cleared = all(parameter.grad is None for parameter in loss.model.parameters())
-    if cleared and any(parameter.grad is not None for parameter in own_parameters(loss, loss.model)):
+    model: Any = loss.model
+    cleared = all(parameter.grad is None for parameter in model.parameters())
+    if cleared and any(parameter.grad is not None for parameter in own_parameters(loss, model)):
         raise ValueError(
             "the gradients of the model have been cleared, but not those of the loss's own weights, such as a "
             "projection head's: train with SimCSETrainer, which clears them, or install sentence-transformers 6.2, "

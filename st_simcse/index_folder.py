@@ -29,9 +29,10 @@ class IndexFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        # Deleted when nobody uses it any more.
-        self._temporary = tempfile.TemporaryDirectory(prefix="st_simcse_") if path is None else None
-        self.path = Path(path if self._temporary is None else self._temporary.name)
+        if path is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="st_simcse_")  # deleted when nobody uses it any more
+            path = self._temporary.name
+        self.path = Path(path)
         self.description: dict[str, Any] = {}
         if self.exists():
             self.read()

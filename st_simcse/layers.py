@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
@@ -51,7 +53,8 @@ def keep_layers(model: SentenceTransformer, count: int) -> None:
     if not 0 < count <= len(layers):
         raise ValueError(f"layers={count} (--layers) of a transformer that has {len(layers)}: choose from 1 to that")
     del layers[count:]
-    config = model.transformers_model.config.get_text_config()
+    transformer: Any = model.transformers_model
+    config = transformer.config.get_text_config()
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:count]
     config.num_hidden_layers = count

@@ -111,7 +111,7 @@ class ModelCardCallback(SentenceTransformerModelCardCallback):
         self.results_at: dict[int, Results] | None = None  # by step, while training goes on
 
     def on_init_end(self, args: Any, *others: Any, **kwargs: Any) -> None:
-        card = _own_card(kwargs["model"])
+        card = own_card(kwargs["model"])
         card.add_tags(["simcse", "st_simcse"])
         if getattr(args, "texts_in_model_card", False):
             super().on_init_end(args, *others, **kwargs)
@@ -124,17 +124,17 @@ class ModelCardCallback(SentenceTransformerModelCardCallback):
             for key in ("examples", "examples_table"):
                 dataset.pop(key, None)
 
-    def on_train_begin(self, *others: Any, model: Any, **kwargs: Any) -> None:
-        card = _own_card(model)
-        super().on_train_begin(*others, model=model, **kwargs)
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        card = own_card(model)
+        super().on_train_begin(args, state, control, model, **kwargs)
         self.results_at = {}
         card.results_before, card.eval_results_dict = card.eval_results_dict or {}, {}
 
-    def on_evaluate(self, args: Any, state: Any, *others: Any, model: Any, **kwargs: Any) -> None:
-        super().on_evaluate(args, state, *others, model=model, **kwargs)
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        super().on_evaluate(args, state, control, model, **kwargs)
         if self.results_at is None:
             return
-        card = _own_card(model)
+        card = own_card(model)
         self.results_at[state.global_step] = dict(card.eval_results_dict or {})
         if state.global_step == 0:  # eval_on_start
             card.results_before |= card.eval_results_dict or {}
@@ -145,11 +145,11 @@ class ModelCardCallback(SentenceTransformerModelCardCallback):
         step = state.global_step
         if args.load_best_model_at_end and state.best_model_checkpoint:
             step = step_of(state.best_model_checkpoint)
-        _own_card(model).eval_results_dict = (self.results_at or {}).get(step, {})
+        own_card(model).eval_results_dict = (self.results_at or {}).get(step, {})
         self.results_at = None
 
 
-def _own_card(model: SentenceTransformer) -> SimCSEModelCardData:
+def own_card(model: SentenceTransformer) -> SimCSEModelCardData:
     if not isinstance(model.model_card_data, SimCSEModelCardData):
         model.model_card_data = SimCSEModelCardData.of(model.model_card_data)
     return model.model_card_data

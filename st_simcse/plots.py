@@ -280,7 +280,7 @@ def _project(points: NDArray[Any], projection: Projection) -> tuple[NDArray[Any]
     if len(points) < least or points.shape[1] < 2:
         raise ValueError(f"a map needs {least} texts and 2 dimensions or more, got embeddings {points.shape}")
     if projection == "umap":
-        from umap import UMAP  # type: ignore[import-not-found]
+        from umap import UMAP
 
         return UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(points), ["UMAP 1", "UMAP 2"]
     from sklearn.decomposition import PCA

@@ -244,6 +244,7 @@ class Reader:
         return []
 
     def _choose_columns(self, path: Source, line: int, row: dict[Column, Any]) -> Sequence[Column]:
+        wanted: Sequence[Column]
         if self.columns is not None:
             # Where columns have names, a number is one.
             wanted = [column if column in row or str(column) not in row else str(column) for column in self.columns]
@@ -648,7 +649,7 @@ def _csv_rows(path: Path, numbered: bool, quoting: int | None, max_row_bytes: in
             yield text
 
     # strict, since a lenient parser lets one unbalanced quote swallow the rest of the file
-    reader = csv.reader(lines(), delimiter="," if comma else "\t", quoting=quoting, strict=True)
+    reader = csv.reader(lines(), delimiter="," if comma else "\t", quoting=quoting, strict=True)  # type: ignore[arg-type]
     header: list[str] | None = None
     while True:
         line, size = reader.line_num + 1, 0

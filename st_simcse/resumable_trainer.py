@@ -186,7 +186,8 @@ class ResumableTrainer(SentenceTransformerTrainer):
             return
         folder = Path(output_dir or str(self.args.output_dir))
         written = folder / UNFINISHED
-        if adapters(self.model) and getattr(self.model.transformers_model.config, "is_causal", True) is False:
+        config = getattr(self.model.transformers_model, "config", None)
+        if adapters(self.model) and getattr(config, "is_causal", True) is False:
             logger.warning(
                 "The adapter that goes to %s does not say that attention is bidirectional: load it with "
                 "build_model(..., bidirectional=True), or save merge_lora(model) instead",

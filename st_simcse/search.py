@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, overload
+from typing import Any, NamedTuple, TypeAlias, TypedDict, overload
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from st_simcse.readers import SentenceReader
 
 __all__ = ["Hit", "Searcher", "cached_searcher"]
 
-Comparable = str | Sequence[str] | np.ndarray | Tensor
-Texts = Sequence[str] | Dataset | str | os.PathLike[str] | HubDataset
+Comparable: TypeAlias = str | Sequence[str] | np.ndarray | Tensor
+Texts: TypeAlias = Sequence[str] | Dataset | str | os.PathLike[str] | HubDataset
 
 # Sentences that are embedded, and written to the disk, at a time: what is lost at most when the work is interrupted.
 CHUNK_SIZE = 16_384
@@ -100,7 +100,8 @@ class Searcher:
             pool: what ``model.start_multi_process_pool`` gives, instead of devices.
             show_progress_bar: as in ``SentenceTransformer.encode``.
         """
-        options = {"batch_size": batch_size, "device": device, "pool": pool, "show_progress_bar": show_progress_bar}
+        options: dict[str, Any] = {"batch_size": batch_size, "device": device, "pool": pool}
+        options["show_progress_bar"] = show_progress_bar
         return _unit(self.model.encode(texts if isinstance(texts, str) else list(texts), **options))
 
     def similarity(self, a: Comparable, b: Comparable) -> Any:
@@ -201,7 +202,9 @@ class Searcher:
         return searcher
 
     @overload
-    def search(self, queries: str, top_k: int = ..., threshold: float | None = ...) -> list[Hit]: ...
+    def search(  # type: ignore[overload-overlap]  # a str is a sequence of str
+        self, queries: str, top_k: int = ..., threshold: float | None = ...
+    ) -> list[Hit]: ...
 
     @overload
     def search(self, queries: Sequence[str], top_k: int = ..., threshold: float | None = ...) -> list[list[Hit]]: ...
@@ -221,6 +224,7 @@ class Searcher:
             ValueError: without an index, for an unfinished one, and for ``top_k`` below 1.
         """
         folder = self._built()
+        assert self.sentences is not None
         if self._neighbours is None:
             raise folder.unfinished()
         if top_k < 1:

@@ -74,7 +74,7 @@ def add_teacher_embeddings(
 
     def embed(batch: dict[str, list[str]]) -> dict[str, Any]:
         texts = [text for name in columns for text in batch[name]]
-        options = {"batch_size": batch_size, "show_progress_bar": False, "convert_to_tensor": True}
+        options: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False, "convert_to_tensor": True}
         parts = [one.encode(texts, **options).float().cpu() for one in teachers]
         if len(parts) > 1:
             parts = [scale * normalize_embeddings(part) for scale, part in zip(scales, parts, strict=True)]

@@ -8,7 +8,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.data_collator import BaseDataCollator
-from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch.utils.data import BatchSampler, ConcatDataset
 
 from st_simcse.batching import token_collator, tokenize
@@ -30,7 +29,7 @@ __all__ = ["SimCSETrainer"]
 
 def _check_dealing(args: SentenceTransformerTrainingArguments, train_dataset: Any) -> None:
     """Whether several processes get their batches by the trainer's own rules; streams by accelerate's."""
-    config = args.accelerator_config
+    config: Any = args.accelerator_config
     if not isinstance(train_dataset, IterableDataset):
         for name in ("split_batches", "dispatch_batches"):
             if getattr(config, name, None):
@@ -55,7 +54,7 @@ def _names(*datasets: Any) -> list[str]:
     """Of data sets the columns, and of several by name the names; empty where one does not know its columns."""
     several = [data for data in datasets if isinstance(data, dict)]
     single = [data for data in datasets if data is not None and not isinstance(data, dict)]
-    columns = [
+    columns: list[Any] = [
         getattr(data, "column_names", None)
         for data in (*single, *(inner for data in several for inner in data.values()))
     ]
@@ -112,6 +111,8 @@ class SimCSETrainer(ResumableTrainer):
     """
 
     model_card_callback_class = ModelCardCallback
+    data_collator: Any
+    loss: Any
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class SimCSETrainer(ResumableTrainer):
         return super().get_data_collator(model, args, *others, **options)
 
     def call_model_init(self, trial: Any = None) -> SentenceTransformer:
-        model = super().call_model_init(trial)
+        model: Any = super().call_model_init(trial)
         if hasattr(self, "loss"):  # not while ST's constructor is under way
             self._make_losses_anew(model)
         return model
@@ -230,24 +231,25 @@ class SimCSETrainer(ResumableTrainer):
 
     def get_batch_sampler(
         self, dataset: Dataset, batch_size: int, drop_last: bool, **kwargs: Any
-    ) -> DefaultBatchSampler | None:
+    ) -> BatchSampler | None:
         kwargs.setdefault("seed", self.args.seed)  # as ST's trainer passes it since 6.2
         processes = self.args.world_size
         if processes == 1:
             return super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)
         drop_last = getattr(self.args, "drops_last_batches", drop_last)
-        batches = super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)
+        batches: Any = super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)
         return None if batches is None else EvenBatchSampler(RoundSampler(batches, processes), processes)
 
     def get_multi_dataset_batch_sampler(
-        self, dataset: ConcatDataset, batch_samplers: list[Any], **kwargs: Any
+        self, dataset: ConcatDataset[Any], batch_samplers: list[Any], **kwargs: Any
     ) -> BatchSampler:
         processes = self.args.world_size
         if processes == 1:
             return super().get_multi_dataset_batch_sampler(dataset, batch_samplers, **kwargs)
-        rounds = [sampler.rounds for sampler in batch_samplers]
         # Of rounds, so that all processes draw the same dataset in a step.
-        return EvenBatchSampler(super().get_multi_dataset_batch_sampler(dataset, rounds, **kwargs), processes)
+        rounds = [sampler.rounds for sampler in batch_samplers]
+        several: Any = super().get_multi_dataset_batch_sampler(dataset, rounds, **kwargs)
+        return EvenBatchSampler(several, processes)
 
     def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As the plain trainer's; with dropout where two views are compared, which would be equal without it."""

@@ -57,7 +57,7 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         },
     )
     # nargs and const let the command line say `--bf16`, as it does for ST's arguments.
-    bf16: bool | None = field(
+    bf16: bool | None = field(  # type: ignore[assignment]  # None until __post_init__
         default=None,
         metadata={"help": "Mixed precision; by default where it is fast. False: off.", "nargs": "?", "const": True},
     )
@@ -119,4 +119,4 @@ def limit_training_length(args: SentenceTransformerTrainingArguments, model: Sen
         )
     else:
         logger.warning("max_length is %d instead of %d: the model reads no more", reads, length)
-        args.max_length = reads
+        args.max_length = reads  # type: ignore[attr-defined]  # it has one, see above

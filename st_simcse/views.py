@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -218,7 +218,7 @@ def view_collator(
     if isinstance(view, str):
         if view not in VIEWS:
             raise ValueError(f"unknown views {view!r}: choose from {', '.join(VIEWS)}")
-        view = VIEWS[view]()
+        view = cast(View, VIEWS[view]())
     maker = ViewMaker(model, view, seed)
     maker(["."])  # now, not at the first batch
     return replace(collator, preprocess_fn=maker)
@@ -233,7 +233,7 @@ class ViewCallback(TrainerCallback):
     """Tells the collator which epoch it is."""
 
     def __init__(self, collator: BaseDataCollator) -> None:
-        self.maker = collator.preprocess_fn
+        self.maker: Any = collator.preprocess_fn
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.has_begun = False

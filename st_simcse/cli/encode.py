@@ -62,6 +62,7 @@ def _write(searcher: Searcher, path: Path) -> None:
     from safetensors.torch import save_file
 
     embeddings, sentences = searcher.embeddings, searcher.sentences
+    assert sentences is not None  # they have been embedded
     if path.suffix == ".npy":
         np.save(path, embeddings)
     elif path.suffix == ".safetensors":

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 from transformers.hf_argparser import HfArgumentParser
 
@@ -72,7 +72,7 @@ def parse_known(command: str, argv: Sequence[str], *types: type, example: str) -
     )
 
 
-def _parser(command: str, types: Sequence[type], example: str) -> _Parser:
+def _parser(command: str, types: Sequence[Any], example: str) -> _Parser:
     return _Parser(
         types,
         prog=f"st-simcse {command}",
@@ -81,6 +81,14 @@ def _parser(command: str, types: Sequence[type], example: str) -> _Parser:
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
+
+
+@overload
+def parse_column(word: str) -> str | int: ...
+
+
+@overload
+def parse_column(word: None) -> None: ...
 
 
 def parse_column(word: str | None) -> str | int | None:

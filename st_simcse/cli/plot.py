@@ -107,7 +107,7 @@ def _corpus(args: PlotArguments) -> tuple[list[str], list[str] | None]:
     from st_simcse.readers import SentenceReader, TripletReader
 
     column, class_column = parse_column(args.column), parse_column(args.class_column)
-    if class_column is None:
+    if column is None or class_column is None:
         (texts,) = _columns(SentenceReader(column=column), args.corpus, args.max_texts)
         return texts, None
     # A pair as any other: both cells have to be there.

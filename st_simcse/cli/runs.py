@@ -110,7 +110,7 @@ def train_and_measure(run: Run) -> Result | None:
     }
     model = load_model(str(run.model)).to(cost.device)
     for measure in measures(run.tests):
-        details = measure.evaluator(model)
+        details: Any = measure.evaluator(model)
         result[measure.split][measure.name] = 100 * details[measure.evaluator.primary_metric]
         result["details"] |= details
     check_defined({run.recipe: result["dev"] | result["test"]})

@@ -29,7 +29,7 @@ from st_simcse.hub import HubDataset
 from st_simcse.lora import adapters, merge_lora
 from st_simcse.losses import OPTIONS, SimCSELoss
 from st_simcse.losses.options import option_name
-from st_simcse.model_card import shown_command
+from st_simcse.model_card import own_card, shown_command
 from st_simcse.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
@@ -164,7 +164,7 @@ def run(
     """
     arguments = parse_train(argv)
     training_args = arguments[-1]
-    with sole_run(training_args.output_dir, training_args.should_save):
+    with sole_run(str(training_args.output_dir), training_args.should_save):
         return _run(argv, arguments, peer, callbacks)
 
 
@@ -227,7 +227,7 @@ def _train_once(
         for evaluator, name in zip(evaluators, ("dev", "test"), strict=True):
             evaluator.name = name
     has_dev = sources["dev"] is not None
-    during_training: list[BaseEvaluator] = evaluators[:1] if has_dev else []
+    during_training: list[BaseEvaluator] = [*evaluators[:1]] if has_dev else []
     if data_args.alignment_uniformity:
         if not has_dev:
             raise ValueError("--alignment_uniformity needs --dev_file or --dev_dataset")
@@ -268,7 +268,7 @@ def _train_once(
         callbacks=[stop := StopOnSignal(), *callbacks],
     )
     if not peer:
-        model.model_card_data.command = shown_command(["st-simcse", "train", *argv])
+        own_card(model).command = shown_command(["st-simcse", "train", *argv])
     results = {"before": _spearman(evaluators, model)}
     resume = args.resume_from_checkpoint
     with stop:
@@ -303,7 +303,7 @@ def _lora(args: ModelArguments) -> Any:
         "lora_dropout": args.lora_dropout,
         "target_modules": "all-linear" if targets == ["all-linear"] else targets,
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if not given:
         return None
     if "r" not in given:

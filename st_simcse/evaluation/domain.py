@@ -142,9 +142,10 @@ def load_retrieval(
     relevant: dict[str, set[str]] = {}
     for query, document in _QueryReader(columns=columns)._read(filename):
         relevant.setdefault(query, set()).add(document)
-    documents = {document: document for found in relevant.values() for document in sorted(found)}
+    documents: dict[str, Any] = {document: document for found in relevant.values() for document in sorted(found)}
     options: dict[str, Any] = {"batch_size": 64, "name": name or _stem(filename)} | evaluator_kwargs
-    return InformationRetrievalEvaluator({query: query for query in relevant}, documents, relevant, **options)
+    queries: dict[str, Any] = {query: query for query in relevant}
+    return InformationRetrievalEvaluator(queries, documents, relevant, **options)
 
 
 def _stem(filename: Name) -> str:

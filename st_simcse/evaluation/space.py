@@ -61,8 +61,8 @@ class AlignmentUniformityEvaluator(RecordingEvaluator):
     @classmethod
     def from_sts(cls, evaluator: EmbeddingSimilarityEvaluator, **options: Any) -> AlignmentUniformityEvaluator:
         """The evaluator on the pairs of another, such as :func:`~st_simcse.load_sts` makes."""
-        options = {"name": evaluator.name, "batch_size": evaluator.batch_size} | options
-        return cls(evaluator.sentences1, evaluator.sentences2, evaluator.scores, **options)
+        given: dict[str, Any] = {"name": evaluator.name, "batch_size": evaluator.batch_size} | options
+        return cls(evaluator.sentences1, evaluator.sentences2, evaluator.scores, **given)
 
     def measure(self, model: SentenceTransformer) -> dict[str, float]:
         texts = list(dict.fromkeys(self.sentences1 + self.sentences2))

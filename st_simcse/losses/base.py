@@ -291,14 +291,12 @@ class SimCSELoss(GradientCache, nn.Module):
         with nullcontext() if with_grad else torch.no_grad():
             return self._project(embeddings), random_state
 
-    def calculate_loss(  # type: ignore[override]
-        self, reps: list[list[Tensor]], layout: Layout, *, with_backward: bool = False
-    ) -> Tensor:
+    def calculate_loss(self, reps: list[list[Tensor]], layout: Layout, *, with_backward: bool = False) -> Tensor:
         """The loss of a list of embeddings a column, or of one list for all columns that were merged."""
         loss = torch.stack(list(self._parts(reps, layout).values())).sum()
         if with_backward:
             with torch.autocast(loss.device.type, enabled=False):  # would round the backward pass's products
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             loss = loss.detach()
         return loss
 

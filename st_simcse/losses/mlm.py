@@ -73,7 +73,7 @@ class _MaskedLanguageModel(Term):
             )
         except OSError:
             logger.warning("The transformer's checkpoint is gone: the masked language model's head starts anew")
-            whole = AutoModelForMaskedLM.from_config(transformer.config)  # type: ignore[no-untyped-call]
+            whole = AutoModelForMaskedLM.from_config(transformer.config)
             whole = whole.to(transformer.dtype)
         setattr(whole, whole.base_model_prefix, transformer)
         whole.tie_weights()

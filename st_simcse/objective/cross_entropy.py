@@ -37,7 +37,7 @@ def cross_entropy(problem: Problem, edits: Sequence[Edit] = ()) -> Tensor:
         tensor(0.5514)
     """
     inputs = problem.queries, problem.candidates, problem.positive_similarities
-    loss: Tensor = _TiledCrossEntropy.apply(*inputs, problem, tuple(edits))  # type: ignore[no-untyped-call]
+    loss: Tensor = _TiledCrossEntropy.apply(*inputs, problem, tuple(edits))
     return loss
 
 

@@ -37,7 +37,7 @@ def normalize(embeddings: Tensor, name: str) -> Tensor:
             f"{name} has NaN or infinite values in row(s) {rows} of {len(embeddings)}: look at these sentences, lower "
             "the learning rate, or train in bf16 or float32 instead of fp16"
         )
-    unit: Tensor = _Normalize.apply(embeddings, norms)  # type: ignore[no-untyped-call]
+    unit: Tensor = _Normalize.apply(embeddings, norms)
     return unit
 
 
