@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import set_seed
 
-from st_simcse import KNNEvaluator, SimCSETrainer, build_model, load_classes, load_retrieval
+from st_simcse import KNNEvaluator, SimCSETrainer, build_model, load_classes, load_retrieval, load_sts
 from st_simcse.cli import compare, runs, train
 from st_simcse.cli.peers import PEERS
 from st_simcse.recipes import read_recipes
@@ -83,6 +83,16 @@ def test_runs_in_processes_are_what_train_does_alone(words, tmp_path, sentences,
     assert dev["knn dev"] == 100 * load_classes("news.csv", columns=["body", "class"])(model)["news_accuracy"]
     assert dev["retrieval dev"] == 100 * load_retrieval("news.csv", columns=[0, 1])(model)["news_cosine_ndcg@10"]
     assert dev["dev"] != result["before"]["dev"]
+
+
+@pytest.mark.parametrize("more", ["", " --peer mnrl"])
+def test_no_epochs_are_the_model_as_it_was(words, tiny_bert, monkeypatch, more):
+    monkeypatch.setattr(runs, "in_a_process", lambda one, keep_model: runs.train_and_measure(one))
+    numbers = compare.run([*words, "--recipe", f"before: --num_train_epochs 0{more}", "--seeds", "0"])
+    model = build_model(tiny_bert, pooling="mean")
+    for split in ("dev", "test"):
+        evaluator = load_sts(f"{split}/pairs.tsv", name=split)
+        assert numbers["before"][split] == [pytest.approx(100 * evaluator(model)[f"{split}_spearman_cosine"])]
 
 
 def test_evaluation_and_saving_are_no_part_of_the_seconds(words, monkeypatch):
