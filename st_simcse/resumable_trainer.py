@@ -63,7 +63,7 @@ def _naming_damage(checkpoint: str | None, part: str = "", *misfits: type[Except
 
 
 class ResumableTrainer(SentenceTransformerTrainer):
-    """What SimCSETrainer does about files: checkpoints are there whole or not at all, and hold the weights of the loss."""
+    """What SimCSETrainer does about files: checkpoints are there whole or not at all, with the weights of the loss."""
 
     # The training data as it was given, if ``train_dataset`` is made of it.
     _given_data: Any = None
