@@ -125,7 +125,7 @@ class RoundSampler(DefaultBatchSampler):
         self.processes = processes
         self.drop_last = batches.drop_last or isinstance(batches, GroupByLabelBatchSampler)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
         batches = list(self.batches)
         if isinstance(self.batches, NoDuplicatesBatchSampler):
             batches = _without_repeats(batches)

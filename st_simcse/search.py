@@ -100,8 +100,12 @@ class Searcher:
             pool: what ``model.start_multi_process_pool`` gives, instead of devices.
             show_progress_bar: as in ``SentenceTransformer.encode``.
         """
-        options: dict[str, Any] = {"batch_size": batch_size, "device": device, "pool": pool}
-        options["show_progress_bar"] = show_progress_bar
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "device": device,
+            "pool": pool,
+            "show_progress_bar": show_progress_bar,
+        }
         return _unit(self.model.encode(texts if isinstance(texts, str) else list(texts), **options))
 
     def similarity(self, a: Comparable, b: Comparable) -> Any:
@@ -224,9 +228,9 @@ class Searcher:
             ValueError: without an index, for an unfinished one, and for ``top_k`` below 1.
         """
         folder = self._built()
-        assert self.sentences is not None
         if self._neighbours is None:
             raise folder.unfinished()
+        assert self.sentences is not None
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         several = [queries] if isinstance(queries, str) else list(queries)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -127,7 +128,7 @@ class TokenCutoff:
 
 
 # As `views` of the training arguments names them.
-VIEWS = {"crops": Crops, "word_repetition": WordRepetition, "token_cutoff": TokenCutoff}
+VIEWS: dict[str, Callable[[], View]] = {"crops": Crops, "word_repetition": WordRepetition, "token_cutoff": TokenCutoff}
 
 
 def _check_share(share: float) -> None:
@@ -218,7 +219,7 @@ def view_collator(
     if isinstance(view, str):
         if view not in VIEWS:
             raise ValueError(f"unknown views {view!r}: choose from {', '.join(VIEWS)}")
-        view = cast(View, VIEWS[view]())
+        view = VIEWS[view]()
     maker = ViewMaker(model, view, seed)
     maker(["."])  # now, not at the first batch
     return replace(collator, preprocess_fn=maker)

@@ -126,8 +126,8 @@ def check_peer(name: str, words: Sequence[str], data_args: Any, args: Any) -> No
     if name not in PEERS:
         raise ValueError(f"unknown peer {name!r}: choose one of {', '.join(PEERS)}")
     given = {word.split("=")[0].removeprefix("--").removeprefix("no_").replace("-", "_") for word in words}
-    if ours := [option for option in given if option in {field.name for field in fields(LossArguments)}]:
-        raise ValueError(f"--{ours[0]} is an option of our losses, which the peer {name} has not")
+    if ours := given & {field.name for field in fields(LossArguments)}:
+        raise ValueError(f"--{min(ours)} is an option of our losses, which the peer {name} has not")
     if args.views or args.tokenize_once or data_args.streaming:
         raise ValueError(f"the peer {name} is trained by ST's trainer: leave --views, --tokenize_once, --streaming out")
     if (len(data_args.teacher or []) != 1) if name == "gist" else data_args.teacher:
