@@ -456,13 +456,15 @@ def load_sts(
         >>> load_sts(path).scores
         [4.5, 0.5]
     """
-    if name is None:
-        if isinstance(filename, HubDataset):
-            name = f"{Path(filename.name).name}-{filename.split}"
-        else:
-            name = Path(filename).name.split(".")[0]
     reader = STSReader(columns=columns, quoting=quoting, max_row_bytes=max_row_bytes)
-    return sts_evaluator(reader, filename, name, **evaluator_kwargs)
+    return sts_evaluator(reader, filename, evaluator_name(filename) if name is None else name, **evaluator_kwargs)
+
+
+def evaluator_name(filename: Name) -> str:
+    """A file's name without endings, or the names of data set and split."""
+    if isinstance(filename, HubDataset):
+        return f"{Path(filename.name).name}-{filename.split}"
+    return Path(filename).name.split(".")[0]
 
 
 def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs: Any) -> EmbeddingSimilarityEvaluator:

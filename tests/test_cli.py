@@ -275,7 +275,7 @@ def test_seeds_report_mean_and_spread(tmp_path, tiny_bert, sentences, capsys):
         value = load_sts(test)(model)["test_spearman_cosine"]
         assert value == pytest.approx(results[f"seed {seed}"]["test"], abs=1e-4)
     alone = _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options, "--seed", "4")
-    assert alone["after"] == results["seed 4"]
+    assert alone == {"before": results["before"], "after": results["seed 4"]}
 
 
 def test_alignment_and_uniformity_are_logged_and_drawn(tmp_path, tiny_bert, sentences):

@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import set_seed
 
-from st_simcse import KNNEvaluator, SimCSETrainer, build_model, load_classes, load_retrieval, load_sts
+from st_simcse import HubDataset, KNNEvaluator, SimCSETrainer, build_model, load_classes, load_retrieval, load_sts
 from st_simcse.cli import compare, runs, train
 from st_simcse.cli.peers import PEERS
 from st_simcse.recipes import read_recipes
@@ -82,7 +82,7 @@ def test_runs_in_processes_are_what_train_does_alone(words, tmp_path, sentences,
     model = SentenceTransformer("alone", device="cpu")
     assert dev["knn dev"] == 100 * load_classes("news.csv", columns=["body", "class"])(model)["news_accuracy"]
     assert dev["retrieval dev"] == 100 * load_retrieval("news.csv", columns=[0, 1])(model)["news_cosine_ndcg@10"]
-    assert dev["dev"] != result["before"]["dev"]
+    assert dev["dev"] != 100 * alone["before"]["dev"]
 
 
 @pytest.mark.parametrize("more", ["", " --peer mnrl"])
@@ -275,6 +275,11 @@ def test_nearest_neighbours_and_retrieval_in_a_corpus(tmp_path, tiny_bert, sente
     evaluator = load_retrieval(tmp_path / "b.csv")
     assert evaluator(model)["b_cosine_ndcg@10"] == pytest.approx(np.mean(1 / np.log2(np.array(ranks) + 2)))
     assert evaluator.primary_metric == "b_cosine_ndcg@10"
+    (tmp_path / "hub/news").mkdir(parents=True)
+    (tmp_path / "a.csv").rename(tmp_path / "hub/news/test.csv")
+    source = HubDataset(str(tmp_path / "hub/news"), split="test")
+    assert load_classes(source, columns=["body", "class"]).name == "news-test"
+    assert load_retrieval(source, columns=["body", "class"]).name == "news-test"
     for classes, k in (["a"] * 3, 1), (["a", "b", "a"], 3), (["a", "b"], 1):
         with pytest.raises(ValueError, match="two classes are the least|every text needs a class"):
             KNNEvaluator(["x", "y", "z"], classes, k)

@@ -178,6 +178,8 @@ def test_histograms_of_similarities_against_a_loop(tmp_path, drawn):
         plot_similarities({"one": embeddings[:2, :2]}, [["a", "a"], ["b", "b"]], tmp_path / "none.png")
     with pytest.raises(ValueError, match="one: 3 columns of embeddings, but 2 of texts"):
         plot_similarities({"one": embeddings}, texts[:2], tmp_path / "none.png")
+    with pytest.raises(ValueError, match="texts have 5, 4 rows"):
+        plot_similarities({"one": embeddings[:2]}, [texts[0], texts[1][:4]], tmp_path / "none.png")
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def train_and_measure(run: Run) -> Result | None:
     peer, options = split_peer(run.options)
     argv = [*options, "--seed", str(run.seed), "--output_dir", str(run.model)]
     with redirect_stdout(sys.stderr):  # the table is what is printed
-        scores = train.run(argv, PEERS[peer] if peer else None, [cost])
+        scores = train.run(argv, PEERS[peer] if peer else None, [cost], before=False)
     if "after" not in scores:
         return None
     data_args = train.parse_train(argv)[1]
@@ -102,7 +102,6 @@ def train_and_measure(run: Run) -> Result | None:
         "seed": run.seed,
         "options": run.options,
         "tests": run.tests,
-        "before": {name: 100 * value for name, value in scores["before"].items()},
         "dev": {name: value for name, value in pairs.items() if name in dev},
         "test": {name: value for name, value in pairs.items() if name not in dev},
         "details": {},

@@ -145,7 +145,7 @@ class DataArguments:
 
 
 def run(
-    argv: Sequence[str], peer: Peer | None = None, callbacks: Sequence[TrainerCallback] = ()
+    argv: Sequence[str], peer: Peer | None = None, callbacks: Sequence[TrainerCallback] = (), before: bool = True
 ) -> dict[str, dict[str, float]]:
     """Train, save the model to ``output_dir``, and print Spearman's correlation before and after.
 
@@ -153,11 +153,12 @@ def run(
         argv: the words behind the command.
         peer: makes data and loss for ST's own trainer, in place of ours.
         callbacks: for the trainer.
+        before: whether to measure the model as it was too.
 
     Returns:
         The correlations, -1 to 1, by row and evaluator: ``before`` and ``after``, which a run that was stopped lacks.
-        With ``--seeds`` the rows behind ``before`` are ``seed 0``, ..., and ``mean`` and ``spread`` (standard
-        deviation) of two or more.
+        With ``--seeds`` the rows behind ``before``, which is that of the first, are ``seed 0``, ..., and ``mean`` and
+        ``spread`` (standard deviation) of two or more.
 
     Raises:
         ValueError: for options and data that cannot be trained with; at the end for a model without a correlation.
@@ -165,16 +166,20 @@ def run(
     arguments = parse_train(argv)
     training_args = arguments[-1]
     with sole_run(str(training_args.output_dir), training_args.should_save):
-        return _run(argv, arguments, peer, callbacks)
+        return _run(argv, arguments, peer, callbacks, before)
 
 
 def _run(
-    argv: Sequence[str], arguments: tuple[Any, ...], peer: Peer | None, callbacks: Sequence[TrainerCallback]
+    argv: Sequence[str],
+    arguments: tuple[Any, ...],
+    peer: Peer | None,
+    callbacks: Sequence[TrainerCallback],
+    before: bool,
 ) -> dict[str, dict[str, float]]:
     _, data_args, _, training_args = arguments
     check_seeds(data_args.seeds or [])
     if not data_args.seeds:
-        results = _train_once(argv, arguments, peer, callbacks)
+        results = _train_once(argv, arguments, peer, callbacks, before)
     else:
         results = {}
         for seed in data_args.seeds:
@@ -182,16 +187,15 @@ def _run(
             once = parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
             if not checkpoint_folders(folder):  # resuming a run that had not come to this seed
                 once[-1].resume_from_checkpoint = None
-            scores = _train_once(argv, once, peer, callbacks)
-            results["before"] = scores["before"]
+            scores = _train_once(argv, once, peer, callbacks, before and not results)
+            results |= {f"seed {seed}" if row == "after" else row: correlations for row, correlations in scores.items()}
             if "after" not in scores:  # stopped
                 break
-            results[f"seed {seed}"] = scores["after"]
         seeds = [scores for name, scores in results.items() if name != "before"]
         if len(seeds) > 1:
             for name, statistic in (("mean", statistics.mean), ("spread", statistics.stdev)):
                 results[name] = {test: statistic(scores[test] for scores in seeds) for test in seeds[0]}
-    if results["before"] and training_args.process_index == 0:
+    if any(results.values()) and training_args.process_index == 0:
         percent = {name: {test: 100 * value for test, value in scores.items()} for name, scores in results.items()}
         print(format_table(percent, corner="Spearman x 100"))
     check_defined(results)
@@ -212,7 +216,11 @@ def parse_train(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, Any
 
 
 def _train_once(
-    argv: Sequence[str], arguments: tuple[Any, ...], peer: Peer | None, callbacks: Sequence[TrainerCallback]
+    argv: Sequence[str],
+    arguments: tuple[Any, ...],
+    peer: Peer | None,
+    callbacks: Sequence[TrainerCallback],
+    before: bool,
 ) -> dict[str, dict[str, float]]:
     model_args, data_args, loss_args, args = arguments
     set_seed(args.seed)
@@ -269,7 +277,7 @@ def _train_once(
     )
     if not peer:
         own_card(model).command = shown_command(["st-simcse", "train", *argv])
-    results = {"before": _spearman(evaluators, model)}
+    results = {"before": _spearman(evaluators, model)} if before else {}
     resume = args.resume_from_checkpoint
     with stop:
         trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from sklearn.neighbors import NearestNeighbors
 
 from st_simcse.evaluation.base import RecordingEvaluator
-from st_simcse.readers import Column, Name, Reader
+from st_simcse.readers import Column, Name, Reader, evaluator_name
 
 __all__ = ["KNNEvaluator", "load_classes", "load_retrieval"]
 
@@ -95,7 +94,7 @@ def load_classes(
 
     Args:
         filename: a file or data set, as for :func:`~st_simcse.load_sts`.
-        name: the evaluator's; when left out the file's name without endings.
+        name: the evaluator's; when left out as for :func:`~st_simcse.load_sts`.
         columns: of text and class, by name or number; ``text`` or ``sentence`` and ``label`` or ``class`` when left
             out.
         k: how many neighbours vote.
@@ -111,7 +110,7 @@ def load_classes(
         ['dog', 'cat', 'dog']
     """
     texts, classes = zip(*_ClassReader(columns=columns)._read(filename), strict=True)
-    return KNNEvaluator(texts, classes, k, name or _stem(filename))
+    return KNNEvaluator(texts, classes, k, evaluator_name(filename) if name is None else name)
 
 
 def load_retrieval(
@@ -124,7 +123,7 @@ def load_retrieval(
 
     Args:
         filename: a file or data set, as for :func:`~st_simcse.load_sts`.
-        name: the evaluator's; when left out the file's name without endings.
+        name: the evaluator's; when left out as for :func:`~st_simcse.load_sts`.
         columns: of query and document, by name or number; ``query`` and ``document`` or ``answer``, ``title`` and
             ``text``, or ``anchor`` and ``positive`` when left out.
         **evaluator_kwargs: for the evaluator, such as ``batch_size``.
@@ -143,10 +142,9 @@ def load_retrieval(
     for query, document in _QueryReader(columns=columns)._read(filename):
         relevant.setdefault(query, set()).add(document)
     documents: dict[str, Any] = {document: document for found in relevant.values() for document in sorted(found)}
-    options: dict[str, Any] = {"batch_size": 64, "name": name or _stem(filename)} | evaluator_kwargs
+    options: dict[str, Any] = {
+        "batch_size": 64,
+        "name": evaluator_name(filename) if name is None else name,
+    } | evaluator_kwargs
     queries: dict[str, Any] = {query: query for query in relevant}
     return InformationRetrievalEvaluator(queries, documents, relevant, **options)
-
-
-def _stem(filename: Name) -> str:
-    return Path(str(filename)).name.split(".")[0]
