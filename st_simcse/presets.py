@@ -91,7 +91,7 @@ _MODERNBERT = {
     "eval_steps": "250",
 }
 
-# Ours, chosen on development sets; docs/own_domain.md has what they were measured with and against.
+# Ours, chosen on development sets; docs/recipes.md has what they were measured with and against.
 # A good model and texts of some sentences each: crops of a text say more about it than dropout does.
 _OWN_DOMAIN = {
     "model_name_or_path": "sentence-transformers/all-MiniLM-L6-v2",

@@ -51,7 +51,7 @@ def test_llm2vec_and_modernbert():
 
 
 def test_own_domain_and_language_model():
-    """What docs/own_domain.md measured."""
+    """What docs/recipes.md measured."""
     rest = ["--train_file", "x", "--bf16", "false"]
     model, _, loss, arguments = train.parse_train(["--preset", "own-domain", *rest])
     assert (model.pooling, arguments.views, loss.projection_head) == ("as saved", "crops", False)
