@@ -242,10 +242,9 @@ def plot_similarities(
     """
     if len(texts) not in (2, 3):
         raise ValueError(f"expected anchors, positives and perhaps hard negatives, got {len(texts)} columns of texts")
-    if len({len(column) for column in texts}) > 1:
-        raise ValueError(
-            f"the columns of texts have {', '.join(str(len(column)) for column in texts)} rows: one a pair"
-        )
+    lengths = [len(column) for column in texts]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"the columns of texts have {', '.join(map(str, lengths))} rows: one a pair")
     names = ["positives", "negatives", "hard negatives"][: len(texts)]
     panels = {name: _histograms(name, columns, texts) for name, columns in embeddings.items()}
     figure = _figure(path, len(panels), sharex=True, sharey=True)[0]

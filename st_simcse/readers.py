@@ -457,11 +457,13 @@ def load_sts(
         [4.5, 0.5]
     """
     reader = STSReader(columns=columns, quoting=quoting, max_row_bytes=max_row_bytes)
-    return sts_evaluator(reader, filename, evaluator_name(filename) if name is None else name, **evaluator_kwargs)
+    return sts_evaluator(reader, filename, evaluator_name(filename, name), **evaluator_kwargs)
 
 
-def evaluator_name(filename: Name) -> str:
-    """A file's name without endings, or the names of data set and split."""
+def evaluator_name(filename: Name, name: str | None) -> str:
+    """The name, or when left out the file's without endings, or those of data set and split."""
+    if name is not None:
+        return name
     if isinstance(filename, HubDataset):
         return f"{Path(filename.name).name}-{filename.split}"
     return Path(filename).name.split(".")[0]

@@ -188,9 +188,11 @@ def _run(
             if not checkpoint_folders(folder):  # resuming a run that had not come to this seed
                 once[-1].resume_from_checkpoint = None
             scores = _train_once(argv, once, peer, callbacks, before and not results)
-            results |= {f"seed {seed}" if row == "after" else row: correlations for row, correlations in scores.items()}
-            if "after" not in scores:  # stopped
+            after = scores.pop("after", None)
+            results |= scores
+            if after is None:  # stopped
                 break
+            results[f"seed {seed}"] = after
         seeds = [scores for name, scores in results.items() if name != "before"]
         if len(seeds) > 1:
             for name, statistic in (("mean", statistics.mean), ("spread", statistics.stdev)):

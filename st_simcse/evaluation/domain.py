@@ -110,7 +110,7 @@ def load_classes(
         ['dog', 'cat', 'dog']
     """
     texts, classes = zip(*_ClassReader(columns=columns)._read(filename), strict=True)
-    return KNNEvaluator(texts, classes, k, evaluator_name(filename) if name is None else name)
+    return KNNEvaluator(texts, classes, k, evaluator_name(filename, name))
 
 
 def load_retrieval(
@@ -142,9 +142,6 @@ def load_retrieval(
     for query, document in _QueryReader(columns=columns)._read(filename):
         relevant.setdefault(query, set()).add(document)
     documents: dict[str, Any] = {document: document for found in relevant.values() for document in sorted(found)}
-    options: dict[str, Any] = {
-        "batch_size": 64,
-        "name": evaluator_name(filename) if name is None else name,
-    } | evaluator_kwargs
+    options: dict[str, Any] = {"batch_size": 64, "name": evaluator_name(filename, name)} | evaluator_kwargs
     queries: dict[str, Any] = {query: query for query in relevant}
     return InformationRetrievalEvaluator(queries, documents, relevant, **options)
