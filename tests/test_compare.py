@@ -173,6 +173,7 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
         (["--recipe", "a:", "--knn_dev_file", "dev/pairs.tsv"], "no column.s. .*'text', 'label'"),
         (["--recipe", "a:", "b: --peer x"], "recipe 'b': unknown peer 'x': choose one of mnrl, gist, tsdae, ct"),
         (["--recipe", "a: --peer mnrl --symmetric"], "--symmetric is an option of our losses"),
+        (["--recipe", "a: --peer mnrl --no-mask-duplicates"], "--mask_duplicates is an option of our losses"),
         (["--recipe", "a: --peer mnrl --views crops"], "leave --views, --tokenize_once, --streaming out"),
         (["--recipe", "a: --peer gist"], "the peer gist, and no other, needs one --teacher"),
         (["--recipe", "a: --peer ct --teacher x"], "the peer gist, and no other, needs one --teacher"),

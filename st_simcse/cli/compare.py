@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from st_simcse.cli.parsing import check_outputs, check_seeds, parse_known
+from st_simcse.cli.parsing import check_outputs, check_seeds, option_of, parse_known
 from st_simcse.recipes import parse_recipe, read_recipes, split_peer
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bo
         *((f"recipe {name!r}: ", words, OURS | SHARED) for name, words in recipes.items()),
     ):
         for word in words:
-            option = word.split("=")[0].removeprefix("--").replace("-", "_")
+            option = option_of(word)
             if word.startswith("--") and option in refused:
                 hint = "recipes are compared on the same data, pass it once for all" if option in SHARED else ""
                 raise ValueError(f"{name}--{option} is not for a recipe: {hint or 'compare sets it itself'}")

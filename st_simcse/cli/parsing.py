@@ -101,6 +101,11 @@ def parse_column(word: str | None) -> str | int | None:
     return int(word) if word and word.isdecimal() else word
 
 
+def option_of(word: str) -> str:
+    """``eval_steps`` of ``--eval_steps``, ``--eval-steps`` and ``--eval_steps=5``."""
+    return word.split("=")[0].removeprefix("--").replace("-", "_")
+
+
 def check_positive(args: object, *names: str) -> None:
     """ValueError for an option that has to be 1 or more, and is not; None is none.
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli.loss import LossArguments
+from st_simcse.cli.parsing import option_of
 from st_simcse.losses import MaskedLanguageModel
 from st_simcse.model_card import ModelCardCallback
 
@@ -125,7 +126,7 @@ def check_peer(name: str, words: Sequence[str], data_args: Any, args: Any) -> No
     """
     if name not in PEERS:
         raise ValueError(f"unknown peer {name!r}: choose one of {', '.join(PEERS)}")
-    given = {word.split("=")[0].removeprefix("--").removeprefix("no_").replace("-", "_") for word in words}
+    given = {option_of(word).removeprefix("no_") for word in words}
     if ours := given & {field.name for field in fields(LossArguments)}:
         raise ValueError(f"--{min(ours)} is an option of our losses, which the peer {name} has not")
     if args.views or args.tokenize_once or data_args.streaming:
