@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image
-from sentence_transformers import InputExample, SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import InputExample, SentenceTransformer, SentenceTransformerTrainer, SparseEncoder
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
@@ -481,6 +481,13 @@ def test_images_and_their_captions_train(model, sentences, tmp_path):
     assert value.item() == pytest.approx(theirs.item(), abs=1e-5)
     cached = SupSimCSELoss(clip, mini_batch_size=2)(features)
     assert cached.item() == pytest.approx(theirs.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [UnsupSimCSELoss, SupSimCSELoss])
+def test_a_sparse_encoder_is_refused(model, loss):
+    """In a SpladeLoss around it options, head and masking of duplicates would not be seen."""
+    with pytest.raises(ValueError, match=f"{loss.__name__} is for dense embeddings.* SpladeLoss"):
+        loss(SparseEncoder(modules=list(model)))
 
 
 @pytest.mark.parametrize(

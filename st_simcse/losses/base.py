@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
 from sentence_transformers.sentence_transformer.losses.adaptive_layer import TransformerDecorator
 from sentence_transformers.sentence_transformer.losses.matryoshka import CachedLossDecorator, ForwardDecorator
@@ -116,6 +116,12 @@ class SimCSELoss(GradientCache, nn.Module):
         mask_duplicates: bool = True,
     ) -> None:
         super().__init__()
+        if isinstance(model, SparseEncoder):
+            raise ValueError(
+                f"{type(self).__name__} is for dense embeddings, a SparseEncoder needs a loss that keeps it sparse: "
+                "use sentence_transformers' SpladeLoss around its SparseMultipleNegativesRankingLoss, with the "
+                "sentences in two equal columns where there are no pairs"
+            )
         check_temperature(temperature)
         if mini_batch_size is not None and mini_batch_size < 1:
             raise ValueError(f"mini_batch_size must be at least 1 or None, got {mini_batch_size}")
