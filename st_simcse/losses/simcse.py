@@ -52,8 +52,8 @@ class UnsupSimCSELoss(SimCSELoss):
         One column is tokenized once and embedded in a single forward pass over 2B rows.
 
     Raises:
-        ValueError: for a temperature or mini_batch_size out of range, and options that do not go together; in
-            ``forward``, for three columns or more and for non-finite embeddings.
+        ValueError: for a SparseEncoder, a temperature or mini_batch_size out of range, and options that do not go
+            together; in ``forward``, for three columns or more and for non-finite embeddings.
 
     Example:
         >>> from st_simcse import build_model
@@ -154,8 +154,8 @@ class SupSimCSELoss(SimCSELoss):
         +-------------------------------------------------------+--------+
 
     Raises:
-        ValueError: for a temperature or mini_batch_size out of range, and options that do not go together; in
-            ``forward``, for a single column and for non-finite embeddings.
+        ValueError: for a SparseEncoder, a temperature or mini_batch_size out of range, and options that do not go
+            together; in ``forward``, for a single column and for non-finite embeddings.
 
     Example:
         >>> from st_simcse import build_model
