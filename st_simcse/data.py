@@ -30,6 +30,8 @@ __all__ = ["DATA_SETS", "Example", "PublicFile", "SentEvalReader", "download", "
 Example = tuple[Record, str]
 
 PRINCETON = "princeton-nlp/datasets-for-simcse"
+# SentEval's data are some hundred files of less than 100 MB.
+MAX_FILES, MAX_BYTES = 10_000, 2**30
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def download(folder: str | os.PathLike[str], sets: Sequence[str] = tuple(DATA_SE
 
     Raises:
         OSError: if the hub cannot be reached.
-        ValueError: for a file with other rows than it must have.
+        ValueError: for a file with other rows than it must have, or other bytes than the hub announced, and for an
+            archive that is far larger than SentEval's data.
 
     Example:
         ::
@@ -135,10 +138,26 @@ def _fetch(folder: Path, source: HubDataset | str | Path, target: Path) -> None:
         _write_table(SentEvalReader().get_dataset(senteval_tasks(folder / source)["SICK-R"]), target)
     elif source.endswith(".tar"):
         shutil.rmtree(target, ignore_errors=True)
-        with tarfile.open(hub_file(PRINCETON, source)) as tar:
-            tar.extractall(target, filter="data")
+        _extract(hub_file(PRINCETON, source), target)
     else:
         shutil.copyfile(hub_file(PRINCETON, source), target)
+
+
+def _extract(archive: Path, target: Path) -> None:
+    """Unpack an archive that holds what SentEval's data may: a bomb is refused before anything is written."""
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            files = size = 0
+            for member in tar:
+                files, size = files + 1, size + member.size
+                if files > MAX_FILES or size > MAX_BYTES:
+                    raise ValueError(
+                        f"{archive} unpacks to more than {MAX_FILES:,} files or {MAX_BYTES:,} bytes, and SentEval's "
+                        "data are far smaller: it is not what it should be, and nothing was unpacked"
+                    )
+            tar.extractall(target, filter="data")
+    except tarfile.TarError as error:
+        raise ValueError(f"{archive} is damaged or no tar archive ({error}): delete it to download it again") from error
 
 
 def _write_table(dataset: Any, target: Path) -> None:

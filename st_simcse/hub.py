@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -89,14 +91,31 @@ def hub_file(name: str, file: str) -> Path:
     Raises:
         FileNotFoundError: if there is no such folder, data set or file.
         OSError: if the hub cannot be reached.
+        ValueError: if the bytes in the cache are not those whose SHA-256 the hub announced.
     """
     _ask_hub(name)
     if Path(name).is_dir():
         return Path(name, file)
     try:
-        return Path(hf_hub_download(name, file, repo_type="dataset"))
+        path = Path(hf_hub_download(name, file, repo_type="dataset"))
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(f"{file} of {name} is not in the local cache, and the hub did not give it") from error
+    # The cache names a large file by the SHA-256 that the hub announced, and nobody has compared the two.
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and _sha256(blob) != blob.name:
+        raise ValueError(
+            f"{blob} is damaged: its SHA-256 is not the one that the hub announced for {file} of {name}; delete it to "
+            "download it again"
+        )
+    return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _ask_hub(name: str) -> None:

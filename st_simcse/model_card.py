@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -18,7 +19,7 @@ from sentence_transformers.sentence_transformer.model_card import (
 
 from st_simcse.run_folder import step_of
 
-__all__ = ["ModelCardCallback", "SimCSEModelCardData", "shown_command"]
+__all__ = ["ModelCardCallback", "SimCSEModelCardData", "shown_command", "shown_value"]
 
 # Spearman's in percent, as papers have it.
 METRICS = {"spearman_cosine": ("Spearman × 100", 100), "alignment": ("alignment", 1), "uniformity": ("uniformity", 1)}
@@ -53,19 +54,32 @@ class SimCSEModelCardData(SentenceTransformerModelCardData):
         vars(own).update(vars(data))
         return own
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of the card, in which a name of an evaluator or a dataset cannot break headings or tables."""
+        values: dict[str, Any] = super().to_dict()
+        evaluators = [getattr(evaluator, "name", None) for evaluator in self.eval_results_dict or {}]
+        datasets = [dataset.get("name") for dataset in (*self.train_datasets, *self.eval_datasets)]
+        unsafe = [name for name in (*evaluators, *datasets) if isinstance(name, str) and name != _one_line(name)]
+        if unsafe:
+            # In place: ST writes the metadata from this very dict.
+            values.update(_with_safe_names(values, unsafe))
+        return values
+
     def generate_usage_snippet(self) -> str:
         # ST's template has no place for a section more, and this is the last thing in the section before its results.
         return f"{super().generate_usage_snippet()}\n\n{self._how_it_was_made()}\n"
 
     def _how_it_was_made(self) -> str:
         made = f"With st_simcse {version('st_simcse')}, objective and arguments as listed below"
-        made += f", by\n\n```bash\n{self.command}\n```" if self.command else "."
+        # A fence longer than every run of backticks in the command, so that no word can end the code block.
+        fence = "`" * (1 + max([2, *map(len, re.findall("`+", self.command))]))
+        made += f", by\n\n{fence}bash\n{self.command}\n{fence}" if self.command else "."
         parts = ["## How it was made", made]
         before, after = _scores(self.results_before), _scores(self.eval_results_dict or {})
         if after:
             rows = [("measured", "before", "after"), ("---", "---", "---")]
             rows += [(name, f"{before[name]:.2f}" if name in before else "", f"{after[name]:.2f}") for name in after]
-            parts.append("\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows))
+            parts.append("\n".join(f"| {' | '.join(map(_one_line, row))} |" for row in rows))
         return "\n\n".join(parts)
 
 
@@ -79,23 +93,54 @@ def _scores(results: Results) -> dict[str, float]:
     }
 
 
+def _one_line(name: str) -> str:
+    """A name that can stand in a heading, a table's cell, or between backticks."""
+    return " ".join(name.replace("|", "/").replace("`", "'").split())
+
+
+def _with_safe_names(value: Any, names: Collection[str]) -> Any:
+    if isinstance(value, str):
+        for name in names:
+            value = value.replace(name, _one_line(name))
+        return value
+    if isinstance(value, list):
+        return [_with_safe_names(part, names) for part in value]
+    if isinstance(value, dict):
+        return {_with_safe_names(key, names): _with_safe_names(part, names) for key, part in value.items()}
+    return value
+
+
 def shown_command(words: Sequence[str]) -> str:
-    """A command line for others to read: without tokens, and of paths into other folders the last part alone.
+    """A command line for others to read: without tokens and passwords, and paths into other folders by their last part.
 
     Example:
-        >>> shown_command(["st-simcse", "train", "--train_file", "/home/me/my file.txt", "--hub_token=hf_abc"])
-        "st-simcse train --train_file 'my file.txt' --hub_token=..."
+        >>> shown_command(["st-simcse", "train", "--train_file", "/home/me/my file.txt", "--hub-token", "hf_abc"])
+        "st-simcse train --train_file 'my file.txt' --hub-token ..."
     """
     shown: list[str] = []
     hide_next = False
     for word in words:
         name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        is_secret = hide_next or (bool(equals) and name.endswith("_token"))
-        if value.startswith(("/", "..", "~")):
-            value = Path(value).name
-        shown.append(name + equals + ("..." if is_secret else shlex.quote(value) if value else ""))
-        hide_next = name.endswith("_token") and not equals
+        is_token = name.replace("-", "_").endswith("_token")
+        is_secret = hide_next or (is_token and bool(equals))
+        shown.append(name + equals + ("..." if is_secret else shlex.quote(shown_value(value)) if value else ""))
+        hide_next = is_token and not equals
     return " ".join(shown)
+
+
+def shown_value(value: str) -> str:
+    """A word for others to read: a path into another folder by its last part, an address without its password.
+
+    Example:
+        >>> shown_value("data/a.txt"), shown_value("./../../home/me/a.txt"), shown_value("file:///home/me/a.txt")
+        ('data/a.txt', 'a.txt', 'a.txt')
+    """
+    path = value.removeprefix("file://")
+    if re.match(r"[A-Za-z]:[\\/]|\\\\", path):
+        return PureWindowsPath(path).name
+    if path != value or path.startswith(("/", "~")) or ".." in PurePath(path).parts:
+        return PurePath(path).name
+    return re.sub(r"(?<=://)[^/@\s]+@", "...@", value)
 
 
 class ModelCardCallback(SentenceTransformerModelCardCallback):
@@ -127,6 +172,8 @@ class ModelCardCallback(SentenceTransformerModelCardCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         card = own_card(model)
         super().on_train_begin(args, state, control, model, **kwargs)
+        for arguments in (card.all_hyperparameters, card.non_default_hyperparameters):
+            arguments.update({name: shown_value(value) for name, value in arguments.items() if isinstance(value, str)})
         self.results_at = {}
         card.results_before, card.eval_results_dict = card.eval_results_dict or {}, {}
 

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -38,6 +39,7 @@ from st_simcse import (
 )
 from st_simcse.cli import encode, evaluate, export, plot, train
 from st_simcse.cli.corpus import CorpusArguments
+from st_simcse.cli.output import PrintableFormatter
 from st_simcse.evaluation import STS_TASKS
 from st_simcse.losses import OPTIONS
 from st_simcse.losses.options import option_name
@@ -637,3 +639,17 @@ def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
         env=environment,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_control_characters_of_names_reach_no_terminal(tmp_path, capsys):
+    """In errors and in the log, which quote names and cells."""
+    path = tmp_path / "a\x1b[2Jb.jsonl"
+    path.write_text("no JSON")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(
+            ["train", "--model_name_or_path", "x", "--train_file", str(path), "--output_dir", str(tmp_path / "out")]
+        )
+    assert "\x1b" not in str(ended.value)
+    assert r"a\u001b[2Jb.jsonl, line 1: not JSON" in str(ended.value)
+    record = logging.LogRecord("name", logging.WARNING, "", 0, "%s: odd\nname", (path,), None)
+    assert PrintableFormatter("%(message)s").format(record) == rf"{tmp_path}/a\u001b[2Jb.jsonl: odd" "\nname"

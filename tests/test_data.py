@@ -5,6 +5,7 @@ import logging
 import shutil
 import tarfile
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 from datasets import Dataset
@@ -255,6 +256,54 @@ def test_files_come_from_the_hubs_cache_in_offline_mode(tmp_path, monkeypatch, s
         list(download(tmp_path / "data", ["nli"]))
     (repository / "snapshots" / ("0" * 40) / "nli_for_simcse.csv").write_text("sent0,sent1,hard_neg\nA,B,C\n")
     assert list(download(tmp_path / "data", ["nli"])) == [(tmp_path / "data/nli_for_simcse.csv", 1)]
+
+
+def test_a_file_with_other_bytes_than_the_hub_announced_is_refused(tmp_path, monkeypatch, small):
+    """The cache names a file by its announced SHA-256; here the content is as long as announced, and another."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "cache" / f"datasets--{PRINCETON.replace('/', '--')}"
+    for folder in ("refs", "blobs", f"snapshots/{'0' * 40}"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    content = b"One.\nTwo.\nThree.\n"
+    blob = repository / "blobs" / sha256(content).hexdigest()
+    (repository / "snapshots" / ("0" * 40) / "wiki1m_for_simcse.txt").symlink_to(blob)
+    blob.write_bytes(content.replace(b"Two", b"2wo"))
+    with pytest.raises(ValueError, match=f"{blob.name} is damaged: its SHA-256 is not the one .* delete it"):
+        list(download(tmp_path / "data", ["wiki1m"]))
+    assert not (tmp_path / "data/wiki1m_for_simcse.txt").exists()
+    blob.write_bytes(content)
+    assert list(download(tmp_path / "data", ["wiki1m"])) == [(tmp_path / "data/wiki1m_for_simcse.txt", 3)]
+
+
+def _sparse(tar, name, size):
+    """A member that says to be of this size."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    tar.addfile(member)
+
+
+@pytest.mark.parametrize(
+    ("bomb", "message"),
+    [
+        (lambda tar: _sparse(tar, "STS/zeros", 2**31), "senteval.tar unpacks to more than .* nothing was unpacked"),
+        (lambda tar: [_sparse(tar, f"STS/{number}", 0) for number in range(10_001)], "unpacks to more than"),
+        (lambda tar: _sparse(tar, "../outside", 0), "senteval.tar is damaged or no tar archive .*outside"),
+    ],
+)
+def test_an_archive_that_is_no_sentevals_is_refused(hub, bomb, message):
+    with tarfile.open(hub / PRINCETON / "senteval.tar", "w") as tar:
+        bomb(tar)
+    with pytest.raises(ValueError, match=message):
+        list(download("data", ["sts"]))
+    assert not [path for path in hub.rglob("*") if path.name in ("zeros", "outside", "0")]
+
+
+def test_a_damaged_archive_is_an_error_in_one_line(hub):
+    (hub / PRINCETON / "senteval.tar").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="senteval.tar is damaged or no tar archive .*: delete it"):
+        list(download("data", ["sts"]))
 
 
 @pytest.mark.parametrize("name", list(DATA_SETS))

@@ -27,6 +27,7 @@ from st_simcse import (
     cli,
 )
 from st_simcse.demo import tiny_model
+from st_simcse.model_card import shown_command
 
 
 @pytest.mark.parametrize("columns", [["sentence"], ["anchor", "positive"]])
@@ -194,3 +195,63 @@ def test_the_readme_has_the_command(sentences, tmp_path, monkeypatch, tiny_bert)
     assert "hf_secret" not in card
     assert str(tmp_path) not in card.split("## How it was made")[1].split("##")[0]
     assert re.search(r"\| STSB-test, Spearman × 100 \| -?[\d.]+ \| -?[\d.]+ \|", card)
+
+
+@pytest.mark.parametrize("option", ["--hub_token", "--hub-token", "--push_to_hub-token"])
+@pytest.mark.parametrize("form", ["{} hf_secret", "{}=hf_secret"])
+def test_no_spelling_of_a_token_is_shown(option, form):
+    command = shown_command(["st-simcse", "train", *form.format(option).split(), "--seed", "1"])
+    assert "hf_secret" not in command
+    assert command.endswith(" --seed 1")
+    assert option in command
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("/home/me/a.txt", "a.txt"),
+        ("../me/a.txt", "a.txt"),
+        ("./../../home/me/a.txt", "a.txt"),
+        ("data/../../me/a.txt", "a.txt"),
+        ("~/a.txt", "a.txt"),
+        ("file:///home/me/a.txt", "a.txt"),
+        (r"C:\Users\me\a.txt", "a.txt"),
+        (r"\\server\me\a.txt", "a.txt"),
+        ("https://me:secret@host/a.txt", "https://...@host/a.txt"),
+        ("data/a.txt", "data/a.txt"),
+        ("./a.txt", "./a.txt"),
+        ("princeton-nlp/unsup-simcse-bert-base-uncased", "princeton-nlp/unsup-simcse-bert-base-uncased"),
+        ("a..b", "a..b"),
+    ],
+)
+def test_paths_into_other_folders_are_shown_by_their_last_part(given, shown):
+    assert shlex.split(shown_command(["--train_file", given])) == ["--train_file", shown]
+    assert shlex.split(shown_command([f"--train_file={given}"])) == [f"--train_file={shown}"]
+
+
+def test_names_and_arguments_with_markup_do_not_break_the_card(sentences, tmp_path):
+    """A heading is one line, a table has as many cells a row as its header, a code block ends where it should."""
+    odd = "a`b\n# c|d```"
+    pairs = sentences, sentences[1:] + sentences[:1]
+    evaluator = EmbeddingSimilarityEvaluator(*pairs, list(range(len(sentences))), name=odd)
+    model = tiny_model(sentences)
+    args = SimCSETrainingArguments(
+        str(tmp_path), report_to="none", bf16=False, max_steps=1, eval_strategy="steps", eval_steps=1
+    )
+    args.resume_from_checkpoint = "/home/me/secret/checkpoint-1"
+    data = {odd: Dataset.from_dict({"sentence": sentences})}
+    trainer = SimCSETrainer(model, args, data, loss={odd: UnsupSimCSELoss(model)}, evaluator=evaluator)
+    model.model_card_data.command = shown_command(["st-simcse", "train", "--train_file", "a\n```\n# b"])
+    trainer.train()
+    trainer.save_model()
+    card = Path(tmp_path, "README.md").read_text()
+    assert odd not in card
+    assert "/home/me" not in card
+    assert "checkpoint-1" in card
+    fence = re.search(r"(`{4,})bash\n(.*?)\n\1\n", card, re.DOTALL)
+    assert shlex.split(fence[2]) == ["st-simcse", "train", "--train_file", "a\n```\n# b"]
+    assert not re.findall(r"^# [bc]", card.replace(fence[0], ""), re.MULTILINE)
+    tables = re.findall(r"(?:^\|.*\|$\n?)+", card.replace(fence[0], ""), re.MULTILINE)
+    assert any("a'b # c/d'''" in table for table in tables)
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1

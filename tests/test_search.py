@@ -379,6 +379,26 @@ def test_the_commands_encode_index_and_search(tmp_path, tiny_bert, sentences, ca
     assert [row["hits"][0]["corpus_id"] for row in rows] == [5, 6, 7]
 
 
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_control_characters_of_a_corpus_reach_no_terminal(tmp_path, tiny_bert, capsys, json_flag):
+    """They are shown as escapes; what stands between them, letters of all scripts and signs, stays as it is."""
+    text = "\x1b]0;title\x07 dog \x9b31m\x7f é 中 \N{PARTY POPPER}"
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"text": text}))
+    folder = str(tmp_path / "index")
+    cli.main(["index", "--model", tiny_bert, "--corpus", str(tmp_path / "corpus.jsonl"), "--output_dir", folder])
+    capsys.readouterr()
+    cli.main(["search", "--model", tiny_bert, "--index", folder, "--queries", f"a{text}", *json_flag])
+    out = capsys.readouterr().out
+    assert not [character for character in out if ord(character) in (*range(10), *range(11, 32), *range(127, 160))]
+    assert "dog" in out
+    assert "é 中 \N{PARTY POPPER}" in out
+    if json_flag:
+        found = json.loads(out)
+        assert (found["query"], found["hits"][0]["text"]) == (f"a{text}", text)
+    else:
+        assert r"\u001b]0;title\u0007 dog \u009b31m\u007f" in out
+
+
 def test_what_the_commands_cannot_do_is_a_line(tmp_path, tiny_bert, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("corpus.txt").write_text("A dog.\nA cat.")

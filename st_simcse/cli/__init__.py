@@ -10,6 +10,8 @@ from importlib import import_module
 
 from safetensors import SafetensorError
 
+from st_simcse.cli.output import PrintableFormatter, printable
+
 __all__ = ["main"]
 
 COMMANDS = {
@@ -43,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif command not in COMMANDS:
         sys.exit(f"st-simcse: unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
     else:
-        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+        terminal = logging.StreamHandler()
+        terminal.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(handlers=[terminal], level=logging.WARNING)
         try:
             # Here, not above: the libraries take seconds to import, and --help needs none of them.
             from huggingface_hub.utils import enable_progress_bars
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             enable_progress_bars()  # but for downloads
             import_module(f"st_simcse.cli.{command}").run(rest)
         except (ImportError, OSError, ValueError, SafetensorError) as error:
-            sys.exit(f"st-simcse {command}: {error}")
+            sys.exit(printable(f"st-simcse {command}: {error}", lines=True))
         except KeyboardInterrupt:
             print(f"st-simcse {command}: interrupted", file=sys.stderr)
             sys.exit(130)  # 128 and the number of SIGINT, as shells expect

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from st_simcse.cli.output import printable
 from st_simcse.cli.parsing import check_positive, parse
 
 QUERIES_AT_ONCE = 1_000
@@ -43,6 +44,7 @@ def run(argv: Sequence[str]) -> None:
         some = queries[start : start + QUERIES_AT_ONCE]
         for query, hits in zip(some, searcher.search(some, args.top_k, args.threshold), strict=True):
             if args.json:
-                print(json.dumps({"query": query, "hits": hits}, ensure_ascii=False))
+                print(printable(json.dumps({"query": query, "hits": hits}, ensure_ascii=False)))
             else:
-                print("\n".join([query, *(f"  {hit['score']:.3f}  {hit['text']}" for hit in hits)]))
+                lines = [query, *(f"  {hit['score']:.3f}  {hit['text']}" for hit in hits)]
+                print("\n".join(map(printable, lines)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,8 @@ __all__ = ["append_row", "check_defined", "format_table"]
 
 
 def format_table(rows: Mapping[str, Mapping[str, float | str]], corner: str = "model") -> str:
-    """Rows of numbers by name as a Markdown table with two decimals; a ``|`` in a name is escaped.
+    """Rows of numbers by name as a Markdown table with two decimals; a ``|`` in a name is escaped, a line end or
+    another control character becomes a space.
 
     Args:
         rows: numbers, or texts, by row and column, the same columns in every row.
@@ -29,7 +31,11 @@ def format_table(rows: Mapping[str, Mapping[str, float | str]], corner: str = "m
         [name, *(value if isinstance(value, str) else f"{value:.2f}" for value in row.values())]
         for name, row in rows.items()
     ]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells)
+    return "\n".join("| " + " | ".join(map(_one_line, row)) + " |" for row in cells)
+
+
+def _one_line(cell: str) -> str:
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", cell).replace("|", r"\|")
 
 
 def check_defined(rows: Mapping[str, Mapping[str, float]]) -> None:
