@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.data_collator import BaseDataCollator
+from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler, ConcatDataset
 
 from st_simcse.batching import token_collator, tokenize
@@ -277,9 +279,10 @@ class SimCSETrainer(ResumableTrainer):
             more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
             raise ValueError(f"{error}. The texts: {', '.join(map(repr, texts[:5]))}{more}") from error
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._step_inputs = inputs
         with averaged_gradients(self._loss_parameters(), now=self.accelerator.sync_gradients):
-            return super().training_step(*args, **kwargs)
+            return super().training_step(model, inputs, *args, **kwargs)
 
     # These two are transformers', which has no public place for it: max_grad_norm is of the head's gradients too, and
     # so is the grad_norm that is logged.
@@ -287,4 +290,35 @@ class SimCSETrainer(ResumableTrainer):
         return super()._clip_grad_norm(torch.nn.ModuleList([model, *self._losses().values()]))
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        return super()._get_grad_norm(torch.nn.ModuleList([model, *self._losses().values()]), grad_norm)
+        norm = super()._get_grad_norm(torch.nn.ModuleList([model, *self._losses().values()]), grad_norm)
+        self._check_gradients(norm)
+        return norm
+
+    def _check_gradients(self, norm: Any) -> None:
+        """Stop before the optimizer spreads NaN over all weights, and say which summand of the loss gave it."""
+        # In fp16 the scaler expects infinite gradients now and then, and leaves such a step out.
+        if norm is None or getattr(self.accelerator, "scaler", None) is not None:
+            return
+        if math.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm):
+            return
+        summands = [] if self._fsdp else self._summands_without_gradient()
+        origin = f", which comes from the summand {' and '.join(summands)}" if summands else ""
+        raise ValueError(
+            f"the gradient of step {self.state.global_step + 1} is NaN or infinite{origin}: training has stopped before "
+            "this step changed the weights. Look for a division by zero, or a root or logarithm of zero, and add a "
+            "small number there; a lower learning rate helps where embeddings have become very large"
+        )
+
+    def _summands_without_gradient(self) -> list[str]:
+        """Those of the last batch whose gradients are not finite; empty where the loss is one number."""
+        inputs: Any = self._prepare_inputs(self._step_inputs)
+        loss = self.loss[inputs.pop("dataset_name")] if isinstance(self.loss, dict) else self.loss
+        with self.compute_loss_context_manager():
+            summands = loss(*self.collect_features(inputs))
+        weights = [weight for weight in (*self.model.parameters(), *self._loss_parameters()) if weight.requires_grad]
+        found = []
+        for name, summand in summands.items() if isinstance(summands, dict) else ():
+            gradients = torch.autograd.grad(summand, weights, retain_graph=True, allow_unused=True)
+            if not all(gradient is None or gradient.isfinite().all() for gradient in gradients):
+                found.append(name)
+        return found

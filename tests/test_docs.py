@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, ModernBertConfig, Qwen3Config, set_seed
 
 import st_simcse
@@ -93,6 +95,20 @@ def test_the_code_of_a_page_runs(page, folder):
     for line in "\n".join(_blocks(page, "bash")).replace("\\\n", " ").splitlines():
         if words := shlex.split(line, comments=True):
             _run(words)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "bert-base-uncased" in (ROOT / page).read_text()])
+def test_the_code_of_a_page_trains_a_real_model(page, folder, pretrained):
+    """Whose dimensions are of very different size, two of them constant; random weights show nothing of that."""
+    for name in ("bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2"):
+        shutil.rmtree(name)
+        Path(name).symlink_to(pretrained)
+    for block in _blocks(page, "python"):
+        if "bert-base-uncased" in block:
+            namespace = {}
+            exec(compile(block, page, "exec"), namespace)
+            if isinstance(model := namespace.get("model"), SentenceTransformer):
+                assert torch.tensor(model.encode(["A man plays a guitar."])).isfinite().all()
 
 
 def test_a_variant_is_short():

@@ -1,5 +1,6 @@
 import ast
 import random
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from transformers import TrainerCallback
 from st_simcse import (
     MaskedLanguageModel,
     MomentumQueue,
+    RankConsistency,
     SimCSETrainer,
     SimCSETrainingArguments,
     SupSimCSELoss,
     UnsupSimCSELoss,
 )
 from st_simcse.demo import tiny_model
+from st_simcse.losses import Term, TermOption
 from st_simcse.resume import describe_run
 from st_simcse.trainer import texts_without_embedding
 from tests.inputs import flattened
@@ -379,3 +382,42 @@ def test_accelerates_own_ways_of_dealing_out_are_refused(sentences, tmp_path, mo
         arguments = Arguments(str(tmp_path), use_cpu=True, accelerator_config={name: True})
         with pytest.raises(ValueError, match=f"{name} is not for SimCSETrainer"):
             SimCSETrainer(tiny_model(sentences), arguments, Dataset.from_dict({"sentence": sentences}))
+
+
+@dataclass(frozen=True)
+class RootOfZero(TermOption):
+    """Finite itself, with an infinite gradient."""
+
+    def build(self, model):
+        return RootOfZeroTerm(1.0)
+
+
+class RootOfZeroTerm(Term):
+    def of_embeddings(self, columns, labels):
+        return (columns[0] * 0).sum().sqrt()
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
+    model, sentences, tmp_path, max_grad_norm, several
+):
+    loss = UnsupSimCSELoss(model, options=[RankConsistency(0.1), RootOfZero()])
+    data = Dataset.from_dict({"sentence": sentences})
+    args = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False, max_grad_norm=max_grad_norm)
+    trainer = SimCSETrainer(model, args, {"a": data} if several else data, loss={"a": loss} if several else loss)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match="gradient of step 1 is NaN or infinite, .* the summand root_of_zero: training"):
+        trainer.train()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, before[name], rtol=0, atol=0)
+
+
+def test_a_gradient_that_is_not_finite_stops_a_loss_of_one_number_too(model, sentences, tmp_path):
+    """The loss of ST's gradient cache is one number: its summands cannot be told apart."""
+    loss = UnsupSimCSELoss(model, mini_batch_size=4)
+    model[0].model.embeddings.word_embeddings.weight.register_hook(lambda gradient: gradient * float("nan"))
+    args = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False)
+    trainer = SimCSETrainer(model, args, Dataset.from_dict({"sentence": sentences}), loss=loss)
+    with pytest.raises(ValueError, match="the gradient of step 1 is NaN or infinite: training has stopped"):
+        trainer.train()
