@@ -304,7 +304,7 @@ class SimCSETrainer(ResumableTrainer):
         summands = [] if self._fsdp else self._summands_without_gradient()
         origin = f", which comes from the summand {' and '.join(summands)}" if summands else ""
         raise ValueError(
-            f"the gradient of step {self.state.global_step + 1} is NaN or infinite{origin}: training has stopped before "
+            f"the gradient of step {self.state.global_step + 1} is NaN or infinite{origin}: training stopped before "
             "this step changed the weights. Look for a division by zero, or a root or logarithm of zero, and add a "
             "small number there; a lower learning rate helps where embeddings have become very large"
         )

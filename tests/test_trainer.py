@@ -407,7 +407,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
     args = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False, max_grad_norm=max_grad_norm)
     trainer = SimCSETrainer(model, args, {"a": data} if several else data, loss={"a": loss} if several else loss)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    with pytest.raises(ValueError, match="gradient of step 1 is NaN or infinite, .* the summand root_of_zero: training"):
+    with pytest.raises(ValueError, match="gradient of step 1 is NaN or infinite, .* the summand root_of_zero:"):
         trainer.train()
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=0)
@@ -419,5 +419,5 @@ def test_a_gradient_that_is_not_finite_stops_a_loss_of_one_number_too(model, sen
     model[0].model.embeddings.word_embeddings.weight.register_hook(lambda gradient: gradient * float("nan"))
     args = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False)
     trainer = SimCSETrainer(model, args, Dataset.from_dict({"sentence": sentences}), loss=loss)
-    with pytest.raises(ValueError, match="the gradient of step 1 is NaN or infinite: training has stopped"):
+    with pytest.raises(ValueError, match="the gradient of step 1 is NaN or infinite: training stopped"):
         trainer.train()
