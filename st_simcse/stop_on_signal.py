@@ -10,7 +10,24 @@ from transformers import TrainerCallback, TrainerControl
 
 from st_simcse.distributed import any_process
 
-__all__ = ["StopOnSignal"]
+__all__ = ["StopOnSignal", "Stopped"]
+
+
+class Stopped(SystemExit):
+    """A signal has ended the training early; the exit status is 128 plus its number, as shells expect.
+
+    Args:
+        number: the signal's.
+        results: what had been measured before.
+
+    Example:
+        >>> Stopped(signal.SIGINT, {}).code
+        130
+    """
+
+    def __init__(self, number: int, results: dict[str, dict[str, float]]) -> None:
+        super().__init__(128 + number)
+        self.results = results
 
 
 class StopOnSignal(TrainerCallback):
@@ -23,6 +40,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = self.has_stopped = False
+        self.number: int = signal.SIGTERM  # also where another process was the one that got it
 
     def __enter__(self) -> StopOnSignal:
         self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -34,9 +52,10 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         if any_process(self.requested):
-            control.should_save = control.should_training_stop = self.has_stopped = True
+            control.should_save = control.should_training_stop = True
+            self.has_stopped = state.global_step < state.max_steps
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self.number = True, number

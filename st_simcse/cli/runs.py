@@ -32,6 +32,7 @@ from st_simcse.cli.peers import PEERS
 from st_simcse.evaluation import check_defined, load_classes, load_retrieval, sts_evaluators, transfer_evaluators
 from st_simcse.recipes import split_peer
 from st_simcse.run_folder import checkpoint_folders
+from st_simcse.stop_on_signal import Stopped
 
 Result = dict[str, Any]
 
@@ -90,9 +91,10 @@ def train_and_measure(run: Run) -> Result | None:
     cost = Cost()
     peer, options = split_peer(run.options)
     argv = [*options, "--seed", str(run.seed), "--output_dir", str(run.model)]
-    with redirect_stdout(sys.stderr):  # the table is what is printed
-        scores = train.run(argv, PEERS[peer] if peer else None, [cost], before=False)
-    if "after" not in scores:
+    try:
+        with redirect_stdout(sys.stderr):  # the table is what is printed
+            scores = train.run(argv, PEERS[peer] if peer else None, [cost], before=False)
+    except Stopped:
         return None
     data_args = train.parse_train(argv)[1]
     pairs = {name: 100 * value for name, value in scores["after"].items()}

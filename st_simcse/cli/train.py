@@ -35,7 +35,7 @@ from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
 from st_simcse.readers import READERS, Reader, SentenceReader, file_format, load_sts
 from st_simcse.run_folder import checkpoint_folders, sole_run
-from st_simcse.stop_on_signal import StopOnSignal
+from st_simcse.stop_on_signal import Stopped, StopOnSignal
 from st_simcse.teacher import add_teacher_embeddings
 from st_simcse.trainer import SimCSETrainer
 from st_simcse.training_arguments import SimCSETrainingArguments
@@ -156,11 +156,12 @@ def run(
         before: whether to measure the model as it was too.
 
     Returns:
-        The correlations, -1 to 1, by row and evaluator: ``before`` and ``after``, which a run that was stopped lacks.
+        The correlations, -1 to 1, by row and evaluator: ``before`` and ``after``.
         With ``--seeds`` the rows behind ``before``, which is that of the first, are ``seed 0``, ..., and ``mean`` and
         ``spread`` (standard deviation) of two or more.
 
     Raises:
+        Stopped: if a signal ended the training, once its checkpoint is saved and the table is printed.
         ValueError: for options and data that cannot be trained with; at the end for a model without a correlation.
     """
     arguments = parse_train(argv)
@@ -178,28 +179,32 @@ def _run(
 ) -> dict[str, dict[str, float]]:
     _, data_args, _, training_args = arguments
     check_seeds(data_args.seeds or [])
-    if not data_args.seeds:
-        results = _train_once(argv, arguments, peer, callbacks, before)
-    else:
-        results = {}
-        for seed in data_args.seeds:
+    results: dict[str, dict[str, float]] = {}
+    stopped: Stopped | None = None
+    try:
+        if not data_args.seeds:
+            results = _train_once(argv, arguments, peer, callbacks, before)
+        for seed in data_args.seeds or []:
             folder = Path(training_args.output_dir, f"seed-{seed}")
             once = parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
             if not checkpoint_folders(folder):  # resuming a run that had not come to this seed
                 once[-1].resume_from_checkpoint = None
             scores = _train_once(argv, once, peer, callbacks, before and not results)
-            after = scores.pop("after", None)
+            after = scores.pop("after")
             results |= scores
-            if after is None:  # stopped
-                break
             results[f"seed {seed}"] = after
-        seeds = [scores for name, scores in results.items() if name != "before"]
-        if len(seeds) > 1:
-            for name, statistic in (("mean", statistics.mean), ("spread", statistics.stdev)):
-                results[name] = {test: statistic(scores[test] for scores in seeds) for test in seeds[0]}
+    except Stopped as error:
+        stopped = error
+        results |= error.results
+    seeds = [scores for name, scores in results.items() if name.startswith("seed ")]
+    if len(seeds) > 1:
+        for name, statistic in (("mean", statistics.mean), ("spread", statistics.stdev)):
+            results[name] = {test: statistic(scores[test] for scores in seeds) for test in seeds[0]}
     if any(results.values()) and training_args.process_index == 0:
         percent = {name: {test: 100 * value for test, value in scores.items()} for name, scores in results.items()}
         print(format_table(percent, corner="Spearman x 100"))
+    if stopped:
+        raise stopped
     check_defined(results)
     return results
 
@@ -284,13 +289,13 @@ def _train_once(
     with stop:
         trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
     is_main = trainer.is_world_process_zero()  # of several processes one writes and prints
-    if stop.has_stopped and trainer.state.global_step < trainer.state.max_steps:
+    if stop.has_stopped:
         if is_main:
             print(
                 f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, after saving a checkpoint;"
             )
             print("the same command with --resume_from_checkpoint last goes on from there")
-        return results
+        raise Stopped(stop.number, results)
     results["after"] = _spearman(evaluators, model)
     if adapters(model) and model_args.lora_merge:
         merge_lora(model)
