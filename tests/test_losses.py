@@ -793,3 +793,21 @@ def test_dimension_contrast_is_the_cross_entropy_of_correlations():
     for options in ((-1.0,), (0.1, 0.0)):
         with pytest.raises(ValueError, match="a weight is at least 0"):
             DimensionContrast(*options)
+
+
+@pytest.mark.parametrize("trainer_class", [SimCSETrainer, SentenceTransformerTrainer])
+@pytest.mark.parametrize("labels", [[0.1, 0.9] * 4, [0, 1] * 4])
+def test_scored_pairs_are_no_positive_pairs(model, sentences, tmp_path, trainer_class, labels):
+    """A column named label or score reaches the loss, which would take a pair of score 0 as a positive pair."""
+    data = Dataset.from_dict({"sentence1": sentences, "sentence2": sentences[::-1], "score": labels})
+    args = Arguments(str(tmp_path), report_to="none", max_steps=1, use_cpu=True)
+    with pytest.raises(ValueError, match="SupSimCSELoss takes every row as a positive pair .* such as .* CoSENTLoss"):
+        trainer_class(model, args, data, loss=SupSimCSELoss(model)).train()
+
+
+def test_labels_that_tell_no_rows_apart_are_no_scores(model, sentences):
+    """As model.fit gives them, which labels every InputExample."""
+    loss = SupSimCSELoss(model)
+    columns = [model.preprocess(texts) for texts in (sentences, sentences[::-1])]
+    model.eval()
+    torch.testing.assert_close(loss(columns, torch.zeros(len(sentences), dtype=torch.long)), loss(columns, None))

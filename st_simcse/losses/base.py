@@ -187,9 +187,9 @@ class SimCSELoss(GradientCache, nn.Module):
             there is a wrapper around this loss or ``mini_batch_size``, which need one number.
 
         Raises:
-            ValueError: for a number of columns that the loss cannot use, non-finite embeddings, an option that does not
-                go with a wrapper around this loss, and weights of its own without SimCSETrainer in several processes,
-                or if their gradients are not cleared (ST before 6.2).
+            ValueError: for a number of columns that the loss cannot use, labels that differ where no option reads them,
+                non-finite embeddings, an option that does not go with a wrapper around this loss, and weights of its
+                own without SimCSETrainer in several processes, or if their gradients are not cleared (ST before 6.2).
         """
         drifts = is_distributed() and torch.is_grad_enabled() and not gradients_are_averaged()
         if drifts and own_parameters(self, self.model):
@@ -198,6 +198,7 @@ class SimCSELoss(GradientCache, nn.Module):
                 "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
             )
         refuse_stale_gradients(self)
+        self._check_labels(labels)
         transformer = _unwrapped(self.model)[0]
         if self.sources or self.terms:
             self._precision.watch(transformer)
@@ -242,6 +243,21 @@ class SimCSELoss(GradientCache, nn.Module):
                     if (value := term.of_texts(given)) is not None:
                         parts[name] = term.weight * value
         return parts if len(parts) > 1 and not one_number else torch.stack(list(parts.values())).sum()
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether a term or a source may use the labels of the data; the objective itself does not."""
+        return bool(self.sources or self.terms)
+
+    def _check_labels(self, labels: Tensor | None) -> None:
+        """Refuse labels that tell rows apart where nothing reads them; ``model.fit`` gives every row the label 0."""
+        if labels is None or self.reads_labels or not labels.numel() or bool((labels == labels.flatten()[0]).all()):
+            return
+        raise ValueError(
+            f"{type(self).__name__} takes every row as a positive pair and does not read the labels of the data, which "
+            "differ: keep the rows that are positive pairs and remove the column of labels or scores, or train scored "
+            "pairs with a loss for them, such as sentence_transformers' CoSENTLoss"
+        )
 
     def check_wrapper(self, matryoshka: bool, adaptive: bool) -> None:
         """Whether this loss can be inside a MatryoshkaLoss or an AdaptiveLayerLoss; a Matryoshka2dLoss is both.
