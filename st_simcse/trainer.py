@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from st_simcse.resumable_trainer import ResumableTrainer
 from st_simcse.run_folder import check_writable
 from st_simcse.sharding import check_shardable
 from st_simcse.training_arguments import SimCSETrainingArguments, limit_training_length
+from st_simcse.training_data import LABEL_COLUMNS, as_dataset, check_texts
 from st_simcse.views import ViewCallback, view_collator, whole_texts
 
 __all__ = ["SimCSETrainer"]
@@ -50,6 +52,17 @@ def _check_dealing(args: SentenceTransformerTrainingArguments, train_dataset: An
     # Of streams accelerate would join the batches of all processes in the first one, which fails: their widths differ.
     if config.dispatch_batches is None:
         config.dispatch_batches = False
+
+
+def _check_types(model: Any, args: Any, evaluator: Any) -> None:
+    """ValueError for the name of a thing where the thing itself is expected."""
+    if isinstance(model, (str, os.PathLike)):
+        raise ValueError(f"model is the name {str(model)!r}: pass the model itself, build_model({str(model)!r})")
+    if isinstance(args, (str, os.PathLike)):
+        raise ValueError(f"args is {str(args)!r}: pass SimCSETrainingArguments({str(args)!r})")
+    for one in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        if isinstance(one, (str, os.PathLike)):
+            raise ValueError(f"evaluator is {str(one)!r}: read the scored pairs with load_sts({str(one)!r})")
 
 
 def _names(*datasets: Any) -> list[str]:
@@ -91,13 +104,15 @@ class SimCSETrainer(ResumableTrainer):
     while the optimizer goes on with the old one's moments. With ``tokenize_once`` in its arguments it tokenizes the
     training data beforehand. The evaluation loss of two dropout masks is computed with dropout, and a fixed seed.
 
-    Takes what SentenceTransformerTrainer takes. Without ``args`` it trains with SimCSETrainingArguments' defaults,
-    without ``loss`` with UnsupSimCSELoss on one column of texts and SupSimCSELoss on more.
+    Takes what SentenceTransformerTrainer takes; data may also be a DataFrame, or a list of texts, of tuples of texts,
+    of dicts or of InputExamples. Without ``args`` it trains with SimCSETrainingArguments' defaults, without ``loss``
+    with UnsupSimCSELoss on one column of texts and SupSimCSELoss on more.
 
     Raises:
         FileNotFoundError: on resuming with a head from a checkpoint that has none.
         OSError: at once, if nothing can be written to ``output_dir``.
-        ValueError: for ``tokenize_once`` with data or a model that does not allow it; without ``loss``, for labels;
+        ValueError: for a name in place of a model, data, arguments or an evaluator; for a row or column without texts;
+            for ``tokenize_once`` with data or a model that does not allow it; without ``loss``, for labels;
             for an option of a loss that does not go with the MatryoshkaLoss or AdaptiveLayerLoss around it;
             with ``model_init``, for a loss that has weights of its own instead of a function that makes one; in several
             processes, for accelerate's own ways of dealing batches out, for a stream of several files with what counts
@@ -127,6 +142,12 @@ class SimCSETrainer(ResumableTrainer):
         **options: Any,
     ) -> None:
         args = SimCSETrainingArguments("tmp_trainer") if args is None else args
+        _check_types(model, args, options.get("evaluator"))
+        train_dataset = as_dataset(train_dataset, "train_dataset")
+        eval_dataset = as_dataset(eval_dataset, "eval_dataset")
+        labels = getattr(options.get("data_collator"), "valid_label_columns", LABEL_COLUMNS)
+        check_texts(train_dataset, "train_dataset", labels)
+        check_texts(eval_dataset, "eval_dataset", labels)
         if args.output_dir:
             check_writable(args.output_dir)
         if args.world_size > 1:

@@ -18,6 +18,21 @@ from st_simcse.plots import check_picture
 __all__ = ["check_outputs", "check_positive", "check_seeds", "parse", "parse_column", "parse_known"]
 
 
+# What the options are called in other programs.
+_SYNONYMS = {
+    "scale": "temperature, which is one over it",
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "pooler_type": "pooling",
+    "pooler": "pooling",
+    "model": "model_name_or_path",
+    "hard_negative_weight": "own_negative_weight, which is its exponential",
+    "mlp_only_train": "projection_head",
+    "do_mlm": "masked_language_model",
+}
+
+
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Beside an option its default, or that it is required; the example as it was written."""
 
@@ -57,7 +72,10 @@ def parse(command: str, argv: Sequence[str], *types: type, example: str) -> tupl
     *arguments, unknown = parse_known(command, argv, *types, example=example)
     if unknown:
         options = [f"--{field.name}" for kind in types for field in dataclasses.fields(kind)]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], options, n=1)
+        meant = f"--{_SYNONYMS.get(option_of(unknown[0]), '')}"
+        near = (
+            [meant] if meant.split(",")[0] in options else difflib.get_close_matches(unknown[0].split("=")[0], options)
+        )
         hint = f", did you mean {near[0]}?" if near else ""
         _parser(command, types, example).error(f"unknown option {unknown[0]}{hint}")
     return tuple(arguments)

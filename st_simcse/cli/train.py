@@ -35,7 +35,7 @@ from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
 from st_simcse.readers import READERS, Reader, SentenceReader, file_format, load_sts
 from st_simcse.run_folder import checkpoint_folders, sole_run
-from st_simcse.stop_on_signal import Stopped, StopOnSignal
+from st_simcse.stop_on_signal import StopOnSignal, Stopped
 from st_simcse.teacher import add_teacher_embeddings
 from st_simcse.trainer import SimCSETrainer
 from st_simcse.training_arguments import SimCSETrainingArguments

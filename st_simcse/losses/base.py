@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -87,6 +88,19 @@ class Layout:
         return embedded if self.places is None else [*embedded[0][self.places], *embedded[1:]]
 
 
+def _check_arguments(loss: str, model: Any, options: Any, unknown: dict[str, Any]) -> None:
+    """What people coming from other losses write, and a name or a single option where an object or a list belongs."""
+    if isinstance(unknown.get("scale"), (int, float)):
+        temperature = 1 / unknown["scale"] if unknown["scale"] else 0.05
+        raise TypeError(f"{loss} has no scale: pass temperature={temperature:g}, which is one over it")
+    if unknown:
+        raise TypeError(f"{loss} has no argument {', '.join(unknown)}; options=[...] takes what changes the objective")
+    if isinstance(model, (str, os.PathLike)):
+        raise ValueError(f"model is the name {str(model)!r}: pass the model itself, build_model({str(model)!r})")
+    if not isinstance(options, Sequence):
+        raise ValueError(f"options={options!r} is no list: pass options=[{options!r}]")
+
+
 class SimCSELoss(GradientCache, nn.Module):
     """What the two losses share: a batch becomes embeddings, these a problem, and that a sum of named terms.
 
@@ -114,8 +128,10 @@ class SimCSELoss(GradientCache, nn.Module):
         mini_batch_size: int | None = None,
         gather_across_devices: bool = False,
         mask_duplicates: bool = True,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        _check_arguments(type(self).__name__, model, options, unknown)
         if isinstance(model, SparseEncoder):
             raise ValueError(
                 f"{type(self).__name__} is for dense embeddings, a SparseEncoder needs a loss that keeps it sparse: "

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from datasets import Dataset
+from sentence_transformers import InputExample
+
+from st_simcse import FocalMargin, SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss, cli
+from st_simcse.training_data import as_dataset
+
+PAIRS = [("A dog.", "A hound."), ("A cat.", "A feline.")]
+COLUMNS = {"anchor": ["A dog.", "A cat."], "positive": ["A hound.", "A feline."]}
+
+
+@pytest.mark.parametrize(
+    ("given", "columns"),
+    [
+        (["A dog.", "A cat."], {"sentence": ["A dog.", "A cat."]}),
+        (PAIRS, COLUMNS),
+        ([list(pair) for pair in PAIRS], COLUMNS),
+        ([(*pair, "A car.") for pair in PAIRS], COLUMNS | {"negative": ["A car."] * 2}),
+        (
+            [(*pair, "A car.", "A bus.") for pair in PAIRS],
+            COLUMNS | {"negative_1": ["A car."] * 2, "negative_2": ["A bus."] * 2},
+        ),
+        ([{"text": "A dog."}, {"text": "A cat."}], {"text": ["A dog.", "A cat."]}),
+        (pd.DataFrame(COLUMNS, index=[7, 3]), COLUMNS),
+        ([InputExample(texts=list(pair)) for pair in PAIRS], COLUMNS),
+        ([InputExample(texts=list(pair), label=0.5) for pair in PAIRS], COLUMNS | {"label": [0.5, 0.5]}),
+        (Dataset.from_dict(COLUMNS), COLUMNS),
+    ],
+)
+def test_data_as_users_hold_it(given, columns):
+    assert as_dataset(given, "train_dataset").to_dict() == columns
+    several = as_dataset({"a": given}, "train_dataset")
+    assert several["a"].to_dict() == columns
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "a.txt",
+            r"train_dataset is 'a.txt', expected data: read the file with SentenceReader\(\).get_dataset\('a.txt'\)",
+        ),
+        (Path("a.csv"), "is 'a.csv', expected data: .* or with TripletReader or NLIReader if it is a table"),
+        ({"a": "a.txt"}, r"train_dataset\['a'\] is 'a.txt', expected data"),
+        (["A dog.", None], "train_dataset: item 1 is None, and item 0 is 'A dog.': make all of them alike"),
+        ([PAIRS[0], PAIRS[1][:1]], "train_dataset: item 1 is .'A cat.',., and item 0 is"),
+        ([InputExample(texts=["a"]), InputExample(texts=["a", "b"])], "item 1 has 2 texts, and item 0 has 1"),
+        ([1, 2], "train_dataset: item 0 is 1, expected a text, a tuple of texts, a dict or an InputExample"),
+        ([], "train_dataset is of the type list: pass a datasets.Dataset, .* that is not empty"),
+        (3, "train_dataset is of the type int"),
+        (Dataset.from_dict({"sentence": ["A dog.", None]}), "train_dataset, row 1, column 'sentence': no text .None."),
+        (pd.DataFrame({"s": ["a", float("nan")]}), "train_dataset, row 1, column 's': no text .None.: fill it in or"),
+        (Dataset.from_dict({"id": [1, 2]}), "train_dataset, column 'id': int64 values, expected texts: remove the"),
+        ({"a": Dataset.from_dict({"id": [True]})}, r"train_dataset\['a'\], column 'id': bool values, expected texts"),
+    ],
+)
+def test_what_is_no_training_data_is_named(model, tmp_path, given, message):
+    args = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False)
+    loss = {"a": UnsupSimCSELoss(model)} if isinstance(given, dict) else UnsupSimCSELoss(model)
+    with pytest.raises(ValueError, match=message):
+        SimCSETrainer(model, args, given, loss=loss)
+
+
+def test_a_row_that_was_selected_out_may_be_empty(model, tmp_path):
+    data = Dataset.from_dict({"sentence": ["A dog.", None, "A cat."]}).select([0, 2])
+    args = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False)
+    assert len(SimCSETrainer(model, args, data).train_dataset) == 2
+
+
+def test_a_list_trains_as_its_dataset_does(model, sentences, tmp_path):
+    """Whatever the data are made of, the columns are the same, and so are the losses of a seed."""
+    losses = []
+    for data in (list(zip(sentences, sentences[::-1], strict=True)),) * 2:
+        given = data if not losses else Dataset.from_dict({"anchor": sentences, "positive": sentences[::-1]})
+        args = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False, max_steps=1, learning_rate=0.0)
+        losses.append(SimCSETrainer(model, args, given, loss=SupSimCSELoss(model)).train().training_loss)
+    assert losses[0] == losses[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda m: UnsupSimCSELoss(m, scale=20), TypeError, "UnsupSimCSELoss has no scale: pass temperature=0.05,"),
+        (lambda m: SupSimCSELoss(m, margin=1), TypeError, "SupSimCSELoss has no argument margin; options="),
+        (lambda m: SupSimCSELoss("bert"), ValueError, r"model is the name 'bert': .* build_model\('bert'\)"),
+        (
+            lambda m: SupSimCSELoss(m, options=FocalMargin(0.2)),
+            ValueError,
+            r"pass options=\[FocalMargin\(margin=0.2\)\]",
+        ),
+        (lambda m: SimCSETrainer("bert"), ValueError, r"model is the name 'bert': .* build_model\('bert'\)"),
+        (lambda m: SimCSETrainer(m, "out"), ValueError, r"args is 'out': pass SimCSETrainingArguments\('out'\)"),
+        (lambda m: SimCSETrainer(m, evaluator="a.tsv"), ValueError, r"evaluator is 'a.tsv': .* load_sts\('a.tsv'\)"),
+    ],
+)
+def test_a_name_or_a_number_in_place_of_an_object(model, tmp_path, monkeypatch, make, error, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        make(model)
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--scale", "--temperature, which is one over it"),
+        ("--lr=1", "--learning_rate"),
+        ("--batch-size", "--per_device_train_batch_size"),
+        ("--temprature", "--temperature"),
+    ],
+)
+def test_what_an_option_is_called_elsewhere(option, meant):
+    with pytest.raises(SystemExit, match=rf"unknown option {option}, did you mean {meant}\?"):
+        cli.main(["train", "--model_name_or_path", "x", option])
