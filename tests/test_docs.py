@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gzip
+import itertools
 import os
 import re
 import runpy
@@ -200,3 +201,13 @@ def test_links_of_the_site_lead_to_its_pages_or_to_the_repository():
         "[a](https://example.org/me/it/blob/main/tests/combinations.py)"
     )
     assert rewritten("index.md", "[a](https://arxiv.org) `x[0](y)`") == "[a](https://arxiv.org) `x[0](y)`"
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.zh.md")))
+def test_chinese_pages_are_set_as_chinese_is(page):
+    """Full-width punctuation beside Chinese characters, and no line breaks inside paragraphs, which would be spaces."""
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)", "`", text)
+    assert re.findall(r"[\u4e00-\u9fff][,;:!?()].{0,9}|.{0,9}[,;:!?()][\u4e00-\u9fff]", text) == []
+    kinds = [line[:1] if line[:1] in ("", "#", "|", "-") else "text" for line in text.splitlines()]
+    assert ("text", "text") not in set(itertools.pairwise(kinds))
