@@ -69,6 +69,8 @@ class ResumableTrainer(SentenceTransformerTrainer):
     _given_data: Any = None
     # Where a checkpoint is being written.
     _unfinished: str | None = None
+    # The checkpoint that training goes on from.
+    _resumed_from: str | None = None
 
     @property
     def _fsdp(self) -> Any:
@@ -101,20 +103,26 @@ class ResumableTrainer(SentenceTransformerTrainer):
         """
         folder = self._get_output_dir(trial=trial)
         with sole_run(folder, self.args.should_save):
-            data = self.train_dataset if self._given_data is None else self._given_data
-            self._run = describe_run(self.args, self.model, self._losses(), data)
-            if self._fsdp or self.is_deepspeed_enabled:  # their optimizers' states are files of other kinds
-                self._run["arguments"]["sharding"] = self.accelerator.distributed_type.value
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = last_complete_checkpoint(folder)
-            if resume_from_checkpoint:
-                check_resumable(resume_from_checkpoint, self._run, self._resumes_with_changes())
+            self._resumed_from = resume_from_checkpoint or None
             return super().train(resume_from_checkpoint, trial, **kwargs)
 
     def _resumes_with_changes(self) -> bool:
         return getattr(self.args, "resume_with_changes", False)
 
     # An underscored method with a comment above it is transformers', which has no public place for what that says.
+
+    # By now the model of this training is made, its configuration knows the tokenizer's special tokens, and a trial of a
+    # search has set its arguments; nothing of a checkpoint is loaded yet.
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        data = self.train_dataset if self._given_data is None else self._given_data
+        self._run = describe_run(self.args, self.model, self._losses(), data)
+        if self._fsdp or self.is_deepspeed_enabled:  # their optimizers' states are files of other kinds
+            self._run["arguments"]["sharding"] = self.accelerator.distributed_type.value
+        if self._resumed_from:
+            check_resumable(self._resumed_from, self._run, self._resumes_with_changes())
 
     # A checkpoint is written beside its name, and has it when all is there.
     def _get_output_dir(self, trial: Any) -> str:

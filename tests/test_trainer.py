@@ -1,5 +1,9 @@
 import ast
+import json
 import random
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -7,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
-from transformers import TrainerCallback
+from transformers import AutoModel, AutoTokenizer, LlamaConfig, TrainerCallback
 
 from st_simcse import (
     MaskedLanguageModel,
@@ -16,6 +20,7 @@ from st_simcse import (
     SimCSETrainingArguments,
     SupSimCSELoss,
     UnsupSimCSELoss,
+    build_model,
 )
 from st_simcse.demo import tiny_model
 from st_simcse.resume import describe_run
@@ -379,3 +384,82 @@ def test_accelerates_own_ways_of_dealing_out_are_refused(sentences, tmp_path, mo
         arguments = Arguments(str(tmp_path), use_cpu=True, accelerator_config={name: True})
         with pytest.raises(ValueError, match=f"{name} is not for SimCSETrainer"):
             SimCSETrainer(tiny_model(sentences), arguments, Dataset.from_dict({"sentence": sentences}))
+
+
+class _Study:
+    """As much of optuna's study as transformers uses, over given values."""
+
+    def __init__(self, values):
+        self.values, self.best_trial = values, None
+
+    def optimize(self, objective, **options):
+        for number, value in enumerate(self.values):
+            trial = SimpleNamespace(number=number, params={"learning_rate": value}, value=None)
+            trial.value = objective(trial)
+            self.best_trial = min(filter(None, [self.best_trial, trial]), key=lambda done: done.value)
+
+    def _is_multi_objective(self):
+        return False
+
+
+def test_a_search_has_trials_of_its_own_and_training_goes_on_after_it(sentences, tmp_path, monkeypatch):
+    rates = [1e-3, 1e-2, 1e-3]
+    optuna = ModuleType("optuna")
+    optuna.__spec__ = ModuleSpec("optuna", None)
+    optuna.Trial, optuna.trial = SimpleNamespace, SimpleNamespace(BaseTrial=SimpleNamespace)
+    optuna.create_study = lambda **options: _Study(rates)
+    monkeypatch.setitem(sys.modules, "optuna", optuna)
+
+    def trainer(folder, rate=5e-5):
+        data = Dataset.from_dict({"sentence": sentences})
+        options = {"max_steps": 3, "report_to": "none", "use_cpu": True, "save_strategy": "steps", "save_steps": 3}
+        return SimCSETrainer(
+            args=Arguments(str(tmp_path / folder), learning_rate=rate, **options),
+            train_dataset=data,
+            eval_dataset=data,
+            loss=lambda model: UnsupSimCSELoss(model, projection_head=True),
+            model_init=lambda: tiny_model(sentences, width=32).to("cpu"),
+        )
+
+    def alone(rate):
+        one = trainer(f"alone-{rate}", rate)
+        one.train()
+        return one.evaluate()["eval_loss"]
+
+    values = []
+    searching = trainer("search")
+    best = searching.hyperparameter_search(
+        hp_space=lambda trial: trial.params,
+        compute_objective=lambda metrics: values.append(metrics["eval_loss"]) or metrics["eval_loss"],
+        backend="optuna",
+    )
+    assert values == [alone(rate) for rate in rates]
+    assert best.objective == min(values)
+    records = [json.loads((tmp_path / "search" / f"run-{run}/checkpoint-3/simcse_run.json").read_text()) for run in "012"]
+    assert [record["run"]["arguments"]["learning_rate"] for record in records] == rates
+    searching.train()
+    assert searching.evaluate()["eval_loss"] == values[-1]
+
+
+def test_a_decoder_whose_configuration_names_no_padding_token_resumes(sentences, tiny_bert, tmp_path):
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    config = LlamaConfig(**size, vocab_size=60, intermediate_size=64, attention_dropout=0.1)
+    assert config.pad_token_id is None
+    AutoModel.from_config(config).save_pretrained(tmp_path / "decoder")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "decoder")
+
+    def trainer(folder):
+        model = build_model(str(tmp_path / "decoder"), "mean", device="cpu")
+        arguments = Arguments(str(tmp_path / folder), max_steps=3, save_steps=1, report_to="none", use_cpu=True)
+        return SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}))
+
+    whole = trainer("whole")
+    whole.train()
+    assert whole.model.config.pad_token_id == 0  # of the tokenizer
+    expected = {name: weight.clone() for name, weight in whole.model.state_dict().items()}
+    for again in (trainer("resumed"), whole):
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+        assert again.state.global_step == 3
+        for name, weight in again.model.state_dict().items():
+            assert torch.equal(weight, expected[name]), name
