@@ -38,6 +38,7 @@ from st_simcse.run_folder import (
     step_of,
 )
 from st_simcse.sharding import WholeWeights, filled, skeleton
+from st_simcse.trainable import check_model, check_optimizer
 
 __all__ = ["ResumableTrainer"]
 
@@ -77,7 +78,9 @@ class ResumableTrainer(SentenceTransformerTrainer):
         return getattr(self.accelerator.state, "fsdp_plugin", None)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        check_model(self.model)
         optimizer = super().create_optimizer(model)
+        check_optimizer(self.model, self._losses(), optimizer)
         if self._fsdp:
             if not isinstance(self.model, FSDPModule):
                 self._skeleton = skeleton(self.model)
@@ -113,8 +116,8 @@ class ResumableTrainer(SentenceTransformerTrainer):
 
     # An underscored method with a comment above it is transformers', which has no public place for what that says.
 
-    # By now the model of this training is made, its configuration knows the tokenizer's special tokens, and a trial of a
-    # search has set its arguments; nothing of a checkpoint is loaded yet.
+    # By now the model of this training is made, its configuration knows the tokenizer's special tokens, and a search's
+    # trial has set its arguments; nothing of a checkpoint is loaded yet.
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
         data = self.train_dataset if self._given_data is None else self._given_data

@@ -200,7 +200,8 @@ def _hash(data: bytes) -> str:
 def _random_states_aside() -> Iterator[None]:
     """A fixed seed, so that a stream that is augmented at random begins alike, and the states of before after it."""
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    accelerator = torch.accelerator.current_accelerator() or torch.device("cuda")
+    with torch.random.fork_rng(device_type=accelerator.type):
         try:
             set_seed(0)
             yield
