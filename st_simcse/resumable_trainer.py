@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import load_fsdp_model
+from accelerate.utils import gather_object, load_fsdp_model
+from datasets import IterableDataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from torch.distributed.fsdp import FSDPModule
@@ -27,7 +29,7 @@ from transformers.utils import (
 
 from st_simcse.lora import adapters, restore_adapter
 from st_simcse.own_weights import own_parameters, own_weights
-from st_simcse.resume import RECORD_NAME, check_resumable, describe_run, write_record
+from st_simcse.resume import RECORD_NAME, check_resumable, describe_run, stream_position, write_record
 from st_simcse.run_folder import (
     UNFINISHED,
     checkpoint_folders,
@@ -127,6 +129,34 @@ class ResumableTrainer(SentenceTransformerTrainer):
         if self._resumed_from:
             check_resumable(self._resumed_from, self._run, self._resumes_with_changes())
 
+    # To transformers a stream is one pass of max_steps steps, from the beginning of which it would skip what was read.
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        begin: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or not self._reads_a_stream():
+            return begin
+        if self.state.global_step >= max_steps:
+            return num_train_epochs, 0
+        passes, batches = stream_position(resume_from_checkpoint, self.args.process_index)
+        return passes, 0 if self.args.ignore_data_skip else batches
+
+    def _reads_a_stream(self) -> bool:
+        return isinstance(self.train_dataset, IterableDataset)
+
+    def _position(self) -> tuple[int, int]:
+        """The passes over a stream that this process has ended, and the batches that it has read of the next."""
+        epoch = self.state.epoch or 0.0  # each batch adds one part in as many as max_steps steps have
+        passes = max(0, math.ceil(epoch) - 1)
+        return passes, round((epoch - passes) * self.state.max_steps * self.args.gradient_accumulation_steps)
+
     # A checkpoint is written beside its name, and has it when all is there.
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial=trial) if self._unfinished is None else self._unfinished
@@ -140,11 +170,12 @@ class ResumableTrainer(SentenceTransformerTrainer):
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            positions = gather_object([self._position()]) if self._reads_a_stream() else None
             if self.state.best_model_checkpoint == str(written):
                 self.state.best_model_checkpoint = str(path)
             if self.args.should_save:
                 self.state.save_to_json(str(written / TRAINER_STATE_NAME))
-                write_record(written, self._run)
+                write_record(written, self._run, positions)
                 publish(written)
         except Exception as error:
             shutil.rmtree(written.parent, ignore_errors=True)

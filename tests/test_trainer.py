@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Value
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
@@ -618,3 +618,38 @@ def test_batches_do_not_shrink_once_weights_are_trained(sentences, tmp_path, mon
     monkeypatch.setattr(Arguments, "world_size", 2)
     with pytest.raises(ValueError, match="auto_find_batch_size is for one process"):
         _trainer(sentences, tmp_path, auto_find_batch_size=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}])
+def test_a_stream_resumes_in_any_pass(sentences, tmp_path, options):
+    """Of 8 rows in batches of 3: three batches a pass, shuffled anew in each."""
+
+    def train(folder, resume=None):
+        model = tiny_model(sentences, width=32).to("cpu")
+        arguments = Arguments(
+            str(tmp_path / folder),
+            per_device_train_batch_size=3,
+            max_steps=8,
+            save_steps=1,
+            learning_rate=1e-2,
+            report_to="none",
+            use_cpu=True,
+            **options,
+        )
+        features = Features({"sentence": Value("string")})
+        stream = IterableDataset.from_generator(lambda: ({"sentence": text} for text in sentences), features)
+        stream = stream.shuffle(seed=3, buffer_size=5)
+        SimCSETrainer(model, arguments, stream, loss=UnsupSimCSELoss(model)).train(resume)
+        return model.state_dict()
+
+    whole = train("whole")
+    for step in (2, 3, 4, 5, 6, 7, 8):
+        resumed = train(f"from-{step}", str(tmp_path / "whole" / f"checkpoint-{step}"))
+        for name, weight in whole.items():
+            assert torch.equal(weight, resumed[name]), (step, name)
+
+    checkpoint = tmp_path / "whole" / "checkpoint-7"
+    record = json.loads((checkpoint / "simcse_run.json").read_text())
+    (checkpoint / "simcse_run.json").write_text(json.dumps(record | {"positions": None}))
+    with pytest.raises(ValueError, match="checkpoint-7 does not say how far the stream had been read.*from the start"):
+        train("refused", str(checkpoint))
