@@ -27,7 +27,7 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
 )
 
-from st_simcse.lora import adapters, restore_adapter
+from st_simcse.lora import adapters, loaded_under_its_name, restore_adapter
 from st_simcse.own_weights import own_parameters, own_weights
 from st_simcse.resume import RECORD_NAME, check_resumable, describe_run, stream_position, write_record
 from st_simcse.run_folder import (
@@ -321,7 +321,8 @@ class ResumableTrainer(SentenceTransformerTrainer):
             if self._fsdp:
                 load_fsdp_model(self._fsdp, self.accelerator, self.model, checkpoint_path)
             else:
-                super()._load_from_checkpoint(checkpoint_path)
+                with loaded_under_its_name(self.model):
+                    super()._load_from_checkpoint(checkpoint_path)
                 if adapters(self.model):
                     restore_adapter(self.model, Path(checkpoint_path, ADAPTER_SAFE_WEIGHTS_NAME))
         with _naming_damage(checkpoint_path, "loss", RuntimeError, KeyError), torch.no_grad():
