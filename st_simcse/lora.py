@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +17,15 @@ from torch import nn
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["adapters", "add_lora", "merge_adapters", "merge_lora", "restore_adapter", "train_adapter"]
+__all__ = [
+    "adapters",
+    "add_lora",
+    "loaded_under_its_name",
+    "merge_adapters",
+    "merge_lora",
+    "restore_adapter",
+    "train_adapter",
+]
 
 
 def adapters(model: SentenceTransformer) -> dict[str, PeftConfig]:
@@ -65,6 +76,26 @@ def restore_adapter(model: SentenceTransformer, weights: Path) -> None:
     with torch.no_grad():
         for name, tensor in model.get_adapter_state_dict().items():
             tensor.copy_(saved[f"base_model.model.{name}"])
+
+
+@contextmanager
+def loaded_under_its_name(model: SentenceTransformer) -> Iterator[None]:
+    """An adapter's name, which is not saved, stays what it was while a checkpoint's weights are loaded.
+
+    A folder's adapter is called ``default`` when it is loaded.
+    """
+    names = list(adapters(model))
+
+    def rename(module: nn.Module, weights: dict[str, Any], *others: Any) -> None:
+        if module is model and len(names) == 1:
+            for key in list(weights):
+                weights[re.sub(r"\.default(?=\.|$)", f".{names[0]}", key)] = weights.pop(key)
+
+    hook = model.register_load_state_dict_pre_hook(rename)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def merge_lora(model: SentenceTransformer) -> SentenceTransformer:

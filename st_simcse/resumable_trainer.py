@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import load_fsdp_model
+from accelerate.utils import gather_object, load_fsdp_model
+from datasets import IterableDataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from torch.distributed.fsdp import FSDPModule
@@ -25,9 +27,9 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
 )
 
-from st_simcse.lora import adapters, restore_adapter
+from st_simcse.lora import adapters, loaded_under_its_name, restore_adapter
 from st_simcse.own_weights import own_parameters, own_weights
-from st_simcse.resume import RECORD_NAME, check_resumable, describe_run, write_record
+from st_simcse.resume import RECORD_NAME, check_resumable, describe_run, stream_position, write_record
 from st_simcse.run_folder import (
     UNFINISHED,
     checkpoint_folders,
@@ -38,6 +40,7 @@ from st_simcse.run_folder import (
     step_of,
 )
 from st_simcse.sharding import WholeWeights, filled, skeleton
+from st_simcse.trainable import check_model, check_optimizer
 
 __all__ = ["ResumableTrainer"]
 
@@ -69,13 +72,17 @@ class ResumableTrainer(SentenceTransformerTrainer):
     _given_data: Any = None
     # Where a checkpoint is being written.
     _unfinished: str | None = None
+    # The checkpoint that training goes on from.
+    _resumed_from: str | None = None
 
     @property
     def _fsdp(self) -> Any:
         return getattr(self.accelerator.state, "fsdp_plugin", None)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        check_model(self.model)
         optimizer = super().create_optimizer(model)
+        check_optimizer(self.model, self._losses(), optimizer)
         if self._fsdp:
             if not isinstance(self.model, FSDPModule):
                 self._skeleton = skeleton(self.model)
@@ -101,20 +108,54 @@ class ResumableTrainer(SentenceTransformerTrainer):
         """
         folder = self._get_output_dir(trial=trial)
         with sole_run(folder, self.args.should_save):
-            data = self.train_dataset if self._given_data is None else self._given_data
-            self._run = describe_run(self.args, self.model, self._losses(), data)
-            if self._fsdp or self.is_deepspeed_enabled:  # their optimizers' states are files of other kinds
-                self._run["arguments"]["sharding"] = self.accelerator.distributed_type.value
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = last_complete_checkpoint(folder)
-            if resume_from_checkpoint:
-                check_resumable(resume_from_checkpoint, self._run, self._resumes_with_changes())
+            self._resumed_from = resume_from_checkpoint or None
             return super().train(resume_from_checkpoint, trial, **kwargs)
 
     def _resumes_with_changes(self) -> bool:
         return getattr(self.args, "resume_with_changes", False)
 
     # An underscored method with a comment above it is transformers', which has no public place for what that says.
+
+    # By now the model of this training is made, its configuration knows the tokenizer's special tokens, and a search's
+    # trial has set its arguments; nothing of a checkpoint is loaded yet.
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        data = self.train_dataset if self._given_data is None else self._given_data
+        self._run = describe_run(self.args, self.model, self._losses(), data)
+        if self._fsdp or self.is_deepspeed_enabled:  # their optimizers' states are files of other kinds
+            self._run["arguments"]["sharding"] = self.accelerator.distributed_type.value
+        if self._resumed_from:
+            check_resumable(self._resumed_from, self._run, self._resumes_with_changes())
+
+    # To transformers a stream is one pass of max_steps steps, from the beginning of which it would skip what was read.
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        begin: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or not self._reads_a_stream():
+            return begin
+        if self.state.global_step >= max_steps:
+            return num_train_epochs, 0
+        passes, batches = stream_position(resume_from_checkpoint, self.args.process_index)
+        return passes, 0 if self.args.ignore_data_skip else batches
+
+    def _reads_a_stream(self) -> bool:
+        return isinstance(self.train_dataset, IterableDataset)
+
+    def _position(self) -> tuple[int, int]:
+        """The passes over a stream that this process has ended, and the batches that it has read of the next."""
+        epoch = self.state.epoch or 0.0  # each batch adds one part in as many as max_steps steps have
+        passes = max(0, math.ceil(epoch) - 1)
+        return passes, round((epoch - passes) * self.state.max_steps * self.args.gradient_accumulation_steps)
 
     # A checkpoint is written beside its name, and has it when all is there.
     def _get_output_dir(self, trial: Any) -> str:
@@ -129,11 +170,12 @@ class ResumableTrainer(SentenceTransformerTrainer):
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            positions = gather_object([self._position()]) if self._reads_a_stream() else None
             if self.state.best_model_checkpoint == str(written):
                 self.state.best_model_checkpoint = str(path)
             if self.args.should_save:
                 self.state.save_to_json(str(written / TRAINER_STATE_NAME))
-                write_record(written, self._run)
+                write_record(written, self._run, positions)
                 publish(written)
         except Exception as error:
             shutil.rmtree(written.parent, ignore_errors=True)
@@ -279,7 +321,8 @@ class ResumableTrainer(SentenceTransformerTrainer):
             if self._fsdp:
                 load_fsdp_model(self._fsdp, self.accelerator, self.model, checkpoint_path)
             else:
-                super()._load_from_checkpoint(checkpoint_path)
+                with loaded_under_its_name(self.model):
+                    super()._load_from_checkpoint(checkpoint_path)
                 if adapters(self.model):
                     restore_adapter(self.model, Path(checkpoint_path, ADAPTER_SAFE_WEIGHTS_NAME))
         with _naming_damage(checkpoint_path, "loss", RuntimeError, KeyError), torch.no_grad():

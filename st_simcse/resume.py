@@ -73,10 +73,33 @@ def describe_run(
     )
 
 
-def write_record(folder: Path, run: dict[str, Any]) -> None:
-    """Add the run, and which files there are, to a checkpoint that is complete but for this."""
+def write_record(folder: Path, run: dict[str, Any], positions: list[tuple[int, int]] | None = None) -> None:
+    """Add the run, and which files there are, to a checkpoint that is complete but for this.
+
+    Args:
+        folder: of the checkpoint.
+        run: of :func:`describe_run`.
+        positions: how far each process had read a stream, as passes and batches of the one under way.
+    """
     files = sorted(path.name for path in folder.iterdir() if path.suffix != ".md")
-    (folder / RECORD_NAME).write_text(json.dumps({"run": run, "files": files}, indent=1), encoding="utf-8")
+    record = {"run": run, "files": files, "positions": positions}
+    (folder / RECORD_NAME).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def stream_position(checkpoint: str | Path, process: int) -> tuple[int, int]:
+    """How far a process had read a stream: passes, and batches of the one under way.
+
+    Raises:
+        ValueError: for a checkpoint of another trainer, or of a version that did not save it.
+    """
+    record = _read_record(Path(checkpoint))
+    if not record or not record["positions"]:
+        raise ValueError(
+            f"{checkpoint} does not say how far the stream had been read, since another trainer saved it, or an "
+            "earlier version: train from the start"
+        )
+    passes, batches = record["positions"][process]
+    return passes, batches
 
 
 def check_resumable(checkpoint: str | Path, run: dict[str, Any], changes_allowed: bool) -> None:
@@ -133,7 +156,7 @@ def _read_record(checkpoint: Path) -> dict[str, Any] | None:
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {"run": record["run"], "files": record["files"]}
+        return {"run": record["run"], "files": record["files"], "positions": record.get("positions")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read and is probably damaged ({error})") from error
 
@@ -200,7 +223,8 @@ def _hash(data: bytes) -> str:
 def _random_states_aside() -> Iterator[None]:
     """A fixed seed, so that a stream that is augmented at random begins alike, and the states of before after it."""
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    accelerator = torch.accelerator.current_accelerator() or torch.device("cuda")
+    with torch.random.fork_rng(device_type=accelerator.type):
         try:
             set_seed(0)
             yield

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.data_collator import BaseDataCollator
@@ -24,11 +26,14 @@ from st_simcse.prompts import check_prompts
 from st_simcse.resumable_trainer import ResumableTrainer
 from st_simcse.run_folder import check_writable
 from st_simcse.sharding import check_shardable
+from st_simcse.trainable import check_negatives, check_pair_names, constant_columns
 from st_simcse.training_arguments import SimCSETrainingArguments, limit_training_length
 from st_simcse.training_data import LABEL_COLUMNS, as_dataset, check_texts
 from st_simcse.views import ViewCallback, view_collator, whole_texts
 
 __all__ = ["SimCSETrainer"]
+
+logger = logging.getLogger(__name__)
 
 
 def _check_dealing(args: SentenceTransformerTrainingArguments, train_dataset: Any) -> None:
@@ -105,14 +110,18 @@ class SimCSETrainer(ResumableTrainer):
     training data beforehand. The evaluation loss of two dropout masks is computed with dropout, and a fixed seed.
 
     Takes what SentenceTransformerTrainer takes; data may also be a DataFrame, or a list of texts, of tuples of texts,
-    of dicts or of InputExamples. Without ``args`` it trains with SimCSETrainingArguments' defaults, without ``loss``
-    with UnsupSimCSELoss on one column of texts and SupSimCSELoss on more.
+    of dicts or of InputExamples. Without ``args`` it trains with SimCSETrainingArguments' defaults. Without ``loss`` it
+    takes UnsupSimCSELoss for one column of texts, and SupSimCSELoss for more that are named as pairs and hard negatives
+    usually are, such as ``anchor``, ``positive``, ``negative_1``.
 
     Raises:
         FileNotFoundError: on resuming with a head from a checkpoint that has none.
         OSError: at once, if nothing can be written to ``output_dir``.
         ValueError: for a name in place of a model, data, arguments or an evaluator; for a row or column without texts;
-            for ``tokenize_once`` with data or a model that does not allow it; without ``loss``, for labels;
+            for data and batches in which no row has a negative; in ``train``, if no weight of the model is trained, or
+            the optimizer lacks weights of the loss;
+            for ``tokenize_once`` with data or a model that does not allow it; without ``loss``, for labels, and for
+            several columns of other names;
             for an option of a loss that does not go with the MatryoshkaLoss or AdaptiveLayerLoss around it;
             with ``model_init``, for a loss that has weights of its own instead of a function that makes one; in several
             processes, for accelerate's own ways of dealing batches out, for a stream of several files with what counts
@@ -152,14 +161,21 @@ class SimCSETrainer(ResumableTrainer):
             check_writable(args.output_dir)
         if args.world_size > 1:
             _check_dealing(args, train_dataset)
+            if args.auto_find_batch_size:
+                raise ValueError(
+                    "auto_find_batch_size is for one process, since one that runs out of memory would leave the others "
+                    "waiting: set per_device_train_batch_size, or the loss's mini_batch_size, which saves memory"
+                )
         tokenize_once = getattr(args, "tokenize_once", False)
         if tokenize_once and not isinstance(train_dataset, Dataset):
             raise ValueError(f"tokenize_once needs a datasets.Dataset, got {type(train_dataset).__name__}")
         views = getattr(args, "views", None)
+        constant = constant_columns(train_dataset)
         self._given_loss = loss
         self._given_data = train_dataset if tokenize_once else None
         super().__init__(model, args, train_dataset, eval_dataset, loss, *others, **options)
         check_shardable(args, self.accelerator.state, self._losses().values(), self.model)
+        check_negatives(self._losses(), self._text_columns(), constant, args)
         max_length = getattr(self.args, "max_length", None)
         check_prompts(
             self.args.prompts,
@@ -175,10 +191,29 @@ class SimCSETrainer(ResumableTrainer):
             self.data_collator = token_collator(self.model, self.data_collator)
         if views is not None:
             self._make_views(views)
+        self._warn_of_other_batches_in_evaluation()
         if self.model_init is not None:
             self._check_trials_are_independent()
             self._make_losses_anew(self.model)
         self.add_callback(LossSynchronizer(self._loss_parameters))
+
+    def _warn_of_other_batches_in_evaluation(self) -> None:
+        if isinstance(self.args, SimCSETrainingArguments) or None in (self.train_dataset, self.eval_dataset):
+            return
+        if (evaluated := self.args.eval_batch_size) != (trained := self.args.train_batch_size):
+            logger.warning(
+                "eval_loss counts the negatives of batches of %d, the loss in training those of %d: to compare them, "
+                "set per_device_eval_batch_size to per_device_train_batch_size, as SimCSETrainingArguments does",
+                evaluated,
+                trained,
+            )
+
+    def _text_columns(self) -> dict[str, list[str]]:
+        """The names of the training data's columns of texts by dataset; a single dataset has the empty name."""
+        data = self.train_dataset if isinstance(self.train_dataset, dict) else {"": self.train_dataset}
+        others = {*getattr(self.data_collator, "valid_label_columns", ()), "dataset_name"}
+        columns = {name: getattr(dataset, "column_names", None) for name, dataset in data.items()}
+        return {name: [one for one in known if one not in others] for name, known in columns.items() if known}
 
     def _make_views(self, views: Any) -> None:
         if not isinstance(self.data_collator, BaseDataCollator):
@@ -242,7 +277,10 @@ class SimCSETrainer(ResumableTrainer):
                 f"SimCSE's losses do not use the column {', '.join(labels)}: pass a loss that does, or leave the "
                 "column out with dataset.remove_columns"
             )
-        return UnsupSimCSELoss(model) if len(dataset.column_names) == 1 else SupSimCSELoss(model)
+        if len(dataset.column_names) == 1:
+            return UnsupSimCSELoss(model)
+        check_pair_names(dataset.column_names)
+        return SupSimCSELoss(model)
 
     def prepare_loss(self, loss: Any, model: SentenceTransformer) -> torch.nn.Module:
         loss = super().prepare_loss(loss, model)
@@ -279,7 +317,8 @@ class SimCSETrainer(ResumableTrainer):
         loss = self.loss[inputs["dataset_name"]] if isinstance(self.loss, dict) else self.loss
         if not any(isinstance(part, UnsupSimCSELoss) for part in loss.modules()):
             return super().prediction_step(model, inputs, *args, **kwargs)
-        with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
+        device = self.args.device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
             torch.manual_seed(self.args.seed)
             self.model.train()
             try:
@@ -303,7 +342,34 @@ class SimCSETrainer(ResumableTrainer):
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         self._step_inputs = inputs
         with averaged_gradients(self._loss_parameters(), now=self.accelerator.sync_gradients):
-            return super().training_step(model, inputs, *args, **kwargs)
+            try:
+                return super().training_step(model, inputs, *args, **kwargs)
+            except RuntimeError as error:
+                step = self.state.global_step
+                if not (self.args.auto_find_batch_size and should_reduce_batch_size(error) and step):
+                    raise
+                raise RuntimeError(
+                    f"memory does not suffice for step {step + 1}, and auto_find_batch_size would begin anew with "
+                    "weights that are trained already: lower per_device_train_batch_size, or set the loss's "
+                    "mini_batch_size, which keeps the batch size"
+                ) from error
+
+    # ST takes the batch size of the arguments, transformers keeps the one that auto_find_batch_size has come to here.
+    def get_train_dataloader(self) -> Any:
+        asked, found = self.args.per_device_train_batch_size, self._train_batch_size // max(1, self.args.n_gpu)
+        if not self.args.auto_find_batch_size or found == asked:
+            return super().get_train_dataloader()
+        logger.warning(
+            "batches of %d rows do not fit into memory, training begins with %d, which leaves a row fewer negatives: "
+            "the loss's mini_batch_size keeps the batch size",
+            asked,
+            found,
+        )
+        self.args.per_device_train_batch_size = found
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.args.per_device_train_batch_size = asked
 
     # These two are transformers', which has no public place for it: max_grad_norm is of the head's gradients too, and
     # so is the grad_norm that is logged.

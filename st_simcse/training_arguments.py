@@ -24,6 +24,8 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     Args:
         bf16: None turns mixed precision on where it is fast (Ampere and later GPUs, CPUs with AVX512-bf16 or AMX), and
             says so; False keeps float32.
+        per_device_eval_batch_size: rows of an evaluation's batch, which are the negatives of ``eval_loss``; None as
+            many as in training, so that the two losses can be compared.
         save_total_limit: so many checkpoints are kept, the last and the best among them; 0 or None keeps all.
         max_length: training sees so many tokens of a text, 32 as in the authors' scripts; None as many as the model
             reads. The model itself goes on reading what it did, in evaluation and once it is saved. ST's own trainer
@@ -45,6 +47,9 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     output_dir: str | None = field(default="output", metadata={"help": "Where the model and checkpoints go."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training data."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows a batch and device."})
+    per_device_eval_batch_size: int | None = field(  # type: ignore[assignment]  # see eval_batch_size
+        default=None, metadata={"help": "Rows an evaluation's batch and device; as in training when left out."}
+    )
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate."})
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Checkpoints to keep: the last, and where one is told the best. 0: all."}
@@ -86,6 +91,11 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         # In several processes ST drops the last batches, which need not be equal; SimCSETrainer deals them out evenly.
         self.drops_last_batches = self.dataloader_drop_last
         super().__post_init__()
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Rows of an evaluation's batch in this process."""
+        return self.train_batch_size if self.per_device_eval_batch_size is None else super().eval_batch_size
 
     def to_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = super().to_dict()

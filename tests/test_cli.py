@@ -350,9 +350,9 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([0], [], "1 row.* one and the same sentence, 'A man plays a guitar.', so that no row has a negative"),
-        ([0] * 4, [], "4 row.* one and the same sentence"),
-        ([0, 1, 2], ["--per_device_train_batch_size", "1"], "--per_device_train_batch_size 1 leaves no negatives"),
+        ([0], [], "one and the same sentence, 'A man plays a guitar.', so that no row has a negative"),
+        ([0] * 4, [], "all rows .* one and the same sentence"),
+        ([0, 1, 2], ["--per_device_train_batch_size", "1"], r"--per_device_train_batch_size\) 1 leaves no negatives"),
         ([0, 1, 2], ["--max_seq_length", "0"], "--max_seq_length 0 leaves nothing of a text.* 3 is the least"),
         ([0, 1, 2], ["--max_seq_length", "2"], "--max_seq_length 2 leaves nothing of a text"),
         ([0, 1, 2], ["--model_max_length", "2"], "--model_max_length 2 leaves nothing of a text"),

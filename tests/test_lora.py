@@ -104,6 +104,22 @@ def test_a_run_trains_and_saves_adapters_alone_and_resumes_exactly(request, sent
         _trainer(other, sentences, tmp_path / "other").train(resume_from_checkpoint=str(checkpoint))
 
 
+def test_an_adapter_with_a_name_of_its_own_resumes(tiny_bert, sentences, tmp_path):
+    def trained(folder, resume=None):
+        model = build_model(tiny_bert, "mean", device="cpu")
+        torch.manual_seed(1)
+        model.add_adapter(LORA, adapter_name="mine")
+        _trainer(model, sentences, tmp_path / folder).train(resume)
+        assert model.active_adapters() == ["mine"]
+        return model.state_dict()
+
+    whole = trained("whole")
+    resumed = trained("resumed", str(tmp_path / "whole" / "checkpoint-2"))
+    assert sum(".lora_A.mine." in name for name in whole) == 4
+    for name, weight in whole.items():
+        assert torch.equal(weight, resumed[name]), name
+
+
 def test_gradients_are_those_of_the_merged_weights(tiny_bert, sentences):
     """dL/dB = dL/dW A^T alpha/r and dL/dA = B^T dL/dW alpha/r, where W is what the merged model has."""
     config = LoraConfig(r=4, lora_alpha=8, init_lora_weights=False)

@@ -1,14 +1,18 @@
 import ast
+import json
 import random
+import sys
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Value
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
-from transformers import TrainerCallback
+from transformers import AutoModel, AutoTokenizer, LlamaConfig, TrainerCallback
 
 from st_simcse import (
     MaskedLanguageModel,
@@ -18,6 +22,8 @@ from st_simcse import (
     SimCSETrainingArguments,
     SupSimCSELoss,
     UnsupSimCSELoss,
+    build_model,
+    set_dropout,
 )
 from st_simcse.demo import tiny_model
 from st_simcse.losses import Term, TermOption
@@ -32,13 +38,12 @@ def _trainer(sentences, folder, trainer=SimCSETrainer, head=True, **options):
     loss = UnsupSimCSELoss(model, projection_head=head)
     arguments = Arguments(
         str(folder),
-        per_device_train_batch_size=4,
         num_train_epochs=3,
         report_to="none",
         save_strategy="steps",
         save_steps=2,
         use_cpu=True,
-        **{"learning_rate": 1e-2, **options},
+        **{"per_device_train_batch_size": 4, "learning_rate": 1e-2, **options},
     )
     return trainer(model=model, args=arguments, train_dataset=Dataset.from_dict({"sentence": sentences}), loss=loss)
 
@@ -382,6 +387,275 @@ def test_accelerates_own_ways_of_dealing_out_are_refused(sentences, tmp_path, mo
         arguments = Arguments(str(tmp_path), use_cpu=True, accelerator_config={name: True})
         with pytest.raises(ValueError, match=f"{name} is not for SimCSETrainer"):
             SimCSETrainer(tiny_model(sentences), arguments, Dataset.from_dict({"sentence": sentences}))
+
+
+class _Study:
+    """As much of optuna's study as transformers uses, over given values."""
+
+    def __init__(self, values):
+        self.values, self.best_trial = values, None
+
+    def optimize(self, objective, **options):
+        for number, value in enumerate(self.values):
+            trial = SimpleNamespace(number=number, params={"learning_rate": value}, value=None)
+            trial.value = objective(trial)
+            self.best_trial = min(filter(None, [self.best_trial, trial]), key=lambda done: done.value)
+
+    def _is_multi_objective(self):
+        return False
+
+
+def test_a_search_has_trials_of_its_own_and_training_goes_on_after_it(sentences, tmp_path, monkeypatch):
+    rates = [1e-3, 1e-2, 1e-3]
+    optuna = ModuleType("optuna")
+    optuna.__spec__ = ModuleSpec("optuna", None)
+    optuna.Trial, optuna.trial = SimpleNamespace, SimpleNamespace(BaseTrial=SimpleNamespace)
+    optuna.create_study = lambda **options: _Study(rates)
+    monkeypatch.setitem(sys.modules, "optuna", optuna)
+
+    def trainer(folder, rate=5e-5):
+        data = Dataset.from_dict({"sentence": sentences})
+        options = {"max_steps": 3, "report_to": "none", "use_cpu": True, "save_strategy": "steps", "save_steps": 3}
+        return SimCSETrainer(
+            args=Arguments(str(tmp_path / folder), learning_rate=rate, **options),
+            train_dataset=data,
+            eval_dataset=data,
+            loss=lambda model: UnsupSimCSELoss(model, projection_head=True),
+            model_init=lambda: tiny_model(sentences, width=32).to("cpu"),
+        )
+
+    def alone(rate):
+        one = trainer(f"alone-{rate}", rate)
+        one.train()
+        return one.evaluate()["eval_loss"]
+
+    values = []
+    searching = trainer("search")
+    best = searching.hyperparameter_search(
+        hp_space=lambda trial: trial.params,
+        compute_objective=lambda metrics: values.append(metrics["eval_loss"]) or metrics["eval_loss"],
+        backend="optuna",
+    )
+    assert values == [alone(rate) for rate in rates]
+    assert best.objective == min(values)
+    records = [
+        json.loads((tmp_path / "search" / f"run-{run}/checkpoint-3/simcse_run.json").read_text()) for run in "012"
+    ]
+    assert [record["run"]["arguments"]["learning_rate"] for record in records] == rates
+    searching.train()
+    assert searching.evaluate()["eval_loss"] == values[-1]
+
+
+def test_a_decoder_whose_configuration_names_no_padding_token_resumes(sentences, tiny_bert, tmp_path):
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    config = LlamaConfig(**size, vocab_size=60, intermediate_size=64, attention_dropout=0.1)
+    assert config.pad_token_id is None
+    AutoModel.from_config(config).save_pretrained(tmp_path / "decoder")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "decoder")
+
+    def trainer(folder):
+        model = build_model(str(tmp_path / "decoder"), "mean", device="cpu")
+        arguments = Arguments(str(tmp_path / folder), max_steps=3, save_steps=1, report_to="none", use_cpu=True)
+        return SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}))
+
+    whole = trainer("whole")
+    whole.train()
+    assert whole.model.config.pad_token_id == 0  # of the tokenizer
+    expected = {name: weight.clone() for name, weight in whole.model.state_dict().items()}
+    for again in (trainer("resumed"), whole):
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+        assert again.state.global_step == 3
+        for name, weight in again.model.state_dict().items():
+            assert torch.equal(weight, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("columns", "loss", "options", "message"),
+    [
+        (["sentence", "source"], None, {}, "dataset.select_columns.'sentence'."),
+        (["text", "title"], None, {}, "dataset.select_columns.'text'."),
+        (["source"], None, {}, "all rows of the training data have one and the same source, 'wiki'"),
+        (["anchor", "source"], SupSimCSELoss, {}, "one and the same source, 'wiki'"),
+        (["sentence"], UnsupSimCSELoss, {"per_device_train_batch_size": 1}, "1 leaves no negatives"),
+    ],
+)
+def test_data_and_batches_without_negatives_are_refused(sentences, tmp_path, columns, loss, options, message):
+    model = tiny_model(sentences, width=32).to("cpu")
+    data = {name: {"source": ["wiki"] * 8, "title": [""] * 8}.get(name, sentences) for name in columns}
+    arguments = SimCSETrainingArguments(str(tmp_path), use_cpu=True, bf16=False, **options)
+    for several in (False, True):
+        train_dataset, losses = Dataset.from_dict(data), loss and loss(model)
+        if several:
+            train_dataset, losses = {"a": train_dataset}, losses and {"a": losses}
+        with pytest.raises(ValueError, match=message):
+            SimCSETrainer(model, arguments, train_dataset, loss=losses)
+
+
+def test_what_else_trains_and_whatever_has_a_negative_is_not_refused(sentences, tmp_path, caplog):
+    model = tiny_model(sentences, width=32).to("cpu")
+    arguments = SimCSETrainingArguments(str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=1)
+    one, same = Dataset.from_dict({"sentence": sentences}), ["A dog."] * 8
+    SimCSETrainer(model, arguments, one, loss=UnsupSimCSELoss(model, options=[MomentumQueue(8)]))
+    triplets = Dataset.from_dict({"anchor": same, "positive": same, "negative": sentences})
+    SimCSETrainer(model, arguments, triplets)
+    assert "leaves no negatives" not in caplog.text
+    SimCSETrainer(model, arguments, one, loss=UnsupSimCSELoss(model, options=[MaskedLanguageModel(0.1)]))
+    assert "1 leaves no negatives" in caplog.text
+    assert "Only masked_language_model trains" in caplog.text
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_frozen_model_is_refused(sentences, tmp_path, head):
+    trainer = _trainer(sentences, tmp_path, head=head)
+    trainer.model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"no weight of the model is trained.*build_model\(..., dense=True\)"):
+        trainer.train()
+    next(trainer.model.parameters()).requires_grad_(True)
+    trainer.train()
+
+
+def test_an_optimizer_has_the_weights_of_model_and_loss(sentences, tmp_path):
+    model = tiny_model(sentences, width=32).to("cpu")
+    loss = UnsupSimCSELoss(model, projection_head=True)
+    data, sgd = Dataset.from_dict({"sentence": sentences}), torch.optim.SGD
+
+    def train(**options):
+        arguments = Arguments(str(tmp_path), max_steps=1, report_to="none", use_cpu=True, save_strategy="no")
+        SimCSETrainer(model, arguments, data, loss=loss, **options).train()
+
+    lacking = "lacks weights of the loss.*AdamW.loss.parameters"
+    with pytest.raises(ValueError, match=lacking):
+        train(optimizers=(sgd(model.parameters(), lr=0.1), None))
+    with pytest.raises(ValueError, match=lacking):
+        train(optimizer_cls_and_kwargs=(sgd, {"lr": 0.1}))
+    with pytest.raises(ValueError, match="none of the model's trained weights.*AdamW.loss.parameters"):
+        train(optimizers=(sgd(loss.projection_head.parameters(), lr=0.1), None))
+    before = loss.projection_head.dense.weight.clone()
+    train(optimizers=(sgd(loss.parameters(), lr=0.1), None))
+    assert not torch.equal(before, loss.projection_head.dense.weight)
+
+
+def test_an_evaluation_has_the_negatives_of_a_training_batch(sentences, tmp_path, caplog):
+    """Without dropout the loss of the same rows is the same number in both."""
+    rows = sentences + [text.replace("A ", "The ") + " Today." for text in sentences]
+    data = Dataset.from_dict({"anchor": rows, "positive": rows[1:] + rows[:1]})
+
+    def losses(kind, **options):
+        model = tiny_model(rows, width=32).to("cpu")
+        set_dropout(model, 0.0)
+        arguments = kind(str(tmp_path), max_steps=1, logging_steps=1, report_to="none", use_cpu=True, **options)
+        trainer = SimCSETrainer(model, arguments, data, data, SupSimCSELoss(model))
+        evaluated = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        return evaluated, trainer.state.log_history[-2]["loss"]
+
+    evaluated, trained = losses(SimCSETrainingArguments, bf16=False)
+    assert evaluated == pytest.approx(trained, abs=1e-4)
+    evaluated, trained = losses(SimCSETrainingArguments, bf16=False, per_device_eval_batch_size=8)
+    assert evaluated < trained - 0.1
+    assert "eval_loss counts the negatives" not in caplog.text
+    losses(Arguments, per_device_train_batch_size=16)
+    assert "eval_loss counts the negatives of batches of 8, the loss in training those of 16" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["cpu", "mps", "xpu"])
+def test_an_evaluation_leaves_the_random_state_of_every_accelerator(sentences, tmp_path, monkeypatch, kind):
+    model = tiny_model(sentences, width=32).to("cpu")
+    arguments = Arguments(str(tmp_path), use_cpu=True)
+    trainer = SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}), loss=UnsupSimCSELoss(model))
+    states = {"cpu": None, kind: "of training"}
+    if kind != "cpu":
+        module = torch.get_device_module(kind)
+        monkeypatch.setattr(module, "get_rng_state", lambda device: states[torch.device(device).type])
+        monkeypatch.setattr(module, "set_rng_state", lambda state, device: states.update({device.type: state}))
+    monkeypatch.setattr(Arguments, "device", torch.device(kind))
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: states.update({kind: "of the evaluation"}))
+    monkeypatch.setattr(SentenceTransformerTrainer, "prediction_step", lambda *args, **kwargs: states[kind])
+    assert trainer.prediction_step(model, {}, True) == "of the evaluation"
+    assert states[kind] == ("of training" if kind != "cpu" else "of the evaluation")
+
+
+def test_batches_shrink_until_they_fit(sentences, tmp_path, caplog):
+    """Down to 3 rows, where 8 were asked for; trained and resumed as if 3 had been."""
+
+    def train(folder, fits=8, resume=None, **options):
+        trainer = _trainer(sentences, tmp_path / folder, **options)
+        set_dropout(trainer.model, 0.0)  # whose random numbers the attempts before have moved on
+        whole = trainer.loss.forward
+
+        def forward(features, labels=None):
+            if len(next(iter(features))["input_ids"]) > fits:
+                raise RuntimeError("CUDA out of memory. Tried to allocate")
+            return whole(features, labels)
+
+        trainer.loss.forward = forward
+        trainer.train(resume)
+        assert trainer.args.per_device_train_batch_size == options["per_device_train_batch_size"]
+        return trainer
+
+    options = {"per_device_train_batch_size": 8, "auto_find_batch_size": True}
+    found = train("found", 3, **options)
+    assert "batches of 8 rows do not fit into memory, training begins with 3" in caplog.text
+    expected = train("expected", per_device_train_batch_size=3)
+    resumed = train("resumed", 3, str(tmp_path / "found" / "checkpoint-4"), **options)
+    assert found.state.global_step == expected.state.global_step == resumed.state.global_step == 9
+    for name, weight in expected.loss.state_dict().items():
+        assert torch.equal(weight, found.loss.state_dict()[name]), name
+        assert torch.equal(weight, resumed.loss.state_dict()[name]), name
+
+
+def test_batches_do_not_shrink_once_weights_are_trained(sentences, tmp_path, monkeypatch):
+    trainer = _trainer(sentences, tmp_path, auto_find_batch_size=True)
+    forward, calls = trainer.loss.forward, []
+
+    def fails_later(features, labels=None):
+        calls.append(None)
+        if len(calls) == 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+        return forward(features, labels)
+
+    trainer.loss.forward = fails_later
+    with pytest.raises(RuntimeError, match="memory does not suffice for step 3.*lower per_device_train_batch_size"):
+        trainer.train()
+    monkeypatch.setattr(Arguments, "world_size", 2)
+    with pytest.raises(ValueError, match="auto_find_batch_size is for one process"):
+        _trainer(sentences, tmp_path, auto_find_batch_size=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}])
+def test_a_stream_resumes_in_any_pass(sentences, tmp_path, options):
+    """Of 8 rows in batches of 3: three batches a pass, shuffled anew in each."""
+
+    def train(folder, resume=None):
+        model = tiny_model(sentences, width=32).to("cpu")
+        arguments = Arguments(
+            str(tmp_path / folder),
+            per_device_train_batch_size=3,
+            max_steps=8,
+            save_steps=1,
+            learning_rate=1e-2,
+            report_to="none",
+            use_cpu=True,
+            **options,
+        )
+        features = Features({"sentence": Value("string")})
+        stream = IterableDataset.from_generator(lambda: ({"sentence": text} for text in sentences), features)
+        stream = stream.shuffle(seed=3, buffer_size=5)
+        SimCSETrainer(model, arguments, stream, loss=UnsupSimCSELoss(model)).train(resume)
+        return model.state_dict()
+
+    whole = train("whole")
+    for step in (2, 3, 4, 5, 6, 7, 8):
+        resumed = train(f"from-{step}", str(tmp_path / "whole" / f"checkpoint-{step}"))
+        for name, weight in whole.items():
+            assert torch.equal(weight, resumed[name]), (step, name)
+
+    checkpoint = tmp_path / "whole" / "checkpoint-7"
+    record = json.loads((checkpoint / "simcse_run.json").read_text())
+    (checkpoint / "simcse_run.json").write_text(json.dumps(record | {"positions": None}))
+    with pytest.raises(ValueError, match="checkpoint-7 does not say how far the stream had been read.*from the start"):
+        train("refused", str(checkpoint))
 
 
 @dataclass(frozen=True)

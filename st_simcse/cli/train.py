@@ -270,7 +270,6 @@ def _train_once(
         dataset, loss = peer(model, dataset, data_args.teacher or [], args)
     else:
         loss = make_loss(model, len(dataset.column_names), loss_args)
-        _check_negatives(dataset, loss_args, args)
         dataset = _with_teacher(dataset, loss, data_args.teacher or [], args.device)
     if has_dev:
         _keep_the_best(args, dataset, f"eval_{evaluators[0].name}_spearman_cosine")
@@ -356,26 +355,6 @@ def _check_length(model: SentenceTransformer, in_training: int | None) -> None:
             raise ValueError(
                 f"--{option} {length} leaves nothing of a text: {special} tokens are the tokenizer's own, so that "
                 f"{special + 1} is the least"
-            )
-
-
-def _check_negatives(dataset: Dataset | IterableDataset, loss_args: Any, args: SimCSETrainingArguments) -> None:
-    """ValueError for data and batches in which no row has a negative: the loss is 0, and nothing is learned."""
-    if len(dataset.column_names) > 2:
-        return  # the row's own
-    rows = args.train_batch_size * (args.world_size if loss_args.gather_across_devices else 1)
-    if rows < 2 and not loss_args.momentum_queue:
-        raise ValueError(
-            f"--per_device_train_batch_size {args.per_device_train_batch_size} leaves no negatives, which are the "
-            "other rows of a batch: 2 is the least"
-        )
-    for column in dataset.column_names if isinstance(dataset, Dataset) else ():
-        texts = iter(dataset[column])
-        first = next(texts)
-        if all(text == first for text in texts):
-            raise ValueError(
-                f"the {len(dataset)} row(s) of the training data have one and the same {column}, {first!r}, so that no "
-                "row has a negative: two different texts are the least"
             )
 
 
