@@ -15,7 +15,6 @@ parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to tr
 args = parser.parse_args()
 
 model = build_model(args.model, pooling="mean")
-# With projection_head=True fit takes sentence-transformers 6.2 or later.
 loss = UnsupSimCSELoss(model)
 loader = DataLoader(SentenceReader().get_examples(args.train_file), batch_size=64, shuffle=True)
 

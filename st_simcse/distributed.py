@@ -273,8 +273,7 @@ def _average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 class LossSynchronizer(TrainerCallback):
     """What a Trainer of several processes has to be told: the weights of its losses start as those of rank 0.
 
-    DistributedDataParallel wraps the model alone. Their gradients are cleared after every step, also in a single
-    process, which ST's own trainer does since 6.2. And an epoch that training resumes in the middle of is drawn in the
+    DistributedDataParallel wraps the model alone. And an epoch that training resumes in the middle of is drawn in the
     order of that epoch, since accelerate passes the epoch on to whole ones only.
 
     Args:
@@ -284,8 +283,7 @@ class LossSynchronizer(TrainerCallback):
     def __init__(self, parameters: Callable[[], Iterable[nn.Parameter]]) -> None:
         self.parameters = parameters
 
-    def on_train_begin(self, *args: Any, optimizer: torch.optim.Optimizer, **kwargs: Any) -> None:
-        optimizer.zero_grad()
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         if is_distributed():
             for parameter in self.parameters():
                 dist.broadcast(parameter.data, src=0)
@@ -296,6 +294,3 @@ class LossSynchronizer(TrainerCallback):
         sampler = getattr(getattr(train_dataloader, "batch_sampler", None), "batch_sampler", None)
         if isinstance(sampler, EvenBatchSampler):
             sampler.set_epoch(int(state.epoch))
-
-    def on_step_end(self, *args: Any, optimizer: torch.optim.Optimizer, **kwargs: Any) -> None:
-        optimizer.zero_grad()

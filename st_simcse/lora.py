@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import transformers
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
+from transformers.integrations import peft as transformers_peft
+from transformers.utils.peft_utils import check_peft_version
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -20,12 +23,36 @@ if TYPE_CHECKING:
 __all__ = [
     "adapters",
     "add_lora",
+    "check_peft",
     "loaded_under_its_name",
     "merge_adapters",
     "merge_lora",
     "restore_adapter",
     "train_adapter",
 ]
+
+
+def check_peft() -> None:
+    """Refuse an installation in which transformers cannot use peft.
+
+    Raises:
+        ImportError: without peft, or with a release that is older than transformers asks for.
+
+    Example:
+        >>> check_peft()
+    """
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise ImportError('LoRA needs peft: pip install "st_simcse[lora]"') from error
+    minimum = transformers_peft.MIN_PEFT_VERSION
+    try:
+        check_peft_version(min_version=minimum)
+    except ValueError as error:
+        raise ImportError(
+            f"peft {peft.__version__} does not go with transformers {transformers.__version__}, which asks for peft "
+            f'{minimum} or later: pip install "st_simcse[lora]" installs releases of both that go together'
+        ) from error
 
 
 def adapters(model: SentenceTransformer) -> dict[str, PeftConfig]:
@@ -46,8 +73,10 @@ def add_lora(model: SentenceTransformer, config: PeftConfig) -> None:
     nothing.
 
     Raises:
+        ImportError: for a peft that transformers does not take.
         ValueError: for a model that has adapters, or none of the layers that the configuration names.
     """
+    check_peft()
     if adapters(model):
         raise ValueError(
             "the model has an adapter already: leave lora out to train that one on, or merge it, save the model with "

@@ -22,13 +22,13 @@ from sentence_transformers.sentence_transformer.modules import (
 )
 from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, batch_to_device, load_file_path
 from torch import nn
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from st_simcse.dropout import set_dropout
 from st_simcse.hub import hub_error
 from st_simcse.initialisation import initialise
 from st_simcse.layers import keep_layers
-from st_simcse.lora import adapters, add_lora, train_adapter
+from st_simcse.lora import adapters, add_lora, check_peft, train_adapter
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -99,6 +99,7 @@ def build_model(
             the model's own pooling averages, CLS pooling of a causal decoder, ``bidirectional`` of an architecture that
             ignores it, ``lora`` of a model that has an adapter, a model without token embeddings, a max_seq_length
             below 1, a dropout outside [0, 1) or beside one in ``config_kwargs``, and a pickle of more than tensors.
+        ImportError: for an adapter without peft, or with a peft that transformers does not take.
         OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
 
     Example:
@@ -164,6 +165,8 @@ def load_sentence_transformer(
     name = _full_name(name_or_path)
     if not options.get("local_files_only"):
         options["local_files_only"] = not _is_reachable(name, options)
+    if cached_file(name, ADAPTER_CONFIG_NAME, **options) is not None:
+        check_peft()
     try:
         model = SentenceTransformer(name, device=device, **options)
     except UnpicklingError as error:

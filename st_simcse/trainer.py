@@ -293,7 +293,6 @@ class SimCSETrainer(ResumableTrainer):
     def get_batch_sampler(
         self, dataset: Dataset, batch_size: int, drop_last: bool, **kwargs: Any
     ) -> BatchSampler | None:
-        kwargs.setdefault("seed", self.args.seed)  # as ST's trainer passes it since 6.2
         processes = self.args.world_size
         if processes == 1:
             return super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)

@@ -19,7 +19,6 @@ from torch.utils.data import ConcatDataset
 
 from st_simcse import LengthGroupedBatchSampler
 from st_simcse.distributed import EvenBatchSampler, RoundSampler
-from st_simcse.embedding import SYNCHRONIZES_ONCE
 
 ROOT = Path(__file__).parent.parent
 
@@ -193,9 +192,7 @@ def test_all_processes_draw_the_same_dataset(kind):
     for epoch in range(3):
         sampler.set_epoch(epoch)
         first, second = (list(BatchSamplerShard(sampler, 2, rank, even_batches=False)) for rank in range(2))
-        # Before ST 6.2 its round robin went on with one dataset after the other was exhausted.
-        more = kind is RoundRobinBatchSampler and not SYNCHRONIZES_ONCE
-        assert len(first) == len(second) == len(sampler) // 2 + more
+        assert len(first) == len(second) == len(sampler) // 2
         for own, other in zip(first, second, strict=True):
             assert len({row < 21 for row in (*own, *other)}) == 1, (own, other)
         seen = sorted(row for batch in (*first, *second) for row in batch)

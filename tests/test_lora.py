@@ -1,7 +1,9 @@
 """LoRA: adapters alone are trained and saved, a resumed run is the same one, merged models load without peft."""
 
 import json
+import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, LlamaConfig
+from transformers.integrations import peft as transformers_peft
 
 from st_simcse import (
     MomentumQueue,
@@ -23,6 +26,7 @@ from st_simcse import (
     merge_lora,
     save_transformer,
 )
+from st_simcse.checkpoints import load_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1)
 
@@ -223,5 +227,27 @@ def test_the_command_line_merges_unless_told_otherwise(tiny_bert, sentences, tmp
 def test_without_peft(tiny_bert, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     argv = ["--model_name_or_path", tiny_bert, "--train_file", __file__, "--train_format", "sentences"]
-    with pytest.raises(SystemExit, match=r'--lora_r needs peft: pip install "st_simcse\[lora\]"'):
+    with pytest.raises(SystemExit, match=r'LoRA needs peft: pip install "st_simcse\[lora\]"'):
         cli.main(["train", *argv, "--lora_r", "2", "--bf16", "false"])
+
+
+def test_a_peft_that_transformers_does_not_take(tiny_bert, decoder, sentences, tmp_path, monkeypatch):
+    """`pip install peft` beside the newest transformers gives such a pair, while peft's release is behind."""
+    adapted = str(tmp_path / "adapted")
+    build_model(tiny_bert, "mean", lora=LORA, device="cpu").save_pretrained(adapted)
+    monkeypatch.setattr(transformers_peft, "MIN_PEFT_VERSION", "99.1.0")
+    message = re.escape(
+        f"peft {version('peft')} does not go with transformers {version('transformers')}, which asks for peft 99.1.0 "
+        'or later: pip install "st_simcse[lora]" installs releases of both that go together'
+    )
+    with pytest.raises(ImportError, match=message):
+        build_model(tiny_bert, "mean", lora=LORA, device="cpu")
+    for load in (build_model, load_model):
+        with pytest.raises(ImportError, match=message):
+            load(adapted)
+    (tmp_path / "sentences.txt").write_text("\n".join(sentences))
+    argv = ["--train_file", str(tmp_path / "sentences.txt"), "--output_dir", str(tmp_path / "out"), "--bf16", "false"]
+    for name, options in ((tiny_bert, ["--lora_r", "2"]), (decoder, ["--preset", "llm2vec"]), (adapted, [])):
+        with pytest.raises(SystemExit, match=message):
+            cli.main(["train", *options, "--model_name_or_path", name, *argv])
+    assert build_model(tiny_bert, "mean", device="cpu").get_embedding_dimension() == 32

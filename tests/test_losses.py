@@ -39,13 +39,9 @@ from st_simcse import (
     UnsupSimCSELoss,
 )
 from st_simcse.demo import tiny_model
-from st_simcse.embedding import CLEARS_LOSS_GRADIENTS, SYNCHRONIZES_ONCE
 from st_simcse.losses import OPTIONS, Option, check_wrappers
 from tests.inputs import without_dropout
 from tests.reference import info_nce_loop
-
-# Before ST 6.2 a projection head takes ours, see test_releases.py.
-HeadTrainer = SentenceTransformerTrainer if CLEARS_LOSS_GRADIENTS else SimCSETrainer
 
 
 def _weights(module):
@@ -539,7 +535,7 @@ def test_head_trains_in_the_trainer_and_is_not_saved(model, sentences, tmp_path,
     assert isinstance(loss.projection_head, ProjectionHead)
     head, body = _weights(loss.projection_head), _weights(model)
     dataset = Dataset.from_dict({"sentence": sentences})
-    HeadTrainer(model, _arguments(tmp_path), dataset, loss=loss).train()
+    SentenceTransformerTrainer(model, _arguments(tmp_path), dataset, loss=loss).train()
     assert not _same(head, _weights(loss.projection_head))
     assert not _same(body, _weights(model))
 
@@ -553,7 +549,7 @@ def test_head_trains_in_the_trainer_and_is_not_saved(model, sentences, tmp_path,
     assert (model.encode(sentences) == before).all()
 
 
-@pytest.mark.parametrize("trainer", [HeadTrainer, SimCSETrainer])
+@pytest.mark.parametrize("trainer", [SentenceTransformerTrainer, SimCSETrainer])
 def test_head_gradients_are_zeroed_between_steps(model, sentences, tmp_path, trainer):
     loss = UnsupSimCSELoss(model, projection_head=True)
     dataset = Dataset.from_dict({"sentence": sentences})
@@ -584,8 +580,7 @@ def test_cached_gradients_equal_the_uncached(sentences, supervised, head):
         gradients.append({name: p.grad for name, p in loss.named_parameters() if p.grad is not None} | {"": value})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        # Before ST 6.2 the gradients are replayed in float32.
-        assert torch.allclose(gradient, gradients[1][name], atol=1e-12 if SYNCHRONIZES_ONCE else 1e-7), name
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-12), name
 
 
 def test_cached_dropout_is_replayed_and_differs_between_views(model, sentences):
@@ -616,11 +611,7 @@ def test_cached_static_embedding_is_refused(static_model):
 @pytest.mark.parametrize("supervised", [False, True])
 def test_fit(model, sentences, tmp_path, method, supervised, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    loss = (
-        SupSimCSELoss(model)
-        if supervised
-        else UnsupSimCSELoss(model, projection_head=method != "fit" or CLEARS_LOSS_GRADIENTS)
-    )
+    loss = SupSimCSELoss(model) if supervised else UnsupSimCSELoss(model, projection_head=True)
     examples = [InputExample(texts=[s, s, sentences[0]][: 3 if supervised else 2]) for s in sentences]
     before = _weights(model)
     pairs = sentences[:4], sentences[4:], [0.1, 0.5, 0.7, 0.2]
@@ -642,7 +633,7 @@ def test_static_embedding_trains(static_model, sentences, tmp_path, supervised):
     columns = {"anchor": sentences, "positive": sentences[1:] + sentences[:1]} if supervised else {"text": sentences}
     loss = SupSimCSELoss(static_model) if supervised else UnsupSimCSELoss(static_model, projection_head=True)
     before = _weights(static_model)
-    HeadTrainer(static_model, _arguments(tmp_path), Dataset.from_dict(columns), loss=loss).train()
+    SentenceTransformerTrainer(static_model, _arguments(tmp_path), Dataset.from_dict(columns), loss=loss).train()
     assert not _same(before, _weights(static_model))
 
 
@@ -662,7 +653,7 @@ def test_multi_dataset_training_with_evaluation_and_best_model(model, sentences,
         load_best_model_at_end=True,
         metric_for_best_model="eval_sup_loss",
     )
-    trainer = HeadTrainer(model, arguments, data, eval_dataset=data, loss=losses)
+    trainer = SentenceTransformerTrainer(model, arguments, data, eval_dataset=data, loss=losses)
     trainer.train()
     values = [entry["eval_sup_loss"] for entry in trainer.state.log_history if "eval_sup_loss" in entry]
     assert len(values) == 2

@@ -26,7 +26,7 @@ from st_simcse.cli.parsing import check_seeds, parse, parse_column
 from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.hub import HubDataset
-from st_simcse.lora import adapters, merge_lora
+from st_simcse.lora import adapters, check_peft, merge_lora
 from st_simcse.losses import OPTIONS, SimCSELoss
 from st_simcse.losses.options import option_name
 from st_simcse.model_card import own_card, shown_command
@@ -327,10 +327,9 @@ def _lora(args: ModelArguments) -> Any:
             "--no_lora_merge does not go with --bidirectional: an adapter alone does not say that the model is to be "
             "loaded so"
         )
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError('--lora_r needs peft: pip install "st_simcse[lora]"') from error
+    check_peft()
+    from peft import LoraConfig
+
     return LoraConfig(**given)
 
 

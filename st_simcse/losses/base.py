@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from st_simcse.distributed import gather_rows, gradients_are_averaged, is_distributed, world_size
 from st_simcse.embedding import (
-    GradientCache,
+    CachedLossMixin,
     RandContext,
     chunked_outputs,
     has_static_embedding_input,
     merge_feature_batches,
-    refuse_stale_gradients,
     trained_dimension,
 )
 from st_simcse.losses.duplicates import text_keys, without_text_key
@@ -101,7 +100,7 @@ def _check_arguments(loss: str, model: Any, options: Any, unknown: dict[str, Any
         raise ValueError(f"options={options!r} is no list: pass options=[{options!r}]")
 
 
-class SimCSELoss(GradientCache, nn.Module):
+class SimCSELoss(CachedLossMixin, nn.Module):
     """What the two losses share: a batch becomes embeddings, these a problem, and that a sum of named terms.
 
     Example:
@@ -205,7 +204,7 @@ class SimCSELoss(GradientCache, nn.Module):
         Raises:
             ValueError: for a number of columns that the loss cannot use, labels that differ where no option reads them,
                 non-finite embeddings, an option that does not go with a wrapper around this loss, and weights of its
-                own without SimCSETrainer in several processes, or if their gradients are not cleared (ST before 6.2).
+                own without SimCSETrainer in several processes.
         """
         drifts = is_distributed() and torch.is_grad_enabled() and not gradients_are_averaged()
         if drifts and own_parameters(self, self.model):
@@ -213,7 +212,6 @@ class SimCSELoss(GradientCache, nn.Module):
                 "in several processes the weights of a loss, such as a projection head's, would drift apart, since "
                 "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
             )
-        refuse_stale_gradients(self)
         self._check_labels(labels)
         transformer = _unwrapped(self.model)[0]
         if self.sources or self.terms:
@@ -433,10 +431,7 @@ class SimCSELoss(GradientCache, nn.Module):
         such as a StaticEmbedding's, stay as they are, and so do those that a wrapper wants to find unmerged, or whose
         padding the transformer reads.
         """
-        # ST before 6.0 does not say that AdaptiveLayerLoss wants the columns unmerged.
-        transformer = _unwrapped(self.model)[0]
-        as_they_came = isinstance(transformer.forward, TransformerDecorator) or _reads_padding(transformer)
-        can_be_merged = not as_they_came and _can_be_widened(columns)
+        can_be_merged = _can_be_widened(columns) and not _reads_padding(_unwrapped(self.model)[0])
         alike = columns
         if not _leaves_out_prompts(self.model):  # then those whose prompts are of different lengths can be merged
             alike = [{name: column[name] for name in column if name != "prompt_length"} for column in columns]
