@@ -36,7 +36,7 @@ from st_simcse import (
     load_sts,
 )
 from st_simcse.corpus import generate_corpus
-from st_simcse.readers import file_format
+from st_simcse.formats import file_format
 
 
 def _write(folder, name, content):
