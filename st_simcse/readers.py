@@ -14,9 +14,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Sequence
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError
@@ -25,20 +25,19 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 
 from st_simcse.formats import (
     LACKING,
-    MAX_ROW_BYTES,
     Column,
+    FileFormat,
+    FormatOptions,
     Row,
     Source,
-    csv_rows,
-    dataset_rows,
-    file_format,
-    json_rows,
-    parquet_rows,
+    open_rows,
     place,
-    text_lines,
     too_long,
 )
 from st_simcse.hub import HubDataset
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["NLIReader", "SentenceReader", "TripletReader", "load_sts"]
 
@@ -62,43 +61,44 @@ class Reader:
         dataset_folder: file names are relative to it.
         columns: the columns to read, by name (the file has a header) or by number from 0 (it has none); found by
             their usual names when left out.
-        quoting: how quotes in csv and tsv files are read, a constant of the csv module. When left out, csv files are
-            quoted (``csv.QUOTE_MINIMAL``) and in tsv files a quote is an ordinary character (``csv.QUOTE_NONE``).
         drop_duplicates: skip, and count, what was read before.
-        max_row_bytes: a row that is longer in UTF-8 is refused, before more of it is in memory (in parquet files and
-            data sets, once it is loaded). A row is a line, in csv files all the lines of its quoted cells.
+        **how: how the files' bytes become rows, the arguments of :class:`~st_simcse.formats.FileFormat`: ``format``,
+            ``delimiter``, ``encoding``, ``quoting`` and ``max_row_bytes``. A row that is longer than the latter is
+            refused before more of it is in memory (in parquet files, JSON arrays and data sets, once it is loaded).
+            A row is a line, in csv files all the lines of its quoted cells.
 
     Attributes:
         skipped: the reasons for which the last file's rows were skipped, with their counts.
         usual: the column sets to look for, of which the first that the file has is taken.
         optional: how many of the last ones it may lack; those that the user names it must have.
+        takes_lines: whether a file may hold a sentence a line instead of a table.
+        scores: which of the wanted columns, by their places, have numbers; true is 1 there, and false 0.
 
     Raises:
-        ValueError: for fewer or more columns than the reader takes, and for a limit below 1.
+        ValueError: for fewer or more columns than the reader takes, and as :class:`~st_simcse.formats.FileFormat`.
     """
 
     usual: ClassVar[Sequence[Sequence[Column]]] = ()
     optional: ClassVar[int] = 0
+    takes_lines: ClassVar[bool] = False
+    scores: ClassVar[Container[int]] = ()
 
     def __init__(
         self,
         dataset_folder: str | os.PathLike[str] = "",
         columns: Sequence[Column] | None = None,
-        quoting: int | None = None,
+        *,
         drop_duplicates: bool = False,
-        max_row_bytes: int = MAX_ROW_BYTES,
+        **how: Unpack[FormatOptions],
     ) -> None:
         if columns is not None and (isinstance(columns, str) or not self._takes(len(columns))):
             expected = " or ".join(str(list(usual)) for usual in self.usual)
             hint = "; SentenceReader (--train_format sentences) reads one column" if len(columns) == 1 else ""
             raise ValueError(f"columns={columns!r}: expected a list as long as {expected}{hint}")
-        if max_row_bytes < 1:
-            raise ValueError(f"max_row_bytes must be 1 or more, got {max_row_bytes}")
         self.dataset_folder = dataset_folder
         self.columns = columns
-        self.quoting = quoting
         self.drop_duplicates = drop_duplicates
-        self.max_row_bytes = max_row_bytes
+        self.how = FileFormat(**how)
         self.skipped: Counter[str] = Counter()
 
     def get_examples(self, filename: Name, max_examples: int = 0) -> list[InputExample]:
@@ -198,32 +198,40 @@ class Reader:
                 wanted, names = self._choose_columns(path, line, row), row.keys()
             elif self.columns is None and row.keys() != names and len(self.usual_columns(row)) > len(wanted):
                 raise ValueError(f"{place(path, line)}: the row has {list(row)}, the first one only {list(names)}")
-            cells = [_text(path, line, row, column) for column in wanted]
-            if sum(map(len, cells)) > self.max_row_bytes:
-                raise too_long(path, line, self.max_row_bytes)
-            empty = [column for column, cell in zip(wanted, cells, strict=True) if not cell]
-            if len(empty) == len(wanted):
-                self.skipped["blank"] += 1
-            elif empty:
-                self.skipped[f"with an empty {empty[0]!r}"] += 1
-            else:
-                yield line, tuple(cells)
+            for cells in self._choices(path, line, row, wanted):
+                texts = tuple(text for _, text in cells)
+                if sum(map(len, texts)) > self.how.max_row_bytes:
+                    raise too_long(path, line, self.how.max_row_bytes)
+                empty = [column for column, text in cells if not text]
+                if len(empty) == len(cells):
+                    self.skipped["blank"] += 1
+                elif empty:
+                    self.skipped[f"with an empty {empty[0]!r}"] += 1
+                else:
+                    yield line, texts
+
+    def _choices(
+        self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column]
+    ) -> Iterator[list[tuple[Column, str]]]:
+        """The wanted columns and texts of each record that the row gives: of the one."""
+        yield [(column, _text(path, line, row, column, index in self.scores)) for index, column in enumerate(wanted)]
 
     def _rows(self, path: Source) -> Iterator[Row]:
-        """The rows of a table with the line they begin on; blank lines are empty rows."""
-        if isinstance(path, HubDataset):
-            yield from enumerate(dataset_rows(path), start=1)
-        elif file_format(path) == "parquet":
-            yield from enumerate(parquet_rows(path), start=1)
-        elif file_format(path) == "jsonl":
-            yield from json_rows(path, self.max_row_bytes)
-        elif file_format(path) == "txt":
+        """The rows with the line they begin on; blank lines are empty rows."""
+        numbered = all(isinstance(column, int) for column in self.columns or [""])
+        kind, rows = open_rows(path, self.how, numbered)
+        if kind == "lines" and not self.takes_lines:
             raise ValueError(
-                f"{path}: expected a .csv, .tsv, .jsonl or .parquet file (or one of the first three with .gz)"
+                f"{path}: its lines are no table; expected a .csv, .tsv, .jsonl or .parquet file (or one of the first "
+                "three with .gz), or lines of JSON objects or of cells with tabs or || between them; other separators "
+                "go into delimiter= (--delimiter, --train_delimiter)"
             )
-        else:
-            numbered = all(isinstance(column, int) for column in self.columns or [""])
-            yield from csv_rows(path, numbered, self.quoting, self.max_row_bytes)
+        if kind == "lines" and self.columns is not None:
+            raise ValueError(
+                f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose; if its lines "
+                "have cells, pass delimiter= (--delimiter, --train_delimiter)"
+            )
+        yield from rows
 
     @classmethod
     def usual_columns(cls, names: Container[Column]) -> Sequence[Column]:
@@ -278,16 +286,16 @@ class SentenceReader(Reader):
     """Single sentences for :class:`~st_simcse.UnsupSimCSELoss`.
 
     Text files (``.txt``, or any other name) hold one sentence a line. Tables (``.csv``, ``.tsv``, ``.jsonl``,
-    ``.parquet``, data sets of the hub) hold it in the column ``sentence`` or ``text``, or in the one given. Each but
-    parquet may be gzipped (``.gz``). Examples come doubled, ``texts=[s, s]``, as ``fit`` needs them; the Dataset has
+    ``.parquet``, data sets of the hub, and text files in which all of the first lines are JSON objects or have the same
+    number of tabs or ``||``) hold it in the column ``sentence`` or ``text``, or in the one given. Each but parquet may
+    be gzipped (``.gz``). Examples come doubled, ``texts=[s, s]``, as ``fit`` needs them; the Dataset has
     the single column ``sentence``.
 
     Args:
         dataset_folder: file names are relative to it.
         column: name or number of the column.
-        quoting: see :class:`Reader`.
         drop_duplicates: skip, and count, sentences that were read before.
-        max_row_bytes: see :class:`Reader`.
+        **how: see :class:`Reader`; ``format="lines"`` reads a sentence a line, whatever is in it.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -300,29 +308,17 @@ class SentenceReader(Reader):
     """
 
     usual = (("sentence",), ("text",))
+    takes_lines = True
 
     def __init__(
         self,
         dataset_folder: str | os.PathLike[str] = "",
         column: Column | None = None,
-        quoting: int | None = None,
+        *,
         drop_duplicates: bool = False,
-        max_row_bytes: int = MAX_ROW_BYTES,
+        **how: Unpack[FormatOptions],
     ) -> None:
-        columns = None if column is None else [column]
-        super().__init__(dataset_folder, columns, quoting, drop_duplicates, max_row_bytes)
-
-    def _records(self, path: Source) -> Iterator[Record]:
-        if isinstance(path, HubDataset) or file_format(path) != "txt":
-            yield from super()._records(path)
-            return
-        if self.columns is not None:
-            raise ValueError(f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose")
-        for _, line in text_lines(path, self.max_row_bytes):
-            if sentence := line.strip():
-                yield (sentence,)
-            else:
-                self.skipped["blank"] += 1
+        super().__init__(dataset_folder, None if column is None else [column], drop_duplicates=drop_duplicates, **how)
 
     def _names(self, width: int) -> Sequence[str]:
         return ["sentence"]
@@ -337,7 +333,8 @@ class TripletReader(Reader):
     Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, each also gzipped, ``.parquet`` files and data sets of the hub. The
     header says ``sent0, sent1, hard_neg`` (the layout of the paper's ``nli_for_simcse.csv``) or ``anchor, positive,
     negative``; a file without the third column gives pairs. Other names, numbers for a file without a header, and
-    several hard negatives go into ``columns``.
+    several hard negatives go into ``columns``. Where a cell is a list, as in FlagEmbedding's files, each positive of a
+    row has a record, with all of the row's negatives.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -352,6 +349,25 @@ class TripletReader(Reader):
     @classmethod
     def _takes(cls, columns: int) -> bool:
         return columns >= 2
+
+    def _records(self, path: Source) -> Iterator[Record]:
+        width = 0
+        for line, record in self._cells(path):
+            width = width or len(record)
+            if len(record) != width:
+                raise ValueError(
+                    f"{place(path, line)}: {len(record) - 2} negatives, but the first row has {width - 2}; every row "
+                    "needs as many: cut the longer lists"
+                )
+            yield record
+
+    def _choices(
+        self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column]
+    ) -> Iterator[list[tuple[Column, str]]]:
+        anchor = wanted[0], _text(path, line, row, wanted[0])
+        positives, *negatives = (_listed(path, line, row, column) for column in wanted[1:])
+        for positive in positives:
+            yield [anchor, positive, *chain.from_iterable(negatives)]
 
     def _names(self, width: int) -> Sequence[str]:
         negatives = ["negative"] if width == 3 else [f"negative_{index + 1}" for index in range(width - 2)]
@@ -409,6 +425,7 @@ class STSReader(Reader):
     """(sentence1, sentence2, score) rows, for :func:`load_sts`."""
 
     usual = (("sentence1", "sentence2", "score"),)
+    scores = (2,)
 
     def _records(self, path: Source) -> Iterator[Record]:
         column = self.columns[2] if self.columns else "score"
@@ -421,21 +438,18 @@ def load_sts(
     filename: Name,
     name: str | None = None,
     columns: Sequence[Column] | None = None,
-    quoting: int | None = None,
-    max_row_bytes: int = MAX_ROW_BYTES,
-    **evaluator_kwargs: Any,
+    **options: Any,
 ) -> EmbeddingSimilarityEvaluator:
     """Scored sentence pairs as ST's EmbeddingSimilarityEvaluator with Spearman's correlation of the cosine.
 
     Args:
-        filename: a ``.csv``, ``.tsv`` or ``.jsonl`` file, also gzipped, a ``.parquet`` file or a
-            :class:`~st_simcse.HubDataset`, with the columns sentence1, sentence2, score. Scores may be on any scale,
-            since only their order counts.
+        filename: a ``.csv``, ``.tsv`` or ``.jsonl`` file or another with such lines, also gzipped, a ``.parquet`` file
+            or a :class:`~st_simcse.HubDataset`, with the columns sentence1, sentence2, score. Scores may be on any
+            scale, since only their order counts.
         name: the evaluator's name; when left out the file's name without endings, or those of data set and split.
         columns: other columns, see :class:`Reader`.
-        quoting: see :class:`Reader`.
-        max_row_bytes: see :class:`Reader`.
-        **evaluator_kwargs: for the evaluator, such as ``batch_size``.
+        **options: how the file is read, the arguments of :class:`~st_simcse.formats.FileFormat`; any other is for the
+            evaluator, such as ``batch_size``.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -447,8 +461,9 @@ def load_sts(
         >>> load_sts(path).scores
         [4.5, 0.5]
     """
-    reader = STSReader(columns=columns, quoting=quoting, max_row_bytes=max_row_bytes)
-    return sts_evaluator(reader, filename, evaluator_name(filename, name), **evaluator_kwargs)
+    how = {option: options.pop(option) for option in FormatOptions.__annotations__.keys() & options.keys()}
+    reader = STSReader(columns=columns, **how)
+    return sts_evaluator(reader, filename, evaluator_name(filename, name), **options)
 
 
 def evaluator_name(filename: Name, name: str | None) -> str:
@@ -479,7 +494,14 @@ def check_score(path: Source, line: int, column: Column, score: str) -> None:
         raise ValueError(f"{place(path, line)}, column {column!r}: {score!r} is not a score, expected a number")
 
 
-def _text(path: Source, line: int, row: dict[Column, Any], column: Column) -> str:
+def _listed(path: Source, line: int, row: dict[Column, Any], column: Column) -> list[tuple[Column, str]]:
+    """The column and the text of its cell, or of each in a list."""
+    cell = row.get(column, LACKING)
+    rows = [{column: text} for text in cell or [""]] if isinstance(cell, list) else [row]
+    return [(column, _text(path, line, row, column)) for row in rows]
+
+
+def _text(path: Source, line: int, row: dict[Column, Any], column: Column, is_score: bool = False) -> str:
     cell = row.get(column, LACKING)
     if cell is LACKING:
         found = [name for name, cell in row.items() if cell is not LACKING]
@@ -487,6 +509,8 @@ def _text(path: Source, line: int, row: dict[Column, Any], column: Column) -> st
     # Labels and scores may be JSON numbers; a null is an empty cell.
     if cell is None:
         return ""
+    if is_score and (isinstance(cell, bool) or str(cell).strip().lower() in ("true", "false")):
+        return str(int(str(cell).strip().lower() == "true"))
     number = isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell))
     if isinstance(cell, bool) or not (number or isinstance(cell, str)):
         raise ValueError(f"{place(path, line)}, column {column!r}: expected text or a number, got {cell!r}")
