@@ -12,16 +12,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from st_simcse.formats import Source, text_lines
 from st_simcse.hub import HubDataset, hub_file
 from st_simcse.readers import (
     Reader,
     Record,
     SentenceReader,
-    Source,
     STSReader,
     TripletReader,
     check_score,
-    text_lines,
 )
 
 __all__ = ["DATA_SETS", "Example", "PublicFile", "SentEvalReader", "download", "senteval_tasks", "transfer_examples"]

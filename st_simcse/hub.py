@@ -27,7 +27,7 @@ def hub_error(
         FileNotFoundError: if the name can only be a folder's, which does not exist.
         OSError: the hub's own answer, such as that there is no such repository.
     """
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or set(name) & set("\\:"):
         raise FileNotFoundError(f"there is no folder {name}")
     try:
         HfApi().repo_info(name, repo_type=repo_type, timeout=10, token=token)

@@ -7,54 +7,44 @@ ValueError that names the file, the line and the column.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
 import logging
 import math
 import os
-import re
-import stat
-import sys
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Sequence
 from functools import cache
-from itertools import islice, zip_longest
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import pyarrow
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError
-from pyarrow.parquet import ParquetFile
 from sentence_transformers import InputExample
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
+from st_simcse.formats import (
+    LACKING,
+    Column,
+    FileFormat,
+    FormatOptions,
+    Row,
+    Source,
+    open_rows,
+    place,
+    too_long,
+)
 from st_simcse.hub import HubDataset
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["NLIReader", "SentenceReader", "TripletReader", "load_sts"]
 
 logger = logging.getLogger(__name__)
 
-Column = str | int
 Record = tuple[str, ...]
-Source = Path | HubDataset
 Name = str | os.PathLike[str] | HubDataset
-# The line a row begins on (in parquet files and data sets its number), and its cells by column name (or number,
-# without a header).
-Row = tuple[int, dict[Column, Any]]
-
-# What a row has in a column of the header that lies behind its last cell.
-_LACKING: Any = object()
-
-# Room for every document; a row beyond it is a mistake, such as a quote that is never closed.
-MAX_ROW_BYTES = 2**24
-
-# The csv module's own limit of 128 KiB a cell would refuse long documents; ours is that of the row.
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 _NLI_LABELS = {
     **dict.fromkeys(("entailment", "0"), "entailment"),
@@ -71,43 +61,44 @@ class Reader:
         dataset_folder: file names are relative to it.
         columns: the columns to read, by name (the file has a header) or by number from 0 (it has none); found by
             their usual names when left out.
-        quoting: how quotes in csv and tsv files are read, a constant of the csv module. When left out, csv files are
-            quoted (``csv.QUOTE_MINIMAL``) and in tsv files a quote is an ordinary character (``csv.QUOTE_NONE``).
         drop_duplicates: skip, and count, what was read before.
-        max_row_bytes: a row that is longer in UTF-8 is refused, before more of it is in memory (in parquet files and
-            data sets, once it is loaded). A row is a line, in csv files all the lines of its quoted cells.
+        **how: how the files' bytes become rows, the arguments of :class:`~st_simcse.formats.FileFormat`: ``format``,
+            ``delimiter``, ``encoding``, ``quoting`` and ``max_row_bytes``. A row that is longer than the latter is
+            refused before more of it is in memory (in parquet files, JSON arrays and data sets, once it is loaded).
+            A row is a line, in csv files all the lines of its quoted cells.
 
     Attributes:
         skipped: the reasons for which the last file's rows were skipped, with their counts.
         usual: the column sets to look for, of which the first that the file has is taken.
         optional: how many of the last ones it may lack; those that the user names it must have.
+        takes_lines: whether a file may hold a sentence a line instead of a table.
+        scores: which of the wanted columns, by their places, have numbers; true is 1 there, and false 0.
 
     Raises:
-        ValueError: for fewer or more columns than the reader takes, and for a limit below 1.
+        ValueError: for fewer or more columns than the reader takes, and as :class:`~st_simcse.formats.FileFormat`.
     """
 
     usual: ClassVar[Sequence[Sequence[Column]]] = ()
     optional: ClassVar[int] = 0
+    takes_lines: ClassVar[bool] = False
+    scores: ClassVar[Container[int]] = ()
 
     def __init__(
         self,
         dataset_folder: str | os.PathLike[str] = "",
         columns: Sequence[Column] | None = None,
-        quoting: int | None = None,
+        *,
         drop_duplicates: bool = False,
-        max_row_bytes: int = MAX_ROW_BYTES,
+        **how: Unpack[FormatOptions],
     ) -> None:
         if columns is not None and (isinstance(columns, str) or not self._takes(len(columns))):
             expected = " or ".join(str(list(usual)) for usual in self.usual)
             hint = "; SentenceReader (--train_format sentences) reads one column" if len(columns) == 1 else ""
             raise ValueError(f"columns={columns!r}: expected a list as long as {expected}{hint}")
-        if max_row_bytes < 1:
-            raise ValueError(f"max_row_bytes must be 1 or more, got {max_row_bytes}")
         self.dataset_folder = dataset_folder
         self.columns = columns
-        self.quoting = quoting
         self.drop_duplicates = drop_duplicates
-        self.max_row_bytes = max_row_bytes
+        self.how = FileFormat(**how)
         self.skipped: Counter[str] = Counter()
 
     def get_examples(self, filename: Name, max_examples: int = 0) -> list[InputExample]:
@@ -207,32 +198,40 @@ class Reader:
                 wanted, names = self._choose_columns(path, line, row), row.keys()
             elif self.columns is None and row.keys() != names and len(self.usual_columns(row)) > len(wanted):
                 raise ValueError(f"{place(path, line)}: the row has {list(row)}, the first one only {list(names)}")
-            cells = [_text(path, line, row, column) for column in wanted]
-            if sum(map(len, cells)) > self.max_row_bytes:
-                raise _too_long(path, line, self.max_row_bytes)
-            empty = [column for column, cell in zip(wanted, cells, strict=True) if not cell]
-            if len(empty) == len(wanted):
-                self.skipped["blank"] += 1
-            elif empty:
-                self.skipped[f"with an empty {empty[0]!r}"] += 1
-            else:
-                yield line, tuple(cells)
+            for cells in self._choices(path, line, row, wanted):
+                texts = tuple(text for _, text in cells)
+                if sum(map(len, texts)) > self.how.max_row_bytes:
+                    raise too_long(path, line, self.how.max_row_bytes)
+                empty = [column for column, text in cells if not text]
+                if len(empty) == len(cells):
+                    self.skipped["blank"] += 1
+                elif empty:
+                    self.skipped[f"with an empty {empty[0]!r}"] += 1
+                else:
+                    yield line, texts
+
+    def _choices(
+        self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column]
+    ) -> Iterator[list[tuple[Column, str]]]:
+        """The wanted columns and texts of each record that the row gives: of the one."""
+        yield [(column, _text(path, line, row, column, index in self.scores)) for index, column in enumerate(wanted)]
 
     def _rows(self, path: Source) -> Iterator[Row]:
-        """The rows of a table with the line they begin on; blank lines are empty rows."""
-        if isinstance(path, HubDataset):
-            yield from enumerate(_dataset_rows(path), start=1)
-        elif file_format(path) == "parquet":
-            yield from enumerate(_parquet_rows(path), start=1)
-        elif file_format(path) == "jsonl":
-            yield from _json_rows(path, self.max_row_bytes)
-        elif file_format(path) == "txt":
+        """The rows with the line they begin on; blank lines are empty rows."""
+        numbered = all(isinstance(column, int) for column in self.columns or [""])
+        kind, rows = open_rows(path, self.how, numbered)
+        if kind == "lines" and not self.takes_lines:
             raise ValueError(
-                f"{path}: expected a .csv, .tsv, .jsonl or .parquet file (or one of the first three with .gz)"
+                f"{path}: its lines are no table; expected a .csv, .tsv, .jsonl or .parquet file (or one of the first "
+                "three with .gz), or lines of JSON objects or of cells with tabs or || between them; other separators "
+                "go into delimiter= (--delimiter, --train_delimiter)"
             )
-        else:
-            numbered = all(isinstance(column, int) for column in self.columns or [""])
-            yield from _csv_rows(path, numbered, self.quoting, self.max_row_bytes)
+        if kind == "lines" and self.columns is not None:
+            raise ValueError(
+                f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose; if its lines "
+                "have cells, pass delimiter= (--delimiter, --train_delimiter)"
+            )
+        yield from rows
 
     @classmethod
     def usual_columns(cls, names: Container[Column]) -> Sequence[Column]:
@@ -287,16 +286,16 @@ class SentenceReader(Reader):
     """Single sentences for :class:`~st_simcse.UnsupSimCSELoss`.
 
     Text files (``.txt``, or any other name) hold one sentence a line. Tables (``.csv``, ``.tsv``, ``.jsonl``,
-    ``.parquet``, data sets of the hub) hold it in the column ``sentence`` or ``text``, or in the one given. Each but
-    parquet may be gzipped (``.gz``). Examples come doubled, ``texts=[s, s]``, as ``fit`` needs them; the Dataset has
+    ``.parquet``, data sets of the hub, and text files in which all of the first lines are JSON objects or have the same
+    number of tabs or ``||``) hold it in the column ``sentence`` or ``text``, or in the one given. Each but parquet may
+    be gzipped (``.gz``). Examples come doubled, ``texts=[s, s]``, as ``fit`` needs them; the Dataset has
     the single column ``sentence``.
 
     Args:
         dataset_folder: file names are relative to it.
         column: name or number of the column.
-        quoting: see :class:`Reader`.
         drop_duplicates: skip, and count, sentences that were read before.
-        max_row_bytes: see :class:`Reader`.
+        **how: see :class:`Reader`; ``format="lines"`` reads a sentence a line, whatever is in it.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -309,29 +308,17 @@ class SentenceReader(Reader):
     """
 
     usual = (("sentence",), ("text",))
+    takes_lines = True
 
     def __init__(
         self,
         dataset_folder: str | os.PathLike[str] = "",
         column: Column | None = None,
-        quoting: int | None = None,
+        *,
         drop_duplicates: bool = False,
-        max_row_bytes: int = MAX_ROW_BYTES,
+        **how: Unpack[FormatOptions],
     ) -> None:
-        columns = None if column is None else [column]
-        super().__init__(dataset_folder, columns, quoting, drop_duplicates, max_row_bytes)
-
-    def _records(self, path: Source) -> Iterator[Record]:
-        if isinstance(path, HubDataset) or file_format(path) != "txt":
-            yield from super()._records(path)
-            return
-        if self.columns is not None:
-            raise ValueError(f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose")
-        for _, line in text_lines(path, self.max_row_bytes):
-            if sentence := line.strip():
-                yield (sentence,)
-            else:
-                self.skipped["blank"] += 1
+        super().__init__(dataset_folder, None if column is None else [column], drop_duplicates=drop_duplicates, **how)
 
     def _names(self, width: int) -> Sequence[str]:
         return ["sentence"]
@@ -346,7 +333,8 @@ class TripletReader(Reader):
     Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, each also gzipped, ``.parquet`` files and data sets of the hub. The
     header says ``sent0, sent1, hard_neg`` (the layout of the paper's ``nli_for_simcse.csv``) or ``anchor, positive,
     negative``; a file without the third column gives pairs. Other names, numbers for a file without a header, and
-    several hard negatives go into ``columns``.
+    several hard negatives go into ``columns``. Where a cell is a list, as in FlagEmbedding's files, each positive of a
+    row has a record, with all of the row's negatives.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -361,6 +349,25 @@ class TripletReader(Reader):
     @classmethod
     def _takes(cls, columns: int) -> bool:
         return columns >= 2
+
+    def _records(self, path: Source) -> Iterator[Record]:
+        width = 0
+        for line, record in self._cells(path):
+            width = width or len(record)
+            if len(record) != width:
+                raise ValueError(
+                    f"{place(path, line)}: {len(record) - 2} negatives, but the first row has {width - 2}; every row "
+                    "needs as many: cut the longer lists"
+                )
+            yield record
+
+    def _choices(
+        self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column]
+    ) -> Iterator[list[tuple[Column, str]]]:
+        anchor = wanted[0], _text(path, line, row, wanted[0])
+        positives, *negatives = (_listed(path, line, row, column) for column in wanted[1:])
+        for positive in positives:
+            yield [anchor, positive, *chain.from_iterable(negatives)]
 
     def _names(self, width: int) -> Sequence[str]:
         negatives = ["negative"] if width == 3 else [f"negative_{index + 1}" for index in range(width - 2)]
@@ -418,6 +425,7 @@ class STSReader(Reader):
     """(sentence1, sentence2, score) rows, for :func:`load_sts`."""
 
     usual = (("sentence1", "sentence2", "score"),)
+    scores = (2,)
 
     def _records(self, path: Source) -> Iterator[Record]:
         column = self.columns[2] if self.columns else "score"
@@ -430,21 +438,18 @@ def load_sts(
     filename: Name,
     name: str | None = None,
     columns: Sequence[Column] | None = None,
-    quoting: int | None = None,
-    max_row_bytes: int = MAX_ROW_BYTES,
-    **evaluator_kwargs: Any,
+    **options: Any,
 ) -> EmbeddingSimilarityEvaluator:
     """Scored sentence pairs as ST's EmbeddingSimilarityEvaluator with Spearman's correlation of the cosine.
 
     Args:
-        filename: a ``.csv``, ``.tsv`` or ``.jsonl`` file, also gzipped, a ``.parquet`` file or a
-            :class:`~st_simcse.HubDataset`, with the columns sentence1, sentence2, score. Scores may be on any scale,
-            since only their order counts.
+        filename: a ``.csv``, ``.tsv`` or ``.jsonl`` file or another with such lines, also gzipped, a ``.parquet`` file
+            or a :class:`~st_simcse.HubDataset`, with the columns sentence1, sentence2, score. Scores may be on any
+            scale, since only their order counts.
         name: the evaluator's name; when left out the file's name without endings, or those of data set and split.
         columns: other columns, see :class:`Reader`.
-        quoting: see :class:`Reader`.
-        max_row_bytes: see :class:`Reader`.
-        **evaluator_kwargs: for the evaluator, such as ``batch_size``.
+        **options: how the file is read, the arguments of :class:`~st_simcse.formats.FileFormat`; any other is for the
+            evaluator, such as ``batch_size``.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -456,8 +461,9 @@ def load_sts(
         >>> load_sts(path).scores
         [4.5, 0.5]
     """
-    reader = STSReader(columns=columns, quoting=quoting, max_row_bytes=max_row_bytes)
-    return sts_evaluator(reader, filename, evaluator_name(filename, name), **evaluator_kwargs)
+    how = {option: options.pop(option) for option in FormatOptions.__annotations__.keys() & options.keys()}
+    reader = STSReader(columns=columns, **how)
+    return sts_evaluator(reader, filename, evaluator_name(filename, name), **options)
 
 
 def evaluator_name(filename: Name, name: str | None) -> str:
@@ -488,218 +494,23 @@ def check_score(path: Source, line: int, column: Column, score: str) -> None:
         raise ValueError(f"{place(path, line)}, column {column!r}: {score!r} is not a score, expected a number")
 
 
-def place(path: Source, line: int) -> str:
-    """Where in the source a row is, for messages."""
-    return f"{path}, {'row' if file_format(path) in ('dataset', 'parquet') else 'line'} {line}"
+def _listed(path: Source, line: int, row: dict[Column, Any], column: Column) -> list[tuple[Column, str]]:
+    """The column and the text of its cell, or of each in a list."""
+    cell = row.get(column, LACKING)
+    rows = [{column: text} for text in cell or [""]] if isinstance(cell, list) else [row]
+    return [(column, _text(path, line, row, column)) for row in rows]
 
 
-def file_format(path: Source) -> str:
-    """What the source is read as: csv, tsv, jsonl, parquet, txt or, for a HubDataset, dataset."""
-    if isinstance(path, HubDataset):
-        return "dataset"
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    suffix = suffixes[-1] if suffixes else ""
-    formats = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
-    return formats.get(suffix, "txt")
-
-
-def _check_unchanged(path: Path, file: io.BufferedReader, before: os.stat_result) -> None:
-    """ValueError if the open file was written to since: rows may be lost or torn."""
-    after = os.fstat(file.fileno())
-    written = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
-    if written and stat.S_ISREG(before.st_mode):
-        sizes = f"from {before.st_size:,} to {after.st_size:,} bytes"
-        raise ValueError(f"{path}: changed while it was read, {sizes}; read it when it is complete")
-
-
-def _too_long(path: Source, line: int, max_row_bytes: int) -> ValueError:
-    return ValueError(
-        f"{place(path, line)}: longer than {max_row_bytes:,} bytes; look for an unclosed quote or a file without line "
-        "ends, or raise the reader's max_row_bytes"
-    )
-
-
-def text_lines(
-    path: Path, max_row_bytes: int = MAX_ROW_BYTES, otherwise: str | None = None
-) -> Iterator[tuple[int, str]]:
-    """Line numbers and lines, line ends included; reads bytes so that a line can be named that does not decode.
-
-    Where ``otherwise`` names an encoding, a line that is not UTF-8 is in that.
-    """
-    with path.open("rb") as raw:
-        before = os.fstat(raw.fileno())
-        number = 0
-        try:
-            file, head = raw, raw.peek()
-            if path.suffix.lower() == ".gz" and (head.startswith(_GZIP) or not _foreign(head)):
-                file = io.BufferedReader(gzip.GzipFile(fileobj=raw))
-                head = file.peek()
-            if foreign := _foreign(head):
-                raise ValueError(f"{path}: not lines of UTF-8 text but {foreign}")
-            for number, line in enumerate(iter(lambda: file.readline(max_row_bytes + 2), b""), start=1):
-                if number == 1 and b"\n" not in line and b"\r" in line.rstrip(b"\r"):
-                    raise ValueError(
-                        f"{path}: its lines end in \\r alone, as on old Macs; convert it with tr '\\r' '\\n'"
-                    )
-                if len(line.rstrip(b"\r\n")) > max_row_bytes:
-                    raise _too_long(path, number, max_row_bytes)
-                if not line.endswith(b"\n"):
-                    _check_unchanged(path, raw, before)
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
-                    if otherwise is None:
-                        raise
-                    text = line.decode(otherwise)
-                yield number, text
-            _check_unchanged(path, raw, before)
-        except UnicodeDecodeError as error:
-            # No other encoding of text has zero bytes.
-            remedy = f"it may be {_UTF16}" if b"\0" in head else "convert it, for example with iconv -f LATIN1 -t UTF-8"
-            raise ValueError(
-                f"{path}, line {number}, byte {error.start + 1}: not UTF-8 ({error.reason}); {remedy}"
-            ) from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}, after line {number}: damaged gzip file ({error})") from None
-
-
-_GZIP = b"\x1f\x8b"
-_UTF16 = "UTF-16 text: convert it with iconv -f UTF-16LE (or UTF-16BE) -t UTF-8"
-# What begins so, and what to do with it.
-_FOREIGN = {
-    rb"\x1f\x8b": "gzip data: unpack it, or give it a name that ends in .gz",
-    rb"PK(\x03\x04|\x05\x06)": "a zip archive, as .xlsx files are too: unpack it, or save the sheet as csv",
-    rb"\xd0\xcf\x11\xe0": "an .xls file: save the sheet as csv",
-    rb"BZh[1-9]1AY&SY": "bzip2 data: unpack it",
-    rb"\xfd7zXZ\x00": "xz data: unpack it",
-    rb"\x28\xb5\x2f\xfd": "zstandard data: unpack it",
-    rb"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
-    rb"(?s).{257}ustar": "a tar archive: unpack it",
-    rb"PAR1\x15": "a parquet file: give it a name that ends in .parquet",
-    rb"ARROW1\x00": "an Arrow file: save it as parquet",
-    rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff": "UTF-32 text: convert it with iconv -f UTF-32 -t UTF-8",
-    rb"\xff\xfe|\xfe\xff": "UTF-16 text: convert it with iconv -f UTF-16 -t UTF-8",
-}
-
-
-def _foreign(head: bytes) -> str:
-    """What a file with these first bytes is, and what to do with it, if it is no UTF-8 text; else empty."""
-    for pattern, kind in _FOREIGN.items():
-        if re.match(pattern, head):
-            return kind
-    # Western text in UTF-16 is half zeros; a stray zero in UTF-8 is a character like any other.
-    return _UTF16 + ", if it is text" if head.count(0) > len(head) / 20 else ""
-
-
-def _dataset_rows(source: HubDataset) -> Iterator[dict[Column, Any]]:
-    for batch in source.load().iter(batch_size=1000):
-        for cells in zip(*batch.values(), strict=True):
-            yield dict(zip(batch, cells, strict=True))
-
-
-def _parquet_rows(path: Path) -> Iterator[dict[Column, Any]]:
-    with path.open("rb") as file:
-        before = os.fstat(file.fileno())
-        foreign = "" if file.peek().startswith(b"PAR1") else _foreign(file.peek())
-        try:
-            for batch in ParquetFile(file).iter_batches(batch_size=1000):
-                yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{path}: damaged or no parquet file ({error})" + (foreign and f" but {foreign}")
-            ) from None
-        _check_unchanged(path, file, before)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise ValueError(f"an object names one of {list(row)} more than once")
-    return row
-
-
-_JSON = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
-
-
-def _json_rows(path: Path, max_row_bytes: int) -> Iterator[Row]:
-    for line, text in text_lines(path, max_row_bytes):
-        if not text.strip():
-            yield line, {}
-            continue
-        try:
-            row = _JSON.decode(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {line}: not JSON ({error}); expected one object a line") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {line}: expected a JSON object a line, got {text.strip()[:40]!r}")
-        yield line, row
-
-
-def _csv_rows(path: Path, numbered: bool, quoting: int | None, max_row_bytes: int) -> Iterator[Row]:
-    comma = file_format(path) == "csv"
-    quoting = quoting if quoting is not None else csv.QUOTE_MINIMAL if comma else csv.QUOTE_NONE
-    line = size = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal size
-        for _, text in text_lines(path, max_row_bytes):
-            size += len(text.encode())
-            if size > max_row_bytes + 2:  # with the line's end
-                raise _too_long(path, line, max_row_bytes)
-            yield text
-
-    # strict, since a lenient parser lets one unbalanced quote swallow the rest of the file
-    reader = csv.reader(lines(), delimiter="," if comma else "\t", quoting=quoting, strict=True)  # type: ignore[arg-type]
-    header: list[str] | None = None
-    while True:
-        line, size = reader.line_num + 1, 0
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            # csv's own words on a lone \\r are meant for who calls it.
-            told = "a line end \\r inside an unquoted cell" if "new-line" in str(error) else str(error)
-            raise ValueError(
-                f"{path}, line {line}: {told}; if quotes are ordinary characters in this file, pass "
-                "quoting=csv.QUOTE_NONE"
-            ) from None
-        if cells is None:
-            return
-        if not any(cell.strip() for cell in cells):
-            yield line, {}
-        elif numbered:
-            yield line, dict(enumerate(cells))
-        elif header is None:
-            header = [cell.strip() for cell in _without_empty_end(cells, 0)]
-            if twice := [name for name, count in Counter(header).items() if count > 1]:
-                raise ValueError(f"{path}, line {line}: the header names {twice} more than once")
-        elif len(cells := _without_empty_end(cells, len(header))) > len(header):
-            raise ValueError(
-                f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)} columns; if cells are "
-                "quoted in this file, pass quoting=csv.QUOTE_MINIMAL"
-            )
-        else:
-            yield line, dict(zip_longest(header, cells, fillvalue=_LACKING))
-
-
-def _without_empty_end(cells: list[str], width: int) -> list[str]:
-    """The cells without empty ones behind the last column: spreadsheets write commas for them."""
-    while len(cells) > width and not cells[-1].strip():
-        cells.pop()
-    return cells
-
-
-def _text(path: Source, line: int, row: dict[Column, Any], column: Column) -> str:
-    cell = row.get(column, _LACKING)
-    if cell is _LACKING:
-        found = [name for name, cell in row.items() if cell is not _LACKING]
+def _text(path: Source, line: int, row: dict[Column, Any], column: Column, is_score: bool = False) -> str:
+    cell = row.get(column, LACKING)
+    if cell is LACKING:
+        found = [name for name, cell in row.items() if cell is not LACKING]
         raise ValueError(f"{place(path, line)}: no column {column!r}, the row has {found}")
     # Labels and scores may be JSON numbers; a null is an empty cell.
     if cell is None:
         return ""
+    if is_score and (isinstance(cell, bool) or str(cell).strip().lower() in ("true", "false")):
+        return str(int(str(cell).strip().lower() == "true"))
     number = isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell))
     if isinstance(cell, bool) or not (number or isinstance(cell, str)):
         raise ValueError(f"{place(path, line)}, column {column!r}: expected text or a number, got {cell!r}")

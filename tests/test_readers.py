@@ -36,7 +36,7 @@ from st_simcse import (
     load_sts,
 )
 from st_simcse.corpus import generate_corpus
-from st_simcse.readers import file_format
+from st_simcse.formats import file_format
 
 
 def _write(folder, name, content):
@@ -718,7 +718,8 @@ def test_no_valid_row_is_ever_lost(tmp_path_factory, rows, ending, bom, commas):
     (folder / "a.jsonl").write_bytes(start + ending.join(lines).encode())
     assert _texts(TripletReader(folder), "a.jsonl") == expected
     (folder / "a.txt").write_bytes(start + ending.join(row[0] for row in rows).encode())
-    assert [texts[0] for texts in _texts(SentenceReader(folder), "a.txt")] == [row[0] for row in expected]
+    reader = SentenceReader(folder, format="lines")  # there may be tabs in all of them
+    assert [texts[0] for texts in _texts(reader, "a.txt")] == [row[0] for row in expected]
 
 
 @settings(max_examples=300, deadline=None)

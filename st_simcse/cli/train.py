@@ -25,6 +25,7 @@ from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import check_seeds, parse, parse_column
 from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
+from st_simcse.formats import file_format
 from st_simcse.hub import HubDataset
 from st_simcse.lora import adapters, check_peft, merge_lora
 from st_simcse.losses import OPTIONS, SimCSELoss
@@ -33,7 +34,7 @@ from st_simcse.model_card import own_card, shown_command
 from st_simcse.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
-from st_simcse.readers import READERS, Reader, SentenceReader, file_format, load_sts
+from st_simcse.readers import READERS, Reader, SentenceReader, load_sts
 from st_simcse.run_folder import checkpoint_folders, sole_run
 from st_simcse.stop_on_signal import StopOnSignal, Stopped
 from st_simcse.teacher import add_teacher_embeddings

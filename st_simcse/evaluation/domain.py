@@ -12,7 +12,8 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from sklearn.neighbors import NearestNeighbors
 
 from st_simcse.evaluation.base import RecordingEvaluator
-from st_simcse.readers import Column, Name, Reader, evaluator_name
+from st_simcse.formats import Column
+from st_simcse.readers import Name, Reader, evaluator_name
 
 __all__ = ["KNNEvaluator", "load_classes", "load_retrieval"]
 

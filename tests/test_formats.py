@@ -1,0 +1,431 @@
+"""What a file is found to be by its lines, and what the readers are told of it."""
+
+import csv
+import gzip
+import json
+import logging
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from datasets import Dataset
+
+from st_simcse import HubDataset, NLIReader, SentenceReader, TripletReader, cli, load_sts
+from st_simcse.encodings import fitting_encodings
+from st_simcse.formats import FileFormat, found_format
+
+PAIRS = [("A dog runs.", "A hound runs.", "4.5"), ("A dog, a cat.", "A car.", "0.5"), ("Two men.", "Two.", "2")]
+OBJECTS = [dict(zip(("sentence1", "sentence2", "score"), pair, strict=True)) for pair in PAIRS]
+HEADER = ("sentence1", "sentence2", "score")
+
+
+def _write(path, content, encoding="utf-8"):
+    data = content if isinstance(content, bytes) else content.encode(encoding)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def _joined(separator, rows=PAIRS):
+    return "".join(separator.join(row) + "\n" for row in rows)
+
+
+def _sentences(path, **options):
+    return SentenceReader(**options).get_dataset(path)["sentence"][:]
+
+
+ENDINGS = ("txt", "data", "dat", "txt.gz", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"),
+    [
+        *(("tabs", ending) for ending in (*ENDINGS, "tab")),
+        *(("||", ending) for ending in ENDINGS),
+        *(
+            (kind, ending)
+            for kind in ("objects", "array", "one line array")
+            for ending in (*ENDINGS, "ndjson", "jsonlines", "json")
+        ),
+    ],
+)
+def test_a_table_is_read_as_one_whatever_its_name(tmp_path, ending, kind):
+    content = {
+        "tabs": _joined("\t", [HEADER, *PAIRS]),
+        "||": _joined("||", [HEADER, *PAIRS]),
+        "objects": "\n".join(map(json.dumps, OBJECTS)),
+        "array": json.dumps(OBJECTS, indent=2),
+        "one line array": json.dumps(OBJECTS),
+    }[kind]
+    path = _write(tmp_path / f"a.{ending}", content)
+    evaluator = load_sts(path)
+    assert list(zip(evaluator.sentences1, evaluator.sentences2, evaluator.scores, strict=True)) == [
+        (one, two, float(score)) for one, two, score in PAIRS
+    ]
+    assert _sentences(path, column="sentence2") == [pair[1] for pair in PAIRS]
+    with pytest.raises(ValueError, match=r"no column\(s\) \['sentence'\] or \['text'\], found \['sentence1'.*columns"):
+        _sentences(path)
+
+
+@pytest.mark.parametrize(("name", "separator"), [("cnsd-sts-dev.txt", "||"), ("LCQMC.test.data", "\t"), ("b", "\t")])
+def test_columns_by_number_of_a_file_without_a_header(tmp_path, name, separator):
+    path = _write(tmp_path / name, _joined(separator))
+    assert load_sts(path, columns=[0, 1, 2]).scores == [4.5, 0.5, 2.0]
+    assert _sentences(path, column=1) == [pair[1] for pair in PAIRS]
+    assert TripletReader(columns=[1, 0]).get_dataset(path)["positive"][:] == [pair[0] for pair in PAIRS]
+
+
+def test_what_was_found_is_said(tmp_path, caplog):
+    path = _write(tmp_path / "a.data", _joined("\t"))
+    with caplog.at_level(logging.INFO):
+        _sentences(path, column=0)
+    assert f"{path} is read as cells separated by tabs" in caplog.messages
+
+
+PLAIN = {
+    "one tab among others": ["One.", "Two\tof them.", "Three."],
+    "tabs at the ends": ["One.\t", "Two.\t", "Three.\t"],
+    "indented": ["\tOne.", "\tTwo.", "\tThree."],
+    "commas": ["One, two.", "Three, four.", "Five, six."],
+    "semicolons": ["One; two.", "Three; four."],
+    "brackets": ["[1] Smith, 2001.", "[2] Jones, 2002."],
+    "braces": ["{ One }", "{Two}"],
+    "a tag": ["<b>One</b> is a number.", "Two.", "Three."],
+    "less": ["< 5 is few.", "a < b"],
+    "bars": ["a || b", "c"],
+    "objects in one": ['{"a": 1} is JSON.', "Two."],
+    "commas in known words": ["text, sentence by sentence", "Two."],
+}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.txt.gz"])
+@pytest.mark.parametrize("lines", PLAIN.values(), ids=PLAIN)
+def test_sentences_stay_sentences(tmp_path, name, lines):
+    path = _write(tmp_path / name, "\n".join(lines))
+    assert _sentences(path) == [line.strip() for line in lines]
+    assert found_format(path, FileFormat()) == "lines"
+
+
+def test_real_sentences_stay_sentences(shared):
+    path = shared / "wiki/wiki_sentences.txt"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    assert _sentences(path) == [line.strip() for line in lines if line.strip()]
+
+
+MARKUP = {
+    "xml": '<?xml version="1.0"?>\n<doc>\n<s>One.</s>\n</doc>\n',
+    "no declaration": '<doc id="1">\n<s>One.</s>\n</doc>\n',
+    "html": "<!DOCTYPE html>\n<p>One.\n",
+}
+
+
+@pytest.mark.parametrize("name", ["a.xml", "a.txt", "a"])
+@pytest.mark.parametrize("content", MARKUP.values(), ids=MARKUP)
+def test_markup_is_refused(tmp_path, name, content):
+    path = _write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=r"its lines are XML or HTML.*format='lines'"):
+        _sentences(path)
+    assert _sentences(path, format="lines") == [line.strip() for line in content.splitlines()]
+
+
+AMBIGUOUS = {
+    "other numbers of tabs": "a\tb\tc\nd\te\nf\tg\th\n",
+    "an object and text": '{"text": "a"}\n{"text": "b"}\n{"text": "c"}\nText.\n',
+    "two separators": "a||b\tc\nd||e\tf\n",
+}
+
+
+@pytest.mark.parametrize("content", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_what_may_be_sentences_or_a_table_is_refused(tmp_path, content):
+    path = _write(tmp_path / "a.txt", content)
+    with pytest.raises(ValueError, match=r"a.txt: most of its first .*format='lines'.*delimiter="):
+        _sentences(path)
+    assert _sentences(path, format="lines") == content.splitlines()
+
+
+def test_a_delimiter_decides_between_two(tmp_path):
+    path = _write(tmp_path / "a.txt", AMBIGUOUS["two separators"])
+    assert _sentences(path, column=0, delimiter="||") == ["a", "d"]
+    assert _sentences(path, column=1, delimiter="\t") == ["c", "f"]
+
+
+def test_snli_as_it_is_released(tmp_path):
+    """Its header is no sentence."""
+    rows = [
+        ("gold_label", "sentence1", "sentence2", "pairID"),
+        ("entailment", "P", "E", "1"),
+        ("contradiction", *"PC2"),
+    ]
+    path = _write(tmp_path / "snli_1.0_dev.txt", _joined("\t", rows))
+    assert NLIReader().get_dataset(path)[0] == {"anchor": "P", "positive": "E", "negative": "C"}
+    with pytest.raises(ValueError, match="NLIReader .--train_format nli. reads such a file"):
+        _sentences(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [('{"origin": "A", "x": "B"}\n' * 3, "origin"), ("a\tb\t1\n" * 3, "'a'")]
+)
+def test_the_command_line_does_not_train_on_tables_as_sentences(tmp_path, content, found):
+    path = _write(tmp_path / "a.txt", content)
+    with pytest.raises(SystemExit, match=f"no column.*{found}"):
+        cli.main(["train", "--model_name_or_path", "absent", "--train_file", str(path)])
+    with pytest.raises(SystemExit, match=f"no column.*{found}"):
+        cli.main(["train", "--model_name_or_path", "absent", "--train_file", str(path), "--train_format", "sentences"])
+
+
+def test_the_separator_of_a_pipe_is_found(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    rows = [(f"Sentence {number}.", str(number)) for number in range(20_000)]
+    with ThreadPoolExecutor() as pool:
+        written = pool.submit((tmp_path / "pipe").write_text, _joined("\t", rows))
+        assert _sentences(tmp_path / "pipe", column=0) == [row[0] for row in rows]
+        written.result()
+
+
+CONTRADICTED = {
+    "tabs in csv": ("a.csv", "\t", "separated by tabs, not by commas: name it .tsv, or pass delimiter="),
+    "bars in csv": ("a.csv", "||", r"separated by \|\|, not by commas: pass delimiter='\|\|'"),
+    "semicolons in csv": ("a.csv", ";", "separated by semicolons, not by commas: pass delimiter=';'"),
+    "commas in tsv": ("a.tsv", ",", "separated by commas, not by tabs: name it .csv, or pass delimiter=','"),
+    "semicolons in tsv": ("a.tsv.gz", ";", "separated by semicolons, not by tabs: pass delimiter=';'"),
+}
+
+
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize(("name", "separator", "message"), CONTRADICTED.values(), ids=CONTRADICTED)
+def test_another_separator_than_the_name_says(tmp_path, name, separator, message, header):
+    rows = [tuple(cell.replace(",", "") for cell in row) for row in PAIRS]
+    path = _write(tmp_path / name, _joined(separator, [HEADER, *rows] if header else rows))
+    column = "sentence1" if header else 0
+    with pytest.raises(ValueError, match=message):
+        _sentences(path, column=column)
+    assert _sentences(path, column=column, delimiter=separator) == [row[0] for row in rows]
+
+
+def test_tabs_of_a_csv_file_whose_sentences_have_commas(tmp_path):
+    path = _write(tmp_path / "sts.csv", _joined("\t"))
+    with pytest.raises(ValueError, match="separated by tabs"):
+        _sentences(path, column=0)
+    assert load_sts(path, columns=[0, 1, 2], delimiter="\t").sentences1 == [pair[0] for pair in PAIRS]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_objects_under_another_name(tmp_path, name):
+    with pytest.raises(ValueError, match="lines are JSON objects: name it .jsonl"):
+        _sentences(_write(tmp_path / name, '{"text": "a", "b": 1}\n' * 3))
+
+
+WIDTHS = {
+    "more": ("a.csv", "Hello,Hi\nHello, world,Hi\n", "line 2: 3 cells, but the first row has 2, separated by commas"),
+    "fewer": ("a.csv", "Hello,Hi,Yo\nHello,Hi\n", "line 2: 2 cells, but the first row has 3"),
+    "tabs": ("a.tsv", "a\tb\na\tb\tc\n", "line 2: 3 cells, but the first row has 2, separated by tabs"),
+    "later": ("a.txt", "a||b\n" * 30 + "c||d||e\n", r"line 31: 3 cells, but the first row has 2, separated by \|\|"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), WIDTHS.values(), ids=WIDTHS)
+def test_rows_by_number_have_the_same_number_of_cells(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        TripletReader(columns=[0, 1]).get_dataset(_write(tmp_path / name, content))
+
+
+def test_empty_cells_at_the_end_are_none_too_many(tmp_path):
+    path = _write(tmp_path / "a.csv", "A,B,,\nC,D\nE,F,,,,\n")
+    assert TripletReader(columns=[0, 1]).get_dataset(path)["anchor"][:] == ["A", "C", "E"]
+
+
+@pytest.mark.parametrize("header", ["sentence1\tsentence2\tscore", "text\tlabel\tother", "Sentence_A\tsentence_B\tx"])
+def test_a_header_is_no_row(tmp_path, caplog, header):
+    path = _write(tmp_path / "a.tsv", f"{header}\nA dog.\tA cat.\t1\n")
+    with caplog.at_level(logging.WARNING):
+        assert _sentences(path, column=0) == ["A dog."]
+    assert any("a.tsv, line 1" in message and "skipped as a header" in message for message in caplog.messages)
+
+
+def test_a_row_with_a_label_is_no_header(tmp_path):
+    path = _write(tmp_path / "a.tsv", "A dog.\tA cat.\tcontradiction\nA.\tB.\tentailment\n")
+    assert _sentences(path, column=0) == ["A dog.", "A."]
+
+
+TEXTS = {
+    "gb18030": ("gbk", "一个男人在弹吉他。\n两只狗在公园里跑。\n他们说这是我们的国家。\n"),
+    "big5": ("big5", "一個男人在彈吉他。\n兩隻狗在公園裡跑。\n他們說這是我們的國家。\n"),
+    "cp932": ("shift_jis", "男の人がギターを弾いています。\n二匹の犬が公園を走っている。\n"),
+    "euc_jp": ("euc_jp", "男の人がギターを弾いています。\n二匹の犬が公園を走っている。\n"),
+    "cp949": ("euc_kr", "남자가 기타를 연주하고 있다.\n두 마리의 개가 공원에서 달린다.\n"),
+    "cp1251": ("cp1251", "Мужчина играет на гитаре.\nДве собаки бегут в парке.\n"),
+    "koi8_r": ("koi8_r", "Мужчина играет на гитаре.\nДве собаки бегут в парке.\n"),
+    "cp1252": ("latin-1", "Le garçon a mangé à la fenêtre.\nDie Männer hören Musik über Köln.\n"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.csv", "a.jsonl"])
+@pytest.mark.parametrize(("fits", "written", "text"), [(fits, *rest) for fits, rest in TEXTS.items()], ids=TEXTS)
+def test_the_encoding_that_the_bytes_fit_is_named_and_taken(tmp_path, name, fits, written, text):
+    lines = text.splitlines()
+    content = {
+        "a.csv": "text\n" + text,
+        "a.jsonl": "\n".join(json.dumps({"text": line}, ensure_ascii=False) for line in lines),
+    }.get(name, text)
+    path = _write(tmp_path / name, content, written)
+    with pytest.raises(ValueError, match=r"a\..*line \d, byte \d+: not UTF-8") as error:
+        _sentences(path)
+    assert re.search(rf"its bytes fit {fits} \([\w ,-]+\): pass encoding='{fits}'", str(error.value))  # and no other
+    assert "LATIN1" not in str(error.value)
+    assert _sentences(path, encoding=fits) == lines
+
+
+@pytest.mark.parametrize(("written", "fits"), [("gbk", "gb18030"), ("big5", "big5"), ("cp932", "cp932")])
+def test_the_encoding_of_real_sentences(shared, written, fits):
+    """Also of a single one, that one is among those named."""
+    if written == "gbk":
+        lines = load_sts(shared / "sts/zh/STSB-dev.tsv").sentences1[:300]
+    else:
+        lines = TEXTS[fits][1].splitlines()
+    encoded = [line.encode(written, errors="ignore") for line in lines]
+    assert list(fitting_encodings(encoded)) == [fits]
+    long = [line for line in encoded if len(line) > 20]
+    assert sum(fits in fitting_encodings([line]) for line in long) > 0.95 * len(long)
+
+
+def test_scored_pairs_in_another_encoding(tmp_path):
+    path = _write(tmp_path / "a.txt", "sentence1\tsentence2\tscore\n一只狗\t两只狗\t3\n", "gbk")
+    assert load_sts(path, encoding="gbk").sentences2 == ["两只狗"]
+
+
+def test_utf8_that_is_damaged_is_no_other_encoding(tmp_path):
+    path = _write(tmp_path / "a.txt", "一个男人\n在弹吉他\n".encode() + "他们".encode()[:-1])
+    with pytest.raises(ValueError, match="line 3, byte 4: not UTF-8.*this one is damaged") as error:
+        _sentences(path)
+    assert "gb18030" not in str(error.value)
+
+
+def test_utf8_under_another_encoding_is_said(tmp_path, caplog):
+    path = _write(tmp_path / "a.txt", "café\n")
+    _sentences(path, encoding="latin-1")
+    assert f"{path} is UTF-8, by its first lines, and is read as latin-1" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"), [("klingon", "no encoding"), ("base64", "no encoding"), ("utf-16", "iconv -f UTF-16")]
+)
+def test_an_encoding_that_cannot_be_read(encoding, message):
+    with pytest.raises(ValueError, match=message):
+        SentenceReader(encoding=encoding)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "xml"}, "format='xml' is unknown: choose among"),
+        ({"format": "lines", "delimiter": ","}, "leave delimiter= out"),
+        ({"delimiter": ""}, "separates no cells"),
+        ({"delimiter": "\n"}, "separates no cells"),
+        ({"delimiter": "||", "quoting": csv.QUOTE_MINIMAL}, "quoting= goes with a delimiter of one character"),
+    ],
+)
+def test_formats_that_do_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        TripletReader(**options)
+
+
+def test_parquet_files_and_data_sets_have_one_format(tmp_path):
+    Dataset.from_dict({"text": ["A"]}).to_parquet(tmp_path / "train.parquet")
+    for source in (tmp_path / "train.parquet", HubDataset(str(tmp_path))):
+        with pytest.raises(ValueError, match="are for text files: leave them out"):
+            _sentences(source, encoding="gbk")
+
+
+ARRAYS = {
+    "empty": ("[]", "nothing to read"),
+    "texts": ('["a"]', "line 1: expected a JSON object a line, or an array of objects, got '\"a\"'"),
+    "cut": ('[\n{"text": "a"},\n{"text": "b"', "line 3: not JSON"),
+    "not closed": ('[\n{"text": "a"}\n', r"line 3: not JSON, expected ',' or the array's end"),
+    "no comma": ('[\n{"text": "a"}\n{"text": "b"}]', r"line 3: not JSON, expected ',' or the array's end"),
+    "behind": ('[{"text": "a"}]\n{"text": "b"}', r"line 2: not JSON, expected ',' or the array's end"),
+    "bad cell": ('[\n{"text": "a"},\n\n{"text": {}}]', "line 4, column 'text': expected text"),
+    "constant": ('[{"text": "a", "x": NaN}]', "NaN is no JSON value"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
+@pytest.mark.parametrize(("content", "message"), ARRAYS.values(), ids=ARRAYS)
+def test_damaged_arrays(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        _sentences(_write(tmp_path / name, content))
+
+
+def test_a_large_array_is_refused_before_it_fills_the_memory(tmp_path):
+    path = _write(tmp_path / "a.json", json.dumps([{"text": "word " * 10}] * 100))
+    assert len(_sentences(path, max_row_bytes=400)) == 100
+    with pytest.raises(ValueError, match=r"a JSON array of more than 3,200 bytes.*jq -c"):
+        _sentences(path, max_row_bytes=200)
+    with pytest.raises(ValueError, match="a.json, line 1: longer than 20 bytes"):
+        _sentences(_write(path, json.dumps([{"text": "word " * 10}])), max_row_bytes=20)
+
+
+def test_lists_of_positives_and_negatives(tmp_path):
+    """FlagEmbedding's layout."""
+    rows = [
+        {"query": "Q", "pos": ["P1", "P2"], "neg": ["N1", "N2"]},
+        {"query": "R", "pos": ["P3"], "neg": ["N3", "N4"]},
+        {"query": "S", "pos": [], "neg": ["N3", "N4"]},
+    ]
+    expected = [["Q", "P1", "N1", "N2"], ["Q", "P2", "N1", "N2"], ["R", "P3", "N3", "N4"]]
+    path = _write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    reader = TripletReader(columns=["query", "pos", "neg"])
+    dataset = reader.get_dataset(path)
+    assert dataset.column_names == ["anchor", "positive", "negative_1", "negative_2"]
+    assert [list(row.values()) for row in dataset] == expected
+    assert reader.skipped == {"with an empty 'pos'": 1}
+    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    assert [row.texts for row in reader.get_examples(tmp_path / "a.parquet")] == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"query": "Q", "pos": ["P"], "neg": ["N"]}, "line 2: 1 negatives, but the first row has 2; .* cut the longer"),
+        ({"query": "Q", "pos": ["P"], "neg": [["N"], "M"]}, "line 2, column 'neg': expected text or a number"),
+        ({"query": ["Q"], "pos": ["P"], "neg": ["N", "M"]}, "line 2, column 'query': expected text or a number"),
+    ],
+)
+def test_lists_that_do_not_fit(tmp_path, row, message):
+    first = {"query": "Q", "pos": ["P"], "neg": ["N1", "N2"]}
+    path = _write(tmp_path / "a.jsonl", f"{json.dumps(first)}\n{json.dumps(row)}\n")
+    reader = TripletReader(columns=["query", "pos", "neg"])
+    for read in (reader.get_examples, reader.get_dataset):
+        with pytest.raises(ValueError, match=message):
+            read(path)
+
+
+def test_true_and_false_are_scores(tmp_path):
+    rows = [{"sentence1": "A", "sentence2": "B", "score": True}, {"sentence1": "A", "sentence2": "C", "score": False}]
+    json_file = _write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    table = _write(tmp_path / "a.csv", "sentence1,sentence2,score\nA,B,True\nA,C,False\n")
+    for path in (json_file, table):
+        assert load_sts(path).scores == [1.0, 0.0]
+    with pytest.raises(ValueError, match="column 'score': expected text or a number, got True"):
+        _sentences(json_file, column="score")
+
+
+def test_doubled_quotes_of_a_tsv_file_are_refused_until_told(tmp_path):
+    """As pandas writes them."""
+    sentences = ["Plain.", 'He said "hi" and left.', 'A "b".']
+    frame = Dataset.from_dict({"sentence": sentences, "id": [1, 2, 3]}).to_pandas()
+    path = tmp_path / "a.tsv"
+    frame.to_csv(path, sep="\t", index=False)
+    with pytest.raises(ValueError, match=r"a.tsv, line 3: .* doubled quotes.*quoting=csv.QUOTE_MINIMAL"):
+        _sentences(path)
+    assert _sentences(path, quoting=csv.QUOTE_MINIMAL) == sentences
+    assert _sentences(path, quoting=csv.QUOTE_NONE)[1] == '"He said ""hi"" and left."'
+    # A quote that a csv writer would have doubled comes first: here quotes are ordinary characters.
+    path = _write(tmp_path / "b.tsv", 'sentence\tid\nA "b".\t1\n"The battery""s state"\t2\n')
+    assert _sentences(path) == ['A "b".', '"The battery""s state"']
+
+
+@pytest.mark.parametrize("name", [r"C:\models\x", r"models\x", "C:/x", r"\\server\share"])
+def test_a_path_of_windows_is_no_name_on_the_hub(name):
+    with pytest.raises(FileNotFoundError) as error:
+        HubDataset(name).load()
+    assert str(error.value) == f"there is no folder {name}"
