@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -51,22 +52,38 @@ def _sha256(parts: Iterable[bytes | memoryview]) -> str:
 
 def _parts(model: SentenceTransformer) -> Iterator[bytes | memoryview]:
     yield _json([model.prompts, model.default_prompt_name, model.truncate_dim, model.max_seq_length])
-    tokenizer = model.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if hasattr(backend, "to_str"):
-        # What the last call set, and every call sets anew.
-        yield _json(json.loads(backend.to_str()) | {"truncation": None, "padding": None})
-    else:
-        yield _json(tokenizer.get_vocab())
+    first = _tokenizer_state(model.tokenizer)
+    yield first
     for name, module in model.named_modules():
         if isinstance(module, Module):
             yield _json([name, type(module).__name__, module.get_config_dict()])
+            if (tokenizer := getattr(module, "tokenizer", None)) is not None:
+                length = getattr(module, "max_seq_length", None)
+                state = first if tokenizer is model.tokenizer else _tokenizer_state(tokenizer)
+                # A Router's routes may differ from the model's tokenizer, which is that of the first.
+                if (state, length) != (first, model.max_seq_length):
+                    yield _json([name, length])
+                    yield state
         elif isinstance(module, PreTrainedModel):
             config = module.config.to_dict() | {"_name_or_path": None, "transformers_version": None}
             yield _json([name, type(module).__name__, config])
     for name, tensor in model.state_dict().items():
         yield _json([name, str(tensor.dtype), tensor.shape])
         yield memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _tokenizer_state(tokenizer: Any) -> bytes:
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "to_str"):
+        state = json.loads(backend.to_str())
+        if backend is not tokenizer:
+            # Transformers sets both anew at every call; a StaticEmbedding truncates as its tokenizer says.
+            state |= {"truncation": None, "padding": None}
+    else:
+        state = tokenizer.get_vocab()
+    sides = [getattr(tokenizer, f"{name}_side", "right") for name in ("truncation", "padding")]
+    # As before the sides were looked at, so that the indexes of most models keep their fingerprints.
+    return _json(state) if sides == ["right", "right"] else _json([state, sides])
 
 
 def _json(value: object) -> bytes:

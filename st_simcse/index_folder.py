@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import transformers
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from filelock import FileLock
 
-from st_simcse.neighbours import INDEXES, Index, Neighbours
+from st_simcse.neighbours import INDEXES, ExactIndex, Index, Neighbours
 
 __all__ = ["IndexFolder"]
 
@@ -24,8 +26,9 @@ __all__ = ["IndexFolder"]
 class IndexFolder:
     """An index on the disk. At every moment it can be gone on from what is written.
 
-    ``index.json`` describes it, with the fingerprint of the model that made it; ``texts/0``, ``texts/1``, ... are what
-    was added, as ``Dataset.save_to_disk`` writes it; the header of ``embeddings.npy`` counts the rows that are whole.
+    ``index.json`` describes it: the fingerprint of the model that made it, the rows of each part that was added, and
+    how many of these adds came to their end, which is written last. ``texts/0``, ``texts/1``, ... are the parts, as
+    ``Dataset.save_to_disk`` writes them; the header of ``embeddings.npy`` counts the rows that are whole.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
@@ -47,34 +50,39 @@ class IndexFolder:
 
     def read(self) -> None:
         """What describes it, as it is on the disk now; ValueError if that is damaged."""
+        path = self.path / "index.json"
         try:
-            self.description = json.loads((self.path / "index.json").read_bytes())
-        except ValueError as error:
+            description = json.loads(path.read_bytes())
+            if not _is_description(description):
+                raise ValueError("other names or types than it has")
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{self.path / 'index.json'} is no description of an index ({error}): delete the "
-                "folder, and build the index again"
+                f"{path} is no description of an index ({error}): delete the folder, and build the index again"
             ) from None
+        self.description = description
 
     def create(self, made_by: str) -> None:
         """An empty index of the model with this fingerprint; FileExistsError where something else lies."""
         if foreign := sorted({path.name for path in self.path.iterdir()} - {"index.lock", "index.tmp"}):
-            raise FileExistsError(f"{self.path} holds no index but {foreign[0]!r}: choose a new folder")
-        self.describe(model=made_by, versions=_versions(), texts=[])
+            raise FileExistsError(f"{self.path} holds no index but {foreign[0]!r}: choose a new folder, or delete it")
+        self.describe(model=made_by, versions=_versions(), texts=[], finished=0)
 
     def choose(self, index: Index) -> None:
         """How neighbours are found from now on."""
         self.describe(index={"kind": index.name, **asdict(index)})
 
     def neighbours(self) -> Neighbours:
-        options = dict(self.description["index"])
-        return INDEXES[options.pop("kind")](**options).open(self.embeddings(), self.path)
+        options = dict(self.description.get("index", {"kind": ExactIndex.name}))
+        with _writing(self.path):
+            return INDEXES[options.pop("kind")](**options).open(self.embeddings(), self.path)
 
     def describe(self, **changes: Any) -> None:
         """Written whole or not at all."""
         self.description |= changes
         part = self.path / "index.tmp"
-        part.write_text(json.dumps(self.description, indent=1), encoding="utf-8")
-        os.replace(part, self.path / "index.json")
+        with _writing(self.path):
+            part.write_text(json.dumps(self.description, indent=1), encoding="utf-8")
+            os.replace(part, self.path / "index.json")
 
     def check_model(self, fingerprint: str) -> None:
         """ValueError if a model with another fingerprint made it."""
@@ -85,28 +93,63 @@ class IndexFolder:
                 f"{_versions()})"
             )
 
+    def add(self, sentences: Dataset, digest: str) -> None:
+        """Append sentences, or go on with them if they are those whose add was interrupted.
+
+        Raises:
+            ValueError: if the add of other sentences was interrupted, and where nobody can know whether that of these
+                was.
+        """
+        parts = self.description["texts"]
+        is_last = bool(parts) and parts[-1]["digest"] == digest
+        if "finished" not in self.description and self.is_embedded():
+            if is_last:
+                raise ValueError(
+                    f"{self.path} has these texts already, and all its {self.rows():,} sentences are embedded; the "
+                    "version that wrote it did not record whether their add came to its end. There is nothing left to "
+                    "do, unless they are to be there twice: then build a new index of all texts"
+                )
+        elif parts and not self.is_finished():
+            if not is_last:
+                raise self.unfinished()
+            return
+        self.append(sentences, digest)
+
     def append(self, sentences: Dataset, digest: str) -> None:
         """Sentences that are to be embedded; ``digest`` tells them from others."""
         parts = self.description["texts"]
         place = self.path / "texts" / str(len(parts))
         shutil.rmtree(place, ignore_errors=True)  # of an attempt that did not come to the description
-        sentences.save_to_disk(place)
-        self.describe(texts=[*parts, {"rows": len(sentences), "digest": digest}])
+        with _writing(self.path):
+            sentences.save_to_disk(place)
+        self.describe(texts=[*parts, {"rows": len(sentences), "digest": digest}], finished=len(parts))
+
+    def finish(self) -> None:
+        """Record that what was appended is embedded and can be searched."""
+        self.describe(finished=len(self.description["texts"]))
+
+    def rows(self) -> int:
+        """How many sentences it has, embedded or not."""
+        return sum(part["rows"] for part in self.description["texts"])
 
     def sentences(self) -> Dataset:
-        parts = range(len(self.description["texts"]))
-        tables = [load_from_disk(self.path / "texts" / str(part)) for part in parts]
+        parts = enumerate(self.description["texts"])
+        tables = [_table(self.path / "texts" / str(number), part["rows"]) for number, part in parts]
         return concatenate_datasets(tables or [Dataset.from_dict({"sentence": []})])
 
-    def is_complete(self) -> bool:
-        return self.embedded_rows() == sum(part["rows"] for part in self.description["texts"]) > 0
+    def is_embedded(self) -> bool:
+        """Whether it can be searched."""
+        return self.embedded_rows() == self.rows() > 0
+
+    def is_finished(self) -> bool:
+        """Whether the last add came to its end, which the rows alone do not say."""
+        return self.is_embedded() and self.description.get("finished") == len(self.description["texts"])
 
     def unfinished(self) -> ValueError:
         """To be raised by whoever needs it whole."""
-        rows = sum(part["rows"] for part in self.description["texts"])
         return ValueError(
-            f"{self.path} is unfinished: {self.embedded_rows():,} of {rows:,} sentences are embedded; the call that "
-            "was interrupted, with the same texts, goes on where it stopped"
+            f"{self.path} is unfinished: {self.embedded_rows():,} of {self.rows():,} sentences are embedded; the call "
+            "that was interrupted, with the same texts, goes on where it stopped"
         )
 
     def embeddings(self) -> np.ndarray:
@@ -114,12 +157,19 @@ class IndexFolder:
         path = self.path / "embeddings.npy"
         if not path.exists() or not path.stat().st_size:
             return np.empty((0, 0), dtype=np.float32)
+        remedy = "delete it, and make the last call of build_index or add_to_index again"
         try:
-            return np.load(path, mmap_mode="c")
+            embeddings = np.load(path, mmap_mode="c")
+            if embeddings.ndim != 2 or embeddings.dtype != np.float32:
+                raise ValueError(f"{embeddings.dtype} of the shape {embeddings.shape}")
         except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
+        if len(embeddings) > self.rows():
             raise ValueError(
-                f"{path} is damaged ({error}): delete it, and make the last call of build_index or add_to_index again"
-            ) from None
+                f"{path} has {len(embeddings):,} rows and index.json {self.rows():,}: another program is adding to the "
+                f"index, wait for its end; or the file is of another index: {remedy}"
+            )
+        return embeddings
 
     def embedded_rows(self) -> int:
         return len(self.embeddings())
@@ -128,7 +178,7 @@ class IndexFolder:
         """Append rows; they count once they are on the disk, when the header says so."""
         path = self.path / "embeddings.npy"
         begin = self.embedded_rows()
-        with path.open("r+b" if begin else "w+b") as file:
+        with _writing(self.path), path.open("r+b" if begin else "w+b") as file:
             header = _write_header(file, begin, embeddings.shape[1])
             file.truncate(header + begin * embeddings[0].nbytes)
             file.seek(0, os.SEEK_END)
@@ -144,6 +194,42 @@ def _write_header(file: Any, rows: int, width: int) -> int:
     description = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
     np.lib.format.write_array_header_1_0(file, description)
     return file.tell()
+
+
+def _is_description(value: Any) -> bool:
+    """Whether it has the names and types of what :meth:`IndexFolder.describe` writes; ``finished`` came later."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("model", "versions")):
+        return False
+    texts, index = value.get("texts"), value.get("index", {"kind": ExactIndex.name})
+    if not isinstance(texts, list) or value.get("finished", 0) not in range(len(texts) + 1):
+        return False
+    for part in texts:
+        if not (isinstance(part, dict) and isinstance(part.get("rows"), int) and isinstance(part.get("digest"), str)):
+            return False
+    kind = INDEXES.get(str(index.get("kind"))) if isinstance(index, dict) else None
+    return kind is not None and index.keys() == {"kind", *(option.name for option in fields(kind))}
+
+
+def _table(place: Path, rows: int) -> Dataset:
+    try:
+        table = load_from_disk(place)
+        if not isinstance(table, Dataset) or (table.column_names, len(table)) != (["sentence"], rows):
+            raise ValueError(f"expected {rows:,} sentences")
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # what datasets raises for such files
+        index = place.parent.parent
+        raise ValueError(f"{place} is damaged ({error}): delete {index}, and build the index again") from None
+    return table
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {folder} ({error.strerror or error}): what is there stays, and the same call goes on "
+            "once there is room and permission"
+        ) from error
 
 
 def _versions() -> str:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from filelock import FileLock
 from sentence_transformers.util import dot_score, semantic_search
 
 __all__ = ["INDEXES", "ExactIndex", "HNSWIndex", "IVFIndex", "Index", "Neighbours"]
@@ -117,16 +118,33 @@ def _semantic_search(queries: np.ndarray, embeddings: np.ndarray, k: int) -> tup
 
 
 def _faiss_index(factory: str, embeddings: np.ndarray, path: Path) -> Any:
+    _faiss()
+    index = _written(path, embeddings)
+    if index is None or index.ntotal < len(embeddings):
+        # Of programs that open the folder at once, one completes the file, and the others wait for it.
+        with FileLock(path.with_suffix(".lock")):
+            index = _completed(factory, embeddings, path)
+    return index
+
+
+def _written(path: Path, embeddings: np.ndarray) -> Any:
+    """What was written, perhaps of fewer embeddings; None if nothing was."""
+    if not path.exists():
+        return None
+    try:
+        index = _faiss().read_index(str(path))
+        if index.d != embeddings.shape[1] or index.ntotal > len(embeddings):
+            raise RuntimeError(f"it has {index.ntotal:,} embeddings of {index.d} dimensions, not {embeddings.shape}")
+    except RuntimeError as error:
+        raise ValueError(f"{path} is damaged, delete it: it is made anew from the embeddings ({error})") from None
+    return index
+
+
+def _completed(factory: str, embeddings: np.ndarray, path: Path) -> Any:
     faiss = _faiss()
-    if path.exists():
-        try:
-            index = faiss.read_index(str(path))
-        except RuntimeError as error:
-            raise ValueError(f"{path} is damaged, delete it: it is made anew from the embeddings ({error})") from None
-    else:
+    index = _written(path, embeddings)
+    if index is None:
         index = faiss.index_factory(embeddings.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-    if index.ntotal == len(embeddings):
-        return index
     if not index.is_trained:
         index.cp.niter = 10  # more cost time and change the recall in the third place
         index.cp.min_points_per_centroid = 1  # no warning of small corpora
@@ -136,8 +154,16 @@ def _faiss_index(factory: str, embeddings: np.ndarray, path: Path) -> Any:
     for start in range(index.ntotal, len(embeddings), ROWS_AT_ONCE):
         index.add(embeddings[start : start + ROWS_AT_ONCE])
     part = path.with_suffix(".tmp")
-    faiss.write_index(index, str(part))
-    os.replace(part, path)
+    # Through Python's file: faiss's own reports no error of the last bytes on a full disk.
+    try:
+        with part.open("wb") as file:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     return index
 
 

@@ -9,11 +9,12 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 __all__ = ["parse_recipe", "read_recipes", "split_peer"]
+
+NULL = "tag:yaml.org,2002:null"
 
 
 def read_recipes(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
@@ -30,17 +31,20 @@ def read_recipes(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
         [('base', []), ('focal', ['--focal_margin', '0.2']), ('sharp', ['--temperature', '0.02'])]
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        found = yaml.safe_load(text)  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # JSON is YAML. Nodes keep each word as it was written, where values make True of `on` and 8 of `010`.
+        found = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
-    if not isinstance(found, dict) or not found:
+    if not isinstance(found, yaml.MappingNode) or not found.value:
         raise ValueError(f"{path} holds no recipes: expected names with their options, such as `base: --pooling mean`")
-    names = [key.value for key, _ in yaml.compose(text).value]  # of equal ones safe_load keeps the last
+    if not all(isinstance(key, yaml.ScalarNode) for key, _ in found.value):
+        raise ValueError(f"{path}: a list or an object stands where a recipe's name is expected")
+    names = [key.value for key, _ in found.value]
     if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise ValueError(f"{path} has the recipe {twice[0]!r} twice")
     return [
-        (_checked(str(name), str(path)), _words(words, f"{path}, recipe {name!r}")) for name, words in found.items()
+        (_checked(name, str(path)), _written_words(words, f"{path}, recipe {name!r}"))
+        for name, (_, words) in zip(names, found.value, strict=True)
     ]
 
 
@@ -82,14 +86,18 @@ def _checked(name: str, where: str) -> str:
     return name
 
 
-def _words(words: str | Sequence[Any] | None, where: str) -> list[str]:
-    if words is None:
-        return []
-    if isinstance(words, str):
-        try:
-            return shlex.split(words)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-    if not isinstance(words, list) or not all(isinstance(word, str | int | float) for word in words):
-        raise ValueError(f"{where}: expected options of st-simcse train as a list of words or as one line, got {words}")
-    return [str(word) for word in words]
+def _written_words(node: yaml.Node, where: str) -> list[str]:
+    if isinstance(node, yaml.ScalarNode):
+        return [] if node.tag == NULL else _words(node.value, where)
+    words = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if not all(isinstance(word, yaml.ScalarNode) and word.tag != NULL for word in words):
+        line = node.start_mark.line + 1
+        raise ValueError(f"{where}, line {line}: expected options of st-simcse train as a list of words or as one line")
+    return [word.value for word in words]
+
+
+def _words(line: str, where: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

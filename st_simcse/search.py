@@ -164,17 +164,14 @@ class Searcher:
         """Embed further sentences and append them to the index, in its folder.
 
         Interrupted, it goes on when it is called again with the same texts. Arguments and errors are those of
-        :meth:`build_index`.
+        :meth:`build_index`; the model must be as it was when the index was built.
         """
         folder = self._built()
-        corpus = _Corpus.of(texts)
+        corpus, made_by = _Corpus.of(texts), fingerprint(self.model)
         with folder.lock():
             folder.read()
-            parts = folder.description["texts"]
-            if folder.is_complete() or not parts:
-                folder.append(*corpus)
-            elif parts[-1]["digest"] != corpus.digest:
-                raise folder.unfinished()
+            folder.check_model(made_by)
+            folder.add(*corpus)
             self._complete(folder, batch_size, device)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -201,6 +198,7 @@ class Searcher:
         if not index.exists():
             raise FileNotFoundError(f"{index.path} holds no index: st-simcse index, or build_index, makes one")
         searcher = cls(model)
+        index.read()  # as it is now: loading a model takes a while, in which another program may have added texts
         index.check_model(fingerprint(searcher.model))
         searcher._open(index)
         return searcher
@@ -252,7 +250,7 @@ class Searcher:
 
     def _open(self, folder: IndexFolder) -> None:
         self._folder, self.sentences, self.embeddings = folder, folder.sentences(), folder.embeddings()
-        self._neighbours = folder.neighbours() if folder.is_complete() else None
+        self._neighbours = folder.neighbours() if folder.is_embedded() else None
 
     def _build(self, corpus: _Corpus, made_by: str, folder: IndexFolder, index: Index, **options: Any) -> None:
         """As :meth:`build_index`, of what has been hashed: a large corpus or model takes seconds."""
@@ -273,7 +271,7 @@ class Searcher:
             self._complete(folder, **options)
 
     def _complete(self, folder: IndexFolder, batch_size: int = 64, device: str | list[str] | None = None) -> None:
-        """Embed what is not embedded yet, and open it."""
+        """Embed what is not embedded yet, open it, and record that it came to its end."""
         sentences = folder.sentences()
         begin = folder.embedded_rows()
         if begin < len(sentences):
@@ -292,6 +290,7 @@ class Searcher:
                 if pool:
                     self.model.stop_multi_process_pool(pool)
         self._open(folder)
+        folder.finish()
 
 
 def cached_searcher(

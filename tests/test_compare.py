@@ -1,6 +1,7 @@
 """`st-simcse compare` on a tiny model: what is run, what is not run again, and the numbers of the table."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from transformers import set_seed
 
 from st_simcse import HubDataset, KNNEvaluator, SimCSETrainer, build_model, load_classes, load_retrieval, load_sts
 from st_simcse.cli import compare, runs, train
+from st_simcse.cli.inputs import identities
 from st_simcse.cli.peers import PEERS
 from st_simcse.recipes import read_recipes
 
@@ -49,6 +51,7 @@ def trained(monkeypatch):
         draw = np.random.default_rng(len(done))
         result = {name: {name.upper(): 100 * draw.random()} for name in ("dev", "test")}
         result |= {"recipe": one.recipe, "seed": one.seed, "options": one.options, "tests": one.tests}
+        result["inputs"] = identities(one.options, one.tests)
         result["cost"] = {"seconds": 1000.0 * one.seed, "CPU seconds": 1.0, "MiB": 2.0}
         one.file.parent.mkdir(exist_ok=True)
         one.file.write_text(json.dumps(result))
@@ -179,6 +182,9 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
         (["--recipe", "a: --peer ct --teacher x"], "the peer gist, and no other, needs one --teacher"),
         (["--recipe", "a:", "--plot_file", "a.doc"], "a.doc: the ending says the format"),
         (["--recipe_file", "a.txt"], "a.txt holds no recipes"),
+        (["--recipe", "_unfinished:"], "'_unfinished' has the name of a file or folder that compare itself writes"),
+        (["--recipe", "a:", "table.md: --symmetric"], "'table.md' has the name .*: give it another name"),
+        (["--recipe", "_training.lock:"], "'_training.lock' has the name of a file"),
         ([], "nothing to compare"),
     ],
 )
@@ -194,13 +200,87 @@ def test_recipe_files(tmp_path):
     assert read_recipes(path) == [("base", []), ("other", ["--learning_rate", "1e-4", "--symmetric"])]
     for text, message in (
         ("a: []\na: [--x]", "recipes has the recipe 'a' twice"),
-        ("a: {b: c}", "recipes, recipe 'a': expected options"),
+        ("a: {b: c}", "recipes, recipe 'a', line 1: expected options"),
+        ("a: []\nb: [--x, [y]]", "recipes, recipe 'b', line 2: expected options"),
+        ("? [a, b]\n: --x", "a list or an object stands where a recipe's name is expected"),
         ("a: [", "recipes is neither YAML nor JSON.*line 1"),
         ("", "recipes holds no recipes"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=f"(?s){message}"):
             read_recipes(path)
+
+
+def test_names_and_words_of_recipe_files_stay_as_they_were_written(tmp_path):
+    path = tmp_path / "recipes.yaml"
+    path.write_text("on: --temperature 0.10\n1: [--seed, 010]\n1.0: [--x, yes, 1e5]\n010: ~\nno:\n2020-01-01: []\n")
+    assert read_recipes(path) == [
+        ("on", ["--temperature", "0.10"]),
+        ("1", ["--seed", "010"]),
+        ("1.0", ["--x", "yes", "1e5"]),
+        ("010", []),
+        ("no", []),
+        ("2020-01-01", []),
+    ]
+    path.write_text("1: --x\n'1': --y")
+    with pytest.raises(ValueError, match="has the recipe '1' twice"):
+        read_recipes(path)
+
+
+def _grown(name):
+    with open(name, "a") as file:
+        file.write("\n")
+
+
+@pytest.mark.parametrize("changed", ["a.txt", "dev/pairs.tsv", "test/pairs.tsv", "model", "news.csv"])
+def test_results_of_other_data_or_models_are_not_mixed_in(words, trained, tiny_bert, changed):
+    shutil.copytree(tiny_bert, "model")
+    Path("news.csv").write_text("text,label\n" + "".join(f"{row},{row % 2}\n" for row in range(12)))
+    words[words.index(tiny_bert)] = "model"
+    words += ["--knn_test_file", "news.csv", "--recipe", "a:", "b: --symmetric", "--seeds", "0"]
+    numbers = compare.run(words)
+    assert compare.run(words) == numbers
+    assert trained == [("a", 0), ("b", 0)]
+    _grown("model/config.json" if changed == "model" else changed)
+    with pytest.raises(ValueError, match=rf"out/a/seed-0.json \(since then changed: {changed}\); out/b/.* --redo"):
+        compare.run(words)
+    assert compare.run([*words, "--redo"]) != numbers
+    assert trained == [("a", 0), ("b", 0)] * 2
+
+
+def test_what_changes_between_two_runs_gives_no_table(words, trained, monkeypatch):
+    train = runs.in_a_process
+    monkeypatch.setattr(runs, "in_a_process", lambda *run: (train(*run), _grown("a.txt"))[0])
+    with pytest.raises(ValueError, match=r"a.txt changed between two runs \(one is b, seed 0\).* --redo"):
+        compare.run([*words, "--recipe", "a:", "b: --symmetric", "--seeds", "0"])
+    assert not Path("out/table.md").exists()
+
+
+def test_data_that_changes_during_a_run_fails_it(words, monkeypatch):
+    monkeypatch.setattr(train, "run", lambda *args, **options: (_grown("a.txt"), {"after": {"dev": 0.5}})[1])
+    monkeypatch.setattr(runs, "load_model", lambda folder: SimpleNamespace(to=lambda device: None))
+    monkeypatch.setattr(runs.Cost, "measured", {"seconds": 1.0}, raising=False)
+    monkeypatch.setattr(runs.Cost, "device", "cpu", raising=False)
+    one = runs.Run("a", 0, words, vars(compare.MeasureArguments()), "out")
+    with pytest.raises(ValueError, match="a.txt changed while the run read it: run it again"):
+        runs.train_and_measure(one)
+
+
+@pytest.mark.parametrize("text", ['{"recipe": "a"', "[]", "{}", "NaN", '{"dev": {"dev": "x"}}', "inputs", "other seed"])
+def test_a_damaged_result_file_is_named(words, trained, text):
+    words += ["--recipe", "a:", "--seeds", "0"]
+    numbers = compare.run(words)
+    file = Path("out/a/seed-0.json")
+    result = json.loads(file.read_text())
+    if text == "inputs":
+        result.pop(text)
+    whole = {"inputs": result, "other seed": result | {"seed": 1}}
+    file.write_text(json.dumps(whole[text]) if text in whole else text)
+    reason = {"inputs": "by a version that did not record", "other seed": "of the recipe 'a' with the seed 1"}
+    with pytest.raises(ValueError, match=rf"out/a/seed-0.json \({reason.get(text, 'damaged: ')}.* --redo"):
+        compare.run(words)
+    assert compare.run([*words, "--redo"]).keys() == numbers.keys()
+    assert trained == [("a", 0)] * 2
 
 
 @pytest.mark.parametrize("name", PEERS)

@@ -5,12 +5,16 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 from torch.nn.functional import normalize
 
 from st_simcse import Searcher, cli, search
@@ -182,6 +186,62 @@ def test_what_kill_9_interrupted_goes_on(tmp_path, tiny_bert, sentences, embedde
     assert whole.search(sentences) == added.search(sentences)
 
 
+@pytest.fixture
+def killed(tmp_path, model, sentences, monkeypatch):
+    """A graph of the first six sentences, whose add of two more was killed while faiss's graph grew."""
+
+    def kill(folder):
+        raise KeyboardInterrupt
+
+    Searcher(model).build_index(sentences[:6], tmp_path / "killed", HNSWIndex(4))
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexFolder, "neighbours", kill)
+        searcher = Searcher(model)
+        searcher._folder = IndexFolder(tmp_path / "killed")
+        with pytest.raises(KeyboardInterrupt):
+            searcher.add_to_index(sentences[6:])
+    return tmp_path / "killed"
+
+
+def test_an_add_that_was_killed_while_the_graph_grew_adds_nothing_twice(killed, model, sentences, embedded):
+    searcher = Searcher.load(killed, model)
+    with pytest.raises(ValueError, match="killed is unfinished: 8 of 8 sentences are embedded; the call that was"):
+        searcher.add_to_index(sentences[:2])
+    searcher.add_to_index(sentences[6:])
+    assert searcher.sentences["sentence"][:] == sentences
+    assert searcher.embeddings == pytest.approx(searcher.encode(sentences), abs=1e-6)
+    assert faiss.read_index(str(killed / "hnsw4.faiss")).ntotal == 8
+    assert embedded == []
+    searcher.add_to_index(sentences[6:])  # of its own accord, after an add that came to its end
+    assert Searcher.load(killed, model).sentences["sentence"][:] == [*sentences, *sentences[6:]]
+
+
+def test_an_index_of_a_version_that_recorded_no_end_is_read_and_never_doubled(killed, model, sentences):
+    file = killed / "index.json"
+    description = json.loads(file.read_text())
+    assert description.pop("finished") == 1
+    file.write_text(json.dumps(description))
+    searcher = Searcher.load(killed, model)
+    assert searcher.search(sentences[7], top_k=1)[0]["corpus_id"] == 7
+    with pytest.raises(ValueError, match="killed has these texts already, and all its 8 sentences are embedded"):
+        searcher.add_to_index(sentences[6:])
+    searcher.add_to_index(sentences[:1])
+    assert searcher.sentences["sentence"][:] == [*sentences, sentences[0]]
+    assert json.loads(file.read_text())["finished"] == 3
+    searcher.add_to_index(sentences[:1])
+    assert len(searcher.embeddings) == 10
+
+
+def test_sentences_of_a_changed_model_are_not_added(tmp_path, model, sentences, embedded):
+    searcher = Searcher(model)
+    searcher.build_index(sentences[:6], tmp_path)
+    model.max_seq_length = 3
+    with pytest.raises(ValueError, match="was made by another model, or with other settings or prompts of it"):
+        searcher.add_to_index(sentences[6:])
+    assert embedded == sentences[:6]
+    assert len(Searcher.load(tmp_path, tiny_model(sentences, width=32)).sentences) == 6
+
+
 def test_a_finished_index_is_taken_as_it_is(tmp_path, model, sentences, embedded):
     Searcher(model).build_index(sentences, tmp_path)
     Searcher(model).build_index(sentences, tmp_path)
@@ -215,6 +275,14 @@ def _activation(model):
     model[0].model.config.hidden_act = "relu"
 
 
+def _truncation(model):
+    model.tokenizer.truncation_side = "left"
+
+
+def _padding(model):
+    model.tokenizer.padding_side = "left"
+
+
 def test_who_waited_for_the_folder_takes_what_is_there_then(tmp_path, model, sentences, embedded, monkeypatch):
     lock = IndexFolder.lock
 
@@ -232,7 +300,7 @@ def test_who_waited_for_the_folder_takes_what_is_there_then(tmp_path, model, sen
 
 def test_another_model_is_refused(tmp_path, sentences):
     Searcher(tiny_model(sentences)).build_index(sentences, tmp_path)
-    for change in (_longer, _prompt, _weight, _dtype, _pooling, _activation):
+    for change in (_longer, _prompt, _weight, _dtype, _pooling, _activation, _truncation, _padding):
         changed = tiny_model(sentences)
         change(changed)
         with pytest.raises(ValueError, match="was made by another model, or with other settings or prompts"):
@@ -255,6 +323,43 @@ def test_the_fingerprint_is_the_same_after_use_and_wherever_the_model_lies(tmp_p
         model.save_pretrained(str(tmp_path / folder))
         names.add(fingerprint(SentenceTransformer(str(tmp_path / folder))))
     assert len(names) == 1
+
+
+def _router(query, document):
+    return SentenceTransformer(modules=[Router.for_query_document([*query], [*document])], device="cpu")
+
+
+def test_the_fingerprint_sees_every_tokenizer_and_length_of_a_router(tmp_path, sentences):
+    def two(change=lambda document: None, words=sentences):
+        query, document = tiny_model(sentences), tiny_model(words)
+        change(document)
+        return _router(query, document)
+
+    first = two()
+    other_words = [sentence.replace("dogs", "hogs") for sentence in sentences]  # as many, so that the weights are equal
+    others = [
+        two(words=other_words),
+        two(_truncation),
+        two(_padding),
+        two(_longer),
+        _router(*reversed([tiny_model(sentences), tiny_model(other_words)])),
+    ]
+    assert len({fingerprint(model) for model in [first, *others]}) == 6
+    for number, model in enumerate([first, others[0], *others[3:]]):  # transformers saves no sides that were set later
+        model.save_pretrained(str(tmp_path / str(number)))
+        assert fingerprint(SentenceTransformer(str(tmp_path / str(number)), device="cpu")) == fingerprint(model)
+
+
+def test_the_fingerprint_sees_where_a_static_embedding_cuts(sentences):
+    def static():
+        torch.manual_seed(0)
+        tokenizer = Tokenizer.from_str(tiny_model(sentences).tokenizer.backend_tokenizer.to_str())
+        return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
+
+    cut = static()
+    cut.tokenizer.enable_truncation(3)
+    assert not np.array_equal(cut.encode(sentences[0]), static().encode(sentences[0]))
+    assert fingerprint(cut) != fingerprint(static()) == fingerprint(static())
 
 
 def test_what_cannot_be_searched_is_said(tmp_path, model, sentences):

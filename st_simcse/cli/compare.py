@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -25,6 +24,7 @@ logger = logging.getLogger(__name__)
 OURS = {"output_dir", "seed", "seeds", "resume_from_checkpoint", "push_to_hub"}
 SHARED = {f"{name}_{part}" for name in ("dev", "test") for part in ("file", "dataset", "subset", "split")}
 COSTS = ("seconds", "CPU seconds", "MiB")
+TABLE = "table.md"
 
 
 @dataclass
@@ -43,7 +43,7 @@ class CompareArguments:
     only: list[str] | None = field(default=None, metadata={"help": "Names of some of the recipes; else all are run."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each recipe is trained with each."})
     output_dir: str = field(default="comparison", metadata={"help": "Where a file of each run's numbers goes."})
-    redo: bool = field(default=False, metadata={"help": "Run again what was run with other options."})
+    redo: bool = field(default=False, metadata={"help": "Run again what was run with other options, data or models."})
     keep_models: bool = field(default=False, metadata={"help": "Keep every trained model, beside its numbers."})
     plot_file: str | None = field(default=None, metadata={"help": "Draw the scores with spreads (.png, .svg, .pdf)."})
 
@@ -79,8 +79,8 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
     on, and a recipe that failed is not tried with other seeds.
 
     Raises:
-        ValueError: before any run for options and recipes that do not fit, and for numbers of other options in the
-            folder; at the end for runs that failed.
+        ValueError: before any run for options and recipes that do not fit, and for numbers of other options, data or
+            models in the folder; at the end for runs that failed, and for inputs that changed between two runs.
         SystemExit: before any run for an option that ``st-simcse train`` does not know.
         OSError: for an output folder that another comparison is writing to.
     """
@@ -122,6 +122,7 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
                     failures[one.recipe] = f"{one.recipe}, seed {one.seed}: {type(error).__name__}: {error}"
                     expected = isinstance(error, (ImportError, OSError, ValueError))
                     logger.warning("failed: %s", failures[one.recipe], exc_info=not expected)
+        _check_inputs([results[number] for number in sorted(results)])
         numbers = _numbers([results[number] for number in sorted(results)])
         if numbers:
             _report(numbers, recipes, common, args)
@@ -133,7 +134,14 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
 def _recipes(args: CompareArguments) -> dict[str, list[str]]:
     recipes = read_recipes(args.recipe_file) if args.recipe_file else []
     recipes += map(parse_recipe, args.recipe)
+    from st_simcse.run_folder import LOCK, UNFINISHED
+
     names = [name for name, _ in recipes]
+    if reserved := [name for name in names if name.lower() in (LOCK, UNFINISHED, TABLE)]:
+        raise ValueError(
+            f"the recipe {reserved[0]!r} has the name of a file or folder that compare itself writes: give it another "
+            "name"
+        )
     if not names:
         raise ValueError('nothing to compare: pass --recipe "NAME: --option value" for each, or --recipe_file')
     if twice := [name for name in names if names.count(name) > 1]:
@@ -176,23 +184,54 @@ def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bo
 
 
 def _found(runs: list[Run], redo: bool) -> dict[int, Result]:
-    """The results that are there, by the number of the run."""
+    """The results that are there and still hold, by the number of the run."""
+    from st_simcse.cli.runs import read_result
+
     found, others = {}, []
     for number, one in enumerate(runs):
-        if not one.file.exists():
-            continue
-        result = json.loads(one.file.read_text(encoding="utf-8"))
-        tests = {**dict.fromkeys(one.tests), **result["tests"]}  # those that were not known then were not asked for
-        if (result["options"], tests) == (one.options, one.tests):
-            found[number] = result
-        else:
-            others.append(f"{one.file} (with {shlex.join(result['options'])})")
+        if one.file.exists():
+            try:
+                found[number] = read_result(one.file)
+                _check_same(one, found[number])
+            except ValueError as error:
+                found.pop(number, None)
+                others.append(f"{one.file} ({error})")
     if others and not redo:
         raise ValueError(
-            f"run before with other options: {'; '.join(others)}; give the recipe another name, choose another "
-            "--output_dir, or pass --redo to run it again"
+            f"not a result of these options, data and models: {'; '.join(others)}; give the recipe another name, "
+            "choose another --output_dir, or pass --redo to run it again"
         )
     return found
+
+
+def _check_same(one: Run, result: Result) -> None:
+    """ValueError if the result is of another run: of other options, or of other contents of what they name."""
+    from st_simcse.cli.inputs import identities
+    from st_simcse.cli.runs import changed_inputs
+
+    tests = {**dict.fromkeys(one.tests), **result["tests"]}  # those that were not known then were not asked for
+    if (result["recipe"], result["seed"]) != (one.recipe, one.seed):
+        raise ValueError(f"of the recipe {result['recipe']!r} with the seed {result['seed']}")
+    if (result["options"], tests) != (one.options, one.tests):
+        raise ValueError(f"with {shlex.join(result['options'])}")
+    if "inputs" not in result:
+        raise ValueError("by a version that did not record which data and model it had")
+    if changed := changed_inputs(result["inputs"], identities(one.options, one.tests)):
+        raise ValueError(f"since then changed: {', '.join(changed)}")
+
+
+def _check_inputs(results: list[Result]) -> None:
+    """ValueError if a file, folder or name on the hub was not the same in all runs that are to be compared."""
+    from st_simcse.cli.runs import changed_inputs
+
+    known: dict[str, str | None] = {}
+    for result in results:
+        if changed := changed_inputs(known, result["inputs"]):
+            raise ValueError(
+                f"{', '.join(changed)} changed between two runs (one is {result['recipe']}, seed {result['seed']}), so "
+                "that their numbers cannot be compared: pass --redo to run again what had another one than there is now"
+            )
+        known |= {name: value for name, value in result["inputs"].items() if value is not None}
 
 
 def _line(result: Result) -> str:
@@ -233,7 +272,7 @@ def _report(
         for name, row in numbers.items()
     }
     text = format_table(table, corner="recipe")
-    Path(args.output_dir, "table.md").write_text(text + "\n", encoding="utf-8")
+    Path(args.output_dir, TABLE).write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\nbest on {selection}: {best}, with the options {shlex.join([*common, *recipes[best]])}")
     if args.plot_file:
         scores, errors = (

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from st_simcse.cli.corpus import CorpusArguments, EmbedArguments
 from st_simcse.cli.parsing import check_outputs, parse
 
@@ -43,12 +45,20 @@ def run(argv: Sequence[str]) -> None:
     from st_simcse.search import Searcher
 
     searcher = Searcher(args.model)
-    folder = output.with_name(f"{output.name}.part")
+    folder, done = (output.with_name(f"{output.name}.{ending}") for ending in ("part", "part-done"))
+    shutil.rmtree(done, ignore_errors=True)  # what a run that was killed at its very end has left
     searcher.build_index(sentences, folder, **options)
     part = folder / f"written{output.suffix}"
-    _write(searcher, part)
+    try:
+        _write(searcher, part)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise OSError(
+            f"cannot write {output} ({error}): the embeddings are in {folder}, and the same command goes on with them"
+        ) from error
     os.replace(part, output)
-    shutil.rmtree(folder)
+    folder.rename(done)  # half deleted under its own name it would be in the way of the next run
+    shutil.rmtree(done)
     rows, width = searcher.embeddings.shape
     print(f"{rows:,} embeddings of {width} dimensions are in {output}")
 

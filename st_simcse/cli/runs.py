@@ -27,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli import train
+from st_simcse.cli.inputs import identities
 from st_simcse.cli.parsing import parse_column
 from st_simcse.cli.peers import PEERS
 from st_simcse.evaluation import check_defined, load_classes, load_retrieval, sts_evaluators, transfer_evaluators
@@ -54,6 +55,27 @@ class Run:
     @property
     def model(self) -> Path:
         return self.file.with_suffix("")
+
+
+def read_result(file: Path) -> Result:
+    """What :func:`in_a_process` wrote.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"damaged: {error}") from error
+    shapes = {"recipe": str, "seed": int, "options": list, "tests": dict, "dev": dict, "test": dict, "cost": dict}
+    if not isinstance(result, dict) or not all(isinstance(result.get(name), kind) for name, kind in shapes.items()):
+        raise ValueError(f"damaged: expected an object with {', '.join(shapes)}")
+    numbers = [*result["dev"].values(), *result["test"].values(), *result["cost"].values()]
+    if not all(isinstance(number, (int, float)) for number in numbers) or not (result["dev"] and result["cost"]):
+        raise ValueError("damaged: expected numbers in dev, test and cost")
+    if not isinstance(result.get("inputs", {}), dict) or not all(isinstance(word, str) for word in result["options"]):
+        raise ValueError("damaged: expected options as a list of words, and inputs by name")
+    return result
 
 
 def in_a_process(run: Run, keep_model: bool) -> Result:
@@ -89,6 +111,7 @@ def _begin() -> None:
 def train_and_measure(run: Run) -> Result | None:
     """None for a run that was stopped."""
     cost = Cost()
+    before = identities(run.options, run.tests)
     peer, options = split_peer(run.options)
     argv = [*options, "--seed", str(run.seed), "--output_dir", str(run.model)]
     try:
@@ -115,7 +138,21 @@ def train_and_measure(run: Run) -> Result | None:
         result[measure.split][measure.name] = 100 * details[measure.evaluator.primary_metric]
         result["details"] |= details
     check_defined({run.recipe: result["dev"] | result["test"]})
+    result["inputs"] = identities(run.options, run.tests)  # now those of the hub are in its cache
+    if changed := changed_inputs(before, result["inputs"]):
+        raise ValueError(f"{', '.join(changed)} changed while the run read it: run it again")
     return result
+
+
+def changed_inputs(first: dict[str, str | None], second: dict[str, str | None]) -> list[str]:
+    """Names of what differs, where both are known.
+
+    Example:
+        >>> changed_inputs({"a.txt": "0", "b.txt": "1", "bert": None}, {"a.txt": "0", "b.txt": "2", "bert": "3"})
+        ['b.txt']
+    """
+    known = (name for name in first if first[name] is not None and second.get(name) is not None)
+    return [name for name in known if first[name] != second[name]]
 
 
 class Measure(NamedTuple):
