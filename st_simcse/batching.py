@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from st_simcse.unwrapping import unwrapped
 
 __all__ = ["LengthGroupedBatchSampler", "pad", "token_collator", "token_ids", "tokenize"]
 
@@ -78,7 +80,8 @@ def tokenize(dataset: Dataset, model: SentenceTransformer, collator: BaseDataCol
         >>> tokenize(Dataset.from_dict({"sentence": ["Two dogs"]}), tiny_model(["Two dogs"]))[0]
         {'sentence': [2, 6, 5, 3]}
     """
-    routes: list[Any] = [modules for part in model if isinstance(part, Router) for modules in part.sub_modules.values()]
+    routers = [part for part in unwrapped(model) if isinstance(part, Router)]
+    routes: list[Any] = [modules for router in routers for modules in router.sub_modules.values()]
     tokenizers = [modules[0].tokenizer for modules in routes]
     if len({(tokenizer.pad_token_id, tokenizer.padding_side) for tokenizer in tokenizers}) > 1:
         raise ValueError("the routes of this model pad differently, so that they cannot be tokenized once")
@@ -133,8 +136,16 @@ def token_collator(model: SentenceTransformer, collator: BaseDataCollator | None
         >>> token_collator(tiny_model(["Two dogs"]))([{"sentence": [2, 6, 5, 3]}])["sentence_input_ids"]
         tensor([[2, 6, 5, 3]])
     """
-
-    def features(rows: list[Any], **options: Any) -> dict[str, Any]:
-        return pad(model, rows, **options) if isinstance(rows[0], list) else model.preprocess(rows, **options)
-
+    features = _Features(unwrapped(model))
     return replace(collator or SentenceTransformerDataCollator(model.preprocess), preprocess_fn=features)
+
+
+@dataclass(frozen=True)
+class _Features:
+    """What a model makes of texts, or of token ids; a class, since workers that are spawned get it pickled."""
+
+    model: SentenceTransformer
+
+    def __call__(self, rows: list[Any], **options: Any) -> dict[str, Any]:
+        is_tokenized = isinstance(rows[0], list)
+        return pad(self.model, rows, **options) if is_tokenized else self.model.preprocess(rows, **options)

@@ -9,6 +9,8 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Transformer
 
+from st_simcse.unwrapping import unwrapped
+
 __all__ = ["check_prompts", "set_prompt"]
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ def check_prompts(prompts: Any, model: SentenceTransformer, max_length: int | No
             f"prompts are by column or dataset, and there is no {', '.join(unknown)}: the data has {', '.join(names)}"
         )
     used = dict.fromkeys(_texts(prompts))
-    for prompt in used if isinstance(model[0], Transformer) else ():
+    for prompt in used if isinstance(unwrapped(model)[0], Transformer) else ():
         limit = max_length or model.max_seq_length
         options: dict[str, Any] = {} if max_length is None else {"max_length": max_length}
         features = model.preprocess([prompt], **options)

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from st_simcse.batching import pad, token_ids
 from st_simcse.losses.duplicates import TEXT_KEY, text_keys
+from st_simcse.unwrapping import unwrapped
 
 __all__ = ["VIEWS", "Crops", "TokenCutoff", "View", "ViewCallback", "WordRepetition", "view_collator", "whole_texts"]
 
@@ -220,7 +221,7 @@ def view_collator(
         if view not in VIEWS:
             raise ValueError(f"unknown views {view!r}: choose from {', '.join(VIEWS)}")
         view = VIEWS[view]()
-    maker = ViewMaker(model, view, seed)
+    maker = ViewMaker(unwrapped(model), view, seed)
     maker(["."])  # now, not at the first batch
     return replace(collator, preprocess_fn=maker)
 

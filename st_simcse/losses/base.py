@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
 from sentence_transformers.sentence_transformer.losses.adaptive_layer import TransformerDecorator
@@ -40,6 +39,7 @@ from st_simcse.objective import Batch, Comparison, Direction, Edit, info_nce
 from st_simcse.objective.functional import check_temperature
 from st_simcse.own_weights import own_parameters
 from st_simcse.teacher import teacher_embeddings
+from st_simcse.unwrapping import unwrapped
 
 __all__ = ["SimCSELoss", "check_wrappers"]
 
@@ -131,7 +131,8 @@ class SimCSELoss(CachedLossMixin, nn.Module):
     ) -> None:
         super().__init__()
         _check_arguments(type(self).__name__, model, options, unknown)
-        if isinstance(model, SparseEncoder):
+        plain: SentenceTransformer = unwrapped(model)
+        if isinstance(plain, SparseEncoder):
             raise ValueError(
                 f"{type(self).__name__} is for dense embeddings, a SparseEncoder needs a loss that keeps it sparse: "
                 "use sentence_transformers' SpladeLoss around its SparseMultipleNegativesRankingLoss, with the "
@@ -140,12 +141,12 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         check_temperature(temperature)
         if mini_batch_size is not None and mini_batch_size < 1:
             raise ValueError(f"mini_batch_size must be at least 1 or None, got {mini_batch_size}")
-        if mini_batch_size is not None and has_static_embedding_input(model):
+        if mini_batch_size is not None and has_static_embedding_input(plain):
             raise ValueError(
                 "a StaticEmbedding model cannot be cut into mini-batches, and its activations are small: leave "
                 "mini_batch_size out and raise the batch size instead"
             )
-        if mini_batch_size is not None and (architecture := _reads_padding(model[0])):
+        if mini_batch_size is not None and (architecture := _reads_padding(plain[0])):
             raise ValueError(
                 f"the architecture {architecture} reads padding, so that its embeddings would be others in "
                 "mini-batches, which are of other widths: leave mini_batch_size out, and lower the batch size or use "
@@ -176,15 +177,15 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         self.mask_duplicates = mask_duplicates
         self.edits = [option for option in self.options if callable(option)]
         sources = {
-            option_name(o): o.build(model, self.projection_head) for o in self.options if isinstance(o, SourceOption)
+            option_name(o): o.build(plain, self.projection_head) for o in self.options if isinstance(o, SourceOption)
         }
-        terms = {option_name(o): o.build(model) for o in self.options if isinstance(o, TermOption)}
+        terms = {option_name(o): o.build(plain) for o in self.options if isinstance(o, TermOption)}
         # A ModuleDict is as good as a dict.
         self.sources: dict[str, Source] = nn.ModuleDict(sources)  # type: ignore[assignment]
         self.terms: dict[str, Term] = nn.ModuleDict(terms)  # type: ignore[assignment]
         # Open while both views are embedded.
         self.sharing: AbstractContextManager[Any] = next(
-            (option.build(model) for option in self.options if isinstance(option, SharedLayers)), nullcontext()
+            (option.build(plain) for option in self.options if isinstance(option, SharedLayers)), nullcontext()
         )
         self._precision = ObservedPrecision()
 
@@ -213,7 +214,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
                 "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
             )
         self._check_labels(labels)
-        transformer = _unwrapped(self.model)[0]
+        transformer = unwrapped(self.model)[0]
         if self.sources or self.terms:
             self._precision.watch(transformer)
         # What a MatryoshkaLoss and an AdaptiveLayerLoss around this loss put in place of forward passes meanwhile.
@@ -412,7 +413,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
             return []
         first_tokens: tuple[int | None, ...] = ()
         if any("prompt_length" in column for column in columns):
-            tokenizer = _unwrapped(self.model).tokenizer
+            tokenizer = unwrapped(self.model).tokenizer
             first_tokens = tuple(getattr(tokenizer, name, None) for name in ("cls_token_id", "bos_token_id"))
         keys = [text_keys(column, first_tokens) for column in columns]
         known = [key for key in keys if key is not None]
@@ -431,7 +432,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         such as a StaticEmbedding's, stay as they are, and so do those that a wrapper wants to find unmerged, or whose
         padding the transformer reads.
         """
-        can_be_merged = _can_be_widened(columns) and not _reads_padding(_unwrapped(self.model)[0])
+        can_be_merged = _can_be_widened(columns) and not _reads_padding(unwrapped(self.model)[0])
         alike = columns
         if not _leaves_out_prompts(self.model):  # then those whose prompts are of different lengths can be merged
             alike = [{name: column[name] for name in column if name != "prompt_length"} for column in columns]
@@ -489,12 +490,6 @@ def check_wrappers(loss: nn.Module, compiled_in_processes: bool = False) -> None
             for inner in wrapper.modules():
                 if isinstance(inner, SimCSELoss):
                     inner.check_wrapper(isinstance(wrapper, MatryoshkaLoss), isinstance(wrapper, AdaptiveLayerLoss))
-
-
-def _unwrapped(model: nn.Module) -> SentenceTransformer:
-    """The model in what trains it in several processes or compiled."""
-    unwrapped: SentenceTransformer = extract_model_from_parallel(model, keep_torch_compile=False)
-    return unwrapped
 
 
 def _negatives_together(columns: list[Tensor]) -> list[Tensor]:

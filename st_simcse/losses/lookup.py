@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import extract_model_from_parallel, has_compiled_regions, is_compiled_module
+from accelerate.utils import has_compiled_regions, is_compiled_module
 from torch import Tensor, nn
+
+from st_simcse.unwrapping import unwrapped
 
 __all__ = ["looked_up_once"]
 
@@ -58,7 +60,7 @@ def looked_up_once(model: nn.Module, token_ids: Tensor) -> Iterator[None]:
 def _trained_table(model: nn.Module) -> nn.Embedding | None:
     if is_compiled_module(model) or has_compiled_regions(model):
         return None
-    transformer = extract_model_from_parallel(model).transformers_model
+    transformer = unwrapped(model).transformers_model
     try:
         table = transformer.get_input_embeddings()
     except (AttributeError, NotImplementedError):  # no transformer, or one that does not say

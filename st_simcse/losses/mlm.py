@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
 from st_simcse.losses.options import Term, TermOption
+from st_simcse.unwrapping import unwrapped
 
 __all__ = ["MaskedLanguageModel"]
 
@@ -63,7 +64,7 @@ class MaskedLanguageModel(TermOption):
 class _MaskedLanguageModel(Term):
     def __init__(self, model: SentenceTransformer, weight: float, probability: float) -> None:
         super().__init__(weight)
-        transformer = model.transformers_model
+        transformer = None if model.transformers_model is None else unwrapped(model.transformers_model)
         if transformer is None or getattr(model.tokenizer, "mask_token", None) is None:
             raise ValueError("masked language modelling needs a transformer whose tokenizer has a mask token")
         try:
