@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
@@ -96,6 +97,10 @@ def run_demo(seed: int = 0) -> dict[str, float]:
     for stage, score in scores.items():
         print(f"  {stage:<14}{100 * score:6.2f}")
     _print_neighbours(model, corpus)
+    print(
+        "\nNext, your own sentences, one a line:\n  st-simcse train --model_name_or_path "
+        "sentence-transformers/all-MiniLM-L6-v2 --train_file sentences.txt --output_dir output"
+    )
     return scores
 
 
@@ -113,6 +118,7 @@ def _train(
             save_strategy="no",
             logging_steps=20,
             report_to="none",
+            dataloader_pin_memory=torch.accelerator.is_available(),
         )
         SimCSETrainer(model=model, args=arguments, train_dataset=dataset, loss=loss).train()
 
@@ -122,7 +128,7 @@ def _print_neighbours(model: SentenceTransformer, corpus: Corpus, count: int = 3
     questions = [sentence for sentence, _, _ in corpus.scored_pairs[:count]]
     queries, candidates = (model.encode(some, batch_size=128, convert_to_tensor=True) for some in (questions, texts))
     hits = semantic_search(queries, candidates, top_k=neighbours)
-    print("\nNearest neighbours of held-out sentences")
+    print("\nNearest neighbours of held-out sentences, by the model after both trainings")
     for question, found in zip(questions, hits, strict=True):
         print(f"  {question}")
         for hit in found:

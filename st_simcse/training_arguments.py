@@ -83,9 +83,11 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and computes_in_bf16(self.use_cpu)
             if self.bf16:
-                logger.warning("Training in bf16, which is fast here; bf16=False (--bf16 false) keeps float32")
+                logger.info("Training in bf16, which is fast here; bf16=False (--bf16 false) keeps float32")
         elif self.bf16 and self.use_cpu and not computes_in_bf16(use_cpu=True):
             logger.warning("This CPU has to emulate bf16, many times slower than float32: bf16=False (--bf16 false)")
+        if self.use_cpu:
+            self.dataloader_pin_memory = False  # for an accelerator alone; torch would warn
         if self.group_by_length:
             self.batch_sampler = LengthGroupedBatchSampler
         # In several processes ST drops the last batches, which need not be equal; SimCSETrainer deals them out evenly.
@@ -121,12 +123,12 @@ def limit_training_length(args: SentenceTransformerTrainingArguments, model: Sen
     if not isinstance(length, int) or not isinstance(reads, int) or length == reads:
         return
     if length < reads:
-        logger.warning(
+        logger.info(
             "Training sees the first %d tokens of a text, the model reads %d: max_length (--max_seq_length) is for "
             "longer texts",
             length,
             reads,
         )
     else:
-        logger.warning("max_length is %d instead of %d: the model reads no more", reads, length)
+        logger.info("max_length is %d instead of %d: the model reads no more", reads, length)
         args.max_length = reads  # type: ignore[attr-defined]  # it has one, see above

@@ -39,7 +39,7 @@ from st_simcse import (
 )
 from st_simcse.cli import encode, evaluate, export, plot, train
 from st_simcse.cli.corpus import CorpusArguments
-from st_simcse.cli.output import PrintableFormatter
+from st_simcse.cli.output import MessageHandler
 from st_simcse.evaluation import STS_TASKS
 from st_simcse.losses import OPTIONS
 from st_simcse.losses.options import option_name
@@ -652,4 +652,4 @@ def test_control_characters_of_names_reach_no_terminal(tmp_path, capsys):
     assert "\x1b" not in str(ended.value)
     assert r"a\u001b[2Jb.jsonl, line 1: not JSON" in str(ended.value)
     record = logging.LogRecord("name", logging.WARNING, "", 0, "%s: odd\nname", (path,), None)
-    assert PrintableFormatter("%(message)s").format(record) == rf"{tmp_path}/a\u001b[2Jb.jsonl: odd" "\nname"
+    assert MessageHandler().format(record) == rf"WARNING: {tmp_path}/a\u001b[2Jb.jsonl: odd" "\nname"

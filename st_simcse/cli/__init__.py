@@ -10,7 +10,7 @@ from importlib import import_module
 
 from safetensors import SafetensorError
 
-from st_simcse.cli.output import PrintableFormatter, printable
+from st_simcse.cli.output import MessageHandler, printable
 
 __all__ = ["main"]
 
@@ -45,9 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif command not in COMMANDS:
         sys.exit(f"st-simcse: unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
     else:
-        terminal = logging.StreamHandler()
-        terminal.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
-        logging.basicConfig(handlers=[terminal], level=logging.WARNING)
+        logging.basicConfig(handlers=[MessageHandler()], level=logging.WARNING)
+        logging.getLogger("st_simcse").setLevel(logging.INFO)  # notes of ours, warnings alone of other libraries
         try:
             # Here, not above: the libraries take seconds to import, and --help needs none of them.
             from huggingface_hub.utils import enable_progress_bars

@@ -17,6 +17,9 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     """Run it."""
     (args,) = parse("demo", argv, DemoArguments, example="st-simcse demo --seed 1")
 
+    import torch
+
     from st_simcse.demo import run_demo
 
+    torch.set_num_threads(1)  # more would wait for each other longer than such small matrices take
     return run_demo(args.seed)

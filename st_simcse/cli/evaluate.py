@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,8 @@ from st_simcse.plots import plot_scores
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, float]
 Rows = Mapping[str, Mapping[str, float]]
@@ -178,6 +182,8 @@ def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
 
 def _results(model: SentenceTransformer, evaluators: list[Any], name: str) -> dict[str, float]:
     """What the evaluators find, under a bar that counts their sentences."""
+    from st_simcse.evaluation import TransferEvaluator
+
     results: dict[str, float] = {}
     sentences = sum(
         len(task.texts) if hasattr(task, "texts") else len(task.sentences1) + len(task.sentences2)
@@ -189,9 +195,14 @@ def _results(model: SentenceTransformer, evaluators: list[Any], name: str) -> di
             bar.update(len(output["sentence_embedding"]))
 
         counter = model[-1].register_forward_hook(count)
-        for task in evaluators:
+        began = time.monotonic()
+        for done, task in enumerate(evaluators, start=1):
             bar.set_description(f"{name}, {task.name}")
             results |= task(model)
+            # The classifiers of a transfer task take minutes, in which the bar stands still.
+            if isinstance(task, TransferEvaluator):
+                seconds = time.monotonic() - began
+                logger.info("%s: %s is done, %d of %d tasks, %.0f s", name, task.name, done, len(evaluators), seconds)
         counter.remove()
     return results
 

@@ -1,10 +1,13 @@
-"""Texts of unknown origin on a terminal: control characters are shown, not obeyed."""
+"""What the command line prints: control characters are shown and not obeyed, and messages stand above progress bars."""
 
 from __future__ import annotations
 
 import logging
+import sys
 
-__all__ = ["PrintableFormatter", "printable"]
+from tqdm import tqdm
+
+__all__ = ["MessageHandler", "printable"]
 
 # Terminals obey some of them: a text could clear the screen, set the title, or type.
 _CONTROL_CHARACTERS = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
@@ -25,8 +28,21 @@ def printable(text: str, lines: bool = False) -> str:
     return text.translate(_WITHOUT_LINES if lines else _CONTROL_CHARACTERS)
 
 
-class PrintableFormatter(logging.Formatter):
-    """Log messages quote files and names too."""
+class MessageHandler(logging.Handler):
+    """Log messages on stderr, above a progress bar that may be there; they quote files and names too.
+
+    Example:
+        >>> handler = MessageHandler()
+        >>> handler.format(logging.LogRecord("a", logging.INFO, "", 0, "read %s", ("b\\x1b.txt",), None))
+        'INFO: read b\\\\u001b.txt'
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), lines=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
