@@ -21,6 +21,7 @@ from st_simcse.embedding import chunked_outputs
 from st_simcse.losses import SimCSELoss, SupSimCSELoss, UnsupSimCSELoss, check_wrappers
 from st_simcse.losses.options import refuse
 from st_simcse.model_card import ModelCardCallback
+from st_simcse.negatives import NegativesCollator, check_lists, list_columns, longest_list
 from st_simcse.own_weights import own_weights
 from st_simcse.prompts import check_prompts
 from st_simcse.resumable_trainer import ResumableTrainer
@@ -137,6 +138,7 @@ class SimCSETrainer(ResumableTrainer):
     """
 
     model_card_callback_class = ModelCardCallback
+    data_collator_class = NegativesCollator
     data_collator: Any
     loss: Any
 
@@ -175,6 +177,7 @@ class SimCSETrainer(ResumableTrainer):
         self._given_data = train_dataset if tokenize_once else None
         super().__init__(model, args, train_dataset, eval_dataset, loss, *others, **options)
         check_shardable(args, self.accelerator.state, self._losses().values(), self.model)
+        self._take_lists_of_negatives()
         check_negatives(self._losses(), self._text_columns(), constant, args)
         max_length = getattr(self.args, "max_length", None)
         check_prompts(
@@ -196,6 +199,16 @@ class SimCSETrainer(ResumableTrainer):
             self._check_trials_are_independent()
             self._make_losses_anew(self.model)
         self.add_callback(LossSynchronizer(self._loss_parameters))
+
+    def _take_lists_of_negatives(self) -> None:
+        given: list[Any] = [self.train_dataset, self.eval_dataset]
+        several = [data if isinstance(data, dict) else {"": data} for data in given]
+        for name, dataset in [item for data in several for item in data.items()]:
+            if lists := list_columns(dataset):
+                losses = self._losses()
+                check_lists(losses.get(name) or losses[""], dataset.column_names, lists, self.data_collator)
+                if self.args.world_size > 1:
+                    self.data_collator.width = max(self.data_collator.width, longest_list([dataset], lists))
 
     def _warn_of_other_batches_in_evaluation(self) -> None:
         if isinstance(self.args, SimCSETrainingArguments) or None in (self.train_dataset, self.eval_dataset):

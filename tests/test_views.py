@@ -182,8 +182,8 @@ def test_views_are_fresh_every_epoch_and_resumed_exactly(paragraphs, tmp_path, c
 
 def test_equal_texts_are_no_negatives_whatever_their_views(paragraphs, tmp_path):
     """Two rows of one text: nothing is told apart, so that the loss is 0."""
-    trainer, _ = _trainer(paragraphs[:1] * 2, tmp_path)
-    batch = next(iter(trainer.get_train_dataloader()))
+    trainer, _ = _trainer(paragraphs, tmp_path)
+    batch = trainer.data_collator([{"text": paragraphs[0]}] * 2)
     features, _ = trainer.collect_features(batch)
     assert not torch.equal(features[0]["input_ids"], features[1]["input_ids"])
     assert trainer.loss(features).item() == 0

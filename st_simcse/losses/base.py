@@ -29,7 +29,7 @@ from st_simcse.embedding import (
     merge_feature_batches,
     trained_dimension,
 )
-from st_simcse.losses.duplicates import text_keys, without_text_key
+from st_simcse.losses.duplicates import MISSING, text_keys, without_text_key
 from st_simcse.losses.heads import ProjectionHead
 from st_simcse.losses.lookup import looked_up_once
 from st_simcse.losses.options import Option, Source, SourceOption, Term, TermOption, option_name, refuse
@@ -410,6 +410,8 @@ class SimCSELoss(CachedLossMixin, nn.Module):
     def _text_keys(self, columns: list[dict[str, Tensor]]) -> list[Tensor]:
         """(B,) int64 a column, equal for equal texts; none if that does not matter or a column has no tokens."""
         if not self.mask_duplicates:
+            if any(MISSING in column for column in columns):
+                raise ValueError("hard negatives of different numbers need mask_duplicates=True, which leaves some out")
             return []
         first_tokens: tuple[int | None, ...] = ()
         if any("prompt_length" in column for column in columns):

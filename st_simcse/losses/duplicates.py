@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["TEXT_KEY", "text_keys", "without_text_key"]
+from st_simcse.objective.batch import MISSING_KEY
+
+__all__ = ["MISSING", "TEXT_KEY", "text_keys", "without_text_key"]
 
 TEXT_KEY = "text_key"
+# A feature (B,) bool: which rows of a column of hard negatives are there only to fill it.
+MISSING = "missing"
 
 # Odd, so that its powers modulo 2^64 never become 0; otherwise arbitrary.
 _MULTIPLIER = 6364136223846793005
@@ -24,7 +28,8 @@ def text_keys(features: dict[str, Any], first_tokens: Collection[int | None] = (
     Args:
         features: a column as the model's tokenizer gives it: ``input_ids`` (B, L) with an ``attention_mask``, or the
             flat ``input_ids`` and ``offsets`` of a StaticEmbedding, or flattened for flash attention, ``input_ids``
-            (1, tokens) with ``cu_seq_lens_q`` (B + 1,). Views of texts come with ``text_key``, the keys of the texts.
+            (1, tokens) with ``cu_seq_lens_q`` (B + 1,). Views of texts come with ``text_key``, the keys of the texts;
+            hard negatives of different numbers with ``missing``, true where a row has no further one.
         first_tokens: what a tokenizer puts before a text, which ``prompt_length`` counts: not counted without a prompt
             either.
 
@@ -37,9 +42,12 @@ def text_keys(features: dict[str, Any], first_tokens: Collection[int | None] = (
         >>> (keys == keys[0]).tolist()
         [True, False, True]
     """
+    if MISSING in features:
+        keys = text_keys({name: value for name, value in features.items() if name != MISSING}, first_tokens)
+        return None if keys is None else keys.masked_fill(features[MISSING], MISSING_KEY)
     if TEXT_KEY in features:
-        keys: Tensor = features[TEXT_KEY]
-        return keys
+        given: Tensor = features[TEXT_KEY]
+        return given
     ids, mask, offsets = (features.get(name) for name in ("input_ids", "attention_mask", "offsets"))
     if ids is not None and "cu_seq_lens_q" in features:
         ids, offsets = ids[0], features["cu_seq_lens_q"][:-1]
@@ -69,4 +77,4 @@ def text_keys(features: dict[str, Any], first_tokens: Collection[int | None] = (
 
 def without_text_key(features: dict[str, Any]) -> dict[str, Any]:
     """A copy of a column's features with those alone that are the model's."""
-    return {name: value for name, value in features.items() if name != TEXT_KEY}
+    return {name: value for name, value in features.items() if name not in (MISSING, TEXT_KEY)}

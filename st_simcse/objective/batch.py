@@ -16,6 +16,8 @@ from st_simcse.objective.problem import Problem
 __all__ = ["Batch", "Comparison", "Direction"]
 
 Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+# The text key of a hard negative that is not there, where rows have different numbers of them.
+MISSING_KEY = torch.iinfo(torch.int64).min
 _DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
@@ -73,7 +75,8 @@ class Batch:
             ``hard_negatives`` and ``shared_negatives`` each, as far as these are given, in their shapes without the
             last dimension. A candidate is no negative of a query whose positives include the same text, or that is the
             same text, and is left out of the sum. The positives of a text are those of all rows with that anchor; if
-            positives are compared too, also the anchors of all rows with that positive.
+            positives are compared too, also the anchors of all rows with that positive. Hard negatives with the key
+            ``MISSING_KEY``, the least int64, are not there.
         positive_similarities: (B,), the cosine similarities of the rows with their positives, where these are not to
             be ``anchors`` times ``positives``: for pairs that are embedded otherwise than the negatives are.
         rows: the rows whose loss is averaged; the others serve as negatives only. Of a batch gathered from several
@@ -187,13 +190,27 @@ class Batch:
             scale=scale,
             own_columns=own_columns,
             known_positives=self._known_positives(with_anchors, kinds),
-            excluded=_excluded(directions, kinds, anchor_columns, candidates),
+            excluded=self._without_missing(_excluded(directions, kinds, anchor_columns, candidates), kinds, candidates),
             own_negatives=None if own_negatives is None else _in_turn([own_negatives] * kinds),
             positive_similarities=similarities,
             teacher_queries=teacher_queries,
             teacher_candidates=teacher_candidates,
             group=1 if comparison.symmetric else kinds,
         )
+
+    def _without_missing(self, excluded: Tensor | None, kinds: int, candidates: Tensor) -> Tensor | None:
+        """The same columns left out, and those of hard negatives that are not there."""
+        if self.hard_negatives is None or self.text_keys is None:
+            return excluded
+        missing = self.text_keys[2].flatten() == MISSING_KEY
+        if not missing.any():
+            return excluded
+        if excluded is None:
+            excluded = torch.zeros(kinds, len(candidates), dtype=torch.bool, device=candidates.device)
+        others = 0 if self.shared_negatives is None else len(self.shared_negatives)
+        end = len(candidates) - others
+        excluded[:, end - len(missing) : end] |= missing
+        return excluded
 
     def _known_positives(self, with_anchors: bool, kinds: int) -> KnownPositives | None:
         """None if no place but the targets and the rows themselves is to be left out."""
