@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from st_simcse.objective import normalize
 
-__all__ = ["LABEL", "add_teacher_embeddings", "teacher_embeddings"]
+__all__ = ["LABEL", "add_teacher_embeddings", "check_teacher_columns", "teacher_embeddings"]
 
 LABEL = "label"
 # As ST's data collator knows them.
@@ -46,10 +47,12 @@ def add_teacher_embeddings(
 
     Returns:
         The dataset with a column of float32 lists: (d,) for one column of texts; (columns, d) for more, in their order.
+        The column's feature keeps the names of the texts' columns, by which SimCSETrainer knows whose embeddings they
+        are.
 
     Raises:
         ValueError: for a stream, which would be embedded anew in every epoch; for a dataset that has labels already, no
-            teacher, and weights that do not fit.
+            teacher, and weights that do not fit; for a text whose embedding is zero or not finite.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -78,30 +81,77 @@ def add_teacher_embeddings(
         parts = [one.encode(texts, **options).float().cpu() for one in teachers]
         if len(parts) > 1:
             parts = [scale * normalize_embeddings(part) for scale, part in zip(scales, parts, strict=True)]
+        _check_embedded(parts, texts)
         embedded = torch.cat(parts, dim=1).numpy()
         if len(columns) == 1:
             return {LABEL: list(embedded)}
         return {LABEL: list(np.stack(np.split(embedded, len(columns)), axis=1))}
 
     width = sum(one.encode(".", convert_to_tensor=True).shape[-1] for one in teachers)
-    feature: Any = Lists(Value("float32"), length=width)
+    feature: Any = Lists(Value("float32", id=json.dumps(columns)), length=width)  # what stays with the column
     feature = feature if len(columns) == 1 else Lists(feature, length=len(columns))
     features = dataset.features.copy()
     features[LABEL] = feature
     return dataset.map(embed, batched=True, features=features, desc="Embedding by the teacher")
 
 
-def teacher_embeddings(labels: Tensor | None, rows: int, columns: int, share: bool = True) -> list[Tensor]:
+def _check_embedded(parts: Sequence[Tensor], texts: Sequence[str]) -> None:
+    for part in parts:
+        lengths = part.norm(dim=1)
+        for row in (~(lengths.isfinite() & (lengths > 0))).nonzero()[:1]:
+            raise ValueError(
+                f"a teacher's embedding of the text {texts[row]!r} is zero or not finite, so that nothing is near it: "
+                "leave such texts out with dataset.filter, or choose another teacher"
+            )
+
+
+def check_teacher_columns(*datasets: Any) -> None:
+    """Whether the texts that a teacher has embedded are those of the datasets, in the order of their columns.
+
+    Args:
+        *datasets: Datasets, dicts of them by name, or None; labels of other origin are not looked at.
+
+    Raises:
+        ValueError: for columns that were put in another order, renamed, added or left out after
+            :func:`add_teacher_embeddings`.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> dataset = Dataset.from_dict({"anchor": ["Two dogs run."], "positive": ["Dogs run."]})
+        >>> dataset = add_teacher_embeddings(dataset, tiny_model(["Two dogs run."]))
+        >>> check_teacher_columns(dataset.select_columns(["positive", "anchor", "label"]))
+        Traceback (most recent call last):
+        ...
+        ValueError: the labels are a teacher's embeddings of anchor, positive, and the data has positive, anchor: ...
+    """
+    for dataset in (one for data in datasets for one in (data.values() if isinstance(data, dict) else [data])):
+        feature: Any = (getattr(dataset, "features", None) or {}).get(LABEL)
+        while isinstance(feature, Lists):
+            feature = feature.feature
+        if not (record := getattr(feature, "id", None)):
+            continue
+        embedded: list[str] = json.loads(record)
+        texts = [name for name in dataset.column_names if name not in (*_LABELS, "dataset_name")]
+        if embedded != texts:
+            raise ValueError(
+                f"the labels are a teacher's embeddings of {', '.join(embedded)}, and the data has {', '.join(texts)}: "
+                f"select_columns({[*embedded, LABEL]}) restores these; for others leave the column {LABEL} out with "
+                "remove_columns and call add_teacher_embeddings again"
+            )
+
+
+def teacher_embeddings(labels: Tensor | None, rows: int, columns: int, counts: Sequence[int] = ()) -> list[Tensor]:
     """The labels of a batch as the teacher's embeddings (B, d) of each column, of unit length, in float32.
 
     Args:
         labels: (B, d), or (B, columns, d), as :func:`add_teacher_embeddings` makes them.
         rows: B.
         columns: how many the loss has.
-        share: whether embeddings of one column are those of all columns, since these are views of one text.
+        counts: of how many columns the labels may be; of 1 where all columns are views of one text, which share its
+            embedding. Of one or of all when left out.
 
     Raises:
-        ValueError: for labels that are missing or of another shape.
+        ValueError: for labels that are missing, of another shape, zero or not finite.
     """
     if labels is None:
         raise ValueError(
@@ -110,11 +160,19 @@ def teacher_embeddings(labels: Tensor | None, rows: int, columns: int, share: bo
         )
     embedded = labels[:, None] if labels.ndim == 2 else labels
     fits = embedded.ndim == 3 and embedded.is_floating_point() and len(embedded) == rows
-    if not fits or embedded.shape[1] not in ((1, columns) if share else (columns,)):
+    counts = counts or (1, columns)
+    if not fits or embedded.shape[1] not in counts:
+        count = max(counts)
+        texts, shape = ("column", f"({rows}, d)") if count == 1 else ("columns", f"({rows}, {count}, d)")
         raise ValueError(
-            f"the labels are not a teacher's embeddings of the {columns} columns, one row a row: expected floats of "
-            f"shape ({rows}, {columns}, d), got {labels.dtype} of {tuple(labels.shape)}; add_teacher_embeddings makes "
-            "them"
+            f"the labels are not a teacher's embeddings of the {count} {texts} of texts, one row a row: "
+            f"expected floats of shape {shape}, got {labels.dtype} of {tuple(labels.shape)}; add_teacher_embeddings "
+            "makes them"
         )
     unit = normalize(embedded, "the teacher's embeddings")
+    if zero := (~unit.any(-1).all(-1)).nonzero().flatten().tolist():
+        raise ValueError(
+            f"the teacher's embeddings are zero in row(s) {zero} of {rows}, so that nothing is near these texts: leave "
+            "them out, or choose another teacher"
+        )
     return list(unit.expand(-1, columns, -1).unbind(1))

@@ -27,6 +27,7 @@ from st_simcse.prompts import check_prompts
 from st_simcse.resumable_trainer import ResumableTrainer
 from st_simcse.run_folder import check_writable
 from st_simcse.sharding import check_shardable
+from st_simcse.teacher import check_teacher_columns
 from st_simcse.trainable import check_negatives, check_pair_names, constant_columns
 from st_simcse.training_arguments import SimCSETrainingArguments, limit_training_length
 from st_simcse.training_data import LABEL_COLUMNS, as_dataset, check_texts
@@ -186,6 +187,7 @@ class SimCSETrainer(ResumableTrainer):
             max_length if isinstance(max_length, int) else None,
             _names(self.train_dataset, self.eval_dataset),
         )
+        check_teacher_columns(self.train_dataset, self.eval_dataset)
         if tokenize_once:
             if not isinstance(self.data_collator, BaseDataCollator):
                 raise ValueError("tokenize_once needs a data collator of ST's kind: leave data_collator out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from st_simcse.batching import pad, token_ids
 from st_simcse.losses.duplicates import TEXT_KEY, text_keys
+from st_simcse.objective.bounds import Bounded
 from st_simcse.unwrapping import unwrapped
 
 __all__ = ["VIEWS", "Crops", "TokenCutoff", "View", "ViewCallback", "WordRepetition", "view_collator", "whole_texts"]
@@ -31,7 +32,7 @@ class View(Protocol):
 
 
 @dataclass(frozen=True)
-class Crops:
+class Crops(Bounded):
     """Two random spans of the text, which may overlap, each of a random share of its tokens.
 
     For texts of several sentences: crops of one abstract are a better pair than one text under two dropout masks
@@ -51,13 +52,14 @@ class Crops:
         ([6, 7, 8, 9, 10, 11, 12, 13, 14], [16, 17])
     """
 
-    shortest: float = 0.1
-    longest: float = 0.5
-    least: int = 8
+    shortest: float = field(default=0.1, metadata={"above": 0})
+    longest: float = field(default=0.5, metadata={"most": 1})
+    least: int = field(default=8, metadata={"least": 1})
 
     def __post_init__(self) -> None:
-        if not 0 < self.shortest <= self.longest <= 1 or self.least < 1:
-            raise ValueError(f"crops need 0 < shortest <= longest <= 1 and at least one token, got {self}")
+        super().__post_init__()
+        if self.shortest > self.longest:
+            raise ValueError(f"Crops needs a shortest share of at most the longest, got {self}")
 
     def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
         return self._crop(tokens, rng), self._crop(tokens, rng)
@@ -69,7 +71,7 @@ class Crops:
 
 
 @dataclass(frozen=True)
-class WordRepetition:
+class WordRepetition(Bounded):
     """The text, and the text with some of its tokens twice: ESimCSE (Wu et al., COLING 2022, section 3.1).
 
     Otherwise the two views would always be of one length, which is then learned as what makes texts alike. Of N tokens
@@ -86,10 +88,7 @@ class WordRepetition:
         ([5, 6, 7, 8, 9], [5, 6, 7, 8, 8, 9])
     """
 
-    share: float = 0.32
-
-    def __post_init__(self) -> None:
-        _check_share(self.share)
+    share: float = field(default=0.32, metadata={"least": 0, "below": 1})
 
     def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
         most = min(len(tokens), max(2, int(self.share * len(tokens))))
@@ -99,7 +98,7 @@ class WordRepetition:
 
 
 @dataclass(frozen=True)
-class TokenCutoff:
+class TokenCutoff(Bounded):
     """The text twice, each time without a random share of its tokens, of which at least one stays.
 
     The token cutoff of ConSERT (Yan et al., ACL 2021), which blanks the embeddings of the tokens instead.
@@ -115,10 +114,7 @@ class TokenCutoff:
         ([5, 8, 9], [6, 7, 8])
     """
 
-    share: float = 0.15
-
-    def __post_init__(self) -> None:
-        _check_share(self.share)
+    share: float = field(default=0.15, metadata={"least": 0, "below": 1})
 
     def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
         return self._cut(tokens, rng), self._cut(tokens, rng)
@@ -130,11 +126,6 @@ class TokenCutoff:
 
 # As `views` of the training arguments names them.
 VIEWS: dict[str, Callable[[], View]] = {"crops": Crops, "word_repetition": WordRepetition, "token_cutoff": TokenCutoff}
-
-
-def _check_share(share: float) -> None:
-    if not 0 <= share < 1:
-        raise ValueError(f"a share lies between 0 and 1, got {share}")
 
 
 class ViewMaker:
@@ -166,6 +157,11 @@ class ViewMaker:
         before = _begin_alike(empty, point)
         after = _begin_alike(empty[before:][::-1], point[before:][::-1])
         longest = (options.get("max_length") or self.model.max_seq_length or NO_LIMIT) - before - after
+        if longest < 1:
+            raise ValueError(
+                f"views of {longest + before + after} tokens have none of the text beside the {before + after} that "
+                f"come with every text: raise max_length (--max_seq_length) to {before + after + 1} or more"
+            )
         keys = _keys(ids)
         views: list[list[list[int]]] = [[], []]
         for place, (row, key) in enumerate(zip(ids, keys.tolist(), strict=True)):
@@ -206,7 +202,8 @@ def view_collator(
         seed: of the run.
 
     Raises:
-        ValueError: for an unknown name; for a model whose inputs are no rows of tokens.
+        ValueError: for an unknown name; for a model whose inputs are no rows of tokens; for a length of training that
+            leaves no token of a text.
 
     Example:
         >>> from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
@@ -222,7 +219,8 @@ def view_collator(
             raise ValueError(f"unknown views {view!r}: choose from {', '.join(VIEWS)}")
         view = VIEWS[view]()
     maker = ViewMaker(unwrapped(model), view, seed)
-    maker(["."])  # now, not at the first batch
+    limit = {"max_length": collator.max_length} if isinstance(collator.max_length, int) else {}
+    maker(["."], **limit)  # now, not at the first batch
     return replace(collator, preprocess_fn=maker)
 
 

@@ -1,4 +1,5 @@
 import logging
+import pickle
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from torch.utils.data import DataLoader
 
 from st_simcse import (
     LengthGroupedBatchSampler,
@@ -159,3 +161,25 @@ def test_torch_compile_trains(sentences, tmp_path):
     trainer = _trained(sentences, tmp_path, bf16=False, torch_compile=True)
     assert trainer.state.global_step == 4
     assert trainer.model.encode(sentences).shape == (8, 32)
+
+
+@pytest.mark.parametrize("views", [None, "token_cutoff"])
+@pytest.mark.parametrize("once", [False, True])
+def test_collators_can_be_pickled(model, sentences, tmp_path, views, once):
+    """As workers that are spawned need it, on Windows and macOS: they make the same batches."""
+    arguments = SimCSETrainingArguments(str(tmp_path), bf16=False, tokenize_once=once, views=views)
+    trainer = SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}), loss=UnsupSimCSELoss(model))
+    rows = [trainer.train_dataset[row] for row in range(4)]
+    expected, got = trainer.data_collator(rows), pickle.loads(pickle.dumps(trainer.data_collator))(rows)
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(got[key], value) if isinstance(value, torch.Tensor) else got[key] == value, key
+
+
+def test_spawned_workers_pad_what_was_tokenized_once(model, sentences):
+    dataset = tokenize(Dataset.from_dict({"sentence": sentences}), model)
+    loader = DataLoader(
+        dataset, batch_size=8, collate_fn=token_collator(model), num_workers=1, multiprocessing_context="spawn"
+    )
+    (batch,) = loader
+    assert torch.equal(batch["sentence_input_ids"], model.preprocess(sentences)["input_ids"])

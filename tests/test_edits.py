@@ -66,7 +66,7 @@ def test_edits_can_stand_in_any_order():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AngularMargin(2.0), "between 0 and π / 2"),
+        (lambda: AngularMargin(2.0), "AngularMargin needs a finite margin of at least 0 and below 1.57"),
         (lambda: HardnessWeighting(-1.0), "at least 0, got -1.0"),
         (lambda: HardnessWeighting(1.0, "easy"), "unknown hardness mode 'easy'"),
         (lambda: OwnNegativeWeight(math.inf), "pass its exponential"),

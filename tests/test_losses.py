@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 
@@ -16,6 +17,7 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from sentence_transformers.sentence_transformer.modules import BoW, Dense, Dropout
+from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
@@ -34,12 +36,15 @@ from st_simcse import (
     RankDistillation,
     SharedLayers,
     SimCSETrainer,
+    SimCSETrainingArguments,
     SimilarityThreshold,
     SupSimCSELoss,
     UnsupSimCSELoss,
 )
 from st_simcse.demo import tiny_model
 from st_simcse.losses import OPTIONS, Option, check_wrappers
+from st_simcse.losses.lookup import looked_up_once
+from st_simcse.views import VIEWS
 from tests.inputs import without_dropout
 from tests.reference import info_nce_loop
 
@@ -360,7 +365,7 @@ def test_mlm_is_added_to_the_loss(model, sentences, supervised):
     assert all(parameter.grad is not None for parameter in loss.terms["masked_language_model"].parameters())
     with pytest.raises(ValueError, match="MaskedLanguageModel does not go with mini_batch_size"):
         kind(model, options=[MaskedLanguageModel(0.1)], mini_batch_size=4)
-    with pytest.raises(ValueError, match="a weight is at least 0"):
+    with pytest.raises(ValueError, match="needs a finite weight of at least 0"):
         kind(model, options=[MaskedLanguageModel(-0.1)])
 
 
@@ -782,8 +787,122 @@ def test_dimension_contrast_is_the_cross_entropy_of_correlations():
     leaves = [column.requires_grad_() for column in columns]
     assert torch.autograd.gradcheck(lambda *views: term.of_embeddings(list(views), None), leaves)
     for options in ((-1.0,), (0.1, 0.0)):
-        with pytest.raises(ValueError, match="a weight is at least 0"):
+        with pytest.raises(ValueError, match="DimensionContrast needs a finite (weight|temperature)"):
             DimensionContrast(*options)
+
+
+_NUMBERS = [
+    (option, one.name)
+    for option in (*OPTIONS, *VIEWS.values())
+    for one in dataclasses.fields(option)
+    if one.type in ("float", "int")
+]
+
+
+@pytest.mark.parametrize(("option", "name"), _NUMBERS, ids=[f"{option.__name__}-{name}" for option, name in _NUMBERS])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_number_of_an_option_is_nan_or_infinite(option, name, value):
+    needed = {one.name: 1.0 for one in dataclasses.fields(option) if one.default is dataclasses.MISSING}
+    option(**needed)
+    with pytest.raises(ValueError, match=f"got .*{value}"):
+        option(**needed | {name: value})
+
+
+@pytest.mark.parametrize("size", [0, 2.5, math.nan, math.inf])
+def test_mini_batches_have_a_whole_number_of_rows(model, size):
+    with pytest.raises(ValueError, match="mini_batch_size must be a whole number of at least 1"):
+        UnsupSimCSELoss(model, mini_batch_size=size)
+
+
+class _Noisy(nn.Embedding):
+    def forward(self, ids):
+        return super().forward(ids) + torch.randn(*ids.shape, self.embedding_dim)
+
+
+def _spoil(table, how, model):
+    if how == "subclass":
+        table.__class__ = _Noisy
+    elif how == "patched forward":
+        table.forward = lambda ids: nn.functional.embedding(ids, table.weight)
+    elif how == "compiled in place":
+        model.compile(backend="eager")
+    elif how.startswith("register"):
+        getattr(table, how)(lambda *call: None)
+    else:
+        setattr(table, how, 1.0 if how == "max_norm" else True)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "register_forward_pre_hook",
+        "register_forward_hook",
+        "register_full_backward_pre_hook",
+        "register_full_backward_hook",
+        "scale_grad_by_freq",
+        "sparse",
+        "max_norm",
+        "subclass",
+        "patched forward",
+        "compiled in place",
+    ],
+)
+def test_a_vocabulary_that_does_more_than_look_up_is_left_alone(model, sentences, how):
+    """Every pass looks its own tokens up, as it does outside."""
+    table = model[0].model.get_input_embeddings()
+    _spoil(table, how, model)
+    ids = model.preprocess(sentences)["input_ids"]
+    hooks = len(table._forward_hooks)
+    with looked_up_once(model, ids):
+        assert len(table._forward_hooks) == hooks
+
+
+def test_hooks_of_the_vocabulary_see_every_pass(model, sentences):
+    """Of two passes over the rows, as without the one lookup; backward hooks once a pass."""
+    table, seen = model[0].model.get_input_embeddings(), []
+    table.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
+    table.register_full_backward_hook(lambda *call: seen.append("backward"))
+    texts = sentences * 4
+    UnsupSimCSELoss(model)([model.preprocess(texts)]).backward()
+    assert sum(shape[0] for shape in seen if shape != "backward") == 2 * len(texts)
+    assert seen.count("backward") == len(seen) // 2 == 2
+
+
+@pytest.mark.parametrize("how", ["torch.compile(model)", "model.compile()", "its transformer"])
+def test_a_model_that_is_compiled_trains_to_the_same_weights(sentences, tmp_path, how):
+    def trained(how):
+        torch._dynamo.reset()
+        model = given = tiny_model(sentences, width=32, layers=1).to("cpu")
+        if how == "torch.compile(model)":
+            given = torch.compile(model, backend="eager")
+        elif how == "model.compile()":
+            model.compile(backend="eager")
+        elif how == "its transformer":
+            model[0].model = torch.compile(model[0].model, backend="eager")
+        torch.manual_seed(1)
+        options = [MaskedLanguageModel(0.1), MomentumQueue(4)]
+        arguments = SimCSETrainingArguments(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=8, bf16=False, use_cpu=True, report_to="none",
+            save_strategy="no", prompts="A ", tokenize_once=True, views="word_repetition",
+        )  # fmt: skip
+        loss = UnsupSimCSELoss(given, options=options, projection_head=True)
+        SimCSETrainer(given, arguments, Dataset.from_dict({"sentence": sentences}), loss=loss).train()
+        return {name.replace("_orig_mod.", ""): weight for name, weight in model.state_dict().items()}
+
+    expected, got = trained("not at all"), trained(how)
+    assert got.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.allclose(got[name], weight, atol=1e-6), name
+    start = tiny_model(sentences, width=32, layers=1).to("cpu").state_dict()
+    assert any(not torch.equal(weight, start[name]) for name, weight in expected.items())
+
+
+@pytest.mark.parametrize("options", [{"mini_batch_size": 4}, {"options": [SharedLayers(1)]}])
+def test_the_losses_take_a_compiled_model(model, sentences, options):
+    features = model.eval().preprocess(sentences)
+    expected = UnsupSimCSELoss(model, **options)([features])
+    compiled = torch.compile(model, backend="eager")
+    assert UnsupSimCSELoss(compiled, **options)([features]).item() == pytest.approx(expected.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("trainer_class", [SimCSETrainer, SentenceTransformerTrainer])

@@ -1,8 +1,11 @@
+import math
+import shutil
+
 import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from st_simcse import (
     MaskedLanguageModel,
@@ -130,3 +133,32 @@ def test_a_checkpoint_that_is_gone_gives_a_new_head(model, caplog):
 def test_a_static_embedding_has_no_masked_language_model(static_model):
     with pytest.raises(ValueError, match="a transformer whose tokenizer has a mask token"):
         UnsupSimCSELoss(static_model, options=[MaskedLanguageModel(0.1)])
+
+
+@pytest.fixture
+def filled_memory():
+    """New memory holds NaN, as it may at any time."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "fnet", "longformer", "nystromformer", "data2vec-text"])
+def test_a_head_that_the_checkpoint_lacks_starts_as_berts_does(
+    tiny_bert, sentences, tmp_path, architecture, filled_memory
+):
+    """Weights from N(0, 0.02), biases 0: the loss is about the logarithm of the vocabulary's size."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    extra = {"attention_window": 8, "pad_token_id": 0} if architecture == "longformer" else {}
+    shutil.copytree(tiny_bert, tmp_path / "bare")
+    config = AutoConfig.for_model(architecture, vocab_size=64, **sizes, **extra)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "bare")
+    model = build_model(str(tmp_path / "bare"), pooling="mean", device="cpu")
+    mlm = MaskedLanguageModel(1.0, probability=0.5).build(model).eval()
+    for name, parameter in mlm.head.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif parameter.ndim > 1:
+            assert parameter.std().item() == pytest.approx(0.02, abs=0.005), name
+    torch.manual_seed(0)
+    assert mlm.of_texts([model.preprocess(sentences)]).item() == pytest.approx(math.log(64), abs=0.2)

@@ -245,5 +245,5 @@ def test_a_resumed_run_has_the_queue_of_an_undisturbed_one(sentences, tmp_path):
 
 @pytest.mark.parametrize("options", [{"size": 0}, {"size": 4, "momentum": 1.5}])
 def test_bad_options(options):
-    with pytest.raises(ValueError, match="a queue needs a size"):
+    with pytest.raises(ValueError, match="MomentumQueue needs a finite (size|momentum) of at least"):
         MomentumQueue(**options)

@@ -185,3 +185,17 @@ def test_what_cannot_be_shared_is_refused(three_layers, make, static_model, tiny
     with pytest.raises(ValueError, match="unpad_inputs = False"):
         UnsupSimCSELoss(model, options=[SharedLayers(1)])
     assert list(layers) == before
+
+
+def test_embeddings_of_distances_are_not_taken_for_rows(make):
+    """DeBERTa has 2 * position_buckets of them, as wide as hidden states: here as many as rows, as wide as texts."""
+    model = make("deberta-v2").eval()
+    texts = [" ".join(["dogs"] * 30), *TEXTS[:3]]
+    features = model.preprocess(texts)
+    rows, width = 2 * len(texts), features["input_ids"].shape[1]
+    assert (rows, width) == (2 * model[0].model.config.position_buckets, model[0].model.config.hidden_size)
+    value, gradients = _loss_and_gradients(model, texts=[texts])
+    same, shared_gradients = _loss_and_gradients(model, SharedLayers(2), texts=[texts])
+    assert same.item() == pytest.approx(value.item(), abs=1e-6)
+    for name, gradient in gradients.items():
+        assert torch.allclose(shared_gradients[name], gradient, atol=1e-6, rtol=1e-5), name

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss
 
 from st_simcse import (
@@ -20,7 +20,7 @@ from st_simcse import (
 )
 from st_simcse.demo import tiny_model
 from st_simcse.objective import Batch, cross_entropy, info_nce
-from st_simcse.teacher import teacher_embeddings
+from st_simcse.teacher import check_teacher_columns, teacher_embeddings
 
 
 def _columns(rows=5, width=4, count=2, seed=0):
@@ -172,8 +172,16 @@ def test_a_teacher_goes_with_a_queue(model, sentences):
     ("loss", "columns", "labels", "message"),
     [
         (UnsupSimCSELoss, 1, None, r"no column label: pass add_teacher_embeddings\(dataset, teacher\)"),
-        (UnsupSimCSELoss, 1, torch.zeros(8, dtype=torch.int64), r"expected floats of shape \(8, 2, d\)"),
+        (UnsupSimCSELoss, 1, torch.zeros(8, dtype=torch.int64), r"expected floats of shape \(8, d\)"),
         (UnsupSimCSELoss, 1, torch.ones(8, 3, 4), r"got torch.float32 of \(8, 3, 4\)"),
+        (
+            UnsupSimCSELoss,
+            1,
+            torch.ones(8, 2, 4),
+            r"of the 1 column .*\(8, d\), got torch.float32 of \(8, 2, 4\)",
+        ),
+        (UnsupSimCSELoss, 1, torch.ones(8, 8).triu(1), r"zero in row\(s\) \[7\] of 8"),
+        (SupSimCSELoss, 2, torch.zeros(8, 2, 4), r"zero in row\(s\) \[0, 1, 2"),
         (SupSimCSELoss, 2, torch.ones(8, 4), r"embeddings of the 2 columns.*got torch.float32 of \(8, 4\)"),
         (SupSimCSELoss, 2, torch.ones(7, 2, 4), r"expected floats of shape \(8, 2, d\)"),
         (SupSimCSELoss, 2, torch.full((8, 2, 4), torch.nan), "the teacher's embeddings has NaN"),
@@ -187,7 +195,7 @@ def test_labels_that_are_no_teachers_embeddings_are_refused(model, sentences, lo
 
 def test_bad_rankings_are_refused():
     for options in ({"weight": -1}, {"temperature": 0}, {"teacher_temperature": 0}, {"method": "listwise"}):
-        with pytest.raises(ValueError, match="weight is at least 0|unknown method"):
+        with pytest.raises(ValueError, match="needs a finite|unknown method"):
             RankDistillation(**{"weight": 1.0} | options)
 
 
@@ -224,3 +232,48 @@ def test_views_of_one_text_share_its_embedding():
     first, second = teacher_embeddings(labels, rows=3, columns=2)
     assert torch.equal(first, second)
     assert torch.allclose(first.norm(dim=1), torch.ones(3))
+
+
+def test_labels_know_which_columns_they_are_of(model, sentences, tmp_path):
+    """In whatever way the dataset went on; two columns' labels are not one's, nor in another order."""
+    teacher = tiny_model(sentences, width=16)
+    data = Dataset.from_dict({"anchor": sentences, "positive": sentences[::-1]})
+    labelled = add_teacher_embeddings(data, teacher)
+    one = add_teacher_embeddings(data.select_columns("anchor"), teacher)
+    labelled.to_parquet(str(tmp_path / "labelled.parquet"))
+    labelled.save_to_disk(str(tmp_path / "labelled"))
+    read = Dataset.from_parquet(str(tmp_path / "labelled.parquet"), cache_dir=str(tmp_path / "cache"))
+    for fine in (labelled, labelled.shuffle(seed=0).select(range(4)), one, {"a": labelled, "b": one}, read):
+        check_teacher_columns(fine, None)
+    wrong = {
+        "positive, anchor": labelled.select_columns(["positive", "anchor", "label"]),
+        "anchor": labelled.remove_columns("positive"),
+        "anchor, other": labelled.rename_column("positive", "other"),
+        "positive, anchor ": load_from_disk(str(tmp_path / "labelled")).select_columns(["positive", "anchor", "label"]),
+        "positive,  anchor": read.select_columns(["positive", "anchor", "label"]),
+    }
+    for columns, dataset in wrong.items():
+        message = f"embeddings of anchor, positive, and the data has {' '.join(columns.split())}: select_columns"
+        with pytest.raises(ValueError, match=message):
+            check_teacher_columns(dataset)
+    with pytest.raises(ValueError, match="embeddings of anchor, and the data has anchor, positive"):
+        check_teacher_columns(one.add_column("positive", sentences).select_columns(["anchor", "positive", "label"]))
+    arguments = SimCSETrainingArguments(str(tmp_path / "out"), bf16=False, tokenize_once=True)
+    loss = SupSimCSELoss(model, options=[RankDistillation(1.0)])
+    SimCSETrainer(model, arguments, labelled, loss=loss)
+    for data in ((wrong["positive, anchor"], None), (labelled, wrong["positive, anchor"])):
+        with pytest.raises(ValueError, match="the data has positive, anchor"):
+            SimCSETrainer(model, arguments, *data, loss=loss)
+
+
+def test_a_text_without_an_embedding_is_named(sentences):
+    teacher = tiny_model(sentences, width=16)
+    encode = teacher.encode
+    teacher.encode = lambda texts, **options: (
+        encode(texts, **options) if isinstance(texts, str) else encode(texts, **options).cpu() * _ALL_BUT_THE_FOURTH
+    )
+    with pytest.raises(ValueError, match=f"embedding of the text '{sentences[3]}' is zero or not finite"):
+        add_teacher_embeddings(Dataset.from_dict({"sentence": sentences}), teacher)
+
+
+_ALL_BUT_THE_FOURTH = torch.tensor([1.0, 1, 1, 0, 1, 1, 1, 1])[:, None]

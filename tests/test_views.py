@@ -62,7 +62,7 @@ def test_views_are_what_they_say():
     ]
     assert set(VIEWS.values()) == {kind for kind, _ in bad}
     for kind, options in bad:
-        with pytest.raises(ValueError, match="crops need|a share lies"):
+        with pytest.raises(ValueError, match="needs a (finite|shortest)"):
             kind(*options)
 
 
@@ -215,3 +215,19 @@ def test_what_views_do_not_go_with_is_refused(paragraphs, tmp_path, static_model
     arguments = SimCSETrainingArguments(str(tmp_path), use_cpu=True, views="crops")
     with pytest.raises(ValueError, match="SharedLayers does not go with views"):
         SimCSETrainer(deep, arguments, one, loss=UnsupSimCSELoss(deep, options=[SharedLayers(1)]))
+
+
+def test_a_length_without_room_for_the_text_is_refused(model, sentences, tmp_path):
+    """Here a tokenizer puts two tokens around a text, so that three is the least."""
+    data = Dataset.from_dict({"sentence": sentences})
+    for once in (False, True):
+        for length in (1, 2):
+            arguments = SimCSETrainingArguments(
+                str(tmp_path), max_length=length, views="token_cutoff", tokenize_once=once, bf16=False
+            )
+            with pytest.raises(ValueError, match=rf"views of {length} tokens .* raise max_length .* to 3 or more"):
+                SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model))
+        arguments.max_length = 3
+        batch = next(iter(SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model)).get_train_dataloader()))
+        for name in ("first", "second"):
+            assert batch[f"sentence_{name}_input_ids"].shape[1] == 3

@@ -72,12 +72,14 @@ class Layout:
 
     Args:
         count: the number of its columns.
+        texts: how many of texts it came in: one where both views are made here.
         places: (count, B) int64, where the columns' rows are in one matrix of all; None for a matrix a column.
         keys: (B,) int64 a column, equal for equal texts; None without mask_duplicates, or if a column has no tokens.
         labels: those of the dataset, or None.
     """
 
     count: int
+    texts: int
     places: Tensor | None = None
     keys: list[Tensor] | None = None
     labels: Tensor | None = None
@@ -139,8 +141,8 @@ class SimCSELoss(CachedLossMixin, nn.Module):
                 "sentences in two equal columns where there are no pairs"
             )
         check_temperature(temperature)
-        if mini_batch_size is not None and mini_batch_size < 1:
-            raise ValueError(f"mini_batch_size must be at least 1 or None, got {mini_batch_size}")
+        if mini_batch_size is not None and not (isinstance(mini_batch_size, int) and mini_batch_size >= 1):
+            raise ValueError(f"mini_batch_size must be a whole number of at least 1 or None, got {mini_batch_size}")
         if mini_batch_size is not None and has_static_embedding_input(plain):
             raise ValueError(
                 "a StaticEmbedding model cannot be cut into mini-batches, and its activations are small: leave "
@@ -238,7 +240,7 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         if adaptive is not None:
             copies = _features_of_batch.setdefault(adaptive, copies)
         rows, places = self._sort_by_length(copies[:-1])
-        layout = Layout(len(columns), places, keys or None, labels)
+        layout = Layout(len(columns), len(given), places, keys or None, labels)
         if self.mini_batch_size is not None:
             parts = {"contrastive": self.forward_cached(rows, layout)}  # type: ignore[arg-type]  # for calculate_loss
         else:
@@ -341,8 +343,8 @@ class SimCSELoss(CachedLossMixin, nn.Module):
         columns = layout.columns([torch.cat(column) for column in embedded])
         teacher = None
         if any(getattr(option, "needs_teacher", False) for option in self.options):
-            are_views = self._kind == "unsupervised"
-            teacher = teacher_embeddings(layout.labels, len(columns[0]), layout.count, share=are_views)
+            counts = (1, layout.texts) if self._kind == "unsupervised" else (layout.texts,)
+            teacher = teacher_embeddings(layout.labels, len(columns[0]), layout.count, counts)
         parts = {"contrastive": self.compute_loss_from_embeddings(columns, layout.keys, teacher)}
         for name, term in self.terms.items():
             if (value := term.of_embeddings(columns[: layout.count], layout.labels)) is not None:

@@ -45,15 +45,9 @@ class DimensionContrast(TermOption):
         tensor(0.3133)
     """
 
-    weight: float = field(metadata={"help": "SimCSE++'s contrast of dimensions: factor of that loss."})
-    temperature: float = field(default=5.0, metadata={"help": "Of the correlations."})
+    weight: float = field(metadata={"help": "SimCSE++'s contrast of dimensions: factor of that loss.", "least": 0})
+    temperature: float = field(default=5.0, metadata={"help": "Of the correlations.", "above": 0})
     citation: ClassVar[str] = DropoutFreeNegatives.citation
-
-    def __post_init__(self) -> None:
-        if not (self.weight >= 0 and self.temperature > 0):
-            raise ValueError(
-                f"a weight is at least 0 and a temperature positive, got {self.weight} and {self.temperature}"
-            )
 
     def build(self, model: SentenceTransformer) -> Term:
         return _DimensionContrast(self)

@@ -21,8 +21,8 @@ def looked_up_once(model: nn.Module, token_ids: Tensor) -> Iterator[None]:
     """While it is open, the embeddings of these tokens come from one lookup, and their gradient is computed once.
 
     The gradient of a lookup is as large as the whole vocabulary, and zeros nearly everywhere: one a batch is enough.
-    A vocabulary that is frozen, sharded or has hooks of its own, and a compiled model, are left alone, and so is all
-    where no gradients are computed.
+    A vocabulary is left alone if it is frozen, sharded, or of another class than ``nn.Embedding``, and if it has hooks,
+    ``scale_grad_by_freq``, ``sparse`` or ``max_norm``. So is a compiled model, and all where no gradients are computed.
 
     Args:
         model: a SentenceTransformer, or what wraps one.
@@ -58,14 +58,18 @@ def looked_up_once(model: nn.Module, token_ids: Tensor) -> Iterator[None]:
 
 
 def _trained_table(model: nn.Module) -> nn.Embedding | None:
-    if is_compiled_module(model) or has_compiled_regions(model):
+    is_compiled = any(part._compiled_call_impl is not None for part in model.modules())
+    if is_compiled or is_compiled_module(model) or has_compiled_regions(model):
         return None
     transformer = unwrapped(model).transformers_model
     try:
         table = transformer.get_input_embeddings()
     except (AttributeError, NotImplementedError):  # no transformer, or one that does not say
         return None
-    # What is sharded has weights of another type; a hook, such as one that adds noise, is for every place of a text.
-    if not isinstance(table, nn.Embedding) or type(table.weight) is not nn.Parameter or table._forward_hooks:
+    # What is sharded has weights of another type, and a subclass may do more than look up, such as drop out.
+    if type(table) is not nn.Embedding or type(table.weight) is not nn.Parameter or "forward" in vars(table):
         return None
-    return table if table.weight.requires_grad else None
+    # A hook, such as one that adds noise, is for every place of a text, and so are these options.
+    hooks = (table._forward_pre_hooks, table._forward_hooks, table._backward_pre_hooks, table._backward_hooks)
+    counts = table.scale_grad_by_freq or table.sparse or table.max_norm is not None
+    return None if any(hooks) or counts or not table.weight.requires_grad else table

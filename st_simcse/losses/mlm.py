@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -46,16 +47,12 @@ class MaskedLanguageModel(TermOption):
         ['contrastive', 'masked_language_model']
     """
 
-    weight: float = field(metadata={"help": "Factor of the masked-language-model loss."})
-    probability: float = field(default=0.15, metadata={"help": "Share of the tokens that it predicts."})
+    weight: float = field(metadata={"help": "Factor of the masked-language-model loss.", "least": 0})
+    probability: float = field(
+        default=0.15, metadata={"help": "Share of the tokens that it predicts.", "above": 0, "below": 1}
+    )
     cached: ClassVar[bool] = False  # its forward pass takes the whole batch
     sharded: ClassVar[bool] = False  # its forward pass goes past the model's, which gathers the weights
-
-    def __post_init__(self) -> None:
-        if not (self.weight >= 0 and 0 < self.probability < 1):
-            raise ValueError(
-                f"a weight is at least 0 and a probability between 0 and 1, got {self.weight} and {self.probability}"
-            )
 
     def build(self, model: SentenceTransformer) -> _MaskedLanguageModel:
         return _MaskedLanguageModel(model, self.weight, self.probability)
@@ -69,9 +66,13 @@ class _MaskedLanguageModel(Term):
             raise ValueError("masked language modelling needs a transformer whose tokenizer has a mask token")
         try:
             # The transformer came from there a moment ago, so nothing needs to be downloaded.
-            whole = AutoModelForMaskedLM.from_pretrained(
-                transformer.config._name_or_path, local_files_only=True, dtype=transformer.dtype
+            whole, loaded = AutoModelForMaskedLM.from_pretrained(
+                transformer.config._name_or_path,
+                local_files_only=True,
+                dtype=transformer.dtype,
+                output_loading_info=True,
             )
+            _zero_biases(whole, loaded["missing_keys"])
         except OSError:
             logger.warning("The transformer's checkpoint is gone: the masked language model's head starts anew")
             whole = AutoModelForMaskedLM.from_config(transformer.config)
@@ -104,6 +105,13 @@ class _MaskedLanguageModel(Term):
         outputs = self._whole[0](input_ids=masked_ids.to(ids.device), labels=labels.to(ids.device), **inputs)
         loss: Tensor = outputs.loss
         return loss
+
+
+def _zero_biases(model: nn.Module, missing: Collection[str]) -> None:
+    """Some architectures, such as FNet, leave a head's bias that no checkpoint has as the memory was."""
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in missing and name.endswith("bias"):
+            nn.init.zeros_(parameter)
 
 
 def _padded(features: dict[str, Any], pad_token: int) -> dict[str, Tensor]:

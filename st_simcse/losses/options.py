@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from st_simcse.objective.bounds import Bounded
+
 if TYPE_CHECKING:
     from st_simcse.losses.base import SimCSELoss
 
 __all__ = ["Option", "Source", "SourceOption", "Term", "TermOption", "option_name", "refuse"]
 
 
-class Option:
+class Option(Bounded):
     """What an option of a loss may say of itself; edits say it with the same names, without this class.
 
     Options are frozen dataclasses. Their fields are flags of the command line: the first is called as the class is, the
-    others have the class's name before their own; ``metadata={"help": ...}`` explains them.
+    others have the class's name before their own; ``metadata={"help": ...}`` explains them, and says the bounds of
+    numbers, see :class:`~st_simcse.objective.bounds.Bounded`.
 
     Attributes:
         citation: BibTeX of the paper.

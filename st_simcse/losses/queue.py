@@ -71,8 +71,10 @@ class MomentumQueue(SourceOption):
         torch.Size([3, 64])
     """
 
-    size: int = field(metadata={"help": "Negatives from earlier batches: how many."})
-    momentum: float = field(default=0.995, metadata={"help": "How slowly the copy that embeds them moves."})
+    size: int = field(metadata={"help": "Negatives from earlier batches: how many.", "least": 1})
+    momentum: float = field(
+        default=0.995, metadata={"help": "How slowly the copy that embeds them moves.", "least": 0, "most": 1}
+    )
     adaptive_layer: ClassVar[bool] = False  # the queue has no embeddings of earlier layers
     sharded: ClassVar[bool] = False  # its copy follows whole weights
     citation: ClassVar[str] = """
@@ -83,12 +85,6 @@ class MomentumQueue(SourceOption):
     year = {2022},
 }
 """
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or not 0 <= self.momentum <= 1:
-            raise ValueError(
-                f"a queue needs a size of at least 1 and a momentum from 0 to 1, got {self.size} and {self.momentum}"
-            )
 
     def build(self, model: SentenceTransformer, head: nn.Module | None) -> Queue:
         return Queue(model, head, self.size, self.momentum)

@@ -67,15 +67,15 @@ class RankDistillation(TermOption):
         ['contrastive', 'rank_distillation']
     """
 
-    weight: float = field(metadata={"help": "A teacher's ranking of the batch: factor of that loss."})
+    weight: float = field(metadata={"help": "A teacher's ranking of the batch: factor of that loss.", "least": 0})
     method: Literal["listmle", "listnet"] = field(default="listmle", metadata={"help": "Which loss of rankings."})
-    temperature: float = field(default=0.05, metadata={"help": "Of the similarities that are trained."})
-    teacher_temperature: float = field(default=0.025, metadata={"help": "Of the teacher's, for listnet."})
+    temperature: float = field(default=0.05, metadata={"help": "Of the similarities that are trained.", "above": 0})
+    teacher_temperature: float = field(default=0.025, metadata={"help": "Of the teacher's, for listnet.", "above": 0})
     needs_teacher: ClassVar[bool] = True
     citation: ClassVar[str] = _CITATION
 
     def __post_init__(self) -> None:
-        _check(self.weight, self.temperature, self.teacher_temperature)
+        super().__post_init__()
         if self.method not in ("listmle", "listnet"):
             raise ValueError(f"unknown method {self.method!r}: choose listmle or listnet")
 
@@ -124,13 +124,10 @@ class RankConsistency(TermOption):
         tensor(0.)
     """
 
-    weight: float = field(metadata={"help": "Both views rank the batch alike: factor of that loss."})
-    temperature: float = field(default=0.05, metadata={"help": "Of the similarities."})
+    weight: float = field(metadata={"help": "Both views rank the batch alike: factor of that loss.", "least": 0})
+    temperature: float = field(default=0.05, metadata={"help": "Of the similarities.", "above": 0})
     supervised: ClassVar[bool] = False  # an anchor and its positive are no two views of one text
     citation: ClassVar[str] = _CITATION
-
-    def __post_init__(self) -> None:
-        _check(self.weight, self.temperature)
 
     def build(self, model: SentenceTransformer) -> Term:
         return _RankConsistency(self)
@@ -159,9 +156,3 @@ def _without_diagonal(matrix: Tensor) -> Tensor:
     """(B, B - 1): each row without its own column."""
     other = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
     return matrix[other].view(len(matrix), -1) if len(matrix) > 1 else matrix[:, :0]
-
-
-def _check(weight: float, *temperatures: float) -> None:
-    if not weight >= 0 or not all(temperature > 0 for temperature in temperatures):
-        got = ", ".join(map(str, (weight, *temperatures)))
-        raise ValueError(f"a weight is at least 0 and temperatures are positive, got {got}")

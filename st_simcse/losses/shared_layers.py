@@ -165,8 +165,9 @@ class _OncePerPair(nn.Module):
         rows, width = hidden.shape[:2]
 
         def first(value: Tensor) -> Tensor:
-            if value.ndim < 2 or len(value) != rows or (value.ndim == 2 and value.shape[1] != width):
-                return value  # the same for all rows
+            is_mask = value.ndim == 2 and value.shape[1] == width and not value.is_floating_point()
+            if len(value) != rows or not (value.ndim > 2 or is_mask):
+                return value  # the same for all rows, such as DeBERTa's embeddings of distances
             # Else each of query, key and value would keep a copy.
             return value[::2].contiguous() if value.ndim == 3 else value[::2]
 

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from st_simcse.objective.bounds import Bounded
 from st_simcse.objective.problem import Tile
 
 __all__ = [
@@ -25,13 +26,16 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class FocalMargin:
+class FocalMargin(Bounded):
     r"""Focal-InfoNCE: hard negatives weigh more, easy ones less (Hou and Li, Findings of EMNLP 2023).
 
     With s the cosine similarity, a positive's logit is s² / τ, a negative's s (s + m) / τ.
 
     Args:
         margin: m; 0.2, for example.
+
+    Raises:
+        ValueError: for a margin that is not finite.
 
     Example:
         >>> from st_simcse.objective import Problem, row_losses
@@ -57,11 +61,14 @@ class FocalMargin:
 
 
 @dataclass(frozen=True)
-class SimilarityThreshold:
+class SimilarityThreshold(Bounded):
     """Negatives more similar to the query than this are left out: they may be false negatives.
 
     Args:
         threshold: a cosine similarity.
+
+    Raises:
+        ValueError: for a threshold that is not finite.
 
     Example:
         >>> from st_simcse.objective import Problem, row_losses
@@ -112,7 +119,7 @@ class OwnNegativeWeight:
 
 
 @dataclass(frozen=True)
-class AngularMargin:
+class AngularMargin(Bounded):
     r"""ArcCSE: a positive must be nearer than the negatives by an angle (Zhang et al., ACL 2022, section 3.2).
 
     With θ the angle between an anchor and its positive, the positive's logit is cos(θ + m) / τ.
@@ -131,7 +138,13 @@ class AngularMargin:
                 [0.0000, 0.5000]])
     """
 
-    margin: float = field(metadata={"help": "ArcCSE: an angle in radians by which positives must be nearer."})
+    margin: float = field(
+        metadata={
+            "help": "ArcCSE: an angle in radians by which positives must be nearer.",
+            "least": 0,
+            "below": math.pi / 2,
+        }
+    )
     citation: ClassVar[str] = """
 @inproceedings{zhang2022arccse,
     title = {A Contrastive Framework for Learning Sentence Representations from Pairwise and Triple-wise Perspective in
@@ -142,10 +155,6 @@ class AngularMargin:
 }
 """
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.margin < math.pi / 2:
-            raise ValueError(f"an angular margin lies between 0 and π / 2 radians, got {self.margin}")
-
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
         cosine = tile.similarities
         # At an angle of 0 the sine has no finite slope; equal views are not to be torn apart by an infinite one.
@@ -155,7 +164,7 @@ class AngularMargin:
 
 
 @dataclass(frozen=True)
-class HardnessWeighting:
+class HardnessWeighting(Bounded):
     r"""Similar negatives weigh more: α times their similarity, as a constant, on top of their logits.
 
     The ``hardness_mode`` and ``hardness_strength`` of ST's MultipleNegativesRankingLoss (Lan et al., LLaVE, 2025,
@@ -176,7 +185,7 @@ class HardnessWeighting:
         tensor([2.6716, 2.6716])
     """
 
-    strength: float = field(metadata={"help": "Similar negatives weigh more: how much."})
+    strength: float = field(metadata={"help": "Similar negatives weigh more: how much.", "least": 0})
     mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] = field(
         default="in_batch_negatives", metadata={"help": "Which negatives weigh more."}
     )
@@ -191,8 +200,7 @@ class HardnessWeighting:
 """
 
     def __post_init__(self) -> None:
-        if not self.strength >= 0:
-            raise ValueError(f"a hardness strength is at least 0, got {self.strength}")
+        super().__post_init__()
         if self.mode not in ("in_batch_negatives", "hard_negatives", "all_negatives"):
             raise ValueError(
                 f"unknown hardness mode {self.mode!r}: choose in_batch_negatives, hard_negatives or all_negatives"
@@ -208,7 +216,7 @@ class HardnessWeighting:
 
 
 @dataclass(frozen=True)
-class GuidedNegatives:
+class GuidedNegatives(Bounded):
     r"""GISTEmbed: negatives that a teacher finds nearer than the positive are left out (Solatorio, 2024).
 
     With t the teacher's cosine similarities, a negative j of row i is left out if :math:`t_{ij}` is above
@@ -234,7 +242,7 @@ class GuidedNegatives:
     """
 
     margin: float = field(
-        metadata={"help": "Leave out negatives that a teacher finds nearer than the positive, less m."}
+        metadata={"help": "Leave out negatives that a teacher finds nearer than the positive, less m.", "least": 0}
     )
     margin_strategy: Literal["absolute", "relative"] = field(
         default="absolute", metadata={"help": "Whether m is a similarity or a share of the positive's."}
@@ -251,8 +259,7 @@ class GuidedNegatives:
 """
 
     def __post_init__(self) -> None:
-        if not self.margin >= 0:
-            raise ValueError(f"the margin is at least 0, got {self.margin}")
+        super().__post_init__()
         if self.margin_strategy not in ("absolute", "relative"):
             raise ValueError(f"unknown margin strategy {self.margin_strategy!r}: choose absolute or relative")
 

@@ -1,0 +1,48 @@
+"""The numbers that an option takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from numbers import Real
+from typing import Any
+
+__all__ = ["Bounded"]
+
+_BOUNDS = (
+    ("least", operator.ge, "of at least"),
+    ("most", operator.le, "of at most"),
+    ("above", operator.gt, "above"),
+    ("below", operator.lt, "below"),
+)
+
+
+class Bounded:
+    """A dataclass whose numbers are finite, and within the bounds that their fields' metadata names.
+
+    The bounds are ``least`` and ``most``, or ``above`` and ``below``, which are themselves out of range.
+
+    Raises:
+        ValueError: for NaN, an infinite number, and one out of bounds.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Share(Bounded):
+        ...     share: float = dataclasses.field(metadata={"least": 0, "below": 1})
+        >>> Share(float("nan"))
+        Traceback (most recent call last):
+        ...
+        ValueError: Share needs a finite share of at least 0 and below 1, got nan
+    """
+
+    def __post_init__(self: Any) -> None:
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            bounds = [(holds, words, one.metadata[bound]) for bound, holds, words in _BOUNDS if bound in one.metadata]
+            if not isinstance(value, Real) or (
+                math.isfinite(value) and all(holds(value, number) for holds, _, number in bounds)
+            ):
+                continue
+            wanted = " and ".join(f"{words} {number}" for _, words, number in bounds)
+            raise ValueError(f"{type(self).__name__} needs a finite {one.name} {wanted}".rstrip() + f", got {value}")
