@@ -135,8 +135,14 @@ def _fetch(folder: Path, source: HubDataset | str | Path, target: Path) -> None:
         _write_table(SentEvalReader().get_dataset(senteval_tasks(folder / source)["SICK-R"]), target)
     elif source.endswith(".tar"):
         shutil.rmtree(target, ignore_errors=True)
-        with tarfile.open(hub_file(PRINCETON, source)) as tar:
-            tar.extractall(target, filter="data")
+        archive = hub_file(PRINCETON, source)
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(target, filter="data")
+        except (tarfile.TarError, EOFError) as error:
+            reason = str(error).partition(":\n")[0]  # the lines below say how each kind of archive was tried
+            remedy = "delete it, and the same call fetches it again"
+            raise ValueError(f"{archive} is damaged ({reason}): {remedy}") from error
     else:
         shutil.copyfile(hub_file(PRINCETON, source), target)
 
