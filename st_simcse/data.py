@@ -155,8 +155,10 @@ def _extract(archive: Path, target: Path) -> None:
                         "data are far smaller: it is not what it should be, and nothing was unpacked"
                     )
             tar.extractall(target, filter="data")
-    except tarfile.TarError as error:
-        raise ValueError(f"{archive} is damaged or no tar archive ({error}): delete it to download it again") from error
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(
+            f"{archive} is damaged or no tar archive ({error}): delete it, and the same call fetches it again"
+        ) from error
 
 
 def _write_table(dataset: Any, target: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,10 +38,15 @@ def hub_error(
             raise
         return error
     except Exception as error:
-        if not type(error).__module__.startswith("httpx"):
+        if not is_network_error(error):
             raise
         return error
     return None
+
+
+def is_network_error(error: Exception) -> bool:
+    """Whether the hub's client gave up; its library's errors are no OSError."""
+    return type(error).__module__.split(".")[0] in ("httpx", "httpcore")
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ class HubDataset:
         """
         _ask_hub(self.name)
         try:
-            return load_dataset(self.name, self.subset, split=self.split, streaming=self.streaming)
+            with _downloading(str(self)):
+                return load_dataset(self.name, self.subset, split=self.split, streaming=self.streaming)
         except DatasetsError as error:
             if isinstance(error, OSError):
                 raise
@@ -97,7 +105,8 @@ def hub_file(name: str, file: str) -> Path:
     if Path(name).is_dir():
         return Path(name, file)
     try:
-        path = Path(hf_hub_download(name, file, repo_type="dataset"))
+        with _downloading(f"{file} of {name}"):
+            path = Path(hf_hub_download(name, file, repo_type="dataset"))
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(f"{file} of {name} is not in the local cache, and the hub did not give it") from error
     # The cache names a large file by the SHA-256 that the hub announced, and nobody has compared the two.
@@ -116,6 +125,18 @@ def _sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def _downloading(what: str) -> Iterator[None]:
+    """An OSError that says what was not downloaded, in place of the network library's own."""
+    try:
+        yield
+    except Exception as error:
+        if not is_network_error(error):
+            raise
+        message = f"{what} was not downloaded to its end ({error}): check the network, and do the same again"
+        raise OSError(message) from error
 
 
 def _ask_hub(name: str) -> None:

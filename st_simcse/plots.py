@@ -87,16 +87,17 @@ def plot_alignment_uniformity(
         >>> plot_alignment_uniformity({"cls": history}, getfixture("tmp_path") / "paths.png")
     """
     figure, axes = _figure(path)
+    lines = []
     for run, history in runs.items():
         points = [point for entry in history if (point := _point(entry, name)) is not None]
         if not points:
             raise ValueError(f"run {run!r} has no metrics that end in {name}_alignment and {name}_uniformity")
-        axes.plot(*zip(*points, strict=True), marker=".", label=run)
+        lines += axes.plot(*zip(*points, strict=True), marker=".")
         for begin, end in pairwise(points):
             axes.annotate("", xy=end, xytext=begin, arrowprops={"arrowstyle": "->", "alpha": 0.5})
     axes.set(xlabel="uniformity (less is better)", ylabel="alignment (less is better)")
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    _legend(axes, lines, list(runs))
+    _save(figure, path)
 
 
 def plot_scores(
@@ -122,16 +123,17 @@ def plot_scores(
     """
     figure, axes = _figure(path)
     width = 0.8 / len(rows)
+    bars = []
     for number, (name, row) in enumerate(rows.items()):
         places = [group + (number - (len(rows) - 1) / 2) * width for group in range(len(row))]
         errors = [spreads[name][column] for column in row] if spreads else None
-        axes.bar(places, list(row.values()), width, yerr=errors, capsize=3, label=name)
+        bars.append(axes.bar(places, list(row.values()), width, yerr=errors, capsize=3))
     columns = list(next(iter(rows.values())))
     lowest = min((value for row in rows.values() for value in row.values() if math.isfinite(value)), default=0)
     axes.set(ylabel=label, xticks=range(len(columns)), xticklabels=columns, ylim=(10 * ((lowest - 1) // 10), None))
     axes.grid(axis="y", alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    _legend(axes, bars, list(rows))
+    _save(figure, path)
 
 
 def name_clusters(embeddings: NDArray[Any], texts: Sequence[str], clusters: int) -> list[str]:
@@ -209,11 +211,10 @@ def plot_map(
         axes.scatter(x, y, s=12, alpha=0.6, linewidths=0, c=[colours[classes[row]] for row in order])
         axes.set(title=name, xlabel=labels[0], ylabel=labels[1], xticks=[], yticks=[])
         axes.set_aspect("equal", "datalim")
-    dots = [axes.scatter([], [], color=colour, label=f"{name} ({sizes[name]:,})") for name, colour in colours.items()]
-    legend = figure.legend(handles=dots, loc="outside lower center", ncols=2, fontsize="small")
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a sentence may have dollars
-    figure.savefig(path, dpi=120)
+    dots = [axes.scatter([], [], color=colour) for colour in colours.values()]
+    names = [f"{name} ({sizes[name]:,})" for name in colours]
+    _legend(figure, dots, names, loc="outside lower center", ncols=2, fontsize="small")
+    _save(figure, path)
 
 
 def plot_similarities(
@@ -255,7 +256,7 @@ def plot_similarities(
         axes.set(title=model, xlabel="cosine similarity", xlim=_range(panels.values()))
         axes.legend()
     figure.axes[0].set_ylabel("density")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def _point(entry: Mapping[str, float], name: str) -> tuple[float, float] | None:
@@ -333,3 +334,20 @@ def _figure(path: str | os.PathLike[str], panels: int = 1, **options: Any) -> tu
     # Not pyplot's, which would keep it open, and change how a notebook draws.
     figure = Figure(figsize=(8 if panels == 1 else 6 * panels, 5), layout="constrained")
     return figure, figure.subplots(ncols=panels, **options)
+
+
+def _legend(owner: Figure | Axes, handles: Sequence[Any], names: Sequence[str], **options: Any) -> None:
+    """A legend of all names, also of those with an underscore in front, which matplotlib would leave out."""
+    legend = owner.legend(handles, list(map(str, range(len(names)))), **options)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write the picture with names as they are: `$` would begin mathematics, which few names are."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and "$" in text.get_text():
+            text.set_parse_math(False)
+    figure.savefig(path, dpi=120)

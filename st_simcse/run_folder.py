@@ -47,10 +47,10 @@ def step_of(checkpoint: str | Path) -> int:
 def is_cut_off(checkpoint: Path) -> bool:
     """Whether what a checkpoint writes last is missing or not whole."""
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True
-    return False
+    return not isinstance(state, dict)
 
 
 def last_complete_checkpoint(folder: str | Path) -> str:

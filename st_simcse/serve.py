@@ -21,6 +21,7 @@ __all__ = ["check_port", "launch", "search_page"]
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**62))
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 
 HOST = "127.0.0.1"
 MAX_QUERY_LENGTH = 2_000  # characters; what a model reads of a text is shorter
@@ -29,7 +30,9 @@ MAX_BATCH_SIZE = 64
 MAX_WAITING = 1_000  # further queries are told that the queue is full
 MAX_RESULTS = 50
 MAX_PAIRS = 50
-COMPARISON = 1  # the page's second event, as its browser numbers them
+# The page has no state that a visitor comes back to, and gradio would keep 20 KB for each of the last 10,000 callers.
+MAX_SESSIONS = 20
+SEARCH, COMPARISON = 0, 1  # the page's events, as its browser numbers them
 
 
 def search_page(searcher: Searcher) -> Blocks:
@@ -137,6 +140,7 @@ def launch(page: Blocks, port: int) -> None:
         quiet=True,
         ssr_mode=False,
         enable_monitoring=False,
+        state_session_capacity=MAX_SESSIONS,
         prevent_thread_lock=True,
         app_kwargs={
             "middleware": [
@@ -167,7 +171,7 @@ class _Guard:
             return await self.app(scope, receive, send)
         path = scope["path"]
         origin = Headers(scope=scope).get("origin")
-        if origin is not None and urlsplit(origin).hostname not in self.hosts:
+        if origin is not None and _hostname(origin) not in self.hosts:
             return await PlainTextResponse("foreign origin", 403)(scope, receive, send)
         if path.startswith(self.closed) or (scope["method"] == "POST" and not path.startswith(self.posts)):
             return await PlainTextResponse("not part of this page", 404)(scope, receive, send)
@@ -194,13 +198,28 @@ class _Guard:
         await self.app(scope, replay, send)
 
 
+def _hostname(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:  # such as `http://[`
+        return None
+
+
 def _wrong_with(path: str, body: bytes) -> str | None:
     """What does not fit the event; said before it joins a batch, all of which gradio would fail otherwise."""
     is_comparison = False
     try:
         request = json.loads(body)
         data = request["data"]
-        is_comparison = path.endswith("/compare") or request.get("fn_index") == COMPARISON
+        if path.startswith(_Guard.queries[0]):
+            event = request.get("fn_index")
+            if type(event) is not int or event not in (SEARCH, COMPARISON):  # gradio takes "1" and true as well
+                return f"expected {SEARCH} for a search or {COMPARISON} for a comparison as fn_index"
+            is_comparison = event == COMPARISON
+        else:
+            is_comparison = path.startswith("/gradio_api/call/compare")
+        if request.get("batched"):
+            return "expected one query, not a batch"
         if is_comparison:
             first, second = texts = data
         else:
@@ -208,6 +227,8 @@ def _wrong_with(path: str, body: bytes) -> str | None:
             texts = [query]
         if not all(isinstance(text, str) for text in texts):
             return "expected two texts" if is_comparison else "the query is no text"
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            return "half a surrogate pair is no character: send both halves, or none"
         if (longest := max(map(len, texts))) > MAX_QUERY_LENGTH:
             what = "a text" if is_comparison else "the query"
             return f"{what} has {longest:,} characters, {MAX_QUERY_LENGTH:,} are allowed"

@@ -6,16 +6,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from st_simcse import SimCSETrainer, SimCSETrainingArguments, build_model, cli
+from st_simcse import SimCSETrainer, SimCSETrainingArguments, build_model, cli, data, hub
 from st_simcse.cli import train
 from st_simcse.demo import save_tiny_transformer
 from st_simcse.run_folder import checkpoint_folders, last_complete_checkpoint, rotate, sole_run
@@ -154,6 +156,43 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys, name):
     assert capsys.readouterr().err == f"st-simcse {name}: interrupted\n"
 
 
+def test_a_network_that_fails_is_one_line(monkeypatch):
+    def run(argv):
+        raise httpx.ReadTimeout("the read operation timed out")
+
+    monkeypatch.setattr("st_simcse.cli.data.run", run)
+    with pytest.raises(
+        SystemExit, match=r"^st-simcse data: the network failed \(the read operation timed out\): check"
+    ):
+        cli.main(["data"])
+
+
+def test_a_download_that_breaks_off_says_what_was_not_downloaded(monkeypatch):
+    def broken(*args, **options):
+        raise httpx.RemoteProtocolError("peer closed connection")
+
+    monkeypatch.setattr(hub, "_ask_hub", lambda name: None)
+    for name in ("hf_hub_download", "load_dataset"):
+        monkeypatch.setattr(hub, name, broken)
+    message = r"was not downloaded to its end \(peer closed connection\): check the network, and do the same again"
+    with pytest.raises(OSError, match=rf"^a.tar of owner/name {message}"):
+        hub.hub_file("owner/name", "a.tar")
+    with pytest.raises(OSError, match=rf"^owner/name \(train\) {message}"):
+        hub.HubDataset("owner/name").load()
+
+
+@pytest.mark.parametrize("kept", [100, 5_000])  # within the first header, and within a file
+def test_a_damaged_archive_is_named(tmp_path, monkeypatch, kept):
+    (tmp_path / "a.txt").write_bytes(b"0" * 20_000)
+    archive = tmp_path / "senteval.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(tmp_path / "a.txt", "a.txt")
+    archive.write_bytes(archive.read_bytes()[:kept])
+    monkeypatch.setattr(data, "hub_file", lambda name, file: archive)
+    with pytest.raises(ValueError, match=f"{archive} is damaged .*: delete it, and the same call fetches it again"):
+        data._fetch(tmp_path, "senteval.tar", tmp_path / "b")
+
+
 @pytest.mark.parametrize(("eval_steps", "evaluations"), [("0.25", [8, 16, 24, 30]), ("12", [12, 24, 30])])
 def test_shares_of_steps_and_the_best_and_last_checkpoint(tmp_path, command, sentences, eval_steps, evaluations):
     pairs = zip(sentences, sentences[3:] + sentences[:3], strict=True)
@@ -199,6 +238,9 @@ def test_damaged_checkpoints(tmp_path, command, trained, caplog):
     train.run([*command(tmp_path / "out"), "--resume_from_checkpoint", "last"])
     assert "cut off while it was saved" in caplog.text
     assert all(torch.equal(weight, _weights(tmp_path / "out")[name]) for name, weight in _weights(trained).items())
+
+    (newest / "trainer_state.json").write_text("[1]")
+    assert last_complete_checkpoint(tmp_path / "out") == str(tmp_path / "out" / "checkpoint-25")
 
     # one that was damaged later is named
     for name in ("model.safetensors", "loss.safetensors", "optimizer.pt", "rng_state.pth", "simcse_run.json"):

@@ -8,6 +8,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
 from sentence_transformers import SentenceTransformer
 
 from st_simcse import cli
@@ -180,6 +182,33 @@ def test_histograms_of_similarities_against_a_loop(tmp_path, drawn):
         plot_similarities({"one": embeddings}, texts[:2], tmp_path / "none.png")
     with pytest.raises(ValueError, match="texts have 5, 4 rows"):
         plot_similarities({"one": embeddings[:2]}, [texts[0], texts[1][:4]], tmp_path / "none.png")
+
+
+ODD = ["_base", "$\\frac$ and $", "cost $5_6$", "a\\$b", "__"]
+
+
+def test_names_are_drawn_as_they_are_written(tmp_path, drawn):
+    """No mathematics, and none left out of the legend."""
+    history = [{"uniformity": -3.0, "alignment": 0.1}]
+    points = {name: np.eye(5) + number for number, name in enumerate(ODD)}
+    texts = [list("abcde"), list("fghij")]
+    paths = [tmp_path / f"{name}.svg" for name in ("paths", "scores", "map", "similarities")]
+    plot_alignment_uniformity(dict.fromkeys(ODD, history), paths[0])
+    plot_scores({name: dict.fromkeys(ODD, 80.0) for name in ODD}, paths[1], "$x$")
+    plot_map(points, ODD, paths[2])
+    plot_similarities({name: [rows, rows] for name, rows in points.items()}, texts, paths[3])
+    legends = [figure.legends or figure.axes[0].get_children() for figure, _ in drawn]
+    legends = [next(one for one in some if isinstance(one, Legend)) for some in legends]
+    assert [text.get_text() for text in legends[0].get_texts()] == ODD
+    assert [text.get_text() for text in legends[1].get_texts()] == ODD
+    assert [text.get_text() for text in legends[2].get_texts()] == [f"{name} (1)" for name in ODD]
+    assert [label.get_text() for label in drawn[1][1].get_xticklabels()] == ODD
+    assert drawn[1][1].get_ylabel() == "$x$"
+    for figure, _ in (drawn[2], drawn[3]):
+        assert [axes.get_title() for axes in figure.axes] == ODD
+    for path, (figure, _) in zip(paths, drawn, strict=True):
+        assert "</svg>" in path.read_text()
+        assert not any(text.get_parse_math() for text in figure.findobj(Text) if "$" in text.get_text())
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
 import json
 import os
+import resource
+import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from torch.nn.functional import normalize
 
 from st_simcse import Searcher, cli, search
 from st_simcse.checkpoints import load_model
+from st_simcse.cli import encode
 from st_simcse.corpus import generate_corpus
 from st_simcse.demo import tiny_model
 from st_simcse.fingerprint import fingerprint, text_digest
@@ -449,6 +454,159 @@ def test_settings_of_indexes_are_checked_and_faiss_is_named_where_it_lacks(model
     for use in (HNSWIndex, lambda: Searcher.load(tmp_path, model)):
         with pytest.raises(ImportError, match=r'this index needs faiss: pip install "st_simcse\[search\]"'):
             use()
+
+
+def test_programs_that_open_a_folder_at_once_complete_it_once(tmp_path, model, sentences, monkeypatch):
+    Searcher(model).build_index(sentences, tmp_path, HNSWIndex(4))
+    (tmp_path / "hnsw4.faiss").unlink()
+    all_there, made = threading.Barrier(5), []
+    neighbours, factory = IndexFolder.neighbours, faiss.index_factory
+
+    def together(folder):
+        all_there.wait(60)
+        return neighbours(folder)
+
+    def noted(*args):
+        made.append(args)
+        return factory(*args)
+
+    monkeypatch.setattr(IndexFolder, "neighbours", together)
+    monkeypatch.setattr(faiss, "index_factory", noted)
+    with ThreadPoolExecutor(5) as pool:
+        searchers = list(pool.map(lambda _: Searcher.load(tmp_path, model), range(5)))
+    assert len(made) == 1
+    assert not list(tmp_path.glob("*.tmp"))
+    for searcher in searchers:
+        assert searcher.search(sentences[3], top_k=1)[0]["corpus_id"] == 3
+
+
+@pytest.fixture
+def small_files():
+    """Files cannot grow beyond a size, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_said_and_the_same_call_goes_on(tmp_path, model, sentences, embedded, small_files):
+    searcher = Searcher(model)
+    searcher.build_index(sentences * 100, tmp_path)
+    whole = tmp_path / "hnsw32.faiss"
+    searcher.build_index(sentences * 100, tmp_path, HNSWIndex(32))
+    size = whole.stat().st_size
+    whole.unlink()
+    small_files(size - 1)  # one byte short, which faiss's own file would not report
+    embedded.clear()
+    with pytest.raises(OSError, match=f"cannot write to {tmp_path} .*File too large.*the same call goes on once"):
+        searcher.build_index(sentences * 100, tmp_path, HNSWIndex(32))
+    assert not whole.exists()
+    assert not list(tmp_path.glob("*.tmp"))
+    small_files(size)
+    searcher.build_index(sentences * 100, tmp_path, HNSWIndex(32))
+    assert faiss.read_index(str(whole)).ntotal == 800
+    assert embedded == []
+    small_files(50_000)  # less than the embeddings take
+    with pytest.raises(OSError, match="cannot write to .*other .*File too large"):
+        Searcher(model).build_index(sentences * 100, tmp_path / "other")
+
+
+@pytest.mark.parametrize("ending", ["npy", "parquet", "safetensors"])
+def test_encode_on_a_full_disk_is_a_line(tmp_path, tiny_bert, sentences, embedded, small_files, ending, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("\n".join(sentences * 100))
+    words = ["encode", "--model", tiny_bert, "--corpus", "corpus.txt", "--output_file", f"e.{ending}"]
+    write = encode._write
+
+    def short(searcher, path):
+        small_files(1_000)
+        write(searcher, path)
+
+    monkeypatch.setattr(encode, "_write", short)
+    with pytest.raises(
+        SystemExit, match=f"st-simcse encode: cannot write e.{ending} .*the same command goes on with them"
+    ):
+        cli.main(words)
+    small_files(2**30)
+    monkeypatch.setattr(encode, "_write", write)
+    cli.main(words)
+    assert embedded == sentences * 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", f"e.{ending}"]
+
+
+def test_encode_goes_on_after_it_was_killed_while_it_cleaned_up(tmp_path, tiny_bert, sentences, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("\n".join(sentences))
+    words = ["encode", "--model", tiny_bert, "--corpus", "corpus.txt", "--output_file", "e.npy"]
+    remove = shutil.rmtree
+
+    def killed(folder, ignore_errors=False):
+        if ignore_errors:  # at the beginning
+            remove(folder, ignore_errors=True)
+        else:
+            Path(folder, "index.json").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(encode.shutil, "rmtree", killed)
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    monkeypatch.setattr(encode.shutil, "rmtree", remove)
+    expected = np.load("e.npy")
+    Path("e.npy").unlink()
+    cli.main(words)
+    assert np.load("e.npy") == pytest.approx(expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "e.npy"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        "deep",
+        {"model": 1},
+        {"versions": None},
+        {"texts": {}},
+        {"texts": [1]},
+        {"texts": [{"rows": "8", "digest": "a"}]},
+        {"finished": 2},
+        {"finished": "1"},
+        {"index": []},
+        {"index": {"kind": "exact", "links": 3}},
+        {"index": {"kind": []}},
+        {"index": {"kind": "hnsw"}},
+    ],
+)
+def test_descriptions_of_another_shape_are_refused(tmp_path, model, sentences, changes):
+    Searcher(model).build_index(sentences, tmp_path)
+    file = tmp_path / "index.json"
+    changed = json.loads(file.read_text()) | changes if isinstance(changes, dict) else changes
+    file.write_text("[" * 100_000 if changes == "deep" else json.dumps(changed))
+    with pytest.raises(ValueError, match="index.json is no description of an index .*: delete the folder, and build"):
+        Searcher.load(tmp_path, model)
+
+
+def test_damaged_texts_and_embeddings_of_another_shape_are_refused(tmp_path, model, sentences):
+    Searcher(model).build_index(sentences, tmp_path)
+    (arrow,) = (tmp_path / "texts" / "0").glob("*.arrow")
+    files = {arrow: arrow.read_bytes()[:-300], tmp_path / "texts/0/state.json": b"[]"}
+    for file, data in files.items():
+        whole = file.read_bytes()
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match=f"texts/0 is damaged .*: delete {tmp_path}, and build the index again"):
+            Searcher.load(tmp_path, model)
+        file.write_bytes(whole)
+    embeddings = np.load(tmp_path / "embeddings.npy")
+    for other, message in [
+        (embeddings.astype(np.float64), "is damaged .float64 of the shape"),
+        (embeddings[0], "is damaged .float32 of the shape"),
+        (np.concatenate([embeddings, embeddings]), "has 16 rows and index.json 8: .*delete it, and make the last call"),
+    ]:
+        np.save(tmp_path / "embeddings.npy", other)
+        with pytest.raises(ValueError, match=f"embeddings.npy {message}"):
+            Searcher.load(tmp_path, model)
 
 
 def test_the_commands_encode_index_and_search(tmp_path, tiny_bert, sentences, capsys, monkeypatch):

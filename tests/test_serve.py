@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from gradio.state_holder import SessionState
 from gradio_client import Client
 from sentence_transformers import SentenceTransformer
 
@@ -18,7 +20,7 @@ from st_simcse import cli, search
 from st_simcse.checkpoints import load_model
 from st_simcse.demo import tiny_model
 from st_simcse.search import cached_searcher
-from st_simcse.serve import MAX_QUERY_LENGTH, launch, search_page
+from st_simcse.serve import MAX_QUERY_LENGTH, MAX_SESSIONS, launch, search_page
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,7 @@ def url(tiny, corpus, tmp_path_factory):
     assert not (folder / "gradio").exists(), "the page wrote files"
 
 
+EVENT = {"time", "status", "process_time", "function", "session_hash"}  # what gradio's statistics have of a query
 JSON = {"Content-Type": "application/json"}
 
 
@@ -117,6 +120,7 @@ def test_queries_that_wait_are_embedded_together_and_a_bad_one_fails_alone(url, 
         ("a dog", 1, float("nan"), "expected 1 to 50 results and a cosine similarity from 0 to 1"),
         ("a dog", "many", 0.0, "expected the data [query, number of results, least cosine similarity]"),
         ("a dog", "expected the data [query, number of results, least cosine similarity]"),
+        ("a \ud83d dog", 1, 0.0, "half a surrogate pair is no character: send both halves, or none"),
     ]
     with ThreadPoolExecutor(40) as pool:
         answers = [pool.submit(_ask, url, sentence, 1, 0.0) for sentence in sentences * 3]
@@ -130,6 +134,45 @@ def test_queries_that_wait_are_embedded_together_and_a_bad_one_fails_alone(url, 
         assert f"[[1.0,{sentence!r}]]".replace("'", '"') in data.replace(": ", ":").replace(", ", ",")
     assert sum(batches) == 24
     assert len(batches) <= 3
+
+
+def test_half_a_surrogate_is_refused_on_either_side_of_a_comparison_and_a_whole_pair_is_text(url):
+    half = "half a surrogate pair is no character: send both halves, or none"
+    for data in (["\ud83d", "a"], ["a", "\ude00"]):
+        assert _ask(url, *data, event="compare") == (422, half)
+    body = b'{"data": ["\\ud83d\\ude00", 1, 0.0]}'
+    assert httpx.post(f"{url}/gradio_api/call/search", content=body, headers=JSON).status_code == 200
+
+
+@pytest.mark.parametrize("number", ["1", True, 1.0, 2, -1, None, [1]])
+def test_an_event_has_its_number_and_no_other_spelling_of_it(url, number):
+    """What gradio would take for the comparison is not looked at as a search, nor the reverse."""
+    for data in (["a dog", 5, 0.3], ["a", "b"]):
+        body = {"data": data, "fn_index": number, "session_hash": "abc"}
+        answer = httpx.post(f"{url}/gradio_api/queue/join", json=body)
+        expected = (422, "expected 0 for a search or 1 for a comparison as fn_index")
+        assert (answer.status_code, answer.json()["detail"]) == expected
+    whole = {"data": ["a dog", 5, 0.3], "session_hash": "abc"}
+    answer = httpx.post(f"{url}/gradio_api/queue/join", json=whole | {"fn_index": 0, "batched": True})
+    assert (answer.status_code, answer.json()["detail"]) == (422, "expected one query, not a batch")
+    joined = httpx.post(f"{url}/gradio_api/call/compare/", json={"data": ["a dog", 5, 0.3]})
+    assert (joined.status_code, joined.json()["detail"]) == (422, "expected the data [text, text]")
+
+
+def test_queries_leave_nothing_of_their_callers_behind(url):
+    """Objects that gradio keeps, in thousands, of everybody who asked: 15 to 30 KB a query."""
+
+    def kept():
+        gc.collect()
+        objects = gc.get_objects()
+        sessions = sum(type(one) is SessionState for one in objects)
+        return sessions, sum(type(one) is dict and one.keys() == EVENT for one in objects)
+
+    for number in range(3 * MAX_SESSIONS):
+        assert _ask(url, f"a dog {number}", 1, 0.0)[0] == "complete"
+    sessions, events = kept()
+    assert sessions <= MAX_SESSIONS + 1  # and one that is being answered
+    assert events <= 1
 
 
 def test_a_long_query_is_refused_with_the_limit(url):
@@ -156,7 +199,8 @@ def test_foreign_hosts_and_origins_are_refused(url, path):
     assert httpx.get(url + path, headers={"Host": f"localhost:{port}"}).status_code == 200
     assert httpx.get(url + path, headers={"Host": f"evil.example:{port}"}).status_code == 400
     assert httpx.get(url + path, headers={"Origin": url}).status_code == 200
-    assert httpx.get(url + path, headers={"Origin": "http://evil.example"}).status_code == 403
+    for origin in ("http://evil.example", "http://[", "http://[x]", "null", ""):
+        assert httpx.get(url + path, headers={"Origin": origin}).status_code == 403, origin
 
 
 @pytest.fixture

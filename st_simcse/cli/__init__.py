@@ -57,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             import_module(f"st_simcse.cli.{command}").run(rest)
         except (ImportError, OSError, ValueError, SafetensorError) as error:
             sys.exit(printable(f"st-simcse {command}: {error}", lines=True))
+        except Exception as error:
+            from st_simcse.hub import is_network_error
+
+            if not is_network_error(error):
+                raise
+            sys.exit(f"st-simcse {command}: the network failed ({error}): check it, and run the same command again")
         except KeyboardInterrupt:
             print(f"st-simcse {command}: interrupted", file=sys.stderr)
             sys.exit(130)  # 128 and the number of SIGINT, as shells expect
