@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
 
@@ -96,15 +96,16 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     adapters are merged into what is saved; the model itself stays as it is.
 
     Args:
-        model: a Transformer with CLS or mean pooling, and perhaps one Dense module with Tanh of the same width.
+        model: a Transformer with CLS or mean pooling, perhaps one Dense module with Tanh of the same width, and perhaps
+            Normalize; ``truncate_dim`` becomes a part of the expression.
         folder: where the files go.
 
     Returns:
         The expression that gives the embeddings, with ``inputs`` the tokenized texts and ``outputs`` the model's:
-        ``outputs.pooler_output``, for example.
+        ``outputs.pooler_output``, for example; ``torch.nn.functional.normalize`` is a part of it after Normalize.
 
     Raises:
-        ValueError: for modules that AutoModel cannot stand in for.
+        ValueError: for modules that AutoModel cannot stand in for, and for a default prompt, which it does not know.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -113,6 +114,14 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     """
     transformer, pooling, *rest = model
     kinds = [type(module).__name__ for module in model]
+    if model.default_prompt_name is not None and (prompt := model.prompts.get(model.default_prompt_name)):
+        raise ValueError(
+            f"the model puts {prompt!r} before every text (its prompt {model.default_prompt_name!r}), which AutoModel "
+            "does not: set model.default_prompt_name = None, save the model and put the prompt there yourself"
+        )
+    normalizes = bool(rest) and isinstance(rest[-1], Normalize)
+    if normalizes:
+        rest.pop()
     if not (isinstance(transformer, Transformer) and isinstance(pooling, Pooling)) or len(rest) > 1:
         raise ValueError(f"AutoModel gives what a Transformer and a Pooling give, this model has {kinds}")
     mode = pooling.pooling_mode
@@ -139,6 +148,10 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
         expression = f"(outputs.last_hidden_state * {mask}).sum(1) / {mask}.sum(1)"
     else:
         raise ValueError(f"save_transformer knows CLS and mean pooling, this model has {mode!r}")
+    if normalizes:
+        expression = f"torch.nn.functional.normalize({expression}, dim=-1)"
+    if model.truncate_dim is not None:
+        expression = f"({expression})[:, :{model.truncate_dim}]"
     backbone.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return expression

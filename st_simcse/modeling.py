@@ -31,6 +31,7 @@ from st_simcse.layers import keep_layers
 from st_simcse.lora import adapters, add_lora, train_adapter
 from st_simcse.model_files import cached_file, full_name, weights_file
 from st_simcse.original import recognise, trained_mlp
+from st_simcse.pickling import make_picklable
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -71,8 +72,8 @@ def build_model(
     Args:
         name_or_path: a folder, or a model's name on the Hugging Face hub.
         pooling: None is the pooling that the model was saved with, that of a checkpoint of the original SimCSE code
-            (:func:`~st_simcse.load_simcse`), and ``cls`` for any other bare transformer, which is logged. ``cls`` the last
-            layer's first token, before BERT's own pooler; ``mean`` the average of the last layer's tokens;
+            (:func:`~st_simcse.load_simcse`), and ``cls`` for any other bare transformer, which is logged. ``cls`` the
+            last layer's first token, before BERT's own pooler; ``mean`` the average of the last layer's tokens;
             ``lasttoken`` its last one and ``weightedmean`` their average with weights 1, 2, 3, ... (SGPT), for causal
             decoders; ``first_last_avg`` and ``last2_avg`` the tokens' average over the first and the last, or the last
             two layers (section 6.3). The first layer is the first transformer layer, as in the authors' code of today;
@@ -207,6 +208,7 @@ def _load(name_or_path: str | os.PathLike[str], device: str | None = None, **opt
             f"{name}: its pickled weights hold more than tensors, which could run code, so nothing of them was read or "
             "run; ask whoever made them for safetensors files"
         ) from error
+    make_picklable(model)
     modules = cached_file(name, "modules.json", **options)
     for folder in [module["path"] for module in json.loads(modules.read_bytes())] if modules else [""]:
         weights = weights_file(name, folder, **options)
@@ -228,8 +230,8 @@ def _pool_bare(
         if original.has_lost_pooler:
             raise ValueError(
                 f"{name} is a checkpoint of princeton-nlp/SimCSE ({evidence}) without an MLP of that code, so that "
-                "another --pooler_type than cls trained it, which no file says: pass pooling (--pooling), mean for avg, "
-                "cls for cls_before_pooler, first_last_avg for avg_first_last, last2_avg for avg_top2; "
+                "another --pooler_type than cls trained it, which no file says: pass pooling (--pooling), mean for "
+                "avg, cls for cls_before_pooler, first_last_avg for avg_first_last, last2_avg for avg_top2; "
                 "build_model(folder, pooling=...).save_pretrained(...) keeps it"
             )
         if supervised is None:
