@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
-from torch import Tensor, nn
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
-from transformers.modeling_utils import load_state_dict
 
 from st_simcse.lora import adapters, merge_adapters
-from st_simcse.modeling import build_model, cached_file, load_sentence_transformer, weights_file
+from st_simcse.model_files import cached_file
+from st_simcse.modeling import PoolingMode, build_model, load_pooled
+from st_simcse.original import recognise
 
 __all__ = ["load_model", "load_simcse", "loading_class", "save_transformer"]
-
-# Where the MLP lies in a checkpoint: as the training script writes it, and as published, in place of BERT's own pooler.
-_MLP_NAMES = ("mlp.dense", "pooler.dense", "bert.pooler.dense", "roberta.pooler.dense")
 
 
 def load_simcse(
@@ -40,7 +36,7 @@ def load_simcse(
 
     Args:
         name_or_path: a folder, or a model's name on the Hugging Face hub.
-        supervised: which of the two it is; told from ``unsup-simcse`` or ``sup-simcse`` in the name when left out.
+        supervised: which of the two it is; told from ``unsup-simcse`` or ``sup-simcse`` in the path when left out.
         max_seq_length: longer texts are cut off after so many tokens; 128, as the authors' tool does, when left out.
         device: where the model is put; ST chooses when left out.
         **options: for :func:`~st_simcse.build_model`.
@@ -58,39 +54,38 @@ def load_simcse(
         >>> [type(module).__name__ for module in model], model.encode("A man.").shape
         (['Transformer', 'Pooling', 'Dense'], (32,))
     """
-    model = build_model(name_or_path, None, max_seq_length, device=device, **options)
-    if cached_file(name_or_path, "modules.json", **options):
-        if supervised is not None:
-            raise ValueError(f"{name_or_path} was saved as a SentenceTransformer with its pooler: leave supervised out")
-        return model
-    if supervised is None:
-        name = Path(name_or_path).name.lower()
-        if "sup-simcse" not in name:
-            raise ValueError(
-                f"{name_or_path}: the name holds neither unsup-simcse nor sup-simcse, and the two need different "
-                "poolers; pass supervised=True or supervised=False"
-            )
-        supervised = "unsup-simcse" not in name
-    if supervised:
-        # Copies: what is read may be the file itself, mapped.
-        weight, bias = (tensor.clone() for tensor in _mlp(name_or_path, options))
-        width_out, width_in = weight.shape
-        dense = Dense(width_in, width_out, activation_function=nn.Tanh(), init_weight=weight, init_bias=bias)
-        model.append(dense.to(model.device, model.dtype))
+    model = build_model(name_or_path, None, max_seq_length, device=device, supervised=supervised, **options)
+    is_plain = cached_file(name_or_path, "modules.json", **options) is None
+    if is_plain and supervised is None and recognise(name_or_path, **options) is None:
+        raise ValueError(
+            f"{name_or_path}: the name holds neither unsup-simcse nor sup-simcse, and the two need different "
+            "poolers; pass supervised=True or supervised=False"
+        )
     return model
 
 
-def load_model(name_or_path: str | os.PathLike[str]) -> SentenceTransformer:
-    """Any model to evaluate or search with: SimCSE's checkpoints by :func:`load_simcse`, all others as ST loads them.
+def load_model(
+    name_or_path: str | os.PathLike[str], pooling: PoolingMode | None = None, max_seq_length: int | None = None
+) -> SentenceTransformer:
+    """Any model to evaluate or search with, which embeds as what :func:`~st_simcse.build_model` makes of it to train.
 
-    For weights and code the rules of :func:`~st_simcse.build_model` hold.
+    A checkpoint of the original SimCSE code gets its pooler, any other transformer that was saved without a pooling
+    gets ``cls``, and both are logged.
+
+    Args:
+        name_or_path: as in :func:`~st_simcse.build_model`.
+        pooling: as in :func:`~st_simcse.build_model`.
+        max_seq_length: as in :func:`~st_simcse.build_model`.
+
+    Raises:
+        ValueError: as :func:`~st_simcse.build_model`.
+        OSError: as :func:`~st_simcse.build_model`.
 
     Example:
         >>> load_model(getfixture("pretrained")).get_embedding_dimension()
         384
     """
-    is_simcse = "sup-simcse" in Path(name_or_path).name.lower()
-    return load_simcse(name_or_path) if is_simcse else load_sentence_transformer(name_or_path)
+    return load_pooled(name_or_path, pooling, max_seq_length)
 
 
 def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str]) -> str:
@@ -101,15 +96,16 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     adapters are merged into what is saved; the model itself stays as it is.
 
     Args:
-        model: a Transformer with CLS or mean pooling, and perhaps one Dense module with Tanh of the same width.
+        model: a Transformer with CLS or mean pooling, perhaps one Dense module with Tanh of the same width, and perhaps
+            Normalize; ``truncate_dim`` becomes a part of the expression.
         folder: where the files go.
 
     Returns:
         The expression that gives the embeddings, with ``inputs`` the tokenized texts and ``outputs`` the model's:
-        ``outputs.pooler_output``, for example.
+        ``outputs.pooler_output``, for example; ``torch.nn.functional.normalize`` is a part of it after Normalize.
 
     Raises:
-        ValueError: for modules that AutoModel cannot stand in for.
+        ValueError: for modules that AutoModel cannot stand in for, and for a default prompt, which it does not know.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -118,6 +114,14 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     """
     transformer, pooling, *rest = model
     kinds = [type(module).__name__ for module in model]
+    if model.default_prompt_name is not None and (prompt := model.prompts.get(model.default_prompt_name)):
+        raise ValueError(
+            f"the model puts {prompt!r} before every text (its prompt {model.default_prompt_name!r}), which AutoModel "
+            "does not: set model.default_prompt_name = None, save the model and put the prompt there yourself"
+        )
+    normalizes = bool(rest) and isinstance(rest[-1], Normalize)
+    if normalizes:
+        rest.pop()
     if not (isinstance(transformer, Transformer) and isinstance(pooling, Pooling)) or len(rest) > 1:
         raise ValueError(f"AutoModel gives what a Transformer and a Pooling give, this model has {kinds}")
     mode = pooling.pooling_mode
@@ -144,6 +148,10 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
         expression = f"(outputs.last_hidden_state * {mask}).sum(1) / {mask}.sum(1)"
     else:
         raise ValueError(f"save_transformer knows CLS and mean pooling, this model has {mode!r}")
+    if normalizes:
+        expression = f"torch.nn.functional.normalize({expression}, dim=-1)"
+    if model.truncate_dim is not None:
+        expression = f"({expression})[:, :{model.truncate_dim}]"
     backbone.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return expression
@@ -167,24 +175,3 @@ def loading_class(model: SentenceTransformer) -> str:
 
 def _pooler(transformer: PreTrainedModel) -> nn.Linear | None:
     return getattr(getattr(transformer, "pooler", None), "dense", None)
-
-
-def _mlp(name_or_path: str | os.PathLike[str], options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the trained MLP, from the files that the transformer was loaded from a moment ago."""
-    file = weights_file(name_or_path, **options)
-    if file is not None and file.name.endswith(".index.json"):
-        shards = sorted(set(json.loads(file.read_bytes())["weight_map"].values()))
-        files = [cached_file(name_or_path, shard, **options) for shard in shards]
-    else:
-        files = [file]
-    found: dict[str, Tensor] = {}
-    for path in filter(None, files):
-        weights = load_state_dict(path)
-        found |= {name: weights[name] for name in weights if name.rpartition(".")[0] in _MLP_NAMES}
-    for name in _MLP_NAMES:
-        if f"{name}.weight" in found:
-            return found[f"{name}.weight"], found[f"{name}.bias"]
-    raise ValueError(
-        f"{file or name_or_path} has no MLP, that is none of {', '.join(_MLP_NAMES)}: if it was trained without "
-        "supervision, pass supervised=False"
-    )

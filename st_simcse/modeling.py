@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.modules import (
     Transformer,
     WeightedLayerPooling,
 )
-from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, batch_to_device, load_file_path
+from sentence_transformers.util import batch_to_device
 from torch import nn
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
@@ -29,16 +29,19 @@ from st_simcse.hub import hub_error
 from st_simcse.initialisation import initialise
 from st_simcse.layers import keep_layers
 from st_simcse.lora import adapters, add_lora, check_peft, train_adapter
+from st_simcse.model_files import cached_file, full_name, weights_file
+from st_simcse.original import recognise, trained_mlp
+from st_simcse.pickling import make_picklable
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["build_model", "cached_file", "load_sentence_transformer", "weights_file"]
+__all__ = ["build_model", "load_pooled"]
 
 logger = logging.getLogger(__name__)
 
-# As transformers looks for them: safetensors first, whole or in shards, pickled ones where there are no others.
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# What a tokenizer says that knows no length is larger.
+_UNKNOWN_LENGTH = 10**9
 
 PoolingMode = Literal["cls", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
 
@@ -54,6 +57,7 @@ def build_model(
     dropout: float | None = None,
     bidirectional: bool = False,
     lora: PeftConfig | None = None,
+    supervised: bool | None = None,
     **options: Any,
 ) -> SentenceTransformer:
     """A SentenceTransformer to train: as it was saved, or a pretrained transformer with one of the paper's poolings.
@@ -67,8 +71,9 @@ def build_model(
 
     Args:
         name_or_path: a folder, or a model's name on the Hugging Face hub.
-        pooling: None is the pooling that the model was saved with, and ``cls`` for a bare transformer. ``cls`` the last
-            layer's first token, before BERT's own pooler; ``mean`` the average of the last layer's tokens;
+        pooling: None is the pooling that the model was saved with, that of a checkpoint of the original SimCSE code
+            (:func:`~st_simcse.load_simcse`), and ``cls`` for any other bare transformer, which is logged. ``cls`` the
+            last layer's first token, before BERT's own pooler; ``mean`` the average of the last layer's tokens;
             ``lasttoken`` its last one and ``weightedmean`` their average with weights 1, 2, 3, ... (SGPT), for causal
             decoders; ``first_last_avg`` and ``last2_avg`` the tokens' average over the first and the last, or the last
             two layers (section 6.3). The first layer is the first transformer layer, as in the authors' code of today;
@@ -92,13 +97,16 @@ def build_model(
             SentenceTransformer loads beside the model that it was trained on, without what was set here:
             ``build_model`` has to set it again. :func:`~st_simcse.merge_lora` makes a plain model of both. When left
             out, an adapter that was saved is trained on.
+        supervised: whether a checkpoint of the original SimCSE code keeps its MLP; told from its name when left out.
         **options: for SentenceTransformer, such as ``config_kwargs={"layer_norm_eps": 1e-6}`` or ``revision``.
 
     Raises:
         ValueError: for an unknown pooling, a transformer too shallow for it, ``layers`` that it does not have or that
             the model's own pooling averages, CLS pooling of a causal decoder, ``bidirectional`` of an architecture that
             ignores it, ``lora`` of a model that has an adapter, a model without token embeddings, a max_seq_length
-            below 1, a dropout outside [0, 1) or beside one in ``config_kwargs``, and a pickle of more than tensors.
+            below 1, a dropout outside [0, 1) or beside one in ``config_kwargs``, a pickle of more than tensors, and a
+            checkpoint of the original SimCSE code that does not tell its pooler, unless ``supervised`` or ``pooling``
+            does.
         ImportError: for an adapter without peft, or with a peft that transformers does not take.
         OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
 
@@ -107,38 +115,19 @@ def build_model(
         >>> model.encode(["A man plays a guitar.", "Two dogs run."]).shape
         (2, 32)
     """
-    if pooling is not None and pooling not in get_args(PoolingMode):
-        *modes, last = get_args(PoolingMode)
-        raise ValueError(f"unknown pooling {pooling!r}: choose {', '.join(modes)} or {last}")
     twice = [name for name in options.get("config_kwargs") or {} if "drop" in name]
     if dropout is not None and twice:
         raise ValueError(f"dropout={dropout} is for {', '.join(twice)} of config_kwargs too: pass one or the other")
-    if pooling in ("first_last_avg", "last2_avg"):
-        options["config_kwargs"] = (options.get("config_kwargs") or {}) | {"output_hidden_states": True}
-    model = load_sentence_transformer(name_or_path, device, **options)
-    was_saved = cached_file(name_or_path, "modules.json", **options) is not None
-    if layers is not None:
-        if pooling is None and any(isinstance(module, WeightedLayerPooling) for module in model):
-            raise ValueError(f"{name_or_path} averages layers, of which layers={layers} drops some: pass pooling too")
-        keep_layers(model, layers)
-    pools = any(isinstance(module, Pooling) for module in model)
-    if pooling is not None or (pools and not was_saved):
-        if not (pools and isinstance(model[0], Transformer)):
-            raise ValueError(f"pooling needs a transformer's token embeddings, {name_or_path} has {_kinds(model)}")
-        _set_pooling(model, pooling or "cls", f"{name_or_path} was saved with" if was_saved else None)
-    if bidirectional:
-        _look_both_ways(model, name_or_path)
-    if _takes_first_token(model) and not _first_token_sees_last(model):
-        raise ValueError(
-            f"{name_or_path}: its first token sees none of those behind it, as in causal decoders, so that CLS pooling "
-            "embeds every text alike: pass pooling='mean' (--pooling mean), lasttoken or weightedmean, or "
-            "bidirectional=True (--bidirectional)"
-        )
-    _set_padding(model, name_or_path)
-    if max_seq_length is not None:
-        _set_length(model, max_seq_length)
-    elif not was_saved and model.max_seq_length is not None:
-        model.max_seq_length = min(128, model.max_seq_length)
+    model = load_pooled(
+        name_or_path,
+        pooling,
+        max_seq_length,
+        device,
+        layers=layers,
+        bidirectional=bidirectional,
+        supervised=supervised,
+        **options,
+    )
     if dropout is not None:
         set_dropout(model, dropout)
     if dense:
@@ -153,16 +142,64 @@ def build_model(
     return model
 
 
-def load_sentence_transformer(
-    name_or_path: str | os.PathLike[str], device: str | None = None, **options: Any
+def load_pooled(
+    name_or_path: str | os.PathLike[str],
+    pooling: PoolingMode | None = None,
+    max_seq_length: int | None = None,
+    device: str | None = None,
+    *,
+    layers: int | None = None,
+    bidirectional: bool = False,
+    supervised: bool | None = None,
+    **options: Any,
 ) -> SentenceTransformer:
-    """What ``SentenceTransformer(name_or_path)`` is, by the rules that :func:`build_model` has for weights and code.
+    """What :func:`build_model` and :func:`~st_simcse.checkpoints.load_model` share: the same embeddings in both.
+
+    Arguments and errors are those of :func:`build_model`.
 
     Example:
-        >>> load_sentence_transformer(getfixture("pretrained")).max_seq_length
+        >>> load_pooled(getfixture("pretrained")).max_seq_length
         256
     """
-    name = _full_name(name_or_path)
+    if pooling is not None and pooling not in get_args(PoolingMode):
+        *modes, last = get_args(PoolingMode)
+        raise ValueError(f"unknown pooling {pooling!r}: choose {', '.join(modes)} or {last}")
+    if pooling in ("first_last_avg", "last2_avg"):
+        options["config_kwargs"] = (options.get("config_kwargs") or {}) | {"output_hidden_states": True}
+    model = _load(name_or_path, device, **options)
+    was_saved = cached_file(name_or_path, "modules.json", **options) is not None
+    if supervised is not None and (was_saved or pooling is not None):
+        reason = (
+            f"pooling={pooling!r} is asked for" if pooling else f"{name_or_path} was saved as a SentenceTransformer"
+        )
+        raise ValueError(f"{reason}, which says where the embeddings come from: leave supervised out")
+    if layers is not None:
+        if pooling is None and any(isinstance(module, WeightedLayerPooling) for module in model):
+            raise ValueError(f"{name_or_path} averages layers, of which layers={layers} drops some: pass pooling too")
+        keep_layers(model, layers)
+    pools = any(isinstance(module, Pooling) for module in model)
+    if pooling is not None:
+        if not (pools and isinstance(model[0], Transformer)):
+            raise ValueError(f"pooling needs a transformer's token embeddings, {name_or_path} has {_kinds(model)}")
+        _set_pooling(model, pooling, f"{name_or_path} was saved with" if was_saved else None)
+    elif pools and not was_saved:
+        _pool_bare(model, name_or_path, supervised, options)
+    if bidirectional:
+        _look_both_ways(model, name_or_path)
+    if _takes_first_token(model) and not _first_token_sees_last(model):
+        raise ValueError(
+            f"{name_or_path}: its first token sees none of those behind it, as in causal decoders, so that CLS pooling "
+            "embeds every text alike: pass pooling='mean' (--pooling mean), lasttoken or weightedmean, or "
+            "bidirectional=True (--bidirectional), and save the model for what has no such option"
+        )
+    _set_padding(model, name_or_path)
+    _set_length(model, max_seq_length, was_saved)
+    return model
+
+
+def _load(name_or_path: str | os.PathLike[str], device: str | None = None, **options: Any) -> SentenceTransformer:
+    """What ``SentenceTransformer(name_or_path)`` is, by the rules that :func:`build_model` has for weights and code."""
+    name = full_name(name_or_path)
     if not options.get("local_files_only"):
         options["local_files_only"] = not _is_reachable(name, options)
     if cached_file(name, ADAPTER_CONFIG_NAME, **options) is not None:
@@ -174,6 +211,7 @@ def load_sentence_transformer(
             f"{name}: its pickled weights hold more than tensors, which could run code, so nothing of them was read or "
             "run; ask whoever made them for safetensors files"
         ) from error
+    make_picklable(model)
     modules = cached_file(name, "modules.json", **options)
     for folder in [module["path"] for module in json.loads(modules.read_bytes())] if modules else [""]:
         weights = weights_file(name, folder, **options)
@@ -184,35 +222,36 @@ def load_sentence_transformer(
     return model
 
 
-def weights_file(name_or_path: str | os.PathLike[str], subfolder: str = "", **options: Any) -> Path | None:
-    """The file that the weights of a model were loaded from, or the index of its shards; None if it has none.
-
-    Example:
-        >>> weights_file(getfixture("pretrained")).name
-        'model.safetensors'
-    """
-    files = (cached_file(name_or_path, filename, subfolder, **options) for filename in _WEIGHTS)
-    return next((file for file in files if file), None)
-
-
-def cached_file(
-    name_or_path: str | os.PathLike[str], filename: str, subfolder: str = "", **options: Any
-) -> Path | None:
-    """A file of a model that was loaded with these options: in its folder, or in the hub's cache; None if it has none.
-
-    Example:
-        >>> cached_file(getfixture("pretrained"), "config.json", "1_Pooling").parent.name
-        '1_Pooling'
-    """
-    path = load_file_path(
-        _full_name(name_or_path),
-        filename,
-        subfolder,
-        cache_folder=_cache_folder(options),
-        revision=options.get("revision"),
-        local_files_only=True,
-    )
-    return None if path is None else Path(path)
+def _pool_bare(
+    model: SentenceTransformer, name: str | os.PathLike[str], supervised: bool | None, options: dict[str, Any]
+) -> None:
+    """A transformer that was saved without a pooling gets the original code's if it is of that code, or CLS."""
+    original = recognise(name, **options)
+    evidence = "supervised is given"
+    if original is not None and supervised is None:
+        evidence, supervised = original.evidence, original.supervised
+        if original.has_lost_pooler:
+            raise ValueError(
+                f"{name} is a checkpoint of princeton-nlp/SimCSE ({evidence}) without an MLP of that code, so that "
+                "another --pooler_type than cls trained it, which no file says: pass pooling (--pooling), mean for "
+                "avg, cls for cls_before_pooler, first_last_avg for avg_first_last, last2_avg for avg_top2; "
+                "build_model(folder, pooling=...).save_pretrained(...) keeps it"
+            )
+        if supervised is None:
+            raise ValueError(
+                f"{name} is a checkpoint of princeton-nlp/SimCSE ({evidence}), and nothing tells whether it is "
+                "supervised, so that its MLP is needed, or unsupervised, so that it is not: pass supervised=True or "
+                "supervised=False to load_simcse, or, on the command line, name the folder sup-simcse-... or "
+                "unsup-simcse-..."
+            )
+    _set_pooling(model, "cls", None)
+    if supervised:
+        model.append(trained_mlp(name, **options).to(model.device, model.dtype))
+    if supervised is None:
+        logger.warning("%s was saved without a pooling: it gets 'cls', the first token of the last layer", name)
+    else:
+        pooler = "'cls' and its trained MLP, as a supervised" if supervised else "'cls', as an unsupervised"
+        logger.warning("%s gets the pooling %s checkpoint of princeton-nlp/SimCSE (%s)", name, pooler, evidence)
 
 
 def _set_pooling(model: SentenceTransformer, pooling: PoolingMode, of_saved: str | None) -> None:
@@ -294,25 +333,38 @@ def _kinds(modules: Iterable[nn.Module]) -> str:
     return ", ".join(f"{kind} ({mode})" if mode else kind for kind, mode in modes)
 
 
-def _set_length(model: SentenceTransformer, max_seq_length: int) -> None:
+def _set_length(model: SentenceTransformer, asked: int | None, was_saved: bool) -> None:
     if not isinstance(model[0], Transformer):
-        raise ValueError(f"max_seq_length is a transformer's, this model has {_kinds(model)}")
-    if max_seq_length < 1:
-        raise ValueError(f"max_seq_length must be at least 1, got {max_seq_length}")
-    longest = _positions(model[0].model)
-    if max_seq_length > longest:
+        if asked is not None:
+            raise ValueError(f"max_seq_length is a transformer's, this model has {_kinds(model)}")
+        return
+    if asked is not None and asked < 1:
+        raise ValueError(f"max_seq_length must be at least 1, got {asked}")
+    saved = model.max_seq_length
+    longest = _positions(model[0].model, of_config=asked is not None)
+    length = asked or (saved if was_saved else min(128, saved or 128))
+    if length is None:
+        return
+    if length > longest and (asked or saved is None or saved < _UNKNOWN_LENGTH):
         logger.warning("max_seq_length is %d: the transformer reads no longer texts", longest)
-    model.max_seq_length = min(max_seq_length, longest)
+    model.max_seq_length = min(length, longest)
 
 
-def _positions(transformer: nn.Module) -> int:
-    """How many tokens a transformer has positions for."""
+def _positions(transformer: nn.Module, of_config: bool) -> int:
+    """How many tokens a transformer has positions for: in a table, or as its configuration says where that is asked.
+
+    Without a table, as with relative and rotary positions, it may well read more than that.
+    """
     for module in transformer.modules():
         table = getattr(module, "position_embeddings", None)
         if isinstance(table, nn.Embedding):
             # RoBERTa and its kin number positions from behind the padding's.
             return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    return getattr(transformer.config, "max_position_embeddings", None) or sys.maxsize
+    of_gpt2 = getattr(transformer, "wpe", None)
+    if isinstance(of_gpt2, nn.Embedding):
+        return of_gpt2.num_embeddings
+    limit = getattr(transformer.config, "max_position_embeddings", None) if of_config else None
+    return limit or sys.maxsize
 
 
 def _layer_average(pooling: PoolingMode, width: int, layers: int) -> WeightedLayerPooling:
@@ -324,18 +376,6 @@ def _layer_average(pooling: PoolingMode, width: int, layers: int) -> WeightedLay
     return WeightedLayerPooling(
         width, num_hidden_layers=layers, layer_start=start, layer_weights=nn.Parameter(torch.tensor(weights), False)
     )
-
-
-def _full_name(name_or_path: str | os.PathLike[str]) -> str:
-    """ST looks for names without an owner among its own models, but for the oldest ones."""
-    name = str(name_or_path)
-    if Path(name).exists() or "/" in name or name.lower() in ORIGINAL_TRANSFORMER_MODELS:
-        return name
-    return f"{SentenceTransformer.default_huggingface_organization}/{name}"
-
-
-def _cache_folder(options: dict[str, Any]) -> str | None:
-    return options.get("cache_folder") or os.getenv("SENTENCE_TRANSFORMERS_HOME")
 
 
 def _is_reachable(name: str, options: dict[str, Any]) -> bool:

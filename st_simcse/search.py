@@ -114,6 +114,9 @@ class Searcher:
         Returns:
             A float for two texts; float32 of shape (N,) for one and N, and (N, M) for N and M.
 
+        Raises:
+            ValueError: for embeddings that ``encode(precision=...)`` has quantized.
+
         Example:
             >>> from st_simcse.demo import tiny_model
             >>> searcher = Searcher(tiny_model(["Two dogs run."]))
@@ -344,8 +347,14 @@ class _Corpus(NamedTuple):
 
 def _unit(embeddings: Any) -> np.ndarray:
     """Here rather than in the model, whose own precision may be bfloat16."""
+    tensor = torch.as_tensor(embeddings)
+    if tensor.dtype in (torch.int8, torch.uint8, torch.bool):
+        raise ValueError(
+            f"embeddings of {tensor.dtype} are quantized or packed bits, of which there is no cosine similarity: pass "
+            "those of encode without precision, or compare with sentence_transformers.quantization"
+        )
     # Forced: off a GPU, and out of a graph.
-    return normalize(torch.as_tensor(embeddings).float(), dim=-1).numpy(force=True)
+    return normalize(tensor.float(), dim=-1).numpy(force=True)
 
 
 def _finite(embeddings: np.ndarray, start: int) -> np.ndarray:

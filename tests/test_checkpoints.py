@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer, BertModel, RobertaConfig, RobertaModel
+from transformers import AutoModel, AutoTokenizer, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
-from st_simcse import build_model, cli, load_simcse, save_transformer
+from st_simcse import Searcher, build_model, cli, load_simcse, save_transformer
 from st_simcse.checkpoints import load_model
 from st_simcse.demo import tiny_model
 
@@ -194,6 +194,85 @@ def test_a_sentence_transformer_of_that_name_knows_its_pooler(tiny_bert, tmp_pat
         load_simcse(tmp_path / "sup-simcse-mine", supervised=True)
 
 
+@pytest.mark.parametrize("truncate_dim", [None, 7])
+def test_the_way_back_normalizes_and_truncates(pretrained, tmp_path, sentences, truncate_dim):
+    model = build_model(pretrained, truncate_dim=truncate_dim)
+    expression = save_transformer(model, tmp_path)
+    tokenizer, plain = AutoTokenizer.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)
+    inputs = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        outputs = plain(**inputs)
+    embeddings = eval(expression, {"torch": torch, "inputs": inputs, "outputs": outputs})
+    assert embeddings.shape[1] == (truncate_dim or 384)
+    assert model.encode(sentences) == pytest.approx(embeddings.numpy(), abs=1e-5)
+
+
+PLACES = ["models--princeton-nlp--{}/snapshots/aaaa", "my-{}/checkpoint-500", "{}/best"]
+
+
+@pytest.mark.parametrize("write", [_published, _as_trained])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["unsup-simcse-tiny", "sup_simcse_tiny"])
+def test_the_pooler_is_told_by_any_part_of_the_path(plain, tmp_path, sentences, caplog, write, place, name):
+    folder = write(plain, tmp_path / place.format(name))
+    expected = _by_hand(plain, sentences, supervised=name.startswith("sup"))
+    for load in (load_model, build_model, load_simcse, lambda folder: Searcher(folder).model):
+        caplog.clear()
+        assert load(folder).encode(sentences) == pytest.approx(expected.numpy(), abs=1e-5)
+        assert "supervised checkpoint of princeton-nlp/SimCSE" in caplog.text
+
+
+def test_a_trained_folder_of_another_name_is_asked_about(plain, tmp_path, sentences):
+    folder = _as_trained(plain, tmp_path / "mine")
+    for load in (load_model, build_model, load_simcse, Searcher):
+        with pytest.raises(ValueError, match="nothing tells whether .* pass supervised=True .* name the folder sup-"):
+            load(folder)
+    for supervised in (True, False):
+        expected = _by_hand(plain, sentences, supervised).numpy()
+        assert build_model(folder, supervised=supervised).encode(sentences) == pytest.approx(expected, abs=1e-5)
+    expected = _by_hand(plain, sentences, False).numpy()
+    assert load_model(folder, pooling="cls").encode(sentences) == pytest.approx(expected, abs=1e-5)
+    (folder / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": "result/my-sup-simcse-bert"}))
+    expected = _by_hand(plain, sentences, True).numpy()
+    assert load_model(folder).encode(sentences) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_trained_folder_without_an_mlp_needs_a_pooling(tiny_bert, tmp_path):
+    plain = BertModel.from_pretrained(tiny_bert, add_pooling_layer=False), AutoTokenizer.from_pretrained(tiny_bert)
+    folder = _as_trained(plain, tmp_path / "unsup-simcse-avg")
+    for load in (load_model, build_model):
+        with pytest.raises(ValueError, match="another --pooler_type than cls .* pass pooling"):
+            load(folder)
+        assert load(folder, pooling="mean")[1].pooling_mode == "mean"
+
+
+def test_a_bare_transformer_has_one_pooling_wherever_it_is_loaded(tiny_bert, sentences, caplog):
+    inputs = AutoTokenizer.from_pretrained(tiny_bert)(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(tiny_bert).eval()(**inputs).last_hidden_state[:, 0].numpy()
+    for load in (load_model, build_model, lambda folder: Searcher(folder).model):
+        caplog.clear()
+        assert load(tiny_bert).encode(sentences) == pytest.approx(expected, abs=1e-5)
+        assert "was saved without a pooling: it gets 'cls'" in caplog.text
+
+
+def test_lengths_and_padding_are_set_in_evaluation_too(tiny_bert, tmp_path):
+    assert load_model(tiny_bert, max_seq_length=1000).max_seq_length == 64
+    model = build_model(tiny_bert, "mean")
+    model.max_seq_length = 1000
+    model.save_pretrained(str(tmp_path / "long"))
+    for load in (load_model, build_model):
+        assert load(tmp_path / "long").encode("dogs " * 100).shape == (32,)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert, pad_token=None, eos_token="[SEP]")
+    tokenizer.pad_token = None
+    for part in (GPT2Model(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=40)), tokenizer):
+        part.save_pretrained(tmp_path / "decoder")
+    decoder = load_model(tmp_path / "decoder", pooling="mean")
+    texts = ["two dogs", "two dogs run in the park"]
+    alone = torch.stack([decoder.encode(text, convert_to_tensor=True) for text in texts])
+    assert torch.allclose(decoder.encode(texts, convert_to_tensor=True), alone, atol=1e-5)
+
+
 @pytest.mark.parametrize("pooling", ["cls", "mean", "dense"])
 def test_the_way_back_gives_the_same_embeddings(tiny_bert, tmp_path, sentences, pooling):
     model = build_model(tiny_bert, pooling="cls" if pooling == "dense" else pooling, dense=pooling == "dense")
@@ -215,6 +294,9 @@ def test_what_automodel_cannot_stand_in_for_is_refused(tiny_bert, tmp_path, stat
     for model in (build_model(tiny_bert, "first_last_avg"), static_model):
         with pytest.raises(ValueError, match="AutoModel gives what a Transformer and a Pooling give"):
             save_transformer(model, tmp_path)
+    model = build_model(tiny_bert, "mean", prompts={"query": "dogs: "}, default_prompt_name="query")
+    with pytest.raises(ValueError, match="puts 'dogs: ' before every text .* set model.default_prompt_name = None"):
+        save_transformer(model, tmp_path)
     with pytest.raises(ValueError, match="after CLS pooling"):
         save_transformer(build_model(tiny_bert, "mean", dense=True), tmp_path)
     model = tiny_model(["A dog."])

@@ -1,3 +1,5 @@
+import copy
+import pickle
 import time
 
 import pytest
@@ -20,6 +22,7 @@ from transformers import (
 )
 
 from st_simcse import ProjectionHead, build_model
+from st_simcse.checkpoints import load_model
 
 
 def _hidden_states(folder, sentences):
@@ -57,6 +60,21 @@ def test_pooling_equals_transformers_and_survives_saving(request, sentences, tmp
     saved = SentenceTransformer(str(tmp_path), trust_remote_code=False)
     assert saved.max_seq_length == 24
     assert (saved.encode(sentences) == embeddings).all()
+
+
+@pytest.mark.parametrize("pooling", ["first_last_avg", "last2_avg"])
+def test_averages_of_layers_in_another_process(tiny_bert, sentences, pooling, tmp_path):
+    model = build_model(tiny_bert, pooling=pooling, device="cpu")
+    expected = _expected(pooling, *_hidden_states(tiny_bert, sentences)).numpy()
+    model.encode(sentences)  # transformers registers its hooks
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model):
+        assert copied.encode(sentences) == pytest.approx(expected, abs=1e-5)
+    model.save_pretrained(str(tmp_path))
+    pool = load_model(tmp_path).start_multi_process_pool(["cpu"])  # spawned, so that it has made no such model
+    try:
+        assert model.encode(sentences, pool=pool) == pytest.approx(expected, abs=1e-5)
+    finally:
+        SentenceTransformer.stop_multi_process_pool(pool)
 
 
 @pytest.fixture

@@ -90,6 +90,14 @@ def test_similarities_of_texts_lists_and_arrays(model, sentences):
     assert isinstance(searcher.similarity(sentences[0], sentences[1]), float)
 
 
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+def test_quantized_embeddings_are_refused(model, sentences, precision):
+    quantized = model.encode(sentences, precision=precision)
+    for side in (quantized, torch.tensor(quantized)):
+        with pytest.raises(ValueError, match="quantized or packed bits.* pass those of encode without precision"):
+            Searcher(model).similarity(sentences[0], side)
+
+
 def test_several_devices_are_a_pool_of_st(model, sentences, monkeypatch):
     pool, used, stopped = {"processes": []}, [], []
     encode = SentenceTransformer.encode

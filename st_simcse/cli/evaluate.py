@@ -167,15 +167,9 @@ def _one_row(scores: Mapping[str, Row]) -> Row:
 
 def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
     from st_simcse.checkpoints import load_model
-    from st_simcse.modeling import build_model
     from st_simcse.prompts import set_prompt
 
-    if args.pooling != "as saved":
-        model = build_model(name, args.pooling, args.max_seq_length)
-    else:
-        model = load_model(name)
-        if args.max_seq_length:
-            model.max_seq_length = args.max_seq_length
+    model = load_model(name, None if args.pooling == "as saved" else args.pooling, args.max_seq_length)
     set_prompt(model, args.prompt, args.prompt_name)
     return model
 
