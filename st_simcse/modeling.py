@@ -28,7 +28,7 @@ from st_simcse.dropout import set_dropout
 from st_simcse.hub import hub_error
 from st_simcse.initialisation import initialise
 from st_simcse.layers import keep_layers
-from st_simcse.lora import adapters, add_lora, train_adapter
+from st_simcse.lora import adapters, add_lora, restore_adapter, train_adapter
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -54,6 +54,7 @@ def build_model(
     dropout: float | None = None,
     bidirectional: bool = False,
     lora: PeftConfig | None = None,
+    dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> SentenceTransformer:
     """A SentenceTransformer to train: as it was saved, or a pretrained transformer with one of the paper's poolings.
@@ -92,6 +93,10 @@ def build_model(
             SentenceTransformer loads beside the model that it was trained on, without what was set here:
             ``build_model`` has to set it again. :func:`~st_simcse.merge_lora` makes a plain model of both. When left
             out, an adapter that was saved is trained on.
+        dtype: the precision of the weights, such as ``"bfloat16"``. None is float32, whatever they were saved in, which
+            is logged: in bfloat16 and float16 most steps of a small learning rate round to nothing. Mixed precision
+            (``bf16=True``) is for speed and goes with float32 weights. With an adapter None is what the model was saved
+            in, because its weights are frozen. The model is saved in the precision that it has then.
         **options: for SentenceTransformer, such as ``config_kwargs={"layer_norm_eps": 1e-6}`` or ``revision``.
 
     Raises:
@@ -114,7 +119,11 @@ def build_model(
         raise ValueError(f"dropout={dropout} is for {', '.join(twice)} of config_kwargs too: pass one or the other")
     if pooling in ("first_last_avg", "last2_avg"):
         options["config_kwargs"] = (options.get("config_kwargs") or {}) | {"output_hidden_states": True}
+    if dtype is not None:
+        options["model_kwargs"] = (options.get("model_kwargs") or {}) | {"dtype": dtype}
     model = load_sentence_transformer(name_or_path, device, **options)
+    if not _asks_for_precision(options) and lora is None and not adapters(model):
+        _set_float32(model, name_or_path)
     was_saved = cached_file(name_or_path, "modules.json", **options) is not None
     if layers is not None:
         if pooling is None and any(isinstance(module, WeightedLayerPooling) for module in model):
@@ -171,6 +180,9 @@ def load_sentence_transformer(
             f"{name}: its pickled weights hold more than tensors, which could run code, so nothing of them was read or "
             "run; ask whoever made them for safetensors files"
         ) from error
+    adapter = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, **options) if adapters(model) else None
+    if adapter is not None:
+        restore_adapter(model, adapter)
     modules = cached_file(name, "modules.json", **options)
     for folder in [module["path"] for module in json.loads(modules.read_bytes())] if modules else [""]:
         weights = weights_file(name, folder, **options)
@@ -210,6 +222,22 @@ def cached_file(
         local_files_only=True,
     )
     return None if path is None else Path(path)
+
+
+def _asks_for_precision(options: dict[str, Any]) -> bool:
+    return bool({"dtype", "torch_dtype"} & (options.get("model_kwargs") or {}).keys())
+
+
+def _set_float32(model: SentenceTransformer, name: str | os.PathLike[str]) -> None:
+    saved = model.dtype
+    if saved in (torch.bfloat16, torch.float16):
+        model.float()
+        precision = str(saved).removeprefix("torch.")
+        logger.warning(
+            "%s was saved in %s, in which small steps round to nothing: its weights are float32 now, and are saved so. "
+            "Call model.to(torch.%s) before you save for smaller files; dtype=%r (--dtype %s) trains in it",
+            *(name, precision, precision, precision, precision),
+        )
 
 
 def _set_pooling(model: SentenceTransformer, pooling: PoolingMode, of_saved: str | None) -> None:

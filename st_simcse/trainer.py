@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from st_simcse.training_arguments import SimCSETrainingArguments, limit_training
 from st_simcse.views import ViewCallback, view_collator, whole_texts
 
 __all__ = ["SimCSETrainer"]
+
+logger = logging.getLogger(__name__)
 
 
 def _check_dealing(args: SentenceTransformerTrainingArguments, train_dataset: Any) -> None:
@@ -78,6 +81,20 @@ def texts_without_embedding(model: SentenceTransformer, columns: list[dict[str, 
         rows = column["input_ids"][~embeddings.isfinite().all(dim=1)]
         texts += model.tokenizer.batch_decode(rows, skip_special_tokens=True)
     return list(dict.fromkeys(texts))
+
+
+def _warn_of_half_precision(model: torch.nn.Module) -> None:
+    half = {
+        str(weight.dtype).removeprefix("torch.")
+        for weight in model.parameters()
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16)
+    }
+    if half:
+        logger.warning(
+            "The model trains weights in %s, in which small steps round to nothing: call model.float() before you make "
+            "the loss, or load the model with build_model. Mixed precision (bf16=True) goes with float32 weights",
+            " and ".join(sorted(half)),
+        )
 
 
 class SimCSETrainer(ResumableTrainer):
@@ -136,6 +153,7 @@ class SimCSETrainer(ResumableTrainer):
         self._given_loss = loss
         self._given_data = train_dataset if tokenize_once else None
         super().__init__(model, args, train_dataset, eval_dataset, loss, *others, **options)
+        _warn_of_half_precision(self.model)
         check_shardable(args, self.accelerator.state, self._losses().values(), self.model)
         max_length = getattr(self.args, "max_length", None)
         check_prompts(
