@@ -111,13 +111,23 @@ class ResumableTrainer(SentenceTransformerTrainer):
                 resume_from_checkpoint = last_complete_checkpoint(folder)
             if resume_from_checkpoint:
                 check_resumable(resume_from_checkpoint, self._run, self._resumes_with_changes())
+            self._end_mixed_precision()
             try:
                 return super().train(resume_from_checkpoint, trial, **kwargs)
             finally:
-                extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
+                self._end_mixed_precision()
+
+    # Accelerate leaves its autocast around the model's forward pass, and wraps no model a second time that has its mark.
+    def _end_mixed_precision(self) -> None:
+        if not (self._fsdp or self.is_deepspeed_enabled):  # which keep the model as they made it
+            extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
+            vars(self.model).pop("_is_accelerate_prepared", None)
+            self.model_wrapped = self.model
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the plain trainer's, in the precision of the weights, so that it measures the model that is saved."""
+        if self._fsdp or self.is_deepspeed_enabled:
+            return super().evaluation_loop(*args, **kwargs)
         own, mixed = vars(self.model), self.accelerator.native_amp
         # Accelerate's autocast around the forward pass, which the next training step needs again.
         autocast = {name: own[name] for name in ("forward", "_original_forward") if name in own}
