@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "adapters",
     "add_lora",
+    "check_adapter_is_whole",
     "check_peft",
     "loaded_under_its_name",
     "merge_adapters",
@@ -94,13 +95,20 @@ def train_adapter(model: SentenceTransformer, weights: Path | None) -> None:
         weights: its file ``adapter_model.safetensors``, if there is one.
     """
     model.set_adapter(model.active_adapters())
+    saved = _in_adapter_file(model)
+    for name, parameter in _parameters(model):
+        if name.endswith("bias") and parameter.data_ptr() in saved:  # LoraConfig(bias=...), which set_adapter forgets
+            parameter.requires_grad_(True)
     _train_in_float32(model)
     if weights is not None:
         restore_adapter(model, weights)
 
 
 def restore_adapter(model: SentenceTransformer, weights: Path) -> None:
-    """An adapter's weights exactly as they were saved, which transformers rounds to the transformer's precision."""
+    """An adapter's weights exactly as they were saved.
+
+    transformers rounds them to the transformer's precision, and leaves the magnitudes of DoRA as they were initialised.
+    """
     saved = load_file(weights)
     with torch.no_grad():
         for name, tensor in model.get_adapter_state_dict().items():
@@ -169,10 +177,40 @@ def merge_adapters(transformer: Any) -> None:
         transformer.set_submodule(name, merged)
     transformer.delete_adapter(list(transformer.peft_config))
     transformer.requires_grad_(True)
+    # transformers notes how it renamed the weights of the file that it read last, the adapter's, and renames them back
+    # in whatever it saves. Without the note it takes the architecture's own names.
+    vars(transformer).pop("_weight_conversions", None)
+
+
+def check_adapter_is_whole(model: SentenceTransformer) -> None:
+    """Whether the file of a model's adapter holds all that is trained of the transformer.
+
+    Raises:
+        ValueError: names the weights that no file would hold.
+    """
+    if not adapters(model):
+        return
+    saved = _in_adapter_file(model)
+    lost = [name for name, weight in _parameters(model) if weight.requires_grad and weight.data_ptr() not in saved]
+    if lost:
+        more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+        raise ValueError(
+            f"{', '.join(lost[:5])}{more}: trained, but saved with no adapter, which would lose them. Freeze them with "
+            "requires_grad_(False), or name their modules in LoraConfig(modules_to_save=[...])"
+        )
+
+
+def _parameters(model: SentenceTransformer) -> list[tuple[str, nn.Parameter]]:
+    return list(cast(nn.Module, model.transformers_model).named_parameters())
+
+
+def _in_adapter_file(model: SentenceTransformer) -> set[int]:
+    """Where the tensors lie that are saved with an adapter."""
+    return {tensor.data_ptr() for tensor in model.get_adapter_state_dict().values()}
 
 
 def _train_in_float32(model: SentenceTransformer) -> None:
     """What is not frozen, whatever the precision of the rest."""
-    for parameter in cast(nn.Module, model.transformers_model).parameters():
+    for _, parameter in _parameters(model):
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

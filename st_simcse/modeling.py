@@ -28,7 +28,7 @@ from st_simcse.dropout import set_dropout
 from st_simcse.hub import hub_error
 from st_simcse.initialisation import initialise
 from st_simcse.layers import keep_layers
-from st_simcse.lora import adapters, add_lora, check_peft, train_adapter
+from st_simcse.lora import adapters, add_lora, check_peft, restore_adapter, train_adapter
 from st_simcse.model_files import cached_file, full_name, weights_file
 from st_simcse.original import recognise, trained_mlp
 from st_simcse.pickling import make_picklable
@@ -58,6 +58,7 @@ def build_model(
     bidirectional: bool = False,
     lora: PeftConfig | None = None,
     supervised: bool | None = None,
+    dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> SentenceTransformer:
     """A SentenceTransformer to train: as it was saved, or a pretrained transformer with one of the paper's poolings.
@@ -98,6 +99,10 @@ def build_model(
             ``build_model`` has to set it again. :func:`~st_simcse.merge_lora` makes a plain model of both. When left
             out, an adapter that was saved is trained on.
         supervised: whether a checkpoint of the original SimCSE code keeps its MLP; told from its name when left out.
+        dtype: the precision of the weights, such as ``"bfloat16"``. None is float32, whatever they were saved in, which
+            is logged: in bfloat16 and float16 most steps of a small learning rate round to nothing. Mixed precision
+            (``bf16=True``) is for speed and goes with float32 weights. With an adapter None is what the model was saved
+            in, because its weights are frozen. The model is saved in the precision that it has then.
         **options: for SentenceTransformer, such as ``config_kwargs={"layer_norm_eps": 1e-6}`` or ``revision``.
 
     Raises:
@@ -118,6 +123,8 @@ def build_model(
     twice = [name for name in options.get("config_kwargs") or {} if "drop" in name]
     if dropout is not None and twice:
         raise ValueError(f"dropout={dropout} is for {', '.join(twice)} of config_kwargs too: pass one or the other")
+    if dtype is not None:
+        options["model_kwargs"] = (options.get("model_kwargs") or {}) | {"dtype": dtype}
     model = load_pooled(
         name_or_path,
         pooling,
@@ -128,6 +135,8 @@ def build_model(
         supervised=supervised,
         **options,
     )
+    if not _asks_for_precision(options) and lora is None and not adapters(model):
+        _set_float32(model, name_or_path)
     if dropout is not None:
         set_dropout(model, dropout)
     if dense:
@@ -212,6 +221,9 @@ def _load(name_or_path: str | os.PathLike[str], device: str | None = None, **opt
             "run; ask whoever made them for safetensors files"
         ) from error
     make_picklable(model)
+    adapter = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, **options) if adapters(model) else None
+    if adapter is not None:
+        restore_adapter(model, adapter)
     modules = cached_file(name, "modules.json", **options)
     for folder in [module["path"] for module in json.loads(modules.read_bytes())] if modules else [""]:
         weights = weights_file(name, folder, **options)
@@ -252,6 +264,22 @@ def _pool_bare(
     else:
         pooler = "'cls' and its trained MLP, as a supervised" if supervised else "'cls', as an unsupervised"
         logger.warning("%s gets the pooling %s checkpoint of princeton-nlp/SimCSE (%s)", name, pooler, evidence)
+
+
+def _asks_for_precision(options: dict[str, Any]) -> bool:
+    return bool({"dtype", "torch_dtype"} & (options.get("model_kwargs") or {}).keys())
+
+
+def _set_float32(model: SentenceTransformer, name: str | os.PathLike[str]) -> None:
+    saved = model.dtype
+    if saved in (torch.bfloat16, torch.float16):
+        model.float()
+        precision = str(saved).removeprefix("torch.")
+        logger.warning(
+            "%s was saved in %s, in which small steps round to nothing: its weights are float32 now, and are saved so. "
+            "Call model.to(torch.%s) before you save for smaller files; dtype=%r (--dtype %s) trains in it",
+            *(name, precision, precision, precision, precision),
+        )
 
 
 def _set_pooling(model: SentenceTransformer, pooling: PoolingMode, of_saved: str | None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, load_fsdp_model
+from accelerate.utils import extract_model_from_parallel, gather_object, load_fsdp_model
 from datasets import IterableDataset
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
@@ -27,7 +27,7 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
 )
 
-from st_simcse.lora import adapters, loaded_under_its_name, restore_adapter
+from st_simcse.lora import adapters, check_adapter_is_whole, loaded_under_its_name, restore_adapter
 from st_simcse.own_weights import own_parameters, own_weights
 from st_simcse.resume import RECORD_NAME, check_resumable, describe_run, stream_position, write_record
 from st_simcse.run_folder import (
@@ -104,14 +104,42 @@ class ResumableTrainer(SentenceTransformerTrainer):
             OSError: if a checkpoint cannot be saved, or another run is writing to the folder.
             ValueError: if the checkpoint to resume from is damaged, not complete, beyond the last step, or of a run
                 with other data, objective or settings; with ``resume_with_changes`` in the training arguments only if
-                its model is another one, or its optimizer. If none is complete.
+                its model is another one, or its optimizer. If none is complete. If a trained weight is in no file of
+                an adapter.
         """
+        check_adapter_is_whole(self.model)
         folder = self._get_output_dir(trial=trial)
         with sole_run(folder, self.args.should_save):
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = last_complete_checkpoint(folder)
             self._resumed_from = resume_from_checkpoint or None
-            return super().train(resume_from_checkpoint, trial, **kwargs)
+            self._end_mixed_precision()
+            try:
+                return super().train(resume_from_checkpoint, trial, **kwargs)
+            finally:
+                self._end_mixed_precision()
+
+    # Accelerate leaves its autocast around the model's forward pass, and wraps no model a second time that has its mark.
+    def _end_mixed_precision(self) -> None:
+        if not (self._fsdp or self.is_deepspeed_enabled):  # which keep the model as they made it
+            extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
+            vars(self.model).pop("_is_accelerate_prepared", None)
+            self.model_wrapped = self.model
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the plain trainer's, in the precision of the weights, so that it measures the model that is saved."""
+        if self._fsdp or self.is_deepspeed_enabled:
+            return super().evaluation_loop(*args, **kwargs)
+        own, mixed = vars(self.model), self.accelerator.native_amp
+        # Accelerate's autocast around the forward pass, which the next training step needs again.
+        autocast = {name: own[name] for name in ("forward", "_original_forward") if name in own}
+        extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
+        self.accelerator.native_amp = False
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.accelerator.native_amp = mixed
+            own.update(autocast)
 
     def _resumes_with_changes(self) -> bool:
         return getattr(self.args, "resume_with_changes", False)
@@ -226,6 +254,8 @@ class ResumableTrainer(SentenceTransformerTrainer):
         if self._unfinished is not None:
             self._save_whole(output_dir, state_dict)
             return
+        if not self._fsdp:  # whose weights are in pieces by now; train() has asked
+            check_adapter_is_whole(self.model)
         folder = Path(output_dir or str(self.args.output_dir))
         written = folder / UNFINISHED
         config = getattr(self.model.transformers_model, "config", None)

@@ -102,6 +102,20 @@ def texts_without_embedding(model: SentenceTransformer, columns: list[dict[str, 
     return list(dict.fromkeys(texts))
 
 
+def _warn_of_half_precision(model: torch.nn.Module) -> None:
+    half = {
+        str(weight.dtype).removeprefix("torch.")
+        for weight in model.parameters()
+        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16)
+    }
+    if half:
+        logger.warning(
+            "The model trains weights in %s, in which small steps round to nothing: call model.float() before you make "
+            "the loss, or load the model with build_model. Mixed precision (bf16=True) goes with float32 weights",
+            " and ".join(sorted(half)),
+        )
+
+
 class SimCSETrainer(ResumableTrainer):
     """SentenceTransformerTrainer that looks after the projection head, and after several processes.
 
@@ -177,6 +191,7 @@ class SimCSETrainer(ResumableTrainer):
         self._given_loss = loss
         self._given_data = train_dataset if tokenize_once else None
         super().__init__(model, args, train_dataset, eval_dataset, loss, *others, **options)
+        _warn_of_half_precision(self.model)
         check_shardable(args, self.accelerator.state, self._losses().values(), self.model)
         self._take_lists_of_negatives()
         check_negatives(self._losses(), self._text_columns(), constant, args)

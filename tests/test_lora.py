@@ -251,3 +251,75 @@ def test_a_peft_that_transformers_does_not_take(tiny_bert, decoder, sentences, t
         with pytest.raises(SystemExit, match=message):
             cli.main(["train", *options, "--model_name_or_path", name, *argv])
     assert build_model(tiny_bert, "mean", device="cpu").get_embedding_dimension() == 32
+
+
+KINDS = {
+    "lora": {},
+    "biases of layers with an adapter": {"bias": "lora_only"},
+    "all biases": {"bias": "all"},
+    "dora": {"use_dora": True},
+    "modules_to_save": {"modules_to_save": ["intermediate.dense"]},
+}
+
+
+@pytest.fixture(params=KINDS)
+def trained(request, tiny_bert, sentences, tmp_path):
+    """The trainer of a model with an adapter of each kind that has been trained, and saved to the folder "adapter"."""
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, init_lora_weights=False, **KINDS[request.param])
+    model = build_model(tiny_bert, "mean", lora=config, device="cpu")
+    before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    trainer = _trainer(model, sentences, tmp_path / "output", max_steps=2, learning_rate=0.1)
+    trainer.train()
+    unmoved = {
+        name for name, weight in model.named_parameters() if name in before and torch.equal(weight, before[name])
+    }
+    assert unmoved <= {"0.model.pooler.dense.bias"}  # which mean pooling does not use
+    model.eval().save_pretrained(str(tmp_path / "adapter"))
+    return trainer
+
+
+def test_what_is_saved_is_loaded_again_in_every_way(trained, sentences, tmp_path):
+    model = trained.model
+    expected = model.encode(sentences)
+    trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    trained.save_model(str(tmp_path / "by_trainer"))
+    for folder in ("adapter", "by_trainer", "output/checkpoint-2"):
+        saved = str(tmp_path / folder)
+        assert (load_model(saved).to("cpu").encode(sentences) == expected).all(), folder
+        again = build_model(saved, device="cpu")
+        assert (again.encode(sentences) == expected).all(), folder
+        assert {name for name, weight in again.named_parameters() if weight.requires_grad} == trainable, folder
+        merge_lora(again).save_pretrained(str(tmp_path / "merged"))
+        loaded = SentenceTransformer(str(tmp_path / "merged"), device="cpu")
+        assert loaded.encode(sentences) == pytest.approx(expected, abs=1e-5), folder
+
+    merge_lora(model)
+    trained.save_model(str(tmp_path / "merged_here"))
+    loaded = SentenceTransformer(str(tmp_path / "merged_here"), device="cpu")
+    assert loaded.encode(sentences) == pytest.approx(expected, abs=1e-5)
+
+
+def test_commands_that_merge_save_the_model_that_they_were_given(trained, sentences, tmp_path):
+    expected, adapter = trained.model.encode(sentences), str(tmp_path / "adapter")
+    cli.main(["export", "--model", adapter, "--output_dir", str(tmp_path / "exported")])
+    exported = build_model(str(tmp_path / "exported"), "mean", device="cpu")
+    assert exported.encode(sentences) == pytest.approx(expected, abs=1e-5)
+
+    (tmp_path / "sentences.txt").write_text("\n".join(sentences))
+    argv = ["--train_file", str(tmp_path / "sentences.txt"), "--output_dir", str(tmp_path / "continued")]
+    argv += ["--max_steps", "1", "--learning_rate", "0", "--report_to", "none", "--bf16", "false", "--use_cpu"]
+    cli.main(["train", "--model_name_or_path", adapter, *argv])
+    continued = SentenceTransformer(str(tmp_path / "continued"), device="cpu")
+    assert not list((tmp_path / "continued").glob("adapter*"))
+    assert continued.encode(sentences) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_trained_weight_that_no_adapter_holds_is_refused(tiny_bert, sentences, tmp_path):
+    model = _build(tiny_bert)
+    trainer = _trainer(model, sentences, tmp_path)
+    model[0].model.embeddings.LayerNorm.requires_grad_(True)
+    message = r"embeddings.LayerNorm.weight, embeddings.LayerNorm.bias: trained, but saved with no adapter"
+    for save in (trainer.train, trainer.save_model):
+        with pytest.raises(ValueError, match=message):
+            save()

@@ -21,7 +21,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from st_simcse import ProjectionHead, build_model
+from st_simcse import MomentumQueue, ProjectionHead, UnsupSimCSELoss, build_model
 from st_simcse.checkpoints import load_model
 
 
@@ -245,3 +245,41 @@ def test_unreachable_hub_is_an_error_at_once(monkeypatch, offline_mode):
     with pytest.raises(OSError, match="neither|cannot be reached"):
         build_model("nobody/there-is-no-such-model")
     assert time.monotonic() - began < 30  # no retries of every file of the model
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float16])
+def half(request, tiny_bert, tmp_path):
+    """Folder of the tiny BERT in half precision, and its weights."""
+    transformer = AutoModel.from_pretrained(tiny_bert).to(request.param)
+    transformer.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "half")
+    return str(tmp_path / "half"), transformer
+
+
+def test_what_is_trained_in_full_is_float32_whatever_it_was_saved_in(half, tmp_path, caplog):
+    folder, transformer = half
+    model = build_model(folder, "first_last_avg", dense=True, device="cpu")
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    for name, weight in transformer.named_parameters():
+        assert torch.equal(model[0].model.get_parameter(name), weight.float()), name
+    loss = UnsupSimCSELoss(model, projection_head=True, options=[MomentumQueue(6)])
+    assert {weight.dtype for weight in loss.state_dict().values() if weight.is_floating_point()} == {torch.float32}
+    precision = str(transformer.dtype).removeprefix("torch.")
+    assert f"{folder} was saved in {precision}, in which small steps round to nothing" in caplog.text
+    assert "its weights are float32 now, and are saved so" in caplog.text
+    model.save_pretrained(str(tmp_path / "float32"))
+    assert build_model(str(tmp_path / "float32"), device="cpu").dtype == torch.float32
+    saved = SentenceTransformer(str(tmp_path / "float32"), device="cpu")
+    assert {weight.dtype for weight in saved.parameters()} == {torch.float32}
+    model.to(transformer.dtype).save_pretrained(str(tmp_path / "again"))
+    again = SentenceTransformer(str(tmp_path / "again"), device="cpu")
+    assert again[0].model.dtype == transformer.dtype
+    for name, weight in transformer.named_parameters():
+        assert torch.equal(again[0].model.get_parameter(name), weight), name
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"model_kwargs": {"dtype": torch.bfloat16}}])
+def test_a_precision_that_is_asked_for(tiny_bert, options, caplog):
+    model = build_model(tiny_bert, dense=True, device="cpu", **options)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert "small steps" not in caplog.text

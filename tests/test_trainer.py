@@ -1,4 +1,5 @@
 import ast
+import copy
 import json
 import random
 import sys
@@ -11,6 +12,7 @@ import torch
 from datasets import Dataset, Features, IterableDataset, Value
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
+from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, TrainerCallback
 
@@ -695,3 +697,66 @@ def test_a_gradient_that_is_not_finite_stops_a_loss_of_one_number_too(model, sen
     trainer = SimCSETrainer(model, args, Dataset.from_dict({"sentence": sentences}), loss=loss)
     with pytest.raises(ValueError, match="the gradient of step 1 is NaN or infinite: training stopped"):
         trainer.train()
+
+
+class Embeddings(BaseEvaluator):
+    """Notes the embeddings of the model that it is given."""
+
+    def __init__(self, texts):
+        super().__init__()
+        self.texts, self.seen = texts, []
+
+    def __call__(self, model, *args, **kwargs):
+        self.seen.append((model.encode(self.texts), copy.deepcopy(model.state_dict())))
+        return {"score": 0.0}
+
+
+def test_mixed_precision_is_for_training_alone(sentences, tmp_path):
+    model = tiny_model(sentences, width=32).to("cpu")
+    inside = []
+    model[0].register_forward_pre_hook(
+        lambda module, inputs: inside.append((module.training, torch.is_autocast_enabled("cpu")))
+    )
+    arguments = SimCSETrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=4,
+        max_steps=2,
+        report_to="none",
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="no",
+        bf16=True,
+        use_cpu=True,
+        learning_rate=1e-2,
+    )
+    evaluator = Embeddings(sentences)
+    data = Dataset.from_dict({"sentence": sentences})
+    trainer = SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model), evaluator=evaluator)
+    trainer.evaluate()
+    trainer.train()
+    trainer.evaluate()
+    for _ in range(2):
+        trainer.train()  # once more, from these weights
+    SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model), evaluator=evaluator).train()
+    assert [autocast for training, autocast in inside if training] == [True] * 8
+    assert {autocast for training, autocast in inside if not training} == {False}
+    assert len(evaluator.seen) == 10
+    fresh = tiny_model(sentences, width=32).to("cpu")
+    for embeddings, weights in evaluator.seen:
+        fresh.load_state_dict(weights)
+        assert (fresh.encode(sentences) == embeddings).all()
+    trainer.save_model()
+    saved = SentenceTransformer(str(tmp_path), device="cpu")
+    assert (saved.encode(sentences) == model.encode(sentences)).all()
+
+
+def test_weights_in_half_precision_are_warned_of(sentences, tmp_path, caplog):
+    model = tiny_model(sentences, width=32).to("cpu", torch.bfloat16)
+    arguments = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False)
+    data = Dataset.from_dict({"sentence": sentences})
+    SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model))
+    assert "trains weights in bfloat16, in which small steps round to nothing: call model.float()" in caplog.text
+    caplog.clear()
+    model.float()
+    SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model))
+    assert "small steps" not in caplog.text

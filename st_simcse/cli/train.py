@@ -67,6 +67,9 @@ class ModelArguments:
         default=None, metadata={"help": "In training only, whatever the model's configuration calls it; or its own."}
     )
     bidirectional: bool = field(default=False, metadata={"help": "Let a decoder's tokens see those behind them too."})
+    dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "Precision of the weights; float32, or with adapters as saved."}
+    )
     lora_r: int | None = field(
         default=None,
         metadata={"help": "Train adapters of this rank (LoRA) instead of the model's weights; needs peft."},
@@ -261,6 +264,7 @@ def _train_once(
         dropout=model_args.dropout,
         bidirectional=model_args.bidirectional,
         lora=lora,
+        dtype=model_args.dtype,
         prompts=_model_prompts(model_args),
         default_prompt_name=model_args.default_prompt_name,
     )
