@@ -119,7 +119,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
             finally:
                 self._end_mixed_precision()
 
-    # Accelerate leaves its autocast around the model's forward pass, and wraps no model a second time that has its mark.
+    # Accelerate leaves its autocast around the forward pass, and wraps no model a second time that has its mark.
     def _end_mixed_precision(self) -> None:
         if not (self._fsdp or self.is_deepspeed_enabled):  # which keep the model as they made it
             extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
@@ -132,7 +132,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
             return super().evaluation_loop(*args, **kwargs)
         own, mixed = vars(self.model), self.accelerator.native_amp
         # Accelerate's autocast around the forward pass, which the next training step needs again.
-        autocast = {name: own[name] for name in ("forward", "_original_forward") if name in own}
+        autocast: dict[str, Any] = {name: own[name] for name in ("forward", "_original_forward") if name in own}
         extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
         self.accelerator.native_amp = False
         try:
