@@ -187,9 +187,9 @@ def open_rows(path: Source, how: FileFormat, numbered: bool) -> tuple[str, Itera
 
 
 def found_format(path: Path, how: FileFormat) -> str:
-    """As :func:`open_rows`; of a pipe, which can be read but once, what its name says."""
+    """As :func:`open_rows`; of a pipe, which can be read but once, and of no file, what the name says."""
     named = file_format(path)
-    if named in ("dataset", "parquet") or path.is_fifo():
+    if named in ("dataset", "parquet") or not path.is_file():
         return "lines" if named == "txt" else named
     found = _open(path, how)[0].format
     return "csv" if found == "tsv" else str(found)
