@@ -187,9 +187,9 @@ def open_rows(path: Source, how: FileFormat, numbered: bool) -> tuple[str, Itera
 
 
 def found_format(path: Path, how: FileFormat) -> str:
-    """As :func:`open_rows`; of a pipe, which can be read but once, what its name says."""
+    """As :func:`open_rows`; of a pipe, which can be read but once, and of no file, what the name says."""
     named = file_format(path)
-    if named in ("dataset", "parquet") or path.is_fifo():
+    if named in ("dataset", "parquet") or not path.is_file():
         return "lines" if named == "txt" else named
     found = _open(path, how)[0].format
     return "csv" if found == "tsv" else str(found)
@@ -577,9 +577,11 @@ def _csv_rows(path: Path, how: FileFormat, pieces: Iterator[bytes], numbered: bo
     """The rows under a header, or by the numbers of their cells."""
     header: list[str] | None = None
     first: list[str] | None = None
+    any_row = False
     check_quotes = _quote_checker(path, how)
     for line, cells in _split(path, how, pieces):
         if not any(cell.strip() for cell in cells):
+            any_row = any_row or header is not None
             yield line, {}
             continue
         check_quotes(line, cells)
@@ -601,7 +603,14 @@ def _csv_rows(path: Path, how: FileFormat, pieces: Iterator[bytes], numbered: bo
                 "quoted in this file, pass quoting=csv.QUOTE_MINIMAL (--quoting, --train_quoting minimal)"
             )
         else:
+            any_row = True
             yield line, dict(zip_longest(header, cells, fillvalue=LACKING))
+    if header is not None and not any_row:
+        raise ValueError(
+            f"{path}: nothing to read below the header {header}, the cells of its only line, separated by "
+            f"{_named(how.delimiter)}; for a file without a header name the columns by number from 0, for lines that "
+            "are sentences pass format='lines' (--format lines, --train_format lines)"
+        )
 
 
 def _split(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterator[tuple[int, list[str]]]:

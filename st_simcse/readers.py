@@ -30,6 +30,7 @@ from st_simcse.formats import (
     FormatOptions,
     Row,
     Source,
+    file_format,
     open_rows,
     place,
     too_long,
@@ -257,6 +258,8 @@ class Reader:
                 if other and not self.columns
                 else "name the columns to read, by their header or, for a file without one, by number from 0"
             )
+            if self.takes_lines and file_format(path) == "txt":  # its lines were found to be a table's
+                remedy += "; or pass format='lines' (--format lines, --train_format lines) to read each as a sentence"
             raise ValueError(f"{place(path, line)}: no column(s) {lacking}, found {list(row)}; {remedy}")
         unread = [column for column in row if column not in wanted]
         if unread and self.columns is None and len(wanted) < len(self.usual[0]):
@@ -461,9 +464,15 @@ def load_sts(
         >>> load_sts(path).scores
         [4.5, 0.5]
     """
-    how = {option: options.pop(option) for option in FormatOptions.__annotations__.keys() & options.keys()}
+    how, evaluator_kwargs = split_options(options)
     reader = STSReader(columns=columns, **how)
-    return sts_evaluator(reader, filename, evaluator_name(filename, name), **options)
+    return sts_evaluator(reader, filename, evaluator_name(filename, name), **evaluator_kwargs)
+
+
+def split_options(options: dict[str, Any]) -> tuple[FormatOptions, dict[str, Any]]:
+    """Those that say how a file is read, and the others."""
+    how: Any = {name: value for name, value in options.items() if name in FormatOptions.__annotations__}
+    return how, {name: value for name, value in options.items() if name not in how}
 
 
 def evaluator_name(filename: Name, name: str | None) -> str:

@@ -12,7 +12,11 @@ import pytest
 from datasets import Dataset
 
 from st_simcse import HubDataset, NLIReader, SentenceReader, TripletReader, cli, load_sts
+from st_simcse.cli.corpus import CorpusArguments
+from st_simcse.cli.parsing import parse
+from st_simcse.cli.train import _reader, parse_train
 from st_simcse.encodings import fitting_encodings
+from st_simcse.evaluation.domain import load_classes, load_retrieval
 from st_simcse.formats import FileFormat, found_format
 
 PAIRS = [("A dog runs.", "A hound runs.", "4.5"), ("A dog, a cat.", "A car.", "0.5"), ("Two men.", "Two.", "2")]
@@ -63,8 +67,11 @@ def test_a_table_is_read_as_one_whatever_its_name(tmp_path, ending, kind):
         (one, two, float(score)) for one, two, score in PAIRS
     ]
     assert _sentences(path, column="sentence2") == [pair[1] for pair in PAIRS]
-    with pytest.raises(ValueError, match=r"no column\(s\) \['sentence'\] or \['text'\], found \['sentence1'.*columns"):
+    with pytest.raises(
+        ValueError, match=r"no column\(s\) \['sentence'\] or \['text'\], found \['sentence1'.*columns"
+    ) as error:
         _sentences(path)
+    assert ("pass format='lines'" in str(error.value)) == (ending in ENDINGS)
 
 
 @pytest.mark.parametrize(("name", "separator"), [("cnsd-sts-dev.txt", "||"), ("LCQMC.test.data", "\t"), ("b", "\t")])
@@ -429,3 +436,74 @@ def test_a_path_of_windows_is_no_name_on_the_hub(name):
     with pytest.raises(FileNotFoundError) as error:
         HubDataset(name).load()
     assert str(error.value) == f"there is no folder {name}"
+
+
+def test_the_command_line_says_how_files_are_read(tmp_path, monkeypatch):
+    """Each of the files in another way, down to what is trained and evaluated on."""
+    rows = [("一只狗", "两只狗", "4"), ("一只猫", "两只猫", "1")]
+    train = _write(tmp_path / "train.txt", "一只狗||两只狗\n" * 2, "gbk")
+    dev = _write(tmp_path / "dev.csv", _joined("\t", [HEADER, *rows]))
+    test = _write(tmp_path / "test.tsv", 'sentence1\tsentence2\tscore\n"A ""b""."\tB\t1\n"C ""d""."\tD\t2\n', "big5")
+    words = ["--train_file", str(train), "--train_delimiter", "||", "--train_encoding", "gbk", "--columns", "0", "1"]
+    words += ["--dev_file", str(dev), "--dev_delimiter", r"\t"]
+    words += ["--test_file", str(test), "--test_encoding", "big5", "--test_quoting", "minimal"]
+    found = {}
+
+    def build(*args, **options):
+        raise ValueError("as far as this")
+
+    def load(source, **options):
+        found[source] = load_sts(source, **options)
+        return found[source]
+
+    monkeypatch.setattr("st_simcse.cli.train.load_sts", load)
+    monkeypatch.setattr("st_simcse.cli.train.build_model", build)
+    with pytest.raises(SystemExit, match="as far as this"):
+        cli.main(["train", "--model_name_or_path", "absent", "--output_dir", str(tmp_path / "out"), *words])
+    assert found[str(dev)].sentences2 == ["两只狗", "两只猫"]
+    assert found[str(test)].sentences1 == ['A "b".', 'C "d".']
+
+
+@pytest.mark.parametrize("option", ["--dev_encoding", "--train_delimiter"])
+def test_options_of_a_file_that_is_not_there_are_refused(tmp_path, option):
+    words = ["--model_name_or_path", "absent", "--train_dataset", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=f"{option} goes with --"):
+        cli.main(["train", *words, option, "gbk"])
+
+
+def test_a_single_line_of_cells_has_nothing_below_it(tmp_path):
+    path = _write(tmp_path / "a.txt", "One\tsentence.\n")
+    with pytest.raises(
+        ValueError, match=r"a.txt: nothing to read below the header .* separated by tabs;.*format='lines'"
+    ):
+        _sentences(path)
+    assert _sentences(path, format="lines") == ["One\tsentence."]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--format", "lines"], ["一\t1", "二\t2"]),
+        (["--column", "0"], ["一", "二"]),
+        (["--column", "1", "--delimiter", r"\t"], ["1", "2"]),
+    ],
+)
+def test_the_command_line_says_how_a_corpus_is_read(tmp_path, options, expected):
+    path = _write(tmp_path / "corpus.txt", "一\t1\n二\t2\n", "gbk")
+    (corpus,) = parse("index", ["--corpus", str(path), "--encoding", "gbk", *options], CorpusArguments, example="")
+    assert corpus.read(drop_duplicates=False)["sentence"][:] == expected
+
+
+def test_a_table_with_tabs_in_every_line_is_trained_on_as_lines_when_told(tmp_path):
+    path = _write(tmp_path / "a.txt", "One\tlast.\nTwo\tlast.\n")
+    _, args, _, _ = parse_train(
+        ["--model_name_or_path", "m", "--train_file", str(path), "--train_format", "lines", "--output_dir", "o"]
+    )
+    assert _reader(str(path), args).get_dataset(path)["sentence"][:] == ["One\tlast.", "Two\tlast."]
+
+
+def test_classes_and_queries_of_other_formats(tmp_path):
+    path = _write(tmp_path / "a.csv", "一只狗||动物\n一只猫||动物\n一辆车||物\n", "gbk")
+    how = {"delimiter": "||", "encoding": "gbk", "columns": [0, 1]}
+    assert load_classes(path, k=1, **how).classes == ["动物", "动物", "物"]
+    assert sorted(load_retrieval(path, batch_size=2, **how).corpus) == ["动物", "物"]

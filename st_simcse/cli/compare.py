@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Options of train that are the comparison's own, and those that have to be the same for all recipes.
 OURS = {"output_dir", "seed", "seeds", "resume_from_checkpoint", "push_to_hub"}
-SHARED = {f"{name}_{part}" for name in ("dev", "test") for part in ("file", "dataset", "subset", "split")}
+_PARTS = ("file", "dataset", "subset", "split", "delimiter", "encoding", "quoting")
+SHARED = {f"{name}_{part}" for name in ("dev", "test") for part in _PARTS}
 COSTS = ("seconds", "CPU seconds", "MiB")
 TABLE = "table.md"
 

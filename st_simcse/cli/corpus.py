@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from st_simcse.cli.parsing import check_positive, parse_column
+from st_simcse.cli.parsing import check_positive, parse_column, parse_format
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,6 +28,14 @@ class CorpusArguments:
     column: str | None = field(
         default=None, metadata={"help": "Of a table, by name or number from 0; sentence or text if none."}
     )
+    format: Literal["lines", "csv", "tsv", "jsonl"] | None = field(
+        default=None, metadata={"help": "What the file is; if none, what its name and first lines say."}
+    )
+    delimiter: str | None = field(default=None, metadata={"help": "What separates its cells, such as ||."})
+    encoding: str | None = field(default=None, metadata={"help": "Of the file, such as gb18030; UTF-8 if none."})
+    quoting: Literal["minimal", "none"] | None = field(
+        default=None, metadata={"help": "Whether its cells may stand in quotes; if none, those commas separate may."}
+    )
 
     def read(self, drop_duplicates: bool) -> Dataset:
         """The sentences, one column; rows stream through the disk.
@@ -43,7 +51,10 @@ class CorpusArguments:
         if self.corpus is not None and (self.subset or self.split):
             raise ValueError("--subset and --split are for --dataset: a file has none")
         source = self.corpus or HubDataset(str(self.dataset), self.subset, self.split or "train")
-        reader = SentenceReader(column=parse_column(self.column), drop_duplicates=drop_duplicates)
+        how = parse_format(self.delimiter, self.encoding, self.quoting)
+        reader = SentenceReader(
+            column=parse_column(self.column), drop_duplicates=drop_duplicates, format=self.format, **how
+        )
         return reader.get_dataset(source)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import difflib
 import os
@@ -15,7 +16,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from st_simcse.plots import check_picture
 
-__all__ = ["check_outputs", "check_positive", "check_seeds", "parse", "parse_column", "parse_known"]
+__all__ = ["check_outputs", "check_positive", "check_seeds", "parse", "parse_column", "parse_format", "parse_known"]
 
 
 # What the options are called in other programs.
@@ -117,6 +118,26 @@ def parse_column(word: str | None) -> str | int | None:
         (0, 'text')
     """
     return int(word) if word and word.isdecimal() else word
+
+
+def parse_format(delimiter: str | None, encoding: str | None, quoting: str | None) -> dict[str, Any]:
+    """How a file is read, as the readers take it; nothing of what is None.
+
+    Args:
+        delimiter: ``\\t`` is a tab, which few shells let one type.
+        encoding: a codec's name.
+        quoting: ``minimal`` or ``none``.
+
+    Example:
+        >>> parse_format("\\\\t", None, "none") == {"delimiter": "\\t", "quoting": csv.QUOTE_NONE}
+        True
+    """
+    values = {
+        "delimiter": "\t" if delimiter == "\\t" else delimiter,
+        "encoding": encoding,
+        "quoting": {"minimal": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE, None: None}[quoting],
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def option_of(word: str) -> str:

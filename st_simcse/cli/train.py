@@ -22,10 +22,10 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli.loss import LossArguments, make_loss
-from st_simcse.cli.parsing import check_seeds, parse, parse_column
+from st_simcse.cli.parsing import check_seeds, parse, parse_column, parse_format
 from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
-from st_simcse.formats import file_format
+from st_simcse.formats import FileFormat, found_format
 from st_simcse.hub import HubDataset
 from st_simcse.lora import adapters, check_peft, merge_lora
 from st_simcse.losses import OPTIONS, SimCSELoss
@@ -115,9 +115,22 @@ class DataArguments:
     streaming: bool = field(
         default=False, metadata={"help": "Read the training data while training goes on; needs --max_steps."}
     )
-    train_format: Literal["auto", "sentences", "triplets", "nli"] = field(
+    train_format: Literal["auto", "sentences", "triplets", "nli", "lines"] = field(
         default="auto",
-        metadata={"help": "auto: .txt files hold sentences, tables hold triplets, data sets what their columns say."},
+        metadata={
+            "help": "auto: text files hold sentences, tables hold triplets, data sets what their columns say; lines: "
+            "each line is a sentence, whatever is in it."
+        },
+    )
+    train_delimiter: str | None = field(
+        default=None, metadata={"help": "What separates the cells of the train file, such as ||; found if none."}
+    )
+    train_encoding: str | None = field(
+        default=None, metadata={"help": "Of the train file, such as gb18030; UTF-8 if none."}
+    )
+    train_quoting: Literal["minimal", "none"] | None = field(
+        default=None,
+        metadata={"help": "Whether its cells may stand in quotes; if none, those that commas separate may."},
     )
     columns: list[str] | None = field(
         default=None, metadata={"help": "Names, or numbers from 0, of the columns of a train table."}
@@ -128,10 +141,16 @@ class DataArguments:
     dev_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
     dev_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
     dev_split: str | None = field(default=None, metadata={"help": "Which of its splits; validation when left out."})
+    dev_delimiter: str | None = field(default=None, metadata={"help": "As --train_delimiter."})
+    dev_encoding: str | None = field(default=None, metadata={"help": "As --train_encoding."})
+    dev_quoting: Literal["minimal", "none"] | None = field(default=None, metadata={"help": "As --train_quoting."})
     test_file: str | None = field(default=None, metadata={"help": "Scored pairs, evaluated before and after."})
     test_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
     test_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
     test_split: str | None = field(default=None, metadata={"help": "Which of its splits; test when left out."})
+    test_delimiter: str | None = field(default=None, metadata={"help": "As --train_delimiter."})
+    test_encoding: str | None = field(default=None, metadata={"help": "As --train_encoding."})
+    test_quoting: Literal["minimal", "none"] | None = field(default=None, metadata={"help": "As --train_quoting."})
     alignment_uniformity: bool = field(
         default=False,
         metadata={"help": "Log alignment and uniformity of the dev pairs at each evaluation, and draw them."},
@@ -241,7 +260,9 @@ def _train_once(
     if data_args.streaming and args.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps, because nobody has counted the rows")
     dataset = _training_data(sources["train"], data_args, args.seed)
-    evaluators = [load_sts(source) for name in ("dev", "test") if (source := sources[name])]
+    evaluators = [
+        load_sts(source, **_format_options(data_args, name)) for name in ("dev", "test") if (source := sources[name])
+    ]
     if len({evaluator.name for evaluator in evaluators}) < len(evaluators):  # two files of one name
         for evaluator, name in zip(evaluators, ("dev", "test"), strict=True):
             evaluator.name = name
@@ -418,12 +439,18 @@ def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str |
     file, dataset, subset, split = (getattr(args, f"{name}_{part}") for part in ("file", "dataset", "subset", "split"))
     if file and dataset:
         raise ValueError(f"pass --{name}_file or --{name}_dataset, not both")
+    if not file and (how := _format_options(args, name)):
+        raise ValueError(f"--{name}_{next(iter(how))} goes with --{name}_file: leave it out, or pass that")
     if dataset:
         usual = {"train": "train", "dev": "validation", "test": "test"}[name]
         return HubDataset(dataset, subset, split or usual, streaming=args.streaming and name == "train")
     if subset or split:
         raise ValueError(f"--{name}_subset and --{name}_split go with --{name}_dataset")
     return file
+
+
+def _format_options(args: DataArguments, name: str) -> dict[str, Any]:
+    return parse_format(*(getattr(args, f"{name}_{part}") for part in ("delimiter", "encoding", "quoting")))
 
 
 def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> Dataset | IterableDataset:
@@ -436,16 +463,20 @@ def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> 
 
 def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
     columns = [parse_column(column) for column in args.columns or []] or None
+    how = _format_options(args, "train")
     train_format: str = args.train_format
-    if train_format == "auto" and isinstance(source, HubDataset):
+    if train_format == "lines":
+        train_format, how["format"] = "sentences", "lines"
+    elif train_format == "auto" and isinstance(source, HubDataset):
         train_format = _format_of(source, columns)
     elif train_format == "auto":
-        train_format = "sentences" if file_format(Path(str(source))) == "txt" else "triplets"
+        found = found_format(Path(str(source)), FileFormat(**how))
+        train_format = "sentences" if found == "lines" else "triplets"
     if train_format != "sentences":
-        return READERS[train_format](columns=columns)
+        return READERS[train_format](columns=columns, **how)
     if columns and len(columns) > 1:
         raise ValueError(f"sentences are read from one column, got --columns {' '.join(args.columns or [])}")
-    return SentenceReader(column=columns[0] if columns else None)
+    return SentenceReader(column=columns[0] if columns else None, **how)
 
 
 def _format_of(source: HubDataset, columns: list[int | str] | None) -> str:

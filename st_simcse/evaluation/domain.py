@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -12,8 +12,11 @@ from sentence_transformers.sentence_transformer.evaluation import InformationRet
 from sklearn.neighbors import NearestNeighbors
 
 from st_simcse.evaluation.base import RecordingEvaluator
-from st_simcse.formats import Column
-from st_simcse.readers import Name, Reader, evaluator_name
+from st_simcse.formats import Column, FormatOptions
+from st_simcse.readers import Name, Reader, evaluator_name, split_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["KNNEvaluator", "load_classes", "load_retrieval"]
 
@@ -89,7 +92,11 @@ class KNNEvaluator(RecordingEvaluator):
 
 
 def load_classes(
-    filename: Name, name: str | None = None, columns: Sequence[Column] | None = None, k: int = 10
+    filename: Name,
+    name: str | None = None,
+    columns: Sequence[Column] | None = None,
+    k: int = 10,
+    **how: Unpack[FormatOptions],
 ) -> KNNEvaluator:
     """A table of texts and their classes as a :class:`KNNEvaluator`.
 
@@ -99,6 +106,7 @@ def load_classes(
         columns: of text and class, by name or number; ``text`` or ``sentence`` and ``label`` or ``class`` when left
             out.
         k: how many neighbours vote.
+        **how: how the file is read, the arguments of :class:`~st_simcse.formats.FileFormat`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -110,12 +118,12 @@ def load_classes(
         >>> load_classes(path, k=1).classes
         ['dog', 'cat', 'dog']
     """
-    texts, classes = zip(*_ClassReader(columns=columns)._read(filename), strict=True)
+    texts, classes = zip(*_ClassReader(columns=columns, **how)._read(filename), strict=True)
     return KNNEvaluator(texts, classes, k, evaluator_name(filename, name))
 
 
 def load_retrieval(
-    filename: Name, name: str | None = None, columns: Sequence[Column] | None = None, **evaluator_kwargs: Any
+    filename: Name, name: str | None = None, columns: Sequence[Column] | None = None, **options: Any
 ) -> InformationRetrievalEvaluator:
     """A table of queries and their documents, such as titles and texts, as ST's InformationRetrievalEvaluator.
 
@@ -127,7 +135,8 @@ def load_retrieval(
         name: the evaluator's; when left out as for :func:`~st_simcse.load_sts`.
         columns: of query and document, by name or number; ``query`` and ``document`` or ``answer``, ``title`` and
             ``text``, or ``anchor`` and ``positive`` when left out.
-        **evaluator_kwargs: for the evaluator, such as ``batch_size``.
+        **options: how the file is read, the arguments of :class:`~st_simcse.formats.FileFormat`; any other is for the
+            evaluator, such as ``batch_size``.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -139,10 +148,11 @@ def load_retrieval(
         >>> len(load_retrieval(path).queries), len(load_retrieval(path).corpus)
         (2, 3)
     """
+    how, evaluator_kwargs = split_options(options)
     relevant: dict[str, set[str]] = {}
-    for query, document in _QueryReader(columns=columns)._read(filename):
+    for query, document in _QueryReader(columns=columns, **how)._read(filename):
         relevant.setdefault(query, set()).add(document)
     documents: dict[str, Any] = {document: document for found in relevant.values() for document in sorted(found)}
-    options: dict[str, Any] = {"batch_size": 64, "name": evaluator_name(filename, name)} | evaluator_kwargs
+    evaluator_kwargs = {"batch_size": 64, "name": evaluator_name(filename, name)} | evaluator_kwargs
     queries: dict[str, Any] = {query: query for query in relevant}
-    return InformationRetrievalEvaluator(queries, documents, relevant, **options)
+    return InformationRetrievalEvaluator(queries, documents, relevant, **evaluator_kwargs)
