@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from st_simcse import HubDataset, TripletReader, build_model, load_sts, sts_evaluators
 from st_simcse.cli import data, main, train
-from st_simcse.data import DATA_SETS, PRINCETON, SUBSETS, SentEvalReader, download
+from st_simcse.data import DATA_SETS, PRINCETON, STS_ROWS, SUBSETS, SentEvalReader, download, transfer_examples
 from st_simcse.evaluation import STS_TASKS
 
 # What the releases have, and what mteb's descriptive statistics and the authors' repositories say.
@@ -25,7 +25,7 @@ ROWS = {
     "sts/STSB-train.tsv": 5749,
     "sts/STSB-dev.tsv": 1500,
     "sts/STSB-test.tsv": 1379,
-    "senteval": 3108 + 1500 + 3750 + 3000 + 1186 + 1379 + 4927,
+    "senteval": None,
     "sts/SICKR-test.tsv": 4927,
     "wiki1m_for_simcse.txt": 1_000_000,
     "nli_for_simcse.csv": 275_601,
@@ -50,6 +50,30 @@ def _make_senteval(sts, sick):
     (sick / "SICK_test_annotated.txt").write_text(f"{header}6\tA dog runs\tA hound runs\t4.5\tNEUTRAL\r\n", newline="")
 
 
+# The examples of the transfer tasks, as SentEval and the papers of the data sets have them.
+TRANSFER = {
+    **{"MR": 10662, "CR": 3775, "SUBJ": 10000, "MPQA": 10606},
+    **{"SST2": 67349 + 872 + 1821, "TREC": 5452 + 500, "MRPC": 4076 + 1725},
+}
+TRANSFER_LINES = {
+    **{"MR/rt-polarity.pos": 5331, "MR/rt-polarity.neg": 5331, "CR/custrev.pos": 2407, "CR/custrev.neg": 1368},
+    **{"SUBJ/subj.objective": 5000, "SUBJ/subj.subjective": 5000, "MPQA/mpqa.pos": 3312, "MPQA/mpqa.neg": 7294},
+    **{"SST/binary/sentiment-train": 67349, "SST/binary/sentiment-dev": 872, "SST/binary/sentiment-test": 1821},
+    **{"TREC/train_5500.label": 5452, "TREC/TREC_10.label": 500},
+    **{"MRPC/msr_paraphrase_train.txt": 4076, "MRPC/msr_paraphrase_test.txt": 1725},
+}
+
+
+def _make_transfer(folder, lines=TRANSFER_LINES):
+    """The seven transfer tasks with so many examples a file, all alike."""
+    for name, rows in lines.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        row = {"SST": "fine .\t1\n", "TREC": "HUM:ind Who ?\n", "MRPC": "1\t1\t2\ta\tb\n"}.get(
+            name.split("/")[0], "fine .\n"
+        )
+        (folder / name).write_text("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n" * ("MRPC" in name) + row * rows)
+
+
 @pytest.mark.parametrize(
     ("sts", "sick", "folder"),
     [
@@ -64,7 +88,7 @@ def _make_senteval(sts, sick):
 def test_sentevals_folder_is_found(tmp_path, sts, sick, folder, caplog):
     _make_senteval(tmp_path / sts, tmp_path / sick)
     with caplog.at_level(logging.WARNING):
-        evaluators = sts_evaluators(tmp_path / folder).evaluators
+        evaluators = sts_evaluators(tmp_path / folder, allow_partial=True).evaluators
     assert [evaluator.name for evaluator in evaluators] == list(STS_TASKS)
     assert evaluators[1].sentences1 == ['FNWN "one .', 'headlines "one .', 'OnWN "one .']
     assert evaluators[1].scores == [4.25] * 3
@@ -115,14 +139,16 @@ def test_what_is_wrong_in_sentevals_folder_is_named(tmp_path, file, content, err
     else:
         path.unlink()
     with pytest.raises(error, match=message):
-        sts_evaluators(tmp_path)
+        sts_evaluators(tmp_path, allow_partial=True)
 
 
 def test_tables_come_before_sentevals_folder(tmp_path):
     _make_senteval(tmp_path / "STS", tmp_path / "SICK")
     for stem in STS_TASKS.values():
         (tmp_path / f"{stem}.tsv").write_text("sentence1\tsentence2\tscore\nA\tB\t1\n")
-    assert [evaluator.sentences1 for evaluator in sts_evaluators(tmp_path).evaluators] == [["A"]] * 7
+    assert [evaluator.sentences1 for evaluator in sts_evaluators(tmp_path, allow_partial=True).evaluators] == [
+        ["A"]
+    ] * 7
 
 
 def test_published_number_of_sentevals_folder(shared, pretrained):
@@ -175,9 +201,10 @@ def hub(tmp_path, monkeypatch):
     benchmark.write_text(benchmark.read_text() * 1379)
     header, row = sick.read_text().splitlines()
     sick.write_text("\n".join([header, *[row] * 4927]) + "\n")
+    _make_transfer(tmp_path / "tar")
     with tarfile.open(princeton / "senteval.tar", "w") as tar:
-        for name in ("STS", "SICK"):
-            tar.add(tmp_path / "tar" / name, name)
+        for path in sorted((tmp_path / "tar").iterdir()):
+            tar.add(path, path.name)
     return tmp_path
 
 
@@ -194,7 +221,9 @@ def test_the_rows_that_files_must_have():
 
 def test_sts_from_the_hub(hub):
     files = {str(path): rows for path, rows in download("data", ["sts"])}
-    assert files == {f"data/{path}": ROWS[path] for path in list(ROWS)[:10]}
+    expected = {f"data/{path}": ROWS[path] for path in list(ROWS)[:10]}
+    expected["data/senteval"] = 3108 + 1500 + 3750 + 3000 + 1186 + 1379 + 4927 + sum(TRANSFER.values())
+    assert files == expected
     assert sorted(path.name for path in (hub / "data").rglob("*.tsv")) == sorted(
         path.split("/")[1] for path in ROWS if path.endswith(".tsv")
     )
@@ -207,6 +236,89 @@ def test_sts_from_the_hub(hub):
         evaluators = sts_evaluators(folder).evaluators
         assert [len(evaluator.scores) for evaluator in evaluators] == [3108, 1500, 3750, 3000, 1186, 1379, 4927]
     assert (evaluators[6].sentences1[0], evaluators[6].scores[0]) == ("A dog runs", 4.5)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("SUBJ/subj.objective", "SUBJ/subj.objective has 1 rows, expected 5,000"),
+        ("SST/binary/sentiment-train", "sentiment-train has 1 rows, expected 67,349 or 6,920"),
+        ("STS/STS12-en-test/STS.gs.MSRpar.txt", "STS12-en-test has 3,107 rows, expected 3,108"),
+    ],
+)
+def test_a_task_of_sentevals_folder_that_is_cut_short_is_not_fetched(hub, file, message):
+    text = (hub / "tar" / file).read_text()
+    with tarfile.open(hub / PRINCETON / "senteval.tar", "w") as tar:
+        short = text.replace("1\n", "\n", 1) if "STS.gs" in file else text[: text.index("\n") + 1]
+        (hub / "tar" / file).write_text(short)
+        for path in sorted((hub / "tar").iterdir()):
+            tar.add(path, path.name)
+    with pytest.raises(ValueError, match=f"partial-senteval/.*{message}: the data on the hub have changed"):
+        list(download("data", ["sts"]))
+    (hub / "data/partial-senteval").rename(hub / "data/senteval")
+    with pytest.raises(ValueError, match=f"data/senteval/.*{message}: delete it to fetch it again"):
+        list(download("data", ["sts"]))
+
+
+def test_the_rows_of_all_fourteen_tasks(shared):
+    """Counted by hand: lines that are not empty, without headers; of the STS files the gold scores."""
+    senteval = shared / "senteval"
+    for task, subsets in SUBSETS.items():
+        golds = [(senteval / "STS" / f"{task}-en-test" / f"STS.gs.{name}.txt").read_text().split() for name in subsets]
+        assert sum(map(len, golds)) == STS_ROWS[task]
+    assert len((senteval / "STS" / "STSBenchmark" / "sts-test.csv").read_text().splitlines()) == STS_ROWS["STS-B"]
+    assert len((senteval / "SICK" / "SICK_test_annotated.txt").read_text().splitlines()) - 1 == STS_ROWS["SICK-R"]
+    for name, rows in TRANSFER_LINES.items():
+        # This release's training file of SST2 has no phrases, and that of MRPC four pairs more.
+        rows = {"SST/binary/sentiment-train": 6920, "MRPC/msr_paraphrase_train.txt": 4080}.get(name, rows)
+        assert (senteval / name).read_bytes().count(b"\n") - ("MRPC" in name) == rows, name
+    sizes = {task: sum(map(len, transfer_examples(senteval, task).values())) for task in TRANSFER}
+    assert sizes == TRANSFER | {"SST2": 6920 + 872 + 1821, "MRPC": 4080 + 1725}
+    for folder in ("sts/raw", "sts/senteval", "senteval"):
+        sizes = {evaluator.name: len(evaluator.scores) for evaluator in sts_evaluators(shared / folder).evaluators}
+        assert sizes == STS_ROWS
+
+
+@pytest.mark.parametrize("task", list(TRANSFER))
+def test_a_transfer_task_that_is_cut_short_is_refused(tmp_path, task):
+    folder = {"SST2": "SST"}.get(task, task)
+    lines = {name: rows for name, rows in TRANSFER_LINES.items() if name.startswith(f"{folder}/")}
+    _make_transfer(tmp_path, lines)
+    assert sum(map(len, transfer_examples(tmp_path, task).values())) == TRANSFER[task]
+    for name, rows in lines.items():
+        for wrong in (rows - 1, rows + 5):
+            _make_transfer(tmp_path, {name: wrong})
+            with pytest.raises(ValueError, match=rf"{name} has {wrong:,} rows, expected {rows:,}.*allow_partial="):
+                transfer_examples(tmp_path, task)
+            if wrong < rows:
+                assert sum(map(len, transfer_examples(tmp_path, task, True).values())) == TRANSFER[task] - 1
+            else:  # more than there are is no smaller set
+                with pytest.raises(ValueError, match="rows, expected"):
+                    transfer_examples(tmp_path, task, allow_partial=True)
+        _make_transfer(tmp_path, {name: rows})
+
+
+@pytest.mark.parametrize("task", list(STS_ROWS))
+def test_an_sts_table_that_is_cut_short_is_refused(tmp_path, task):
+    path = tmp_path / f"{STS_TASKS[task]}.tsv"
+    for rows in (STS_ROWS[task] - 1, STS_ROWS[task], STS_ROWS[task] + 1):
+        path.write_text("sentence1\tsentence2\tscore\n" + "A\tB\t1\n" * rows)
+        if rows == STS_ROWS[task]:
+            assert len(sts_evaluators(tmp_path, tasks=[task]).evaluators[0].scores) == rows
+            continue
+        message = rf"{path.name} has {rows:,} rows, expected {STS_ROWS[task]:,}: .*allow_partial="
+        with pytest.raises(ValueError, match=message):
+            sts_evaluators(tmp_path, tasks=[task])
+        if rows < STS_ROWS[task]:
+            assert len(sts_evaluators(tmp_path, tasks=[task], allow_partial=True).evaluators[0].scores) == rows
+
+
+def test_a_dev_set_that_is_cut_short_is_refused(tmp_path):
+    for name, rows in (("STSB-dev.tsv", 1500), ("SICKR-dev.tsv", 499)):
+        (tmp_path / name).write_text("sentence1\tsentence2\tscore\n" + "A\tB\t1\n" * rows)
+    assert len(sts_evaluators(tmp_path, tasks=["STS-B"], dev=True).evaluators[0].scores) == 1500
+    with pytest.raises(ValueError, match="SICKR-dev.tsv has 499 rows, expected 500"):
+        sts_evaluators(tmp_path, dev=True)
 
 
 def test_training_data_from_the_hub(hub, small):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from st_simcse.cli.parsing import check_outputs, check_positive, parse, parse_column
+from st_simcse.cli.parsing import check_outputs, check_positive, parse, parse_column, parse_columns
 from st_simcse.plots import MAX_CLASSES, check_projection, name_clusters, plot_map, plot_similarities
 
 
@@ -120,7 +120,7 @@ def _corpus(args: PlotArguments) -> tuple[list[str], list[str] | None]:
 def _pairs(args: PlotArguments) -> list[list[str]]:
     from st_simcse.readers import TripletReader
 
-    columns = [parse_column(column) for column in args.pair_columns or []] or None
+    columns = parse_columns(args.pair_columns)
     return _columns(TripletReader(columns=columns), args.pairs_file, args.max_texts)
 
 

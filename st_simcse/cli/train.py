@@ -22,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli.loss import LossArguments, make_loss
-from st_simcse.cli.parsing import check_seeds, parse, parse_column
+from st_simcse.cli.parsing import check_seeds, parse, parse_columns
 from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.hub import HubDataset
@@ -447,7 +447,7 @@ def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> 
 
 
 def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
-    columns = [parse_column(column) for column in args.columns or []] or None
+    columns = parse_columns(args.columns)
     train_format: str = args.train_format
     if train_format == "auto" and isinstance(source, HubDataset):
         train_format = _format_of(source, columns)
