@@ -20,7 +20,7 @@ import sys
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -33,7 +33,7 @@ from pyarrow.parquet import ParquetFile
 from sentence_transformers import InputExample
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
-from st_simcse.hub import HubDataset
+from st_simcse.hub import HubDataset, class_names
 
 __all__ = ["NLIReader", "SentenceReader", "TripletReader", "load_sts"]
 
@@ -56,10 +56,11 @@ MAX_ROW_BYTES = 2**24
 # The csv module's own limit of 128 KiB a cell would refuse long documents; ours is that of the row.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
+# By their spelling in lower case. Data sets differ in what they number 0, 1 and 2.
 _NLI_LABELS = {
-    **dict.fromkeys(("entailment", "0"), "entailment"),
-    **dict.fromkeys(("neutral", "1"), "neutral"),
-    **dict.fromkeys(("contradiction", "2"), "contradiction"),
+    **dict.fromkeys(("entailment", "e"), "entailment"),
+    **dict.fromkeys(("neutral", "n"), "neutral"),
+    **dict.fromkeys(("contradiction", "contradictory", "c"), "contradiction"),
     **dict.fromkeys(("-", "-1"), "without a gold label"),
 }
 
@@ -79,6 +80,7 @@ class Reader:
 
     Attributes:
         skipped: the reasons for which the last file's rows were skipped, with their counts.
+        found_columns: the columns that were read of the last table.
         usual: the column sets to look for, of which the first that the file has is taken.
         optional: how many of the last ones it may lack; those that the user names it must have.
 
@@ -109,6 +111,7 @@ class Reader:
         self.drop_duplicates = drop_duplicates
         self.max_row_bytes = max_row_bytes
         self.skipped: Counter[str] = Counter()
+        self.found_columns: Sequence[Column] = ()
 
     def get_examples(self, filename: Name, max_examples: int = 0) -> list[InputExample]:
         """The file as InputExamples, for ``model.fit``.
@@ -204,7 +207,8 @@ class Reader:
                 self.skipped["blank"] += 1
                 continue
             if not wanted:
-                wanted, names = self._choose_columns(path, line, row), row.keys()
+                self.found_columns = wanted = self._choose_columns(path, line, row)
+                names = row.keys()
             elif self.columns is None and row.keys() != names and len(self.usual_columns(row)) > len(wanted):
                 raise ValueError(f"{place(path, line)}: the row has {list(row)}, the first one only {list(names)}")
             cells = [_text(path, line, row, column) for column in wanted]
@@ -373,8 +377,19 @@ class NLIReader(Reader):
     The entailments of a premise are paired with its contradictions in file order, as in the paper's
     ``nli_for_simcse.csv``; those left over, neutral hypotheses and rows without a gold label are skipped and counted.
     The header says ``premise, hypothesis, label`` or ``sentence1, sentence2, gold_label`` (SNLI, MNLI). Labels are
-    ``entailment``, ``neutral``, ``contradiction`` in any case, or 0, 1, 2; ``-`` and -1 mean that the annotators did
-    not agree. The whole file is held in memory, because a premise's rows may lie apart.
+    ``entailment``, ``neutral``, ``contradiction`` (or ``contradictory``) or their first letters, in any case; ``-`` and
+    -1 mean that the annotators did not agree. Data sets differ in the order of their numbers: a number means what the
+    data set's own ``ClassLabel`` says, or ``labels``. The whole file is held in memory, because a premise's rows may
+    lie apart.
+
+    Args:
+        *others: as for :class:`Reader`.
+        labels: the meanings of the numbers 0, 1, ... in their order, such as ``("entailment", "neutral",
+            "contradiction")``, or of numbers and words by name, such as ``{"not_entailment": "contradiction"}``.
+        **options: as for :class:`Reader`.
+
+    Raises:
+        ValueError: for ``labels`` that name another meaning than these.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -386,15 +401,23 @@ class NLIReader(Reader):
 
     usual = (("premise", "hypothesis", "label"), ("sentence1", "sentence2", "gold_label"))
 
+    def __init__(
+        self, *others: Any, labels: Sequence[str] | Mapping[str | int, str] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*others, **options)
+        given = dict(labels if isinstance(labels, Mapping) else enumerate(labels or ()))
+        if isinstance(labels, str) or not all(str(meaning).lower() in _NLI_LABELS for meaning in given.values()):
+            raise ValueError(f"expected entailment, neutral, contradiction, or - for none, in labels=, got {labels!r}")
+        self._given = {str(spelled).lower(): _NLI_LABELS[meaning.lower()] for spelled, meaning in given.items()}
+
     def _records(self, path: Source) -> Iterator[Record]:
         premises: dict[str, dict[str, list[str]]] = {}
+        meanings: dict[str, str] = {}
         for line, (premise, hypothesis, spelled) in self._cells(path):
-            label = _NLI_LABELS.get(spelled.lower())
+            meanings = meanings or self._meanings(path)
+            label = meanings.get(spelled.lower())
             if label is None:
-                raise ValueError(
-                    f"{place(path, line)}: unknown label {spelled!r}, expected entailment, neutral, contradiction, 0, "
-                    "1, 2, or - for none"
-                )
+                raise self._unknown_label(path, line, spelled)
             if label in ("neutral", "without a gold label"):
                 self.skipped[label] += 1
                 continue
@@ -406,6 +429,36 @@ class NLIReader(Reader):
                 self.skipped["entailments or contradictions of a premise that lacks the other"] += unpaired
             for positive, negative in zip(positives, negatives, strict=False):
                 yield premise, positive, negative
+
+    def _class_names(self, path: Source) -> list[str]:
+        """What the source itself says of the numbers in its column of labels."""
+        has_features = file_format(path) in ("dataset", "parquet")
+        return class_names(path).get(str(self.found_columns[2]), []) if has_features else []
+
+    def _meanings(self, path: Source) -> dict[str, str]:
+        """What the labels of a source mean, by their spelling in lower case."""
+        words = _NLI_LABELS | self._given
+        names = {str(number): name.lower() for number, name in enumerate(self._class_names(path))}
+        declared = {number: words[name] for number, name in names.items() if name in words}
+        for number, meaning in declared.items():
+            if self._given.get(number, meaning) != meaning:
+                raise ValueError(
+                    f"{path}: the data set says that the label {number} is {meaning}, and labels= says "
+                    f"{self._given[number]}: leave it out"
+                )
+        return words | declared
+
+    def _unknown_label(self, path: Source, line: int, spelled: str) -> ValueError:
+        if not spelled.replace(".", "", 1).isdecimal():
+            told, remedy = f"unknown label {spelled!r}", "if it means one of these, say so with labels="
+        elif names := self._class_names(path)[int(float(spelled)) :]:
+            told, remedy = f"unknown label {names[0]!r}", "if it means one of these, say so with labels="
+        else:
+            told = f"nothing says what the label {spelled} means, since data sets differ in their numbers"
+            remedy = "pass labels= with the meanings in the order of the numbers"
+        return ValueError(
+            f"{place(path, line)}: {told}; expected entailment, neutral, contradiction, or - for none; {remedy}"
+        )
 
     def _names(self, width: int) -> Sequence[str]:
         return ["anchor", "positive", "negative"]

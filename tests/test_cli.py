@@ -117,6 +117,11 @@ def test_train_on_nli_rows_and_on_a_column(tmp_path, tiny_bert):
     nli = tmp_path / "nli.tsv"
     nli.write_text("premise\thypothesis\tlabel\nA\tB\tentailment\nA\tC\tcontradiction\n")
     _train(tmp_path, tiny_bert, nli, "--train_format", "nli", "--save_strategy", "no")
+    nli.write_text("premise\thypothesis\tlabel\nA\tB\t1\nA\tC\tno\n")
+    asked = ["--train_format", "nli", "--save_strategy", "no", "--labels"]
+    with pytest.raises(ValueError, match="line 3: unknown label 'no'.*say so with --labels"):
+        _train(tmp_path, tiny_bert, nli, *asked, "neutral", "entailment")
+    _train(tmp_path, tiny_bert, nli, *asked, "1=entailment", "no=contradiction")
     table = tmp_path / "t.csv"
     table.write_text("1,A man plays.\n2,Two dogs run.\n")
     _train(tmp_path, tiny_bert, table, "--train_format", "sentences", "--columns", "1", "--save_strategy", "no")

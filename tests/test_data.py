@@ -401,7 +401,7 @@ def data_sets(tmp_path, sentences):
     for path, columns in {
         "wiki/train.parquet": {"id": list(range(8)), "text": sentences},
         "nli/triplet/train.parquet": {"anchor": sentences, "positive": rotated, "negative": rotated[::-1]},
-        "nli/pair-class/train.parquet": {"premise": ["P"] * 8, "hypothesis": sentences, "label": [0, 2] * 4},
+        "nli/pair-class/train.parquet": {"premise": ["P"] * 8, "hypothesis": sentences, "label": [1, 0] * 4},
         "stsb/validation.parquet": {"sentence1": sentences, "sentence2": rotated, "score": list(range(8))},
         "stsb/test.parquet": {"sentence1": sentences, "sentence2": rotated, "score": list(range(8))},
     }.items():
@@ -430,7 +430,10 @@ def _train(folder, tiny_bert, *options):
         (["--train_file", "nli/triplet/train.parquet", "--streaming", "--max_steps", "2"], "SupSimCSELoss"),
         (["--train_dataset", "nli", "--train_subset", "triplet", "--train_split", "train[:4]"], "SupSimCSELoss"),
         (["--train_dataset", "nli", "--train_subset", "triplet", "--columns", "negative"], "UnsupSimCSELoss"),
-        (["--train_dataset", "nli", "--train_subset", "pair-class"], "SupSimCSELoss"),
+        (
+            ["--train_dataset", "nli", "--train_subset", "pair-class", "--labels", "contradiction", "entailment"],
+            "SupSimCSELoss",
+        ),
     ],
 )
 def test_training_on_data_sets(data_sets, monkeypatch, tiny_bert, options, loss):
@@ -470,6 +473,18 @@ def _record(seen):
         (
             ["--train_dataset", "stsb", "--train_split", "test"],
             r"stsb \(test\) has the columns sentence1, .*sentence or",
+        ),
+        (
+            ["--train_dataset", "nli", "--train_subset", "pair-class"],
+            "row 1: nothing says what the label 1 means.*; pass --labels with the meanings",
+        ),
+        (
+            ["--train_dataset", "wiki", "--labels", "entailment"],
+            "--labels are those of .*nli, these data are sentences",
+        ),
+        (
+            ["--train_dataset", "nli", "--train_subset", "pair-class", "--labels", "0=entailment", "neutral"],
+            "--labels 0=entailment neutral: either each has a name, NAME=MEANING, or none has",
         ),
         (["--train_dataset", "wiki", "--columns", "body"], r"wiki \(train\), row 1: no column\(s\) \['body'\]"),
         (["--train_dataset", "wiki", "--dev_dataset", "wiki", "--dev_split", "train"], r"row 1: no column.*'score'"),

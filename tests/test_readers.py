@@ -162,13 +162,13 @@ def test_pairs_and_several_negatives(tmp_path):
         ),
         (
             "n.jsonl",
-            '{"premise": "P", "hypothesis": "C", "label": 2}\n{"premise": "P", "hypothesis": "E", "label": 0}\n'
-            '{"premise": "P", "hypothesis": "X", "label": -1}\n{"premise": "P", "hypothesis": "Y", "label": 1}\n',
+            '{"premise": "P", "hypothesis": "C", "label": "c"}\n{"premise": "P", "hypothesis": "E", "label": "e"}\n'
+            '{"premise": "P", "hypothesis": "X", "label": -1}\n{"premise": "P", "hypothesis": "Y", "label": "N"}\n',
         ),
         (
             "n.jsonl.gz",
             '{"sentence1": "P", "sentence2": "E", "gold_label": "entailment"}\n'
-            '{"sentence1": "P", "sentence2": "C", "gold_label": "contradiction"}\n',
+            '{"sentence1": "P", "sentence2": "C", "gold_label": "contradictory"}\n',
         ),
     ],
 )
@@ -823,7 +823,7 @@ def test_a_row_without_an_end_takes_no_memory(tmp_path, name, start, place):
         tracemalloc.stop()
 
 
-NLI = {"premise": ["P", "P", "P"], "hypothesis": ["C", "E", "N"], "label": [2, 0, 1]}
+NLI = {"premise": ["P", "P", "P"], "hypothesis": ["C", "E", "N"], "label": ["contradiction", "entailment", "neutral"]}
 TABLES = {
     "text": (SentenceReader, {"id": [1, 2], "text": ["One.", " Two. "]}, [["One.", "One."], ["Two.", "Two."]]),
     "sent0": (TripletReader, {"hard_neg": ["C"], "sent0": ["A"], "sent1": ["B"]}, [["A", "B", "C"]]),
@@ -851,11 +851,79 @@ def test_parquet_files_and_data_sets(tmp_path, reader, columns, expected, kind):
     assert [list(row.values()) for row in reader().get_iterable_dataset(source)] == rows
 
 
-def test_labels_of_a_data_set_may_be_classes(tmp_path):
-    names = ["entailment", "neutral", "contradiction"]
-    features = Features(premise=Value("string"), hypothesis=Value("string"), label=ClassLabel(names=names))
-    _hub_folder(tmp_path, NLI, features=features)
-    assert _texts(NLIReader(), HubDataset(str(tmp_path))) == [["P", "E", "C"]]
+# The orders of SNLI; of OCNLI and CMNLI in CLUE; of CDSC-E; and one in upper case.
+ORDERS = [
+    ["entailment", "neutral", "contradiction"],
+    ["neutral", "entailment", "contradiction"],
+    ["NEUTRAL", "CONTRADICTION", "ENTAILMENT"],
+    ["contradictory", "entailment", "neutral"],
+    ["c", "n", "e"],
+]
+
+
+def _classes(names):
+    """Rows whose labels are numbers, and the features that say what these mean."""
+    hypotheses = {"e": "E", "n": "N", "c": "C"}
+    columns = {
+        "premise": ["P"] * 4,
+        "hypothesis": [*(hypotheses[name[0].lower()] for name in names), "X"],
+        "label": [0, 1, 2, -1],
+    }
+    return columns, Features(premise=Value("string"), hypothesis=Value("string"), label=ClassLabel(names=names))
+
+
+@pytest.mark.parametrize("names", ORDERS, ids=["snli", "clue", "cdsc-e", "contradictory", "letters"])
+@pytest.mark.parametrize("kind", ["parquet", "folder", "streaming"])
+def test_labels_mean_what_the_data_set_says(tmp_path, names, kind):
+    columns, features = _classes(names)
+    _hub_folder(tmp_path, columns, features=features)
+    source = HubDataset(str(tmp_path), streaming=kind == "streaming")
+    if kind == "parquet":
+        source = tmp_path / "data" / "train-00000-of-00001.parquet"
+    reader = NLIReader()
+    assert _texts(reader, source) == [["P", "E", "C"]]
+    assert reader.skipped == {"neutral": 1, "without a gold label": 1}
+    assert list(reader.get_iterable_dataset(source)) == [{"anchor": "P", "positive": "E", "negative": "C"}]
+    with pytest.raises(ValueError, match=r"says that the label \d is \w+, and labels= says \w+: leave"):
+        NLIReader(labels=[names[1], names[0], names[2]]).get_examples(source)
+    assert _texts(NLIReader(labels=names), source) == [["P", "E", "C"]]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet", "folder"])
+def test_numbers_that_nothing_explains_are_refused(tmp_path, name):
+    columns, _ = _classes(["neutral", "entailment", "contradiction"])
+    rows = list(zip(*columns.values(), strict=True))
+    source = tmp_path / name
+    if name == "folder":
+        _hub_folder(source, columns)
+        source = HubDataset(str(source))
+    elif name == "a.parquet":
+        Dataset.from_dict(columns).to_parquet(source)
+    elif name == "a.jsonl":
+        _write(tmp_path, name, "\n".join(json.dumps(dict(zip(columns, row, strict=True))) for row in rows))
+    else:
+        cells = [columns, *rows]
+        _write(tmp_path, name, "\n".join(("," if name == "a.csv" else "\t").join(map(str, row)) for row in cells))
+    with pytest.raises(ValueError, match=r"(line|row) \d: nothing says what the label 0 means.*pass labels= with the"):
+        NLIReader().get_examples(source)
+    for labels in (["neutral", "ENTAILMENT", "c"], {0: "neutral", "1": "entailment", 2: "contradiction"}):
+        assert _texts(NLIReader(labels=labels), source) == [["P", "E", "C"]]
+
+
+def test_labels_of_other_names(tmp_path):
+    columns, features = _classes(["contradiction", "neutral", "entailment"])
+    features["label"] = ClassLabel(names=["not_entailment", "unsure", "entailment"])
+    _hub_folder(tmp_path, columns, features=features)
+    source = HubDataset(str(tmp_path))
+    with pytest.raises(ValueError, match="row 1: unknown label 'not_entailment'; expected entail.*say so with labels="):
+        NLIReader().get_examples(source)
+    named = {"not_entailment": "contradiction", "unsure": "neutral"}
+    assert _texts(NLIReader(labels=named), source) == [["P", "E", "C"]]
+    path = _write(tmp_path, "a.csv", "premise,hypothesis,label\nP,E,entailment\nP,C,not_entailment\n")
+    assert _texts(NLIReader(labels=named), path) == [["P", "E", "C"]]
+    for wrong in ("entailment", ["entailment", "maybe"], {"0": "1"}):
+        with pytest.raises(ValueError, match="expected entailment, neutral, contradiction, or - for none, in labels="):
+            NLIReader(labels=wrong)
 
 
 def test_rows_of_a_data_set_are_checked(tmp_path, caplog):

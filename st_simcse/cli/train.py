@@ -22,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli.loss import LossArguments, make_loss
-from st_simcse.cli.parsing import check_seeds, parse, parse_columns
+from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns
 from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.hub import HubDataset
@@ -33,7 +33,7 @@ from st_simcse.model_card import own_card, shown_command
 from st_simcse.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
-from st_simcse.readers import READERS, Reader, SentenceReader, file_format, load_sts
+from st_simcse.readers import READERS, NLIReader, Reader, SentenceReader, file_format, load_sts
 from st_simcse.run_folder import checkpoint_folders, sole_run
 from st_simcse.stop_on_signal import StopOnSignal
 from st_simcse.teacher import add_teacher_embeddings
@@ -117,6 +117,13 @@ class DataArguments:
     )
     columns: list[str] | None = field(
         default=None, metadata={"help": "Names, or numbers from 0, of the columns of a train table."}
+    )
+    labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Of nli rows: the meanings of the labels 0, 1, ... in their order, such as entailment neutral "
+            "contradiction, or of any by name, such as not_entailment=contradiction."
+        },
     )
     dev_file: str | None = field(
         default=None, metadata={"help": "Scored pairs; evaluated during training, the best checkpoint is kept."}
@@ -439,11 +446,12 @@ def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str |
 
 
 def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> Dataset | IterableDataset:
-    reader = _reader(source, args)
-    if not args.streaming:
-        return reader.get_dataset(source)
-    # The trainer shuffles no streams.
-    return reader.get_iterable_dataset(source).shuffle(seed=seed, buffer_size=10_000)
+    with named_options(column="--columns", columns="--columns", labels="--labels"):
+        reader = _reader(source, args)
+        if not args.streaming:
+            return reader.get_dataset(source)
+        # The trainer shuffles no streams.
+        return reader.get_iterable_dataset(source).shuffle(seed=seed, buffer_size=10_000)
 
 
 def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
@@ -453,11 +461,25 @@ def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
         train_format = _format_of(source, columns)
     elif train_format == "auto":
         train_format = "sentences" if file_format(Path(str(source))) == "txt" else "triplets"
+    if train_format == "nli":
+        return NLIReader(columns=columns, labels=_labels(args.labels))
+    if args.labels:
+        raise ValueError(f"--labels are those of --train_format nli, these data are {train_format}: leave them out")
     if train_format != "sentences":
         return READERS[train_format](columns=columns)
     if columns and len(columns) > 1:
         raise ValueError(f"sentences are read from one column, got --columns {' '.join(args.columns or [])}")
     return SentenceReader(column=columns[0] if columns else None)
+
+
+def _labels(words: list[str] | None) -> list[str] | dict[str | int, str] | None:
+    """As :class:`NLIReader` takes them."""
+    pairs = [word.partition("=") for word in words or []]
+    if any(equals for _, equals, _ in pairs):
+        if not all(equals for _, equals, _ in pairs):
+            raise ValueError(f"--labels {' '.join(words or [])}: either each has a name, NAME=MEANING, or none has")
+        return {name: meaning for name, _, meaning in pairs}
+    return words
 
 
 def _format_of(source: HubDataset, columns: list[int | str] | None) -> str:
