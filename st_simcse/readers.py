@@ -56,6 +56,10 @@ MAX_ROW_BYTES = 2**24
 # The csv module's own limit of 128 KiB a cell would refuse long documents; ours is that of the row.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
+# The columns that say which split a row belongs to, and the splits, in lower case.
+_SPLIT_COLUMNS = {"split", "splits", "partition", "set", "subset", "semeval_set"}
+_SPLITS = {"train", "training", "dev", "development", "valid", "validation", "val", "test", "testing", "trial"}
+
 # By their spelling in lower case. Data sets differ in what they number 0, 1 and 2.
 _NLI_LABELS = {
     **dict.fromkeys(("entailment", "e"), "entailment"),
@@ -77,12 +81,15 @@ class Reader:
         drop_duplicates: skip, and count, what was read before.
         max_row_bytes: a row that is longer in UTF-8 is refused, before more of it is in memory (in parquet files and
             data sets, once it is loaded). A row is a line, in csv files all the lines of its quoted cells.
+        split: which split is read, of a table that has several and a column (``split``, ``partition``, ``set``,
+            ``SemEval_set``; without a header the first) that says which; upper and lower case are the same.
 
     Attributes:
         skipped: the reasons for which the last file's rows were skipped, with their counts.
         found_columns: the columns that were read of the last table.
         usual: the column sets to look for, of which the first that the file has is taken.
         optional: how many of the last ones it may lack; those that the user names it must have.
+        argument: what the reader calls the columns that the user names.
 
     Raises:
         ValueError: for fewer or more columns than the reader takes, and for a limit below 1.
@@ -90,6 +97,7 @@ class Reader:
 
     usual: ClassVar[Sequence[Sequence[Column]]] = ()
     optional: ClassVar[int] = 0
+    argument: ClassVar[str] = "columns"
 
     def __init__(
         self,
@@ -98,11 +106,12 @@ class Reader:
         quoting: int | None = None,
         drop_duplicates: bool = False,
         max_row_bytes: int = MAX_ROW_BYTES,
+        split: str | None = None,
     ) -> None:
         if columns is not None and (isinstance(columns, str) or not self._takes(len(columns))):
             expected = " or ".join(str(list(usual)) for usual in self.usual)
             hint = "; SentenceReader (--train_format sentences) reads one column" if len(columns) == 1 else ""
-            raise ValueError(f"columns={columns!r}: expected a list as long as {expected}{hint}")
+            raise ValueError(f"expected a list as long as {expected} for columns=, got {columns!r}{hint}")
         if max_row_bytes < 1:
             raise ValueError(f"max_row_bytes must be 1 or more, got {max_row_bytes}")
         self.dataset_folder = dataset_folder
@@ -110,6 +119,7 @@ class Reader:
         self.quoting = quoting
         self.drop_duplicates = drop_duplicates
         self.max_row_bytes = max_row_bytes
+        self.split = split
         self.skipped: Counter[str] = Counter()
         self.found_columns: Sequence[Column] = ()
 
@@ -202,6 +212,7 @@ class Reader:
         """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped."""
         wanted: Sequence[Column] = ()
         names: Collection[Column] = ()
+        splits: _Splits | None = None
         for line, row in self._rows(path):
             if not row:
                 self.skipped["blank"] += 1
@@ -209,8 +220,12 @@ class Reader:
             if not wanted:
                 self.found_columns = wanted = self._choose_columns(path, line, row)
                 names = row.keys()
+                splits = _Splits(path, line, row, wanted, self.split)
             elif self.columns is None and row.keys() != names and len(self.usual_columns(row)) > len(wanted):
                 raise ValueError(f"{place(path, line)}: the row has {list(row)}, the first one only {list(names)}")
+            if splits and (other := splits.foreign(line, row)):
+                self.skipped[f"of the split {other!r}"] += 1
+                continue
             cells = [_text(path, line, row, column) for column in wanted]
             if sum(map(len, cells)) > self.max_row_bytes:
                 raise _too_long(path, line, self.max_row_bytes)
@@ -257,10 +272,12 @@ class Reader:
             wanted, lacking = self.usual_columns(row), " or ".join(str(list(columns)) for columns in self.usual)
         if not wanted or not all(column in row for column in wanted):
             other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
+            trains = type(self) in READERS.values()  # the others are for evaluation, which is of one kind
             remedy = (
                 f"{READERS[other].__name__} (--train_format {other}) reads such a file"
-                if other and not self.columns
-                else "name the columns to read, by their header or, for a file without one, by number from 0"
+                if other and trains and not self.columns
+                else f"name the columns to read with {self.argument}=, by their header or, for a file without one, by "
+                "number from 0"
             )
             raise ValueError(f"{place(path, line)}: no column(s) {lacking}, found {list(row)}; {remedy}")
         unread = [column for column in row if column not in wanted]
@@ -287,6 +304,51 @@ class Reader:
         return record
 
 
+class _Splits:
+    """The column of a table that says which split a row belongs to, if it has one.
+
+    Raises:
+        ValueError: if a split is asked for and there is no such column.
+    """
+
+    def __init__(
+        self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column], split: str | None
+    ) -> None:
+        columns = [name for name in row if name not in wanted and _may_name_splits(name)]
+        named = [name for name in columns if _split_name(row, name).lower() in _SPLITS]
+        if split is not None and not columns:
+            raise ValueError(
+                f"{place(path, line)}: no column of splits (split, partition, set or SemEval_set), found {list(row)}; "
+                "leave split= out"
+            )
+        self.path, self.split = path, split
+        self.columns = (named or columns)[:1] if split is not None else columns
+        self.first: dict[Column, str] = {}
+
+    def foreign(self, line: int, row: dict[Column, Any]) -> str:
+        """The row's split, if it is another than the one that is asked for; ValueError if none is, and rows differ."""
+        for column in self.columns:
+            name = _split_name(row, column)
+            if self.split is not None:
+                return "" if name.lower() == self.split.lower() else name or "(none)"
+            if name.lower() in _SPLITS and self.first.setdefault(column, name) != name:
+                raise ValueError(
+                    f"{place(self.path, line)}: a row of the split {name!r} (column {column!r}) behind rows of the "
+                    f"split {self.first[column]!r}; pass split= to choose one, or keep "
+                    "one split in a file of its own"
+                )
+        return ""
+
+
+def _may_name_splits(column: Column) -> bool:
+    return column == 0 or str(column).lower() in _SPLIT_COLUMNS
+
+
+def _split_name(row: dict[Column, Any], column: Column) -> str:
+    cell = row.get(column)
+    return cell.strip() if isinstance(cell, str) else ""
+
+
 class SentenceReader(Reader):
     """Single sentences for :class:`~st_simcse.UnsupSimCSELoss`.
 
@@ -301,6 +363,7 @@ class SentenceReader(Reader):
         quoting: see :class:`Reader`.
         drop_duplicates: skip, and count, sentences that were read before.
         max_row_bytes: see :class:`Reader`.
+        split: see :class:`Reader`.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -313,6 +376,7 @@ class SentenceReader(Reader):
     """
 
     usual = (("sentence",), ("text",))
+    argument = "column"
 
     def __init__(
         self,
@@ -321,9 +385,10 @@ class SentenceReader(Reader):
         quoting: int | None = None,
         drop_duplicates: bool = False,
         max_row_bytes: int = MAX_ROW_BYTES,
+        split: str | None = None,
     ) -> None:
         columns = None if column is None else [column]
-        super().__init__(dataset_folder, columns, quoting, drop_duplicates, max_row_bytes)
+        super().__init__(dataset_folder, columns, quoting, drop_duplicates, max_row_bytes, split)
 
     def _records(self, path: Source) -> Iterator[Record]:
         if isinstance(path, HubDataset) or file_format(path) != "txt":
@@ -331,6 +396,8 @@ class SentenceReader(Reader):
             return
         if self.columns is not None:
             raise ValueError(f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose")
+        if self.split is not None:
+            raise ValueError(f"{path}: a text file has a sentence a line and no column of splits: leave split= out")
         for _, line in text_lines(path, self.max_row_bytes):
             if sentence := line.strip():
                 yield (sentence,)
@@ -348,9 +415,9 @@ class TripletReader(Reader):
     """(anchor, positive, hard negative) rows for :class:`~st_simcse.SupSimCSELoss`.
 
     Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, each also gzipped, ``.parquet`` files and data sets of the hub. The
-    header says ``sent0, sent1, hard_neg`` (the layout of the paper's ``nli_for_simcse.csv``) or ``anchor, positive,
-    negative``; a file without the third column gives pairs. Other names, numbers for a file without a header, and
-    several hard negatives go into ``columns``.
+    header says ``sent0, sent1, hard_neg`` (the layout of the paper's ``nli_for_simcse.csv``), ``anchor, positive,
+    negative``, ``origin, entailment, contradiction`` or ``query, pos, neg``; a file without the third column gives
+    pairs. Other names, numbers for a file without a header, and several hard negatives go into ``columns``.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -359,7 +426,12 @@ class TripletReader(Reader):
         {'anchor': 'Hi, you.', 'positive': 'Hello.', 'negative': 'Bye.'}
     """
 
-    usual = (("sent0", "sent1", "hard_neg"), ("anchor", "positive", "negative"))
+    usual = (
+        ("sent0", "sent1", "hard_neg"),
+        ("anchor", "positive", "negative"),
+        ("origin", "entailment", "contradiction"),
+        ("query", "pos", "neg"),
+    )
     optional = 1
 
     @classmethod
@@ -376,11 +448,11 @@ class NLIReader(Reader):
 
     The entailments of a premise are paired with its contradictions in file order, as in the paper's
     ``nli_for_simcse.csv``; those left over, neutral hypotheses and rows without a gold label are skipped and counted.
-    The header says ``premise, hypothesis, label`` or ``sentence1, sentence2, gold_label`` (SNLI, MNLI). Labels are
-    ``entailment``, ``neutral``, ``contradiction`` (or ``contradictory``) or their first letters, in any case; ``-`` and
-    -1 mean that the annotators did not agree. Data sets differ in the order of their numbers: a number means what the
-    data set's own ``ClassLabel`` says, or ``labels``. The whole file is held in memory, because a premise's rows may
-    lie apart.
+    The header says ``premise, hypothesis, label`` or ``sentence1, sentence2, gold_label`` (SNLI, MNLI), ``sentence1,
+    sentence2, label`` or SICK's own names. Labels are ``entailment``, ``neutral``, ``contradiction`` (or
+    ``contradictory``) or their first letters, in any case; ``-`` and -1 mean that the annotators did not agree. Data
+    sets differ in the order of their numbers: a number means what the data set's own ``ClassLabel`` says, or
+    ``labels``. The whole file is held in memory, because a premise's rows may lie apart.
 
     Args:
         *others: as for :class:`Reader`.
@@ -399,7 +471,13 @@ class NLIReader(Reader):
         ['A dog runs.', 'An animal moves.', 'A dog sleeps.']
     """
 
-    usual = (("premise", "hypothesis", "label"), ("sentence1", "sentence2", "gold_label"))
+    usual = (
+        ("premise", "hypothesis", "label"),
+        ("sentence1", "sentence2", "gold_label"),
+        ("sentence1", "sentence2", "label"),
+        ("sentence_A", "sentence_B", "entailment_label"),
+        ("sentence_A", "sentence_B", "entailment_judgment"),
+    )
 
     def __init__(
         self, *others: Any, labels: Sequence[str] | Mapping[str | int, str] | None = None, **options: Any
@@ -470,12 +548,17 @@ READERS: dict[str, type[Reader]] = {"sentences": SentenceReader, "triplets": Tri
 class STSReader(Reader):
     """(sentence1, sentence2, score) rows, for :func:`load_sts`."""
 
-    usual = (("sentence1", "sentence2", "score"),)
+    usual = (
+        ("sentence1", "sentence2", "score"),
+        ("sentence1", "sentence2", "label"),
+        ("text1", "text2", "score"),
+        ("text1", "text2", "label"),
+        ("sentence_A", "sentence_B", "relatedness_score"),
+    )
 
     def _records(self, path: Source) -> Iterator[Record]:
-        column = self.columns[2] if self.columns else "score"
         for line, (sentence1, sentence2, score) in self._cells(path):
-            check_score(path, line, column, score)
+            check_score(path, line, self.found_columns[2], score)
             yield sentence1, sentence2, score
 
 
@@ -485,23 +568,26 @@ def load_sts(
     columns: Sequence[Column] | None = None,
     quoting: int | None = None,
     max_row_bytes: int = MAX_ROW_BYTES,
+    split: str | None = None,
     **evaluator_kwargs: Any,
 ) -> EmbeddingSimilarityEvaluator:
     """Scored sentence pairs as ST's EmbeddingSimilarityEvaluator with Spearman's correlation of the cosine.
 
     Args:
         filename: a ``.csv``, ``.tsv`` or ``.jsonl`` file, also gzipped, a ``.parquet`` file or a
-            :class:`~st_simcse.HubDataset`, with the columns sentence1, sentence2, score. Scores may be on any scale,
-            since only their order counts.
+            :class:`~st_simcse.HubDataset`, with the columns ``sentence1, sentence2`` or ``text1, text2`` and ``score``
+            or ``label``, or SICK's own names. Scores may be on any scale, since only their order counts.
         name: the evaluator's name; when left out the file's name without endings, or those of data set and split.
         columns: other columns, see :class:`Reader`.
         quoting: see :class:`Reader`.
         max_row_bytes: see :class:`Reader`.
+        split: see :class:`Reader`; sentence-transformers' ``stsbenchmark.tsv.gz`` needs it.
         **evaluator_kwargs: for the evaluator, such as ``batch_size``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a missing column, a score that is no number, an empty file; names file, line and column.
+        ValueError: for a missing column, a score that is no number, an empty file, and rows of several splits without
+            ``split``; names file, line and column.
 
     Example:
         >>> path = getfixture("tmp_path") / "sts.tsv"
@@ -509,7 +595,7 @@ def load_sts(
         >>> load_sts(path).scores
         [4.5, 0.5]
     """
-    reader = STSReader(columns=columns, quoting=quoting, max_row_bytes=max_row_bytes)
+    reader = STSReader(columns=columns, quoting=quoting, max_row_bytes=max_row_bytes, split=split)
     return sts_evaluator(reader, filename, evaluator_name(filename, name), **evaluator_kwargs)
 
 

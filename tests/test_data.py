@@ -466,6 +466,33 @@ def _record(seen):
         (["--train_file", "a.txt", "--train_dataset", "wiki"], "pass --train_file or --train_dataset, not both"),
         (["--train_file", "a.txt", "--train_subset", "x"], "--train_subset and --train_split go with --train_dataset"),
         (["--train_dataset", "wiki", "--dev_split", "x"], "--dev_subset and --dev_split go with --dev_dataset"),
+        (["--train_file", "a.txt", "--train_split", "x"], "a.txt: a text file has .*: leave --train_split out"),
+        (["--train_dataset", "wiki", "--dev_columns", "x"], "--dev_columns go with --dev_file or --dev_dataset"),
+        (
+            ["--train_dataset", "wiki", "--dev_file", "table.csv"],
+            r"table.csv, line 2: no column\(s\) .*; name the columns to read with --dev_columns, by their header",
+        ),
+        (
+            ["--train_dataset", "wiki", "--test_file", "table.csv"],
+            r"table.csv, line 2: no column\(s\) .*; name the columns to read with --test_columns, by their header",
+        ),
+        (
+            ["--train_dataset", "wiki", "--test_file", "table.csv", "--test_columns", "sentence", "other", "rating"],
+            "line 3: a row of the split 'test' .*; pass --test_split to choose one",
+        ),
+        (
+            ["--train_dataset", "wiki", "--test_file", "table.csv", "--test_columns", "0"],
+            "long as .* for --test_columns,",
+        ),
+        (["--train_file", "table.csv"], "line 2: no column.*; SentenceReader .--train_format sentences. reads such"),
+        (
+            ["--train_file", "table.csv", "--train_format", "nli"],
+            "line 2: no column.*; SentenceReader .--train_format sentences. reads such a file",
+        ),
+        (
+            ["--train_file", "table.csv", "--train_format", "sentences"],
+            "line 3: a row of the split 'test' .*; pass --train_split to choose one",
+        ),
         (["--train_dataset", "wiki", "--streaming"], "--streaming needs --max_steps"),
         (["--train_dataset", "./absent"], "there is no folder ./absent"),
         (["--train_dataset", "nli"], "triplet.*pair-class"),
@@ -490,7 +517,34 @@ def _record(seen):
         (["--train_dataset", "wiki", "--dev_dataset", "wiki", "--dev_split", "train"], r"row 1: no column.*'score'"),
     ],
 )
-def test_what_is_wrong_with_data_sets_is_said(data_sets, monkeypatch, tiny_bert, options, message):
+def test_what_is_wrong_with_data_is_said(data_sets, monkeypatch, tiny_bert, options, message):
     monkeypatch.chdir(data_sets)
+    (data_sets / "a.txt").write_text("One.\nTwo.\n")
+    (data_sets / "table.csv").write_text("sentence,other,rating,split\nA,B,1,dev\nC,D,2,test\n")
     with pytest.raises((ValueError, OSError), match=message):
         _train(data_sets, tiny_bert, *options)
+
+
+def test_scored_pairs_of_a_table_by_columns_and_split(data_sets, monkeypatch, tiny_bert, sentences):
+    """Of one file the dev and the test pairs, under names of its own."""
+    monkeypatch.chdir(data_sets)
+    rows = [
+        f"{a},{b},{(score * step) % 8},{split}"
+        for split, step in (("dev", 1), ("test", 3))
+        for score, (a, b) in enumerate(zip(sentences, sentences[::-1], strict=True))
+    ]
+    (data_sets / "table.csv").write_text("\n".join(["a,b,rating,split", *rows]))
+    measured = []
+
+    def record(evaluators, model):
+        measured.append([(len(one.scores), one.scores[:3]) for one in evaluators])
+        return {one.name: 0.5 for one in evaluators}
+
+    monkeypatch.setattr(train, "_spearman", record)
+    options = [
+        word
+        for name in ("dev", "test")
+        for word in (f"--{name}_file", "table.csv", f"--{name}_split", name, f"--{name}_columns", "a", "b", "rating")
+    ]
+    _train(data_sets, tiny_bert, "--train_dataset", "wiki", "--max_steps", "1", *options)
+    assert measured == [[(8, [0, 1, 2]), (8, [0, 3, 6])]] * 2

@@ -36,7 +36,7 @@ from st_simcse import (
     load_sts,
 )
 from st_simcse.corpus import generate_corpus
-from st_simcse.readers import file_format
+from st_simcse.readers import STSReader, file_format
 
 
 def _write(folder, name, content):
@@ -225,6 +225,121 @@ def test_sts_formats(tmp_path):
     for name, options in (("a.csv.gz", {}), ("a.jsonl", {}), ("a.tsv", {"columns": [2, 3, 1]})):
         evaluator = load_sts(tmp_path / name, **options)
         assert (evaluator.sentences1, evaluator.sentences2, evaluator.scores) == (["A"], ["B"], [4.5])
+
+
+# Layouts that are published with all their splits in one file, a row a split each, the third one in upper case.
+SPLIT_FILES = {
+    "stsbenchmark.tsv.gz": (
+        "split\tgenre\tdataset\tyear\tsid\tscore\tsentence1\tsentence2",
+        "{split}\tmain-news\tMSRpar\t2012\t0\t{score}\tA {split}\tB",
+        ("train", "dev", "test"),
+        load_sts,
+    ),
+    "SICK.tsv": (
+        "pair_ID\tsentence_A\tsentence_B\tentailment_label\trelatedness_score\tSemEval_set",
+        "1\tA {split}\tB\tNEUTRAL\t{score}\t{split}",
+        ("TRAIN", "TRIAL", "TEST"),
+        load_sts,
+    ),
+    "sts.jsonl": (
+        "",
+        '{{"partition": "{split}", "text1": "A {split}", "text2": "B", "label": {score}}}',
+        ("train", "validation", "test"),
+        load_sts,
+    ),
+    "headless.tsv": (
+        "",
+        "{split}\t{score}\tA {split}\tB",
+        ("train", "dev", "test"),
+        lambda path, **options: load_sts(path, columns=[2, 3, 1], **options),
+    ),
+}
+
+
+def _with_splits(folder, name, order=(0, 1, 2)):
+    header, row, splits, load = SPLIT_FILES[name]
+    rows = [row.format(split=splits[split], score=split + 1) for split in order]
+    return _write(folder, name, "\n".join([*([header] if header else []), *rows])), splits, load
+
+
+@pytest.mark.parametrize("name", list(SPLIT_FILES))
+def test_a_split_has_to_be_chosen(tmp_path, name, caplog):
+    path, splits, load = _with_splits(tmp_path, name)
+    with pytest.raises(
+        ValueError, match=rf"(line|row) \d: a row of the split '{splits[1]}' .*'{splits[0]}'; pass split="
+    ):
+        load(path)
+    for number, split in enumerate(splits):
+        for spelled in (split.lower(), split.upper()):
+            evaluator = load(path, split=spelled)
+            assert (evaluator.sentences1, evaluator.scores) == ([f"A {split}"], [number + 1])
+    others = f"1 of the split '{splits[0]}', 1 of the split '{splits[1]}'"
+    assert f"{path}: 1 read, skipped {others}" in caplog.messages
+    with pytest.raises(ValueError, match="nothing to read, all rows were skipped: 1 of the split"):
+        load(path, split="absent")
+    path, splits, load = _with_splits(tmp_path, name, order=(2, 2))  # one alone need not be chosen
+    assert load(path).sentences1 == [f"A {splits[2]}"] * 2
+
+
+def test_readers_of_training_data_choose_a_split(tmp_path):
+    """AllNLI.tsv.gz as sentence-transformers publishes it."""
+    rows = [
+        f"{split}\tSNLI\tx\tP {split}\t{hypothesis}\t{label}"
+        for split in ("train", "dev")
+        for hypothesis, label in (("E", "entailment"), ("C", "contradiction"), ("N", "neutral"))
+    ]
+    header = "split\tdataset\tfilename\tsentence1\tsentence2\tlabel"
+    path = _write(tmp_path, "AllNLI.tsv.gz", "\n".join([header, *rows]))
+    assert _texts(NLIReader(split="dev"), path) == [["P dev", "E", "C"]]
+    assert _texts(SentenceReader(column="sentence1", split="train"), path)[0] == ["P train"] * 2
+    assert _texts(TripletReader(columns=["sentence1", "sentence2"], split="dev"), path)[2] == ["P dev", "N"]
+    for reader in (NLIReader(), SentenceReader(column="sentence1"), TripletReader(columns=["sentence1", "sentence2"])):
+        for read in (
+            reader.get_examples,
+            reader.get_dataset,
+            lambda path, r=reader: list(r.get_iterable_dataset(path)),
+        ):
+            with pytest.raises(ValueError, match="line 5: a row of the split 'dev' .*behind rows of the split 'train'"):
+                read(path)
+
+
+def test_what_is_no_column_of_splits(tmp_path):
+    path = _write(tmp_path, "a.csv", "subset,sentence1,sentence2,score\nMSRvid,A,B,1\nOnWN,A,B,2\n")
+    assert load_sts(path).scores == [1, 2]
+    path = _write(tmp_path, "b.csv", "class,text\ntest,A\ntrain,B\n")
+    assert _texts(SentenceReader(), path) == [["A", "A"], ["B", "B"]]
+    with pytest.raises(ValueError, match=r"line 2: no column of splits .*found \['class', 'text'\]; leave split= out"):
+        SentenceReader(split="test").get_examples(path)
+    path = _write(tmp_path, "a.txt", "A\n")
+    with pytest.raises(ValueError, match=r"a text file has .* no column of splits: leave split= out"):
+        SentenceReader(split="test").get_examples(path)
+
+
+@pytest.mark.parametrize(
+    ("reader", "columns"),
+    [
+        (TripletReader, ["origin", "entailment", "contradiction"]),
+        (TripletReader, ["query", "pos", "neg"]),
+        (NLIReader, ["sentence1", "sentence2", "label"]),
+        (NLIReader, ["sentence_A", "sentence_B", "entailment_judgment"]),
+        (STSReader, ["text1", "text2", "label"]),
+        (STSReader, ["text1", "text2", "score"]),
+        (STSReader, ["sentence1", "sentence2", "label"]),
+        (STSReader, ["sentence_A", "sentence_B", "relatedness_score"]),
+    ],
+)
+def test_other_usual_names_of_columns(tmp_path, reader, columns):
+    rows = {
+        TripletReader: ["A,B,C"],
+        NLIReader: ["A,B,entailment", "A,C,contradiction"],
+        STSReader: ["A,B,4.5"],
+    }[reader]
+    path = _write(tmp_path, "a.csv", "\n".join(["id," + ",".join(columns), *(f"7,{row}" for row in rows)]))
+    assert _texts(reader(), path) == [["A", "B", "4.5" if reader is STSReader else "C"]]
+    if reader is STSReader:
+        path.write_text(path.read_text().replace("4.5", "good"))
+        with pytest.raises(ValueError, match=f"line 2, column '{columns[2]}': 'good' is not a score"):
+            reader().get_examples(path)
 
 
 ERRORS = {

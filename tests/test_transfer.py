@@ -156,6 +156,14 @@ def test_what_an_evaluator_refuses():
         transfer_evaluators("absent", ["IMDB"])
 
 
+def _senteval_sts(folder):
+    """As much of SentEval's folder as tells that it is."""
+    (folder / "other" / "STS" / "STS12-en-test").mkdir(parents=True)
+    (folder / "other" / "STS" / "STSBenchmark").mkdir()
+    (folder / "other" / "STS" / "STSBenchmark" / "sts-test.csv").touch()
+    return folder / "other"
+
+
 def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, tmp_path, capsys):
     folders = ["--sts_dir", str(generated / "sts/raw"), "--senteval_dir", str(senteval), "--allow_partial"]
     model = ["--model", tiny_bert]
@@ -176,6 +184,15 @@ def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, t
         assert [task for part in evaluate._tasks(asked) for task in part] == list(tasks)
     partial = [*model, "--sts_dir", str(senteval), "--tasks", "SST2", "--allow_partial"]
     assert evaluate.run(partial)[tiny_bert]["SST2"] == row["SST2"]
+    (tmp_path / "STSB-test.tsv").write_text("a\tb\trating\nA dog.\tA cat.\t1\nA dog.\tA dog.\t5\nA.\tTwo.\t2\n")
+    partial = [*model, "--sts_dir", str(tmp_path), "--tasks", "STS-B", "--allow_partial"]
+    assert "STS-B" in evaluate.run([*partial, "--sts_columns", "a", "b", "rating"])[tiny_bert]
+    with pytest.raises(
+        ValueError, match="STSB-test.tsv, line 2: no column.*name the columns to read with --sts_columns"
+    ):
+        evaluate.run(partial)
+    with pytest.raises(ValueError, match="SentEval's, whose files have no columns to choose: leave --sts_columns out"):
+        evaluate.run([*model, "--sts_dir", str(_senteval_sts(tmp_path)), "--tasks", "STS-B", "--sts_columns", *"abc"])
     for folder in (senteval, generated / "sts/raw"):
         with pytest.raises(ValueError, match=r"rows, expected .*, or pass --allow_partial if it is meant"):
             evaluate.run([*model, "--sts_dir", str(folder), "--tasks", "SST2" if folder == senteval else "STS-B"])

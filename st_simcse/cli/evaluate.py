@@ -199,12 +199,16 @@ def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
 
 def _results(model: SentenceTransformer, evaluators: list[Any], name: str) -> dict[str, float]:
     """What the evaluators find, under a bar that counts their sentences."""
+    from st_simcse.lengths import warn_of_cut_texts
+
     results: dict[str, float] = {}
-    sentences = sum(
-        len(task.texts) if hasattr(task, "texts") else len(task.sentences1) + len(task.sentences2)
+    sentences = [
+        text
         for task in evaluators
-    )
-    with tqdm(total=sentences, unit=" sentences", leave=False, disable=None) as bar:
+        for text in (task.texts if hasattr(task, "texts") else [*task.sentences1, *task.sentences2])
+    ]
+    warn_of_cut_texts(model, sentences)
+    with tqdm(total=len(sentences), unit=" sentences", leave=False, disable=None) as bar:
 
         def count(module: nn.Module, inputs: tuple[Any, ...], output: dict[str, Tensor]) -> None:
             bar.update(len(output["sentence_embedding"]))

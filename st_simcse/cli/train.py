@@ -107,7 +107,7 @@ class DataArguments:
         default=None, metadata={"help": "Instead of a file: a data set's name on the hub, or a folder in its layout."}
     )
     train_subset: str | None = field(default=None, metadata={"help": "Which of its subsets, such as triplet."})
-    train_split: str | None = field(default=None, metadata={"help": "Which of its splits; train when left out."})
+    train_split: str | None = field(default=None, metadata={"help": "Which split; of a data set train when left out."})
     streaming: bool = field(
         default=False, metadata={"help": "Read the training data while training goes on; needs --max_steps."}
     )
@@ -130,11 +130,17 @@ class DataArguments:
     )
     dev_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
     dev_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
-    dev_split: str | None = field(default=None, metadata={"help": "Which of its splits; validation when left out."})
+    dev_split: str | None = field(
+        default=None, metadata={"help": "Which split; of a data set validation when left out."}
+    )
+    dev_columns: list[str] | None = field(
+        default=None, metadata={"help": "Sentence, sentence, score: names, or numbers from 0, if not the usual ones."}
+    )
     test_file: str | None = field(default=None, metadata={"help": "Scored pairs, evaluated before and after."})
     test_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
     test_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
-    test_split: str | None = field(default=None, metadata={"help": "Which of its splits; test when left out."})
+    test_split: str | None = field(default=None, metadata={"help": "Which split; of a data set test when left out."})
+    test_columns: list[str] | None = field(default=None, metadata={"help": "As --dev_columns."})
     alignment_uniformity: bool = field(
         default=False,
         metadata={"help": "Log alignment and uniformity of the dev pairs at each evaluation, and draw them."},
@@ -239,7 +245,7 @@ def _train_once(
     if data_args.streaming and args.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps, because nobody has counted the rows")
     dataset = _training_data(sources["train"], data_args, args.seed)
-    evaluators = [load_sts(source) for name in ("dev", "test") if (source := sources[name])]
+    evaluators = [_evaluator(source, data_args, name) for name in ("dev", "test") if (source := sources[name])]
     if len({evaluator.name for evaluator in evaluators}) < len(evaluators):  # two files of one name
         for evaluator, name in zip(evaluators, ("dev", "test"), strict=True):
             evaluator.name = name
@@ -440,13 +446,26 @@ def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str |
     if dataset:
         usual = {"train": "train", "dev": "validation", "test": "test"}[name]
         return HubDataset(dataset, subset, split or usual, streaming=args.streaming and name == "train")
-    if subset or split:
+    if getattr(args, f"{name}_columns", None) and not file:
+        raise ValueError(f"--{name}_columns go with --{name}_file or --{name}_dataset")
+    if subset or (split and not file):
         raise ValueError(f"--{name}_subset and --{name}_split go with --{name}_dataset")
     return file
 
 
+def _evaluator(source: str | HubDataset, args: DataArguments, name: Literal["dev", "test"]) -> Any:
+    columns = parse_columns(getattr(args, f"{name}_columns"))
+    with named_options(columns=f"--{name}_columns", split=f"--{name}_split"):
+        return load_sts(source, columns=columns, split=_split(source, args, name))
+
+
+def _split(source: str | HubDataset, args: DataArguments, name: str) -> str | None:
+    """Which split of a table; a data set knows its own."""
+    return None if isinstance(source, HubDataset) else getattr(args, f"{name}_split")
+
+
 def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> Dataset | IterableDataset:
-    with named_options(column="--columns", columns="--columns", labels="--labels"):
+    with named_options(column="--columns", columns="--columns", labels="--labels", split="--train_split"):
         reader = _reader(source, args)
         if not args.streaming:
             return reader.get_dataset(source)
@@ -456,20 +475,21 @@ def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> 
 
 def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
     columns = parse_columns(args.columns)
+    split = _split(source, args, "train")
     train_format: str = args.train_format
     if train_format == "auto" and isinstance(source, HubDataset):
         train_format = _format_of(source, columns)
     elif train_format == "auto":
         train_format = "sentences" if file_format(Path(str(source))) == "txt" else "triplets"
     if train_format == "nli":
-        return NLIReader(columns=columns, labels=_labels(args.labels))
+        return NLIReader(columns=columns, labels=_labels(args.labels), split=split)
     if args.labels:
         raise ValueError(f"--labels are those of --train_format nli, these data are {train_format}: leave them out")
     if train_format != "sentences":
-        return READERS[train_format](columns=columns)
+        return READERS[train_format](columns=columns, split=split)
     if columns and len(columns) > 1:
         raise ValueError(f"sentences are read from one column, got --columns {' '.join(args.columns or [])}")
-    return SentenceReader(column=columns[0] if columns else None)
+    return SentenceReader(column=columns[0] if columns else None, split=split)
 
 
 def _labels(words: list[str] | None) -> list[str] | dict[str | int, str] | None:

@@ -88,7 +88,11 @@ class KNNEvaluator(RecordingEvaluator):
 
 
 def load_classes(
-    filename: Name, name: str | None = None, columns: Sequence[Column] | None = None, k: int = 10
+    filename: Name,
+    name: str | None = None,
+    columns: Sequence[Column] | None = None,
+    k: int = 10,
+    split: str | None = None,
 ) -> KNNEvaluator:
     """A table of texts and their classes as a :class:`KNNEvaluator`.
 
@@ -98,6 +102,7 @@ def load_classes(
         columns: of text and class, by name or number; ``text`` or ``sentence`` and ``label`` or ``class`` when left
             out.
         k: how many neighbours vote.
+        split: which split, of a table of several, as for :func:`~st_simcse.load_sts`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -109,12 +114,16 @@ def load_classes(
         >>> load_classes(path, k=1).classes
         ['dog', 'cat', 'dog']
     """
-    texts, classes = zip(*_ClassReader(columns=columns)._read(filename), strict=True)
+    texts, classes = zip(*_ClassReader(columns=columns, split=split)._read(filename), strict=True)
     return KNNEvaluator(texts, classes, k, evaluator_name(filename, name))
 
 
 def load_retrieval(
-    filename: Name, name: str | None = None, columns: Sequence[Column] | None = None, **evaluator_kwargs: Any
+    filename: Name,
+    name: str | None = None,
+    columns: Sequence[Column] | None = None,
+    split: str | None = None,
+    **evaluator_kwargs: Any,
 ) -> InformationRetrievalEvaluator:
     """A table of queries and their documents, such as titles and texts, as ST's InformationRetrievalEvaluator.
 
@@ -126,6 +135,7 @@ def load_retrieval(
         name: the evaluator's; when left out as for :func:`~st_simcse.load_sts`.
         columns: of query and document, by name or number; ``query`` and ``document`` or ``answer``, ``title`` and
             ``text``, or ``anchor`` and ``positive`` when left out.
+        split: which split, of a table of several, as for :func:`~st_simcse.load_sts`.
         **evaluator_kwargs: for the evaluator, such as ``batch_size``.
 
     Raises:
@@ -139,7 +149,7 @@ def load_retrieval(
         (2, 3)
     """
     relevant: dict[str, set[str]] = {}
-    for query, document in _QueryReader(columns=columns)._read(filename):
+    for query, document in _QueryReader(columns=columns, split=split)._read(filename):
         relevant.setdefault(query, set()).add(document)
     documents: dict[str, Any] = {document: document for found in relevant.values() for document in sorted(found)}
     options: dict[str, Any] = {"batch_size": 64, "name": evaluator_name(filename, name)} | evaluator_kwargs
