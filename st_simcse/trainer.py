@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, ConcatDataset
 from st_simcse.batching import token_collator, tokenize
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, averaged_gradients
 from st_simcse.embedding import chunked_outputs
+from st_simcse.lengths import warn_of_cut_training_texts
 from st_simcse.losses import SimCSELoss, SupSimCSELoss, UnsupSimCSELoss, check_wrappers
 from st_simcse.losses.options import refuse
 from st_simcse.model_card import ModelCardCallback
@@ -22,7 +23,7 @@ from st_simcse.resumable_trainer import ResumableTrainer
 from st_simcse.run_folder import check_writable
 from st_simcse.sharding import check_shardable
 from st_simcse.training_arguments import SimCSETrainingArguments, limit_training_length
-from st_simcse.views import ViewCallback, view_collator, whole_texts
+from st_simcse.views import Crops, ViewCallback, view_collator, whole_texts
 
 __all__ = ["SimCSETrainer"]
 
@@ -144,6 +145,9 @@ class SimCSETrainer(ResumableTrainer):
             max_length if isinstance(max_length, int) else None,
             _names(self.train_dataset, self.eval_dataset),
         )
+        # Crops of a text that is longer than training reads are shorter; the other views cut it.
+        if views != "crops" and not isinstance(views, Crops):
+            self._warn_of_cut_texts()
         if tokenize_once:
             if not isinstance(self.data_collator, BaseDataCollator):
                 raise ValueError("tokenize_once needs a data collator of ST's kind: leave data_collator out")
@@ -156,6 +160,12 @@ class SimCSETrainer(ResumableTrainer):
             self._check_trials_are_independent()
             self._make_losses_anew(self.model)
         self.add_callback(LossSynchronizer(self._loss_parameters))
+
+    def _warn_of_cut_texts(self) -> None:
+        if isinstance(self.data_collator, BaseDataCollator) and self.is_world_process_zero():
+            data = self.train_dataset
+            named = data if isinstance(data, dict) else {None: data}
+            warn_of_cut_training_texts(self.model, self.data_collator, named)
 
     def _make_views(self, views: Any) -> None:
         if not isinstance(self.data_collator, BaseDataCollator):
