@@ -62,7 +62,9 @@ def warn_of_cut_texts(
     if limit is None:
         return
     rows = _sample(len(texts))
-    some = texts.select(rows)[texts.column_names[0]] if isinstance(texts, Dataset) else [texts[row] for row in rows]
+    some: Any = (
+        texts.select(rows)[texts.column_names[0]] if isinstance(texts, Dataset) else [texts[row] for row in rows]
+    )
     name = next((name for name in prompt_names if name in model.prompts), model.default_prompt_name or "")
     longer = count_longer(model, some, limit, prompt=model.prompts.get(name), **options)
     _warn(longer, len(some), len(texts), f"{limit} tokens that the model reads (max_seq_length)")

@@ -483,7 +483,7 @@ class NLIReader(Reader):
         self, *others: Any, labels: Sequence[str] | Mapping[str | int, str] | None = None, **options: Any
     ) -> None:
         super().__init__(*others, **options)
-        given = dict(labels if isinstance(labels, Mapping) else enumerate(labels or ()))
+        given: dict[Any, str] = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels or ()))
         if isinstance(labels, str) or not all(str(meaning).lower() in _NLI_LABELS for meaning in given.values()):
             raise ValueError(f"expected entailment, neutral, contradiction, or - for none, in labels=, got {labels!r}")
         self._given = {str(spelled).lower(): _NLI_LABELS[meaning.lower()] for spelled, meaning in given.items()}

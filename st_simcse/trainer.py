@@ -163,8 +163,8 @@ class SimCSETrainer(ResumableTrainer):
 
     def _warn_of_cut_texts(self) -> None:
         if isinstance(self.data_collator, BaseDataCollator) and self.is_world_process_zero():
-            data = self.train_dataset
-            named = data if isinstance(data, dict) else {None: data}
+            data: Any = self.train_dataset
+            named: dict[Any, Any] = data if isinstance(data, dict) else {None: data}
             warn_of_cut_training_texts(self.model, self.data_collator, named)
 
     def _make_views(self, views: Any) -> None:

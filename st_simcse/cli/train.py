@@ -461,7 +461,8 @@ def _evaluator(source: str | HubDataset, args: DataArguments, name: Literal["dev
 
 def _split(source: str | HubDataset, args: DataArguments, name: str) -> str | None:
     """Which split of a table; a data set knows its own."""
-    return None if isinstance(source, HubDataset) else getattr(args, f"{name}_split")
+    split: str | None = getattr(args, f"{name}_split")
+    return None if isinstance(source, HubDataset) else split
 
 
 def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> Dataset | IterableDataset:
