@@ -23,7 +23,17 @@ from st_simcse.readers import (
     check_score,
 )
 
-__all__ = ["DATA_SETS", "Example", "PublicFile", "SentEvalReader", "download", "senteval_tasks", "transfer_examples"]
+__all__ = [
+    "DATA_SETS",
+    "STS_ROWS",
+    "Example",
+    "PublicFile",
+    "SentEvalReader",
+    "check_rows",
+    "download",
+    "senteval_tasks",
+    "transfer_examples",
+]
 
 # A text or a pair of texts, and its class.
 Example = tuple[Record, str]
@@ -33,19 +43,24 @@ PRINCETON = "princeton-nlp/datasets-for-simcse"
 MAX_FILES, MAX_BYTES = 10_000, 2**30
 
 
+# The scored pairs of the test sets of the STS tasks, and of the dev sets.
+STS_ROWS = {"STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927}
+STS_DEV_ROWS = {"STS-B": 1500, "SICK-R": 500}
+
+
 @dataclass(frozen=True)
 class PublicFile:
     """A file that :func:`download` makes.
 
     Attributes:
         path: where it goes. ``.txt`` holds sentences, ``.csv`` triplets, ``.tsv`` scored pairs.
-        rows: how many it must have.
+        rows: how many it must have; None for SentEval's data, whose fourteen tasks have numbers of their own.
         source: a data set whose rows it gets, a file of the authors of SimCSE, or the folder of SentEval's data
             (for the test set of SICK-R).
     """
 
     path: str
-    rows: int
+    rows: int | None
     source: HubDataset | str | Path
 
 
@@ -54,14 +69,14 @@ class PublicFile:
 DATA_SETS = {
     "sts": [
         *(
-            PublicFile(f"sts/STS{year}.tsv", rows, HubDataset(f"mteb/sts{year}-sts", split="test"))
-            for year, rows in ((12, 3108), (13, 1500), (14, 3750), (15, 3000), (16, 1186))
+            PublicFile(f"sts/STS{year}.tsv", STS_ROWS[f"STS{year}"], HubDataset(f"mteb/sts{year}-sts", split="test"))
+            for year in range(12, 17)
         ),
         PublicFile("sts/STSB-train.tsv", 5749, HubDataset("mteb/stsbenchmark-sts")),
-        PublicFile("sts/STSB-dev.tsv", 1500, HubDataset("mteb/stsbenchmark-sts", split="validation")),
-        PublicFile("sts/STSB-test.tsv", 1379, HubDataset("mteb/stsbenchmark-sts", split="test")),
-        PublicFile("senteval", 18850, "senteval.tar"),
-        PublicFile("sts/SICKR-test.tsv", 4927, Path("senteval")),
+        PublicFile("sts/STSB-dev.tsv", STS_DEV_ROWS["STS-B"], HubDataset("mteb/stsbenchmark-sts", split="validation")),
+        PublicFile("sts/STSB-test.tsv", STS_ROWS["STS-B"], HubDataset("mteb/stsbenchmark-sts", split="test")),
+        PublicFile("senteval", None, "senteval.tar"),
+        PublicFile("sts/SICKR-test.tsv", STS_ROWS["SICK-R"], Path("senteval")),
     ],
     "wiki1m": [PublicFile("wiki1m_for_simcse.txt", 1_000_000, "wiki1m_for_simcse.txt")],
     "nli": [PublicFile("nli_for_simcse.csv", 275_601, "nli_for_simcse.csv")],
@@ -86,6 +101,25 @@ TRANSFER_FILES = {
     "SST2": {split: f"SST/binary/sentiment-{split}" for split in ("train", "dev", "test")},
     "TREC": {"train": "TREC/train_5500.label", "test": "TREC/TREC_10.label"},
     "MRPC": {split: f"MRPC/msr_paraphrase_{split}.txt" for split in ("train", "test")},
+}
+# The examples of these files. SentEval's training file of SST2 has the phrases of the sentences too, other releases the
+# sentences alone; of MRPC's training file releases differ by four pairs.
+TRANSFER_ROWS: dict[str, tuple[int, ...]] = {
+    "MR/rt-polarity.pos": (5331,),
+    "MR/rt-polarity.neg": (5331,),
+    "CR/custrev.pos": (2407,),
+    "CR/custrev.neg": (1368,),
+    "SUBJ/subj.objective": (5000,),
+    "SUBJ/subj.subjective": (5000,),
+    "MPQA/mpqa.pos": (3312,),
+    "MPQA/mpqa.neg": (7294,),
+    "SST/binary/sentiment-train": (67349, 6920),
+    "SST/binary/sentiment-dev": (872,),
+    "SST/binary/sentiment-test": (1821,),
+    "TREC/train_5500.label": (5452,),
+    "TREC/TREC_10.label": (500,),
+    "MRPC/msr_paraphrase_train.txt": (4076, 4080),
+    "MRPC/msr_paraphrase_test.txt": (1725,),
 }
 TREC_CLASSES = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 
@@ -123,9 +157,11 @@ def download(folder: str | os.PathLike[str], sets: Sequence[str] = tuple(DATA_SE
             if found is partial:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _fetch(Path(folder), file.source, partial)
-            if (rows := _count(found)) != file.rows:
-                remedy = "delete it to fetch it again" if found is path else "the data on the hub have changed"
-                raise ValueError(f"{found} has {rows:,} rows, expected {file.rows:,}: {remedy}")
+            remedy = "delete it to fetch it again" if found is path else "the data on the hub have changed"
+            if file.rows is None:
+                rows = _check_senteval(found, remedy)
+            else:
+                check_rows(found, rows := _count(found), (file.rows,), remedy=remedy)
             found.replace(path)
             yield path, rows
 
@@ -174,11 +210,47 @@ def _write_table(dataset: Any, target: Path) -> None:
 
 
 def _count(path: Path) -> int:
-    """The rows of a file as its reader finds them, also those that it skips; of SentEval's data the pairs it reads."""
-    if path.is_dir():
-        return sum(sum(1 for _ in SentEvalReader()._read(task)) for task in senteval_tasks(path).values())
+    """The rows of a file as its reader finds them, also those that it skips."""
     reader = {".txt": SentenceReader, ".csv": TripletReader, ".tsv": STSReader}[path.suffix]()
     return sum(1 for _ in reader._read(path)) + sum(reader.skipped.values())
+
+
+def _check_senteval(folder: Path, remedy: str) -> int:
+    """The pairs and examples of SentEval's fourteen tasks; ValueError if a file has other rows than it must have."""
+    total = 0
+    for task, path in senteval_tasks(folder).items():
+        check_rows(path, rows := sum(1 for _ in SentEvalReader()._read(path)), (STS_ROWS[task],), remedy=remedy)
+        total += rows
+    return total + sum(
+        len(examples) for task in TRANSFER_FILES for examples in transfer_examples(folder, task, remedy=remedy).values()
+    )
+
+
+def check_rows(
+    path: Path,
+    rows: int,
+    expected: Sequence[int],
+    allow_partial: bool = False,
+    remedy: str = "fetch it again, or pass allow_partial= if it is meant to be smaller",
+) -> None:
+    """ValueError if a public file has other rows than it must have: scores on these cannot be compared.
+
+    Args:
+        path: the file, for the message.
+        rows: how many it has.
+        expected: how many it may have.
+        allow_partial: whether it may have fewer.
+        remedy: what the message says to do about it.
+
+    Example:
+        >>> check_rows(Path("STS12.tsv"), 2458, [3108], remedy="fetch it again")
+        Traceback (most recent call last):
+        ...
+        ValueError: STS12.tsv has 2,458 rows, expected 3,108: fetch it again
+    """
+    if rows not in expected and not (allow_partial and rows < max(expected)):
+        numbers = " or ".join(f"{number:,}" for number in expected)
+        raise ValueError(f"{path} has {rows:,} rows, expected {numbers}: {remedy}")
 
 
 def senteval_tasks(folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -200,7 +272,9 @@ def senteval_tasks(folder: str | os.PathLike[str]) -> dict[str, Path]:
     }
 
 
-def transfer_examples(folder: str | os.PathLike[str], task: str) -> dict[str, list[Example]]:
+def transfer_examples(
+    folder: str | os.PathLike[str], task: str, allow_partial: bool = False, **message: str
+) -> dict[str, list[Example]]:
     """The examples of a transfer task by split, as SentEval's download script leaves them.
 
     White space is that between SentEval's tokens, and an empty line of MR, CR, SUBJ and MPQA is an empty text. Lines
@@ -209,17 +283,20 @@ def transfer_examples(folder: str | os.PathLike[str], task: str) -> dict[str, li
     Args:
         folder: SentEval's ``data/downstream``, or a folder that holds ``SentEval``.
         task: one of ``TRANSFER_FILES``. MR, CR, SUBJ and MPQA have the single split ``all``.
+        allow_partial: whether files may have fewer examples than the released ones.
+        **message: ``remedy``, as for :func:`check_rows`.
 
     Raises:
         FileNotFoundError: for a file that is not there; says where it was looked for.
-        ValueError: for a line that is no example of the task, naming file and line.
+        ValueError: for a line that is no example of the task, naming file and line, and for a file with other rows
+            than it must have.
 
     Example:
         >>> folder = getfixture("tmp_path")
         >>> (folder / "CR").mkdir()
         >>> for name, text in (("custrev.pos", "works well ."), ("custrev.neg", "broke .")):
         ...     _ = (folder / "CR" / name).write_text(text)
-        >>> transfer_examples(folder, "CR")
+        >>> transfer_examples(folder, "CR", allow_partial=True)
         {'all': [(('works well .',), '1'), (('broke .',), '0')]}
     """
     files = TRANSFER_FILES[task]
@@ -232,9 +309,13 @@ def transfer_examples(folder: str | os.PathLike[str], task: str) -> dict[str, li
         )
     if missing := [name for name in files.values() if not (root / name).exists()]:
         raise FileNotFoundError(f"{root} lacks {', '.join(missing)} of {task}")
-    if task in ("MR", "CR", "SUBJ", "MPQA"):
-        return {"all": [example for label, name in files.items() for example in _examples(root / name, label)]}
-    return {split: list(_examples(root / name)) for split, name in files.items()}
+    is_single = task in ("MR", "CR", "SUBJ", "MPQA")
+    examples: dict[str, list[Example]] = {}
+    for key, name in files.items():
+        read = list(_examples(root / name, key if is_single else None))
+        check_rows(root / name, len(read), TRANSFER_ROWS[name], allow_partial, **message)
+        examples.setdefault("all" if is_single else key, []).extend(read)
+    return examples
 
 
 def _examples(path: Path, label: str | None = None) -> Iterator[Example]:

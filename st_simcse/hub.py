@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import ClassLabel, Dataset, Features, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from pyarrow.parquet import read_schema
 
-__all__ = ["HubDataset", "hub_error", "hub_file"]
+__all__ = ["HubDataset", "class_names", "hub_error", "hub_file"]
 
 
 def hub_error(
@@ -91,6 +92,27 @@ class HubDataset:
             if isinstance(error, OSError):
                 raise
             raise ValueError(f"{self}: {error.__cause__ or error}") from error
+
+
+def class_names(source: Path | HubDataset) -> dict[str, list[str]]:
+    """The names of the classes, in the order of their numbers, by column.
+
+    Args:
+        source: a data set, or a parquet file, which says the same if the library datasets wrote it.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "a.parquet"
+        >>> features = Features(label=ClassLabel(names=["neutral", "entailment"]))
+        >>> _ = Dataset.from_dict({"label": [1, 0]}, features=features).to_parquet(path)
+        >>> class_names(path)
+        {'label': ['neutral', 'entailment']}
+    """
+    if isinstance(source, HubDataset):
+        features = source.load().features
+    else:
+        schema = read_schema(source)
+        features = Features.from_arrow_schema(schema) if b"huggingface" in (schema.metadata or {}) else None
+    return {name: kind.names for name, kind in (features or {}).items() if isinstance(kind, ClassLabel)}
 
 
 def hub_file(name: str, file: str) -> Path:

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
@@ -35,7 +35,7 @@ from st_simcse.formats import (
     place,
     too_long,
 )
-from st_simcse.hub import HubDataset
+from st_simcse.hub import HubDataset, class_names
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,10 +47,15 @@ logger = logging.getLogger(__name__)
 Record = tuple[str, ...]
 Name = str | os.PathLike[str] | HubDataset
 
+# The columns that say which split a row belongs to, and the splits, in lower case.
+_SPLIT_COLUMNS = {"split", "splits", "partition", "set", "subset", "semeval_set"}
+_SPLITS = {"train", "training", "dev", "development", "valid", "validation", "val", "test", "testing", "trial"}
+
+# By their spelling in lower case. Data sets differ in what they number 0, 1 and 2.
 _NLI_LABELS = {
-    **dict.fromkeys(("entailment", "0"), "entailment"),
-    **dict.fromkeys(("neutral", "1"), "neutral"),
-    **dict.fromkeys(("contradiction", "2"), "contradiction"),
+    **dict.fromkeys(("entailment", "e"), "entailment"),
+    **dict.fromkeys(("neutral", "n"), "neutral"),
+    **dict.fromkeys(("contradiction", "contradictory", "c"), "contradiction"),
     **dict.fromkeys(("-", "-1"), "without a gold label"),
 }
 
@@ -63,6 +68,8 @@ class Reader:
         columns: the columns to read, by name (the file has a header) or by number from 0 (it has none); found by
             their usual names when left out.
         drop_duplicates: skip, and count, what was read before.
+        split: which split is read, of a table that has several and a column (``split``, ``partition``, ``set``,
+            ``SemEval_set``; without a header the first) that says which; upper and lower case are the same.
         **how: how the files' bytes become rows, the arguments of :class:`~st_simcse.formats.FileFormat`: ``format``,
             ``delimiter``, ``encoding``, ``quoting`` and ``max_row_bytes``. A row that is longer than the latter is
             refused before more of it is in memory (in parquet files, JSON arrays and data sets, once it is loaded).
@@ -70,8 +77,10 @@ class Reader:
 
     Attributes:
         skipped: the reasons for which the last file's rows were skipped, with their counts.
+        found_columns: the columns that were read of the last table.
         usual: the column sets to look for, of which the first that the file has is taken.
         optional: how many of the last ones it may lack; those that the user names it must have.
+        argument: what the reader calls the columns that the user names.
         takes_lines: whether a file may hold a sentence a line instead of a table.
         scores: which of the wanted columns, by their places, have numbers; true is 1 there, and false 0.
 
@@ -81,6 +90,7 @@ class Reader:
 
     usual: ClassVar[Sequence[Sequence[Column]]] = ()
     optional: ClassVar[int] = 0
+    argument: ClassVar[str] = "columns"
     takes_lines: ClassVar[bool] = False
     scores: ClassVar[Container[int]] = ()
 
@@ -90,17 +100,20 @@ class Reader:
         columns: Sequence[Column] | None = None,
         *,
         drop_duplicates: bool = False,
+        split: str | None = None,
         **how: Unpack[FormatOptions],
     ) -> None:
         if columns is not None and (isinstance(columns, str) or not self._takes(len(columns))):
             expected = " or ".join(str(list(usual)) for usual in self.usual)
             hint = "; SentenceReader (--train_format sentences) reads one column" if len(columns) == 1 else ""
-            raise ValueError(f"columns={columns!r}: expected a list as long as {expected}{hint}")
+            raise ValueError(f"expected a list as long as {expected} for columns=, got {columns!r}{hint}")
         self.dataset_folder = dataset_folder
         self.columns = columns
         self.drop_duplicates = drop_duplicates
         self.how = FileFormat(**how)
+        self.split = split
         self.skipped: Counter[str] = Counter()
+        self.found_columns: Sequence[Column] = ()
 
     def get_examples(self, filename: Name, max_examples: int = 0) -> list[InputExample]:
         """The file as InputExamples, for ``model.fit``.
@@ -191,14 +204,20 @@ class Reader:
         """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped."""
         wanted: Sequence[Column] = ()
         names: Collection[Column] = ()
+        splits: _Splits | None = None
         for line, row in self._rows(path):
             if not row:
                 self.skipped["blank"] += 1
                 continue
             if not wanted:
-                wanted, names = self._choose_columns(path, line, row), row.keys()
+                self.found_columns = wanted = self._choose_columns(path, line, row)
+                names = row.keys()
+                splits = _Splits(path, line, row, wanted, self.split)
             elif self.columns is None and row.keys() != names and len(self.usual_columns(row)) > len(wanted):
                 raise ValueError(f"{place(path, line)}: the row has {list(row)}, the first one only {list(names)}")
+            if splits and (other := splits.foreign(line, row)):
+                self.skipped[f"of the split {other!r}"] += 1
+                continue
             for cells in self._choices(path, line, row, wanted):
                 texts = tuple(text for _, text in cells)
                 if sum(map(len, texts)) > self.how.max_row_bytes:
@@ -253,10 +272,12 @@ class Reader:
             wanted, lacking = self.usual_columns(row), " or ".join(str(list(columns)) for columns in self.usual)
         if not wanted or not all(column in row for column in wanted):
             other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
+            trains = type(self) in READERS.values()  # the others are for evaluation, which is of one kind
             remedy = (
                 f"{READERS[other].__name__} (--train_format {other}) reads such a file"
-                if other and not self.columns
-                else "name the columns to read, by their header or, for a file without one, by number from 0"
+                if other and trains and not self.columns
+                else f"name the columns to read with {self.argument}=, by their header or, for a file without one, by "
+                "number from 0"
             )
             if self.takes_lines and file_format(path) == "txt":  # its lines were found to be a table's
                 remedy += "; or pass format='lines' (--format lines, --train_format lines) to read each as a sentence"
@@ -285,6 +306,51 @@ class Reader:
         return record
 
 
+class _Splits:
+    """The column of a table that says which split a row belongs to, if it has one.
+
+    Raises:
+        ValueError: if a split is asked for and there is no such column.
+    """
+
+    def __init__(
+        self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column], split: str | None
+    ) -> None:
+        columns = [name for name in row if name not in wanted and _may_name_splits(name)]
+        named = [name for name in columns if _split_name(row, name).lower() in _SPLITS]
+        if split is not None and not columns:
+            raise ValueError(
+                f"{place(path, line)}: no column of splits (split, partition, set or SemEval_set), found {list(row)}; "
+                "leave split= out"
+            )
+        self.path, self.split = path, split
+        self.columns = (named or columns)[:1] if split is not None else columns
+        self.first: dict[Column, str] = {}
+
+    def foreign(self, line: int, row: dict[Column, Any]) -> str:
+        """The row's split, if it is another than the one that is asked for; ValueError if none is, and rows differ."""
+        for column in self.columns:
+            name = _split_name(row, column)
+            if self.split is not None:
+                return "" if name.lower() == self.split.lower() else name or "(none)"
+            if name.lower() in _SPLITS and self.first.setdefault(column, name) != name:
+                raise ValueError(
+                    f"{place(self.path, line)}: a row of the split {name!r} (column {column!r}) behind rows of the "
+                    f"split {self.first[column]!r}; pass split= to choose one, or keep "
+                    "one split in a file of its own"
+                )
+        return ""
+
+
+def _may_name_splits(column: Column) -> bool:
+    return column == 0 or str(column).lower() in _SPLIT_COLUMNS
+
+
+def _split_name(row: dict[Column, Any], column: Column) -> str:
+    cell = row.get(column)
+    return cell.strip() if isinstance(cell, str) else ""
+
+
 class SentenceReader(Reader):
     """Single sentences for :class:`~st_simcse.UnsupSimCSELoss`.
 
@@ -298,6 +364,7 @@ class SentenceReader(Reader):
         dataset_folder: file names are relative to it.
         column: name or number of the column.
         drop_duplicates: skip, and count, sentences that were read before.
+        split: see :class:`Reader`.
         **how: see :class:`Reader`; ``format="lines"`` reads a sentence a line, whatever is in it.
 
     Example:
@@ -311,6 +378,7 @@ class SentenceReader(Reader):
     """
 
     usual = (("sentence",), ("text",))
+    argument = "column"
     takes_lines = True
 
     def __init__(
@@ -319,9 +387,11 @@ class SentenceReader(Reader):
         column: Column | None = None,
         *,
         drop_duplicates: bool = False,
+        split: str | None = None,
         **how: Unpack[FormatOptions],
     ) -> None:
-        super().__init__(dataset_folder, None if column is None else [column], drop_duplicates=drop_duplicates, **how)
+        columns = None if column is None else [column]
+        super().__init__(dataset_folder, columns, drop_duplicates=drop_duplicates, split=split, **how)
 
     def _names(self, width: int) -> Sequence[str]:
         return ["sentence"]
@@ -334,10 +404,10 @@ class TripletReader(Reader):
     """(anchor, positive, hard negative) rows for :class:`~st_simcse.SupSimCSELoss`.
 
     Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, each also gzipped, ``.parquet`` files and data sets of the hub. The
-    header says ``sent0, sent1, hard_neg`` (the layout of the paper's ``nli_for_simcse.csv``) or ``anchor, positive,
-    negative``; a file without the third column gives pairs. Other names, numbers for a file without a header, and
-    several hard negatives go into ``columns``. Where a cell is a list, as in FlagEmbedding's files, each positive of a
-    row has a record, with all of the row's negatives.
+    header says ``sent0, sent1, hard_neg`` (the layout of the paper's ``nli_for_simcse.csv``), ``anchor, positive,
+    negative``, ``origin, entailment, contradiction`` or ``query, pos, neg``; a file without the third column gives
+    pairs. Other names, numbers for a file without a header, and several hard negatives go into ``columns``. Where a
+    cell is a list, as in FlagEmbedding's files, each positive of a row has a record, with all of the row's negatives.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -346,7 +416,12 @@ class TripletReader(Reader):
         {'anchor': 'Hi, you.', 'positive': 'Hello.', 'negative': 'Bye.'}
     """
 
-    usual = (("sent0", "sent1", "hard_neg"), ("anchor", "positive", "negative"))
+    usual = (
+        ("sent0", "sent1", "hard_neg"),
+        ("anchor", "positive", "negative"),
+        ("origin", "entailment", "contradiction"),
+        ("query", "pos", "neg"),
+    )
     optional = 1
 
     @classmethod
@@ -382,9 +457,20 @@ class NLIReader(Reader):
 
     The entailments of a premise are paired with its contradictions in file order, as in the paper's
     ``nli_for_simcse.csv``; those left over, neutral hypotheses and rows without a gold label are skipped and counted.
-    The header says ``premise, hypothesis, label`` or ``sentence1, sentence2, gold_label`` (SNLI, MNLI). Labels are
-    ``entailment``, ``neutral``, ``contradiction`` in any case, or 0, 1, 2; ``-`` and -1 mean that the annotators did
-    not agree. The whole file is held in memory, because a premise's rows may lie apart.
+    The header says ``premise, hypothesis, label`` or ``sentence1, sentence2, gold_label`` (SNLI, MNLI), ``sentence1,
+    sentence2, label`` or SICK's own names. Labels are ``entailment``, ``neutral``, ``contradiction`` (or
+    ``contradictory``) or their first letters, in any case; ``-`` and -1 mean that the annotators did not agree. Data
+    sets differ in the order of their numbers: a number means what the data set's own ``ClassLabel`` says, or
+    ``labels``. The whole file is held in memory, because a premise's rows may lie apart.
+
+    Args:
+        *others: as for :class:`Reader`.
+        labels: the meanings of the numbers 0, 1, ... in their order, such as ``("entailment", "neutral",
+            "contradiction")``, or of numbers and words by name, such as ``{"not_entailment": "contradiction"}``.
+        **options: as for :class:`Reader`.
+
+    Raises:
+        ValueError: for ``labels`` that name another meaning than these.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -394,17 +480,31 @@ class NLIReader(Reader):
         ['A dog runs.', 'An animal moves.', 'A dog sleeps.']
     """
 
-    usual = (("premise", "hypothesis", "label"), ("sentence1", "sentence2", "gold_label"))
+    usual = (
+        ("premise", "hypothesis", "label"),
+        ("sentence1", "sentence2", "gold_label"),
+        ("sentence1", "sentence2", "label"),
+        ("sentence_A", "sentence_B", "entailment_label"),
+        ("sentence_A", "sentence_B", "entailment_judgment"),
+    )
+
+    def __init__(
+        self, *others: Any, labels: Sequence[str] | Mapping[str | int, str] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*others, **options)
+        given: dict[Any, str] = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels or ()))
+        if isinstance(labels, str) or not all(str(meaning).lower() in _NLI_LABELS for meaning in given.values()):
+            raise ValueError(f"expected entailment, neutral, contradiction, or - for none, in labels=, got {labels!r}")
+        self._given = {str(spelled).lower(): _NLI_LABELS[meaning.lower()] for spelled, meaning in given.items()}
 
     def _records(self, path: Source) -> Iterator[Record]:
         premises: dict[str, dict[str, list[str]]] = {}
+        meanings: dict[str, str] = {}
         for line, (premise, hypothesis, spelled) in self._cells(path):
-            label = _NLI_LABELS.get(spelled.lower())
+            meanings = meanings or self._meanings(path)
+            label = meanings.get(spelled.lower())
             if label is None:
-                raise ValueError(
-                    f"{place(path, line)}: unknown label {spelled!r}, expected entailment, neutral, contradiction, 0, "
-                    "1, 2, or - for none"
-                )
+                raise self._unknown_label(path, line, spelled)
             if label in ("neutral", "without a gold label"):
                 self.skipped[label] += 1
                 continue
@@ -417,6 +517,36 @@ class NLIReader(Reader):
             for positive, negative in zip(positives, negatives, strict=False):
                 yield premise, positive, negative
 
+    def _class_names(self, path: Source) -> list[str]:
+        """What the source itself says of the numbers in its column of labels."""
+        has_features = file_format(path) in ("dataset", "parquet")
+        return class_names(path).get(str(self.found_columns[2]), []) if has_features else []
+
+    def _meanings(self, path: Source) -> dict[str, str]:
+        """What the labels of a source mean, by their spelling in lower case."""
+        words = _NLI_LABELS | self._given
+        names = {str(number): name.lower() for number, name in enumerate(self._class_names(path))}
+        declared = {number: words[name] for number, name in names.items() if name in words}
+        for number, meaning in declared.items():
+            if self._given.get(number, meaning) != meaning:
+                raise ValueError(
+                    f"{path}: the data set says that the label {number} is {meaning}, and labels= says "
+                    f"{self._given[number]}: leave it out"
+                )
+        return words | declared
+
+    def _unknown_label(self, path: Source, line: int, spelled: str) -> ValueError:
+        if not spelled.replace(".", "", 1).isdecimal():
+            told, remedy = f"unknown label {spelled!r}", "if it means one of these, say so with labels="
+        elif names := self._class_names(path)[int(float(spelled)) :]:
+            told, remedy = f"unknown label {names[0]!r}", "if it means one of these, say so with labels="
+        else:
+            told = f"nothing says what the label {spelled} means, since data sets differ in their numbers"
+            remedy = "pass labels= with the meanings in the order of the numbers"
+        return ValueError(
+            f"{place(path, line)}: {told}; expected entailment, neutral, contradiction, or - for none; {remedy}"
+        )
+
     def _names(self, width: int) -> Sequence[str]:
         return ["anchor", "positive", "negative"]
 
@@ -427,13 +557,18 @@ READERS: dict[str, type[Reader]] = {"sentences": SentenceReader, "triplets": Tri
 class STSReader(Reader):
     """(sentence1, sentence2, score) rows, for :func:`load_sts`."""
 
-    usual = (("sentence1", "sentence2", "score"),)
+    usual = (
+        ("sentence1", "sentence2", "score"),
+        ("sentence1", "sentence2", "label"),
+        ("text1", "text2", "score"),
+        ("text1", "text2", "label"),
+        ("sentence_A", "sentence_B", "relatedness_score"),
+    )
     scores = (2,)
 
     def _records(self, path: Source) -> Iterator[Record]:
-        column = self.columns[2] if self.columns else "score"
         for line, (sentence1, sentence2, score) in self._cells(path):
-            check_score(path, line, column, score)
+            check_score(path, line, self.found_columns[2], score)
             yield sentence1, sentence2, score
 
 
@@ -441,22 +576,25 @@ def load_sts(
     filename: Name,
     name: str | None = None,
     columns: Sequence[Column] | None = None,
+    split: str | None = None,
     **options: Any,
 ) -> EmbeddingSimilarityEvaluator:
     """Scored sentence pairs as ST's EmbeddingSimilarityEvaluator with Spearman's correlation of the cosine.
 
     Args:
         filename: a ``.csv``, ``.tsv`` or ``.jsonl`` file or another with such lines, also gzipped, a ``.parquet`` file
-            or a :class:`~st_simcse.HubDataset`, with the columns sentence1, sentence2, score. Scores may be on any
-            scale, since only their order counts.
+            or a :class:`~st_simcse.HubDataset`, with the columns ``sentence1, sentence2`` or ``text1, text2`` and
+            ``score`` or ``label``, or SICK's own names. Scores may be on any scale, since only their order counts.
         name: the evaluator's name; when left out the file's name without endings, or those of data set and split.
         columns: other columns, see :class:`Reader`.
+        split: see :class:`Reader`; sentence-transformers' ``stsbenchmark.tsv.gz`` needs it.
         **options: how the file is read, the arguments of :class:`~st_simcse.formats.FileFormat`; any other is for the
             evaluator, such as ``batch_size``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a missing column, a score that is no number, an empty file; names file, line and column.
+        ValueError: for a missing column, a score that is no number, an empty file, and rows of several splits without
+            ``split``; names file, line and column.
 
     Example:
         >>> path = getfixture("tmp_path") / "sts.tsv"
@@ -465,7 +603,7 @@ def load_sts(
         [4.5, 0.5]
     """
     how, evaluator_kwargs = split_options(options)
-    reader = STSReader(columns=columns, **how)
+    reader = STSReader(columns=columns, split=split, **how)
     return sts_evaluator(reader, filename, evaluator_name(filename, name), **evaluator_kwargs)
 
 

@@ -21,6 +21,7 @@ from st_simcse.checkpoints import load_model
 from st_simcse.fingerprint import fingerprint, text_digest
 from st_simcse.hub import HubDataset
 from st_simcse.index_folder import IndexFolder
+from st_simcse.lengths import warn_of_cut_texts
 from st_simcse.neighbours import ExactIndex, Index, Neighbours
 from st_simcse.readers import SentenceReader
 
@@ -278,6 +279,9 @@ class Searcher:
         sentences = folder.sentences()
         begin = folder.embedded_rows()
         if begin < len(sentences):
+            # As encode_document does; the prompts are those that it looks for.
+            rest = sentences.select(range(begin, len(sentences)))
+            warn_of_cut_texts(self.model, rest, ("document", "passage", "corpus"), task="document")
             pool = self.model.start_multi_process_pool(device) if isinstance(device, list) else None
             where = {"pool": pool} if pool else {"device": device}
             try:

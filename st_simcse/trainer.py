@@ -18,6 +18,7 @@ from torch.utils.data import BatchSampler, ConcatDataset
 from st_simcse.batching import token_collator, tokenize
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, averaged_gradients
 from st_simcse.embedding import chunked_outputs
+from st_simcse.lengths import warn_of_cut_training_texts
 from st_simcse.losses import SimCSELoss, SupSimCSELoss, UnsupSimCSELoss, check_wrappers
 from st_simcse.losses.options import refuse
 from st_simcse.model_card import ModelCardCallback
@@ -31,7 +32,7 @@ from st_simcse.teacher import check_teacher_columns
 from st_simcse.trainable import check_negatives, check_pair_names, constant_columns
 from st_simcse.training_arguments import SimCSETrainingArguments, limit_training_length
 from st_simcse.training_data import LABEL_COLUMNS, as_dataset, check_texts
-from st_simcse.views import ViewCallback, view_collator, whole_texts
+from st_simcse.views import Crops, ViewCallback, view_collator, whole_texts
 
 __all__ = ["SimCSETrainer"]
 
@@ -203,6 +204,9 @@ class SimCSETrainer(ResumableTrainer):
             _names(self.train_dataset, self.eval_dataset),
         )
         check_teacher_columns(self.train_dataset, self.eval_dataset)
+        # Crops of a text that is longer than training reads are shorter; the other views cut it.
+        if views != "crops" and not isinstance(views, Crops):
+            self._warn_of_cut_texts()
         if tokenize_once:
             if not isinstance(self.data_collator, BaseDataCollator):
                 raise ValueError("tokenize_once needs a data collator of ST's kind: leave data_collator out")
@@ -244,6 +248,12 @@ class SimCSETrainer(ResumableTrainer):
         others = {*getattr(self.data_collator, "valid_label_columns", ()), "dataset_name"}
         columns = {name: getattr(dataset, "column_names", None) for name, dataset in data.items()}
         return {name: [one for one in known if one not in others] for name, known in columns.items() if known}
+
+    def _warn_of_cut_texts(self) -> None:
+        if isinstance(self.data_collator, BaseDataCollator) and self.is_world_process_zero():
+            data: Any = self.train_dataset
+            named: dict[Any, Any] = data if isinstance(data, dict) else {None: data}
+            warn_of_cut_training_texts(self.model, self.data_collator, named)
 
     def _make_views(self, views: Any) -> None:
         if not isinstance(self.data_collator, BaseDataCollator):

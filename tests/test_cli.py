@@ -119,6 +119,11 @@ def test_train_on_nli_rows_and_on_a_column(tmp_path, tiny_bert):
     nli = tmp_path / "nli.tsv"
     nli.write_text("premise\thypothesis\tlabel\nA\tB\tentailment\nA\tC\tcontradiction\n")
     _train(tmp_path, tiny_bert, nli, "--train_format", "nli", "--save_strategy", "no")
+    nli.write_text("premise\thypothesis\tlabel\nA\tB\t1\nA\tC\tno\n")
+    asked = ["--train_format", "nli", "--save_strategy", "no", "--labels"]
+    with pytest.raises(ValueError, match="line 3: unknown label 'no'.*say so with --labels"):
+        _train(tmp_path, tiny_bert, nli, *asked, "neutral", "entailment")
+    _train(tmp_path, tiny_bert, nli, *asked, "1=entailment", "no=contradiction")
     table = tmp_path / "t.csv"
     table.write_text("1,A man plays.\n2,Two dogs run.\n")
     _train(tmp_path, tiny_bert, table, "--train_format", "sentences", "--columns", "1", "--save_strategy", "no")
@@ -127,8 +132,10 @@ def test_train_on_nli_rows_and_on_a_column(tmp_path, tiny_bert):
 def test_evaluate_several_models(generated, tiny_bert, capsys, monkeypatch):
     sts = str(generated / "sts/raw")
     options = ["--pooling", "cls", "--max_seq_length", "32"]
-    results = evaluate.run(["--model", tiny_bert, "--sts_dir", sts, *options])
-    monkeypatch.setattr("sys.argv", ["st-simcse", "evaluate", "--model", tiny_bert, "--sts_dir", sts])
+    results = evaluate.run(["--model", tiny_bert, "--sts_dir", sts, "--allow_partial", *options])
+    monkeypatch.setattr(
+        "sys.argv", ["st-simcse", "evaluate", "--model", tiny_bert, "--sts_dir", sts, "--allow_partial"]
+    )
     cli.main()
     tables = capsys.readouterr().out
     assert tables.count("| model | STS12 |") == 2
@@ -140,7 +147,7 @@ def test_evaluate_side_by_side_into_files(generated, tmp_path, tiny_bert, capsys
     outputs = {kind: str(tmp_path / f"out.{kind}") for kind in ("json", "csv", "png")}
     files = ["--json_file", outputs["json"], "--csv_file", outputs["csv"], "--plot_file", outputs["png"]]
     models = [tiny_bert, str(tmp_path / "other")]
-    rows = evaluate.run(["--model", *models, "--sts_dir", str(generated / "sts/raw"), *files])
+    rows = evaluate.run(["--model", *models, "--sts_dir", str(generated / "sts/raw"), "--allow_partial", *files])
     assert list(rows) == models
     assert rows[models[0]] != rows[models[1]]
     assert capsys.readouterr().out.count("\n| /") == 2
@@ -162,7 +169,7 @@ def small_sts(tmp_path, sentences):
 def test_evaluate_finds_a_wrong_model_before_the_work(small_sts, tiny_bert, monkeypatch):
     monkeypatch.setattr(EmbeddingSimilarityEvaluator, "__call__", lambda *call: pytest.fail("has begun to work"))
     with pytest.raises(OSError, match="/absent"):
-        evaluate.run(["--model", tiny_bert, "/absent", "--sts_dir", small_sts])
+        evaluate.run(["--model", tiny_bert, "/absent", "--sts_dir", small_sts, "--allow_partial"])
 
 
 @pytest.mark.parametrize(
@@ -180,13 +187,13 @@ def test_evaluate_finds_a_wrong_model_before_the_work(small_sts, tiny_bert, monk
 def test_evaluate_checks_its_options_before_the_work(small_sts, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((OSError, ValueError), match=message):
-        evaluate.run(["--model", "/absent", "--sts_dir", small_sts, *options])
+        evaluate.run(["--model", "/absent", "--sts_dir", small_sts, "--allow_partial", *options])
 
 
 def test_evaluate_asks_for_matplotlib_before_the_work(small_sts, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
     with pytest.raises(ImportError, match="pictures need matplotlib: pip install"):
-        evaluate.run(["--model", "/absent", "--sts_dir", small_sts, "--plot_file", "a.png"])
+        evaluate.run(["--model", "/absent", "--sts_dir", small_sts, "--allow_partial", "--plot_file", "a.png"])
 
 
 def test_evaluate_keeps_what_is_done(small_sts, tiny_bert, tmp_path, monkeypatch, capsys):
@@ -201,7 +208,7 @@ def test_evaluate_keeps_what_is_done(small_sts, tiny_bert, tmp_path, monkeypatch
     monkeypatch.setattr(EmbeddingSimilarityEvaluator, "__call__", interrupted)
     models = ["--model", tiny_bert, str(tmp_path / "other")]
     with pytest.raises(KeyboardInterrupt):
-        evaluate.run([*models, "--sts_dir", small_sts, "--json_file", str(tmp_path / "a.json")])
+        evaluate.run([*models, "--sts_dir", small_sts, "--allow_partial", "--json_file", str(tmp_path / "a.json")])
     assert capsys.readouterr().out.splitlines()[2:] == [f"| {tiny_bert} |{' 25.00 |' * 8}"]
     assert list(json.loads((tmp_path / "a.json").read_text())) == [tiny_bert]
 
@@ -215,7 +222,9 @@ def test_evaluate_says_which_model_has_no_correlation(small_sts, tiny_bert, tmp_
         broken.save_pretrained(name)
     files = ["--json_file", "a.json", "--csv_file", "a.csv", "--plot_file", "a.png"]
     with pytest.raises(SystemExit, match="no score for nans on STS12, .*; collapsed on STS12, .*, Avg.: "):
-        cli.main(["evaluate", "--model", "nans", tiny_bert, "collapsed", "--sts_dir", small_sts, *files])
+        cli.main(
+            ["evaluate", "--model", "nans", tiny_bert, "collapsed", "--sts_dir", small_sts, "--allow_partial", *files]
+        )
     rows = json.loads(Path("a.json").read_text())
     assert set(rows["nans"].values()) == set(rows["collapsed"].values()) == {None}
     assert rows[tiny_bert]["Avg."] == pytest.approx(sum(list(rows[tiny_bert].values())[:7]) / 7)
@@ -236,7 +245,7 @@ def test_evaluate_shows_a_bar_over_the_sentences_of_all_tasks(small_sts, tiny_be
             self.seen = [*getattr(self, "seen", []), (self.n, text.removeprefix(tiny_bert))]
 
     monkeypatch.setattr(evaluate, "tqdm", Bar)
-    evaluate.run(["--model", tiny_bert, "--sts_dir", small_sts, "--batch_size", "3"])
+    evaluate.run(["--model", tiny_bert, "--sts_dir", small_sts, "--allow_partial", "--batch_size", "3"])
     (bar,) = bars
     assert bar.seen == [(16 * number, f", {task}") for number, task in enumerate(STS_TASKS)]
     assert bar.n == bar.total == 7 * 16
@@ -246,7 +255,7 @@ def test_names_break_neither_the_table_nor_the_csv(small_sts, tiny_bert, tmp_pat
     monkeypatch.chdir(tmp_path)
     for name in ("a|b", "=1+1", "@x"):
         Path(name).symlink_to(tiny_bert)
-    evaluate.run(["--model", "a|b", "=1+1", "@x", "--sts_dir", small_sts, "--csv_file", "a.csv"])
+    evaluate.run(["--model", "a|b", "=1+1", "@x", "--sts_dir", small_sts, "--allow_partial", "--csv_file", "a.csv"])
     header, _, *rows = capsys.readouterr().out.splitlines()
     assert rows[0].startswith(r"| a\|b | ")
     assert {len(re.split(r"(?<!\\)\|", row)) for row in (header, *rows)} == {1 + 9 + 1}

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from st_simcse import HubDataset, TripletReader, build_model, load_sts, sts_evaluators
 from st_simcse.cli import data, main, train
-from st_simcse.data import DATA_SETS, PRINCETON, SUBSETS, SentEvalReader, download
+from st_simcse.data import DATA_SETS, PRINCETON, STS_ROWS, SUBSETS, SentEvalReader, download, transfer_examples
 from st_simcse.evaluation import STS_TASKS
 
 # What the releases have, and what mteb's descriptive statistics and the authors' repositories say.
@@ -26,7 +26,7 @@ ROWS = {
     "sts/STSB-train.tsv": 5749,
     "sts/STSB-dev.tsv": 1500,
     "sts/STSB-test.tsv": 1379,
-    "senteval": 3108 + 1500 + 3750 + 3000 + 1186 + 1379 + 4927,
+    "senteval": None,
     "sts/SICKR-test.tsv": 4927,
     "wiki1m_for_simcse.txt": 1_000_000,
     "nli_for_simcse.csv": 275_601,
@@ -51,6 +51,30 @@ def _make_senteval(sts, sick):
     (sick / "SICK_test_annotated.txt").write_text(f"{header}6\tA dog runs\tA hound runs\t4.5\tNEUTRAL\r\n", newline="")
 
 
+# The examples of the transfer tasks, as SentEval and the papers of the data sets have them.
+TRANSFER = {
+    **{"MR": 10662, "CR": 3775, "SUBJ": 10000, "MPQA": 10606},
+    **{"SST2": 67349 + 872 + 1821, "TREC": 5452 + 500, "MRPC": 4076 + 1725},
+}
+TRANSFER_LINES = {
+    **{"MR/rt-polarity.pos": 5331, "MR/rt-polarity.neg": 5331, "CR/custrev.pos": 2407, "CR/custrev.neg": 1368},
+    **{"SUBJ/subj.objective": 5000, "SUBJ/subj.subjective": 5000, "MPQA/mpqa.pos": 3312, "MPQA/mpqa.neg": 7294},
+    **{"SST/binary/sentiment-train": 67349, "SST/binary/sentiment-dev": 872, "SST/binary/sentiment-test": 1821},
+    **{"TREC/train_5500.label": 5452, "TREC/TREC_10.label": 500},
+    **{"MRPC/msr_paraphrase_train.txt": 4076, "MRPC/msr_paraphrase_test.txt": 1725},
+}
+
+
+def _make_transfer(folder, lines=TRANSFER_LINES):
+    """The seven transfer tasks with so many examples a file, all alike."""
+    for name, rows in lines.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        row = {"SST": "fine .\t1\n", "TREC": "HUM:ind Who ?\n", "MRPC": "1\t1\t2\ta\tb\n"}.get(
+            name.split("/")[0], "fine .\n"
+        )
+        (folder / name).write_text("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n" * ("MRPC" in name) + row * rows)
+
+
 @pytest.mark.parametrize(
     ("sts", "sick", "folder"),
     [
@@ -65,7 +89,7 @@ def _make_senteval(sts, sick):
 def test_sentevals_folder_is_found(tmp_path, sts, sick, folder, caplog):
     _make_senteval(tmp_path / sts, tmp_path / sick)
     with caplog.at_level(logging.WARNING):
-        evaluators = sts_evaluators(tmp_path / folder).evaluators
+        evaluators = sts_evaluators(tmp_path / folder, allow_partial=True).evaluators
     assert [evaluator.name for evaluator in evaluators] == list(STS_TASKS)
     assert evaluators[1].sentences1 == ['FNWN "one .', 'headlines "one .', 'OnWN "one .']
     assert evaluators[1].scores == [4.25] * 3
@@ -116,14 +140,16 @@ def test_what_is_wrong_in_sentevals_folder_is_named(tmp_path, file, content, err
     else:
         path.unlink()
     with pytest.raises(error, match=message):
-        sts_evaluators(tmp_path)
+        sts_evaluators(tmp_path, allow_partial=True)
 
 
 def test_tables_come_before_sentevals_folder(tmp_path):
     _make_senteval(tmp_path / "STS", tmp_path / "SICK")
     for stem in STS_TASKS.values():
         (tmp_path / f"{stem}.tsv").write_text("sentence1\tsentence2\tscore\nA\tB\t1\n")
-    assert [evaluator.sentences1 for evaluator in sts_evaluators(tmp_path).evaluators] == [["A"]] * 7
+    assert [evaluator.sentences1 for evaluator in sts_evaluators(tmp_path, allow_partial=True).evaluators] == [
+        ["A"]
+    ] * 7
 
 
 def test_published_number_of_sentevals_folder(shared, pretrained):
@@ -176,9 +202,10 @@ def hub(tmp_path, monkeypatch):
     benchmark.write_text(benchmark.read_text() * 1379)
     header, row = sick.read_text().splitlines()
     sick.write_text("\n".join([header, *[row] * 4927]) + "\n")
+    _make_transfer(tmp_path / "tar")
     with tarfile.open(princeton / "senteval.tar", "w") as tar:
-        for name in ("STS", "SICK"):
-            tar.add(tmp_path / "tar" / name, name)
+        for path in sorted((tmp_path / "tar").iterdir()):
+            tar.add(path, path.name)
     return tmp_path
 
 
@@ -195,7 +222,9 @@ def test_the_rows_that_files_must_have():
 
 def test_sts_from_the_hub(hub):
     files = {str(path): rows for path, rows in download("data", ["sts"])}
-    assert files == {f"data/{path}": ROWS[path] for path in list(ROWS)[:10]}
+    expected = {f"data/{path}": ROWS[path] for path in list(ROWS)[:10]}
+    expected["data/senteval"] = 3108 + 1500 + 3750 + 3000 + 1186 + 1379 + 4927 + sum(TRANSFER.values())
+    assert files == expected
     assert sorted(path.name for path in (hub / "data").rglob("*.tsv")) == sorted(
         path.split("/")[1] for path in ROWS if path.endswith(".tsv")
     )
@@ -208,6 +237,89 @@ def test_sts_from_the_hub(hub):
         evaluators = sts_evaluators(folder).evaluators
         assert [len(evaluator.scores) for evaluator in evaluators] == [3108, 1500, 3750, 3000, 1186, 1379, 4927]
     assert (evaluators[6].sentences1[0], evaluators[6].scores[0]) == ("A dog runs", 4.5)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("SUBJ/subj.objective", "SUBJ/subj.objective has 1 rows, expected 5,000"),
+        ("SST/binary/sentiment-train", "sentiment-train has 1 rows, expected 67,349 or 6,920"),
+        ("STS/STS12-en-test/STS.gs.MSRpar.txt", "STS12-en-test has 3,107 rows, expected 3,108"),
+    ],
+)
+def test_a_task_of_sentevals_folder_that_is_cut_short_is_not_fetched(hub, file, message):
+    text = (hub / "tar" / file).read_text()
+    with tarfile.open(hub / PRINCETON / "senteval.tar", "w") as tar:
+        short = text.replace("1\n", "\n", 1) if "STS.gs" in file else text[: text.index("\n") + 1]
+        (hub / "tar" / file).write_text(short)
+        for path in sorted((hub / "tar").iterdir()):
+            tar.add(path, path.name)
+    with pytest.raises(ValueError, match=f"partial-senteval/.*{message}: the data on the hub have changed"):
+        list(download("data", ["sts"]))
+    (hub / "data/partial-senteval").rename(hub / "data/senteval")
+    with pytest.raises(ValueError, match=f"data/senteval/.*{message}: delete it to fetch it again"):
+        list(download("data", ["sts"]))
+
+
+def test_the_rows_of_all_fourteen_tasks(shared):
+    """Counted by hand: lines that are not empty, without headers; of the STS files the gold scores."""
+    senteval = shared / "senteval"
+    for task, subsets in SUBSETS.items():
+        golds = [(senteval / "STS" / f"{task}-en-test" / f"STS.gs.{name}.txt").read_text().split() for name in subsets]
+        assert sum(map(len, golds)) == STS_ROWS[task]
+    assert len((senteval / "STS" / "STSBenchmark" / "sts-test.csv").read_text().splitlines()) == STS_ROWS["STS-B"]
+    assert len((senteval / "SICK" / "SICK_test_annotated.txt").read_text().splitlines()) - 1 == STS_ROWS["SICK-R"]
+    for name, rows in TRANSFER_LINES.items():
+        # This release's training file of SST2 has no phrases, and that of MRPC four pairs more.
+        rows = {"SST/binary/sentiment-train": 6920, "MRPC/msr_paraphrase_train.txt": 4080}.get(name, rows)
+        assert (senteval / name).read_bytes().count(b"\n") - ("MRPC" in name) == rows, name
+    sizes = {task: sum(map(len, transfer_examples(senteval, task).values())) for task in TRANSFER}
+    assert sizes == TRANSFER | {"SST2": 6920 + 872 + 1821, "MRPC": 4080 + 1725}
+    for folder in ("sts/raw", "sts/senteval", "senteval"):
+        sizes = {evaluator.name: len(evaluator.scores) for evaluator in sts_evaluators(shared / folder).evaluators}
+        assert sizes == STS_ROWS
+
+
+@pytest.mark.parametrize("task", list(TRANSFER))
+def test_a_transfer_task_that_is_cut_short_is_refused(tmp_path, task):
+    folder = {"SST2": "SST"}.get(task, task)
+    lines = {name: rows for name, rows in TRANSFER_LINES.items() if name.startswith(f"{folder}/")}
+    _make_transfer(tmp_path, lines)
+    assert sum(map(len, transfer_examples(tmp_path, task).values())) == TRANSFER[task]
+    for name, rows in lines.items():
+        for wrong in (rows - 1, rows + 5):
+            _make_transfer(tmp_path, {name: wrong})
+            with pytest.raises(ValueError, match=rf"{name} has {wrong:,} rows, expected {rows:,}.*allow_partial="):
+                transfer_examples(tmp_path, task)
+            if wrong < rows:
+                assert sum(map(len, transfer_examples(tmp_path, task, True).values())) == TRANSFER[task] - 1
+            else:  # more than there are is no smaller set
+                with pytest.raises(ValueError, match="rows, expected"):
+                    transfer_examples(tmp_path, task, allow_partial=True)
+        _make_transfer(tmp_path, {name: rows})
+
+
+@pytest.mark.parametrize("task", list(STS_ROWS))
+def test_an_sts_table_that_is_cut_short_is_refused(tmp_path, task):
+    path = tmp_path / f"{STS_TASKS[task]}.tsv"
+    for rows in (STS_ROWS[task] - 1, STS_ROWS[task], STS_ROWS[task] + 1):
+        path.write_text("sentence1\tsentence2\tscore\n" + "A\tB\t1\n" * rows)
+        if rows == STS_ROWS[task]:
+            assert len(sts_evaluators(tmp_path, tasks=[task]).evaluators[0].scores) == rows
+            continue
+        message = rf"{path.name} has {rows:,} rows, expected {STS_ROWS[task]:,}: .*allow_partial="
+        with pytest.raises(ValueError, match=message):
+            sts_evaluators(tmp_path, tasks=[task])
+        if rows < STS_ROWS[task]:
+            assert len(sts_evaluators(tmp_path, tasks=[task], allow_partial=True).evaluators[0].scores) == rows
+
+
+def test_a_dev_set_that_is_cut_short_is_refused(tmp_path):
+    for name, rows in (("STSB-dev.tsv", 1500), ("SICKR-dev.tsv", 499)):
+        (tmp_path / name).write_text("sentence1\tsentence2\tscore\n" + "A\tB\t1\n" * rows)
+    assert len(sts_evaluators(tmp_path, tasks=["STS-B"], dev=True).evaluators[0].scores) == 1500
+    with pytest.raises(ValueError, match="SICKR-dev.tsv has 499 rows, expected 500"):
+        sts_evaluators(tmp_path, dev=True)
 
 
 def test_training_data_from_the_hub(hub, small):
@@ -338,7 +450,7 @@ def data_sets(tmp_path, sentences):
     for path, columns in {
         "wiki/train.parquet": {"id": list(range(8)), "text": sentences},
         "nli/triplet/train.parquet": {"anchor": sentences, "positive": rotated, "negative": rotated[::-1]},
-        "nli/pair-class/train.parquet": {"premise": ["P"] * 8, "hypothesis": sentences, "label": [0, 2] * 4},
+        "nli/pair-class/train.parquet": {"premise": ["P"] * 8, "hypothesis": sentences, "label": [1, 0] * 4},
         "stsb/validation.parquet": {"sentence1": sentences, "sentence2": rotated, "score": list(range(8))},
         "stsb/test.parquet": {"sentence1": sentences, "sentence2": rotated, "score": list(range(8))},
     }.items():
@@ -367,7 +479,10 @@ def _train(folder, tiny_bert, *options):
         (["--train_file", "nli/triplet/train.parquet", "--streaming", "--max_steps", "2"], "SupSimCSELoss"),
         (["--train_dataset", "nli", "--train_subset", "triplet", "--train_split", "train[:4]"], "SupSimCSELoss"),
         (["--train_dataset", "nli", "--train_subset", "triplet", "--columns", "negative"], "UnsupSimCSELoss"),
-        (["--train_dataset", "nli", "--train_subset", "pair-class"], "SupSimCSELoss"),
+        (
+            ["--train_dataset", "nli", "--train_subset", "pair-class", "--labels", "contradiction", "entailment"],
+            "SupSimCSELoss",
+        ),
     ],
 )
 def test_training_on_data_sets(data_sets, monkeypatch, tiny_bert, options, loss):
@@ -400,6 +515,33 @@ def _record(seen):
         (["--train_file", "a.txt", "--train_dataset", "wiki"], "pass --train_file or --train_dataset, not both"),
         (["--train_file", "a.txt", "--train_subset", "x"], "--train_subset and --train_split go with --train_dataset"),
         (["--train_dataset", "wiki", "--dev_split", "x"], "--dev_subset and --dev_split go with --dev_dataset"),
+        (["--train_file", "a.txt", "--train_split", "x"], "a.txt: a text file has .*: leave --train_split out"),
+        (["--train_dataset", "wiki", "--dev_columns", "x"], "--dev_columns go with --dev_file or --dev_dataset"),
+        (
+            ["--train_dataset", "wiki", "--dev_file", "table.csv"],
+            r"table.csv, line 2: no column\(s\) .*; name the columns to read with --dev_columns, by their header",
+        ),
+        (
+            ["--train_dataset", "wiki", "--test_file", "table.csv"],
+            r"table.csv, line 2: no column\(s\) .*; name the columns to read with --test_columns, by their header",
+        ),
+        (
+            ["--train_dataset", "wiki", "--test_file", "table.csv", "--test_columns", "sentence", "other", "rating"],
+            "line 3: a row of the split 'test' .*; pass --test_split to choose one",
+        ),
+        (
+            ["--train_dataset", "wiki", "--test_file", "table.csv", "--test_columns", "0"],
+            "long as .* for --test_columns,",
+        ),
+        (["--train_file", "table.csv"], "line 2: no column.*; SentenceReader .--train_format sentences. reads such"),
+        (
+            ["--train_file", "table.csv", "--train_format", "nli"],
+            "line 2: no column.*; SentenceReader .--train_format sentences. reads such a file",
+        ),
+        (
+            ["--train_file", "table.csv", "--train_format", "sentences"],
+            "line 3: a row of the split 'test' .*; pass --train_split to choose one",
+        ),
         (["--train_dataset", "wiki", "--streaming"], "--streaming needs --max_steps"),
         (["--train_dataset", "./absent"], "there is no folder ./absent"),
         (["--train_dataset", "nli"], "triplet.*pair-class"),
@@ -408,11 +550,50 @@ def _record(seen):
             ["--train_dataset", "stsb", "--train_split", "test"],
             r"stsb \(test\) has the columns sentence1, .*sentence or",
         ),
+        (
+            ["--train_dataset", "nli", "--train_subset", "pair-class"],
+            "row 1: nothing says what the label 1 means.*; pass --labels with the meanings",
+        ),
+        (
+            ["--train_dataset", "wiki", "--labels", "entailment"],
+            "--labels are those of .*nli, these data are sentences",
+        ),
+        (
+            ["--train_dataset", "nli", "--train_subset", "pair-class", "--labels", "0=entailment", "neutral"],
+            "--labels 0=entailment neutral: either each has a name, NAME=MEANING, or none has",
+        ),
         (["--train_dataset", "wiki", "--columns", "body"], r"wiki \(train\), row 1: no column\(s\) \['body'\]"),
         (["--train_dataset", "wiki", "--dev_dataset", "wiki", "--dev_split", "train"], r"row 1: no column.*'score'"),
     ],
 )
-def test_what_is_wrong_with_data_sets_is_said(data_sets, monkeypatch, tiny_bert, options, message):
+def test_what_is_wrong_with_data_is_said(data_sets, monkeypatch, tiny_bert, options, message):
     monkeypatch.chdir(data_sets)
+    (data_sets / "a.txt").write_text("One.\nTwo.\n")
+    (data_sets / "table.csv").write_text("sentence,other,rating,split\nA,B,1,dev\nC,D,2,test\n")
     with pytest.raises((ValueError, OSError), match=message):
         _train(data_sets, tiny_bert, *options)
+
+
+def test_scored_pairs_of_a_table_by_columns_and_split(data_sets, monkeypatch, tiny_bert, sentences):
+    """Of one file the dev and the test pairs, under names of its own."""
+    monkeypatch.chdir(data_sets)
+    rows = [
+        f"{a},{b},{(score * step) % 8},{split}"
+        for split, step in (("dev", 1), ("test", 3))
+        for score, (a, b) in enumerate(zip(sentences, sentences[::-1], strict=True))
+    ]
+    (data_sets / "table.csv").write_text("\n".join(["a,b,rating,split", *rows]))
+    measured = []
+
+    def record(evaluators, model):
+        measured.append([(len(one.scores), one.scores[:3]) for one in evaluators])
+        return {one.name: 0.5 for one in evaluators}
+
+    monkeypatch.setattr(train, "_spearman", record)
+    options = [
+        word
+        for name in ("dev", "test")
+        for word in (f"--{name}_file", "table.csv", f"--{name}_split", name, f"--{name}_columns", "a", "b", "rating")
+    ]
+    _train(data_sets, tiny_bert, "--train_dataset", "wiki", "--max_steps", "1", *options)
+    assert measured == [[(8, [0, 1, 2]), (8, [0, 3, 6])]] * 2

@@ -73,6 +73,9 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval):
     Path("news.csv").write_text("\n".join(["class,title,text", *rows]))
     for part in range(2):
         Path(f"part-{part}.txt.gz").write_bytes(gzip.compress("\n".join(sentences).encode()))
+    # The page's reader has the whole of them.
+    monkeypatch.setattr("st_simcse.data.check_rows", lambda *args, **options: None)
+    monkeypatch.setattr("st_simcse.evaluation.sts.check_rows", lambda *args, **options: None)
     Path("sts").symlink_to(generated / "sts/raw")
     Path("senteval").symlink_to(senteval)
     Path("examples").symlink_to(ROOT / "examples")

@@ -32,7 +32,7 @@ def test_published_numbers(shared, pretrained):
 
 
 def test_the_score_is_spearman_of_all_pairs(files, tiny_bert):
-    evaluator = sts_evaluators(files / "sts/raw").evaluators[5]
+    evaluator = sts_evaluators(files / "sts/raw", allow_partial=True).evaluators[5]
     model = SentenceTransformer(tiny_bert)
     first, second = model.encode(evaluator.sentences1), model.encode(evaluator.sentences2)
     cosine = model.similarity_pairwise(first, second)
@@ -84,7 +84,7 @@ def test_mteb_agrees_on_the_same_pairs(generated, pretrained, monkeypatch):
     monkeypatch.setattr("mteb.abstasks.AbsTask.load_data", load_data)
     model = build_model(pretrained, pooling="mean")
     scores = mteb_scores(model)
-    ours = sts_evaluators(generated / "sts/raw")
+    ours = sts_evaluators(generated / "sts/raw", allow_partial=True)
     for evaluator in ours.evaluators:
         for side in ("sentences1", "sentences2", "scores"):
             setattr(evaluator, side, getattr(evaluator, side)[:80])

@@ -37,6 +37,7 @@ from st_simcse import (
 )
 from st_simcse.corpus import generate_corpus
 from st_simcse.formats import file_format
+from st_simcse.readers import STSReader
 
 
 def _write(folder, name, content):
@@ -162,13 +163,13 @@ def test_pairs_and_several_negatives(tmp_path):
         ),
         (
             "n.jsonl",
-            '{"premise": "P", "hypothesis": "C", "label": 2}\n{"premise": "P", "hypothesis": "E", "label": 0}\n'
-            '{"premise": "P", "hypothesis": "X", "label": -1}\n{"premise": "P", "hypothesis": "Y", "label": 1}\n',
+            '{"premise": "P", "hypothesis": "C", "label": "c"}\n{"premise": "P", "hypothesis": "E", "label": "e"}\n'
+            '{"premise": "P", "hypothesis": "X", "label": -1}\n{"premise": "P", "hypothesis": "Y", "label": "N"}\n',
         ),
         (
             "n.jsonl.gz",
             '{"sentence1": "P", "sentence2": "E", "gold_label": "entailment"}\n'
-            '{"sentence1": "P", "sentence2": "C", "gold_label": "contradiction"}\n',
+            '{"sentence1": "P", "sentence2": "C", "gold_label": "contradictory"}\n',
         ),
     ],
 )
@@ -225,6 +226,121 @@ def test_sts_formats(tmp_path):
     for name, options in (("a.csv.gz", {}), ("a.jsonl", {}), ("a.tsv", {"columns": [2, 3, 1]})):
         evaluator = load_sts(tmp_path / name, **options)
         assert (evaluator.sentences1, evaluator.sentences2, evaluator.scores) == (["A"], ["B"], [4.5])
+
+
+# Layouts that are published with all their splits in one file, a row a split each, the third one in upper case.
+SPLIT_FILES = {
+    "stsbenchmark.tsv.gz": (
+        "split\tgenre\tdataset\tyear\tsid\tscore\tsentence1\tsentence2",
+        "{split}\tmain-news\tMSRpar\t2012\t0\t{score}\tA {split}\tB",
+        ("train", "dev", "test"),
+        load_sts,
+    ),
+    "SICK.tsv": (
+        "pair_ID\tsentence_A\tsentence_B\tentailment_label\trelatedness_score\tSemEval_set",
+        "1\tA {split}\tB\tNEUTRAL\t{score}\t{split}",
+        ("TRAIN", "TRIAL", "TEST"),
+        load_sts,
+    ),
+    "sts.jsonl": (
+        "",
+        '{{"partition": "{split}", "text1": "A {split}", "text2": "B", "label": {score}}}',
+        ("train", "validation", "test"),
+        load_sts,
+    ),
+    "headless.tsv": (
+        "",
+        "{split}\t{score}\tA {split}\tB",
+        ("train", "dev", "test"),
+        lambda path, **options: load_sts(path, columns=[2, 3, 1], **options),
+    ),
+}
+
+
+def _with_splits(folder, name, order=(0, 1, 2)):
+    header, row, splits, load = SPLIT_FILES[name]
+    rows = [row.format(split=splits[split], score=split + 1) for split in order]
+    return _write(folder, name, "\n".join([*([header] if header else []), *rows])), splits, load
+
+
+@pytest.mark.parametrize("name", list(SPLIT_FILES))
+def test_a_split_has_to_be_chosen(tmp_path, name, caplog):
+    path, splits, load = _with_splits(tmp_path, name)
+    with pytest.raises(
+        ValueError, match=rf"(line|row) \d: a row of the split '{splits[1]}' .*'{splits[0]}'; pass split="
+    ):
+        load(path)
+    for number, split in enumerate(splits):
+        for spelled in (split.lower(), split.upper()):
+            evaluator = load(path, split=spelled)
+            assert (evaluator.sentences1, evaluator.scores) == ([f"A {split}"], [number + 1])
+    others = f"1 of the split '{splits[0]}', 1 of the split '{splits[1]}'"
+    assert f"{path}: 1 read, skipped {others}" in caplog.messages
+    with pytest.raises(ValueError, match="nothing to read, all rows were skipped: 1 of the split"):
+        load(path, split="absent")
+    path, splits, load = _with_splits(tmp_path, name, order=(2, 2))  # one alone need not be chosen
+    assert load(path).sentences1 == [f"A {splits[2]}"] * 2
+
+
+def test_readers_of_training_data_choose_a_split(tmp_path):
+    """AllNLI.tsv.gz as sentence-transformers publishes it."""
+    rows = [
+        f"{split}\tSNLI\tx\tP {split}\t{hypothesis}\t{label}"
+        for split in ("train", "dev")
+        for hypothesis, label in (("E", "entailment"), ("C", "contradiction"), ("N", "neutral"))
+    ]
+    header = "split\tdataset\tfilename\tsentence1\tsentence2\tlabel"
+    path = _write(tmp_path, "AllNLI.tsv.gz", "\n".join([header, *rows]))
+    assert _texts(NLIReader(split="dev"), path) == [["P dev", "E", "C"]]
+    assert _texts(SentenceReader(column="sentence1", split="train"), path)[0] == ["P train"] * 2
+    assert _texts(TripletReader(columns=["sentence1", "sentence2"], split="dev"), path)[2] == ["P dev", "N"]
+    for reader in (NLIReader(), SentenceReader(column="sentence1"), TripletReader(columns=["sentence1", "sentence2"])):
+        for read in (
+            reader.get_examples,
+            reader.get_dataset,
+            lambda path, r=reader: list(r.get_iterable_dataset(path)),
+        ):
+            with pytest.raises(ValueError, match="line 5: a row of the split 'dev' .*behind rows of the split 'train'"):
+                read(path)
+
+
+def test_what_is_no_column_of_splits(tmp_path):
+    path = _write(tmp_path, "a.csv", "subset,sentence1,sentence2,score\nMSRvid,A,B,1\nOnWN,A,B,2\n")
+    assert load_sts(path).scores == [1, 2]
+    path = _write(tmp_path, "b.csv", "class,text\ntest,A\ntrain,B\n")
+    assert _texts(SentenceReader(), path) == [["A", "A"], ["B", "B"]]
+    with pytest.raises(ValueError, match=r"line 2: no column of splits .*found \['class', 'text'\]; leave split= out"):
+        SentenceReader(split="test").get_examples(path)
+    path = _write(tmp_path, "a.txt", "A\n")
+    with pytest.raises(ValueError, match=r"a text file has .* no column of splits: leave split= out"):
+        SentenceReader(split="test").get_examples(path)
+
+
+@pytest.mark.parametrize(
+    ("reader", "columns"),
+    [
+        (TripletReader, ["origin", "entailment", "contradiction"]),
+        (TripletReader, ["query", "pos", "neg"]),
+        (NLIReader, ["sentence1", "sentence2", "label"]),
+        (NLIReader, ["sentence_A", "sentence_B", "entailment_judgment"]),
+        (STSReader, ["text1", "text2", "label"]),
+        (STSReader, ["text1", "text2", "score"]),
+        (STSReader, ["sentence1", "sentence2", "label"]),
+        (STSReader, ["sentence_A", "sentence_B", "relatedness_score"]),
+    ],
+)
+def test_other_usual_names_of_columns(tmp_path, reader, columns):
+    rows = {
+        TripletReader: ["A,B,C"],
+        NLIReader: ["A,B,entailment", "A,C,contradiction"],
+        STSReader: ["A,B,4.5"],
+    }[reader]
+    path = _write(tmp_path, "a.csv", "\n".join(["id," + ",".join(columns), *(f"7,{row}" for row in rows)]))
+    assert _texts(reader(), path) == [["A", "B", "4.5" if reader is STSReader else "C"]]
+    if reader is STSReader:
+        path.write_text(path.read_text().replace("4.5", "good"))
+        with pytest.raises(ValueError, match=f"line 2, column '{columns[2]}': 'good' is not a score"):
+            reader().get_examples(path)
 
 
 ERRORS = {
@@ -824,7 +940,7 @@ def test_a_row_without_an_end_takes_no_memory(tmp_path, name, start, place):
         tracemalloc.stop()
 
 
-NLI = {"premise": ["P", "P", "P"], "hypothesis": ["C", "E", "N"], "label": [2, 0, 1]}
+NLI = {"premise": ["P", "P", "P"], "hypothesis": ["C", "E", "N"], "label": ["contradiction", "entailment", "neutral"]}
 TABLES = {
     "text": (SentenceReader, {"id": [1, 2], "text": ["One.", " Two. "]}, [["One.", "One."], ["Two.", "Two."]]),
     "sent0": (TripletReader, {"hard_neg": ["C"], "sent0": ["A"], "sent1": ["B"]}, [["A", "B", "C"]]),
@@ -852,11 +968,79 @@ def test_parquet_files_and_data_sets(tmp_path, reader, columns, expected, kind):
     assert [list(row.values()) for row in reader().get_iterable_dataset(source)] == rows
 
 
-def test_labels_of_a_data_set_may_be_classes(tmp_path):
-    names = ["entailment", "neutral", "contradiction"]
-    features = Features(premise=Value("string"), hypothesis=Value("string"), label=ClassLabel(names=names))
-    _hub_folder(tmp_path, NLI, features=features)
-    assert _texts(NLIReader(), HubDataset(str(tmp_path))) == [["P", "E", "C"]]
+# The orders of SNLI; of OCNLI and CMNLI in CLUE; of CDSC-E; and one in upper case.
+ORDERS = [
+    ["entailment", "neutral", "contradiction"],
+    ["neutral", "entailment", "contradiction"],
+    ["NEUTRAL", "CONTRADICTION", "ENTAILMENT"],
+    ["contradictory", "entailment", "neutral"],
+    ["c", "n", "e"],
+]
+
+
+def _classes(names):
+    """Rows whose labels are numbers, and the features that say what these mean."""
+    hypotheses = {"e": "E", "n": "N", "c": "C"}
+    columns = {
+        "premise": ["P"] * 4,
+        "hypothesis": [*(hypotheses[name[0].lower()] for name in names), "X"],
+        "label": [0, 1, 2, -1],
+    }
+    return columns, Features(premise=Value("string"), hypothesis=Value("string"), label=ClassLabel(names=names))
+
+
+@pytest.mark.parametrize("names", ORDERS, ids=["snli", "clue", "cdsc-e", "contradictory", "letters"])
+@pytest.mark.parametrize("kind", ["parquet", "folder", "streaming"])
+def test_labels_mean_what_the_data_set_says(tmp_path, names, kind):
+    columns, features = _classes(names)
+    _hub_folder(tmp_path, columns, features=features)
+    source = HubDataset(str(tmp_path), streaming=kind == "streaming")
+    if kind == "parquet":
+        source = tmp_path / "data" / "train-00000-of-00001.parquet"
+    reader = NLIReader()
+    assert _texts(reader, source) == [["P", "E", "C"]]
+    assert reader.skipped == {"neutral": 1, "without a gold label": 1}
+    assert list(reader.get_iterable_dataset(source)) == [{"anchor": "P", "positive": "E", "negative": "C"}]
+    with pytest.raises(ValueError, match=r"says that the label \d is \w+, and labels= says \w+: leave"):
+        NLIReader(labels=[names[1], names[0], names[2]]).get_examples(source)
+    assert _texts(NLIReader(labels=names), source) == [["P", "E", "C"]]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet", "folder"])
+def test_numbers_that_nothing_explains_are_refused(tmp_path, name):
+    columns, _ = _classes(["neutral", "entailment", "contradiction"])
+    rows = list(zip(*columns.values(), strict=True))
+    source = tmp_path / name
+    if name == "folder":
+        _hub_folder(source, columns)
+        source = HubDataset(str(source))
+    elif name == "a.parquet":
+        Dataset.from_dict(columns).to_parquet(source)
+    elif name == "a.jsonl":
+        _write(tmp_path, name, "\n".join(json.dumps(dict(zip(columns, row, strict=True))) for row in rows))
+    else:
+        cells = [columns, *rows]
+        _write(tmp_path, name, "\n".join(("," if name == "a.csv" else "\t").join(map(str, row)) for row in cells))
+    with pytest.raises(ValueError, match=r"(line|row) \d: nothing says what the label 0 means.*pass labels= with the"):
+        NLIReader().get_examples(source)
+    for labels in (["neutral", "ENTAILMENT", "c"], {0: "neutral", "1": "entailment", 2: "contradiction"}):
+        assert _texts(NLIReader(labels=labels), source) == [["P", "E", "C"]]
+
+
+def test_labels_of_other_names(tmp_path):
+    columns, features = _classes(["contradiction", "neutral", "entailment"])
+    features["label"] = ClassLabel(names=["not_entailment", "unsure", "entailment"])
+    _hub_folder(tmp_path, columns, features=features)
+    source = HubDataset(str(tmp_path))
+    with pytest.raises(ValueError, match="row 1: unknown label 'not_entailment'; expected entail.*say so with labels="):
+        NLIReader().get_examples(source)
+    named = {"not_entailment": "contradiction", "unsure": "neutral"}
+    assert _texts(NLIReader(labels=named), source) == [["P", "E", "C"]]
+    path = _write(tmp_path, "a.csv", "premise,hypothesis,label\nP,E,entailment\nP,C,not_entailment\n")
+    assert _texts(NLIReader(labels=named), path) == [["P", "E", "C"]]
+    for wrong in ("entailment", ["entailment", "maybe"], {"0": "1"}):
+        with pytest.raises(ValueError, match="expected entailment, neutral, contradiction, or - for none, in labels="):
+            NLIReader(labels=wrong)
 
 
 def test_rows_of_a_data_set_are_checked(tmp_path, caplog):

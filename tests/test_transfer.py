@@ -57,7 +57,7 @@ def _by_hand(splits, vectors_of, folds):
     ("task", "mode"), [("CR", "fasttest"), ("SST2", "test"), ("TREC", "test"), ("MRPC", "fasttest")]
 )
 def test_the_protocol_is_that_of_a_loop(senteval, embeds, task, mode, tmp_path):
-    splits = transfer_examples(senteval, task)
+    splits = transfer_examples(senteval, task, allow_partial=True)
     evaluator = TransferEvaluator(splits, task, mode)
     encoded = []
     hook = embeds[0].register_forward_hook(lambda module, inputs, output: encoded.append(len(output["input_ids"])))
@@ -78,7 +78,7 @@ def test_the_protocol_is_that_of_a_loop(senteval, embeds, task, mode, tmp_path):
 
 def test_the_seed_makes_the_folds(senteval, embeds):
     def metrics(seed, mode="fasttest"):
-        return transfer_evaluators(senteval, ["MRPC", "SST2"], mode, seed=seed)(embeds)
+        return transfer_evaluators(senteval, ["MRPC", "SST2"], mode, seed=seed, allow_partial=True)(embeds)
 
     first = metrics(1)
     assert first == metrics(1) != metrics(2)
@@ -90,7 +90,7 @@ def test_the_seed_makes_the_folds(senteval, embeds):
 
 def test_embeddings_that_are_nan_have_no_accuracy(senteval, model):
     model[0].model.embeddings.word_embeddings.weight.data.fill_(float("nan"))
-    assert np.isnan(transfer_evaluators(senteval, ["SST2"])(model)["SST2_accuracy"])
+    assert np.isnan(transfer_evaluators(senteval, ["SST2"], allow_partial=True)(model)["SST2_accuracy"])
 
 
 @pytest.mark.parametrize(
@@ -117,21 +117,25 @@ def test_data_that_cannot_be_used(senteval, tmp_path, name, content, message):
             (downstream / path.relative_to(senteval)).symlink_to(path)
     if content is not None:
         (downstream / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert transfer_evaluators(tmp_path, ["MR"]).evaluators[0].texts
+    assert transfer_evaluators(tmp_path, ["MR"], allow_partial=True).evaluators[0].texts
     task = {"SST": "SST2"}.get(name.split("/")[0], name.split("/")[0])
     with pytest.raises((OSError, ValueError), match=message):
-        transfer_evaluators(tmp_path, [task], "fasttest")
+        transfer_evaluators(tmp_path, [task], "fasttest", allow_partial=True)
 
 
 def test_lines_are_read_as_senteval_leaves_them(tmp_path):
     (tmp_path / "TREC").mkdir()
     for stem in ("train_5500", "TREC_10"):
         (tmp_path / f"TREC/{stem}.label").write_bytes("LOC:other Où est  Zürich ?\r\n".encode("latin-1"))
-    assert transfer_examples(tmp_path, "TREC")["train"] == [(("Où est Zürich ?",), "LOC")]
+    assert transfer_examples(tmp_path, "TREC", True)["train"] == [(("Où est Zürich ?",), "LOC")]
     (tmp_path / "CR").mkdir()
     for end in ("pos", "neg"):
         (tmp_path / f"CR/custrev.{end}").write_text("one…\u0085two \n\nthree", encoding="utf-8")
-    assert [texts for texts, _ in transfer_examples(tmp_path, "CR")["all"]] == [("one… two",), ("",), ("three",)] * 2
+    assert [texts for texts, _ in transfer_examples(tmp_path, "CR", allow_partial=True)["all"]] == [
+        ("one… two",),
+        ("",),
+        ("three",),
+    ] * 2
 
 
 def test_what_an_evaluator_refuses():
@@ -152,8 +156,16 @@ def test_what_an_evaluator_refuses():
         transfer_evaluators("absent", ["IMDB"])
 
 
+def _senteval_sts(folder):
+    """As much of SentEval's folder as tells that it is."""
+    (folder / "other" / "STS" / "STS12-en-test").mkdir(parents=True)
+    (folder / "other" / "STS" / "STSBenchmark").mkdir()
+    (folder / "other" / "STS" / "STSBenchmark" / "sts-test.csv").touch()
+    return folder / "other"
+
+
 def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, tmp_path, capsys):
-    folders = ["--sts_dir", str(generated / "sts/raw"), "--senteval_dir", str(senteval)]
+    folders = ["--sts_dir", str(generated / "sts/raw"), "--senteval_dir", str(senteval), "--allow_partial"]
     model = ["--model", tiny_bert]
     tasks = ["--tasks", "MRPC", "STSBenchmark", "SST2"]
     rows = evaluate.run([*model, *folders, *tasks, "--mode", "fasttest", "--json_file", str(tmp_path / "a.json")])
@@ -170,7 +182,20 @@ def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, t
     for task_set, tasks in (("transfer", TRANSFER_TASKS), ("full", (*STS_TASKS, *TRANSFER_TASKS)), ("sts", STS_TASKS)):
         asked = evaluate.EvaluateArguments([], task_set=task_set, senteval_dir="x")
         assert [task for part in evaluate._tasks(asked) for task in part] == list(tasks)
-    assert evaluate.run([*model, "--sts_dir", str(senteval), "--tasks", "SST2"])[tiny_bert]["SST2"] == row["SST2"]
+    partial = [*model, "--sts_dir", str(senteval), "--tasks", "SST2", "--allow_partial"]
+    assert evaluate.run(partial)[tiny_bert]["SST2"] == row["SST2"]
+    (tmp_path / "STSB-test.tsv").write_text("a\tb\trating\nA dog.\tA cat.\t1\nA dog.\tA dog.\t5\nA.\tTwo.\t2\n")
+    partial = [*model, "--sts_dir", str(tmp_path), "--tasks", "STS-B", "--allow_partial"]
+    assert "STS-B" in evaluate.run([*partial, "--sts_columns", "a", "b", "rating"])[tiny_bert]
+    with pytest.raises(
+        ValueError, match="STSB-test.tsv, line 2: no column.*name the columns to read with --sts_columns"
+    ):
+        evaluate.run(partial)
+    with pytest.raises(ValueError, match="SentEval's, whose files have no columns to choose: leave --sts_columns out"):
+        evaluate.run([*model, "--sts_dir", str(_senteval_sts(tmp_path)), "--tasks", "STS-B", "--sts_columns", *"abc"])
+    for folder in (senteval, generated / "sts/raw"):
+        with pytest.raises(ValueError, match=r"rows, expected .*, or pass --allow_partial if it is meant"):
+            evaluate.run([*model, "--sts_dir", str(folder), "--tasks", "SST2" if folder == senteval else "STS-B"])
 
 
 @pytest.mark.parametrize(
@@ -185,6 +210,9 @@ def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, t
         ),
         (["--mteb", "--tasks", "STS-B"], "--mteb has the seven STS tasks"),
         (["--tasks", "STS-B", "--mode", "dev", "--sts_dir", "."], "lacks STSB-dev.tsv"),
+        (["--tasks", "MR", "--sts_dir", "x", "--sts_columns", "a", "b", "c"], "--sts_columns are those of the STS"),
+        (["--mteb", "--sts_columns", "a", "b", "c"], "--sts_columns are those of the STS tables: leave them out"),
+        (["--mteb", "--allow_partial"], "--mteb has data of its own, .*leave --allow_partial out"),
     ],
 )
 def test_evaluate_knows_its_tasks_before_the_work(options, message, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Options of train that are the comparison's own, and those that have to be the same for all recipes.
 OURS = {"output_dir", "seed", "seeds", "resume_from_checkpoint", "push_to_hub"}
-_PARTS = ("file", "dataset", "subset", "split", "delimiter", "encoding", "quoting")
+_PARTS = ("file", "dataset", "subset", "split", "columns", "delimiter", "encoding", "quoting")
 SHARED = {f"{name}_{part}" for name in ("dev", "test") for part in _PARTS}
 COSTS = ("seconds", "CPU seconds", "MiB")
 TABLE = "table.md"
@@ -56,6 +56,14 @@ class MeasureArguments:
     sts_dir: str | None = field(default=None, metadata={"help": "The average of the seven STS tasks in this folder."})
     senteval_dir: str | None = field(
         default=None, metadata={"help": "That of the seven transfer tasks, in SentEval's folder."}
+    )
+    sts_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of its tables: sentence, sentence, score, if not the usual ones."}
+    )
+    # None, not False, is what comparisons that were run before had.
+    allow_partial: bool | None = field(
+        default=None,
+        metadata={"help": "Measure on sets that are smaller than the released ones.", "nargs": "?", "const": True},
     )
     knn_dev_file: str | None = field(
         default=None, metadata={"help": "Texts and classes: accuracy of the 10 nearest neighbours' vote."}

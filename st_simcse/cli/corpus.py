@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from st_simcse.cli.parsing import check_positive, parse_column, parse_format
+from st_simcse.cli.parsing import check_positive, named_options, parse_column, parse_format
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,7 +24,10 @@ class CorpusArguments:
         default=None, metadata={"help": "Instead of a file: a data set's name on the hub, or a folder in its layout."}
     )
     subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
-    split: str | None = field(default=None, metadata={"help": "Which of its splits; train when left out."})
+    split: str | None = field(
+        default=None,
+        metadata={"help": "Which split of a data set (train when left out), or of a table with a column of splits."},
+    )
     column: str | None = field(
         default=None, metadata={"help": "Of a table, by name or number from 0; sentence or text if none."}
     )
@@ -48,14 +51,16 @@ class CorpusArguments:
 
         if (self.corpus is None) == (self.dataset is None):
             raise ValueError("pass either --corpus with a file, or --dataset with a data set's name")
-        if self.corpus is not None and (self.subset or self.split):
-            raise ValueError("--subset and --split are for --dataset: a file has none")
+        if self.corpus is not None and self.subset:
+            raise ValueError("--subset is for --dataset: a file has none")
         source = self.corpus or HubDataset(str(self.dataset), self.subset, self.split or "train")
+        split = self.split if self.corpus is not None else None
         how = parse_format(self.delimiter, self.encoding, self.quoting)
         reader = SentenceReader(
-            column=parse_column(self.column), drop_duplicates=drop_duplicates, format=self.format, **how
+            column=parse_column(self.column), drop_duplicates=drop_duplicates, split=split, format=self.format, **how
         )
-        return reader.get_dataset(source)
+        with named_options(column="--column", split="--split"):
+            return reader.get_dataset(source)
 
 
 @dataclass

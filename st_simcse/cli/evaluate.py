@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from st_simcse.cli.parsing import check_outputs, check_positive, parse
+from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse, parse_columns
 from st_simcse.plots import plot_scores
 
 if TYPE_CHECKING:
@@ -65,6 +65,13 @@ class EvaluateArguments:
     json_file: str | None = field(default=None, metadata={"help": "Write the numbers here too, as JSON."})
     csv_file: str | None = field(default=None, metadata={"help": "The same as CSV."})
     plot_file: str | None = field(default=None, metadata={"help": "Draw a bar chart of them (.png, .svg, .pdf)."})
+    sts_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Of the STS tables: sentence, sentence, score; names, or numbers from 0, if not the usual."},
+    )
+    allow_partial: bool = field(
+        default=False, metadata={"help": "Evaluate on sets that are smaller than the released ones."}
+    )
     mteb: bool = field(default=False, metadata={"help": "MTEB's tasks on the data that the package mteb downloads."})
 
 
@@ -93,12 +100,22 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     names = list(dict.fromkeys(args.model))
     evaluators: list[Any] = []
     if sts and not args.mteb:
-        evaluators += sts_evaluators(
-            args.sts_dir or args.senteval_dir, args.batch_size, sts, args.mode == "dev"
-        ).evaluators
+        columns = parse_columns(args.sts_columns)
+        with named_options(columns="--sts_columns", allow_partial="--allow_partial"):
+            evaluators += sts_evaluators(
+                args.sts_dir or args.senteval_dir,
+                args.batch_size,
+                sts,
+                args.mode == "dev",
+                columns,
+                args.allow_partial,
+            ).evaluators
     if transfer:
         folder = args.senteval_dir or args.sts_dir
-        evaluators += transfer_evaluators(folder, transfer, args.mode, args.batch_size).evaluators
+        with named_options(allow_partial="--allow_partial"):
+            evaluators += transfer_evaluators(
+                folder, transfer, args.mode, args.batch_size, allow_partial=args.allow_partial
+            ).evaluators
     for name in names[1:]:
         _load(name, args)  # whether it can be, before the work on the first
     tables: dict[str, dict[str, Row]] = {"STS": {}, "transfer": {}}
@@ -147,6 +164,10 @@ def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
     transfer = [task for task in TRANSFER_TASKS if task in wanted and task_set != "sts"]
     if args.mteb and (transfer or args.tasks or args.mode != "test"):
         raise ValueError("--mteb has the seven STS tasks' test sets: leave --tasks, --task_set and --mode out")
+    if args.sts_columns and (args.mteb or not sts):
+        raise ValueError("--sts_columns are those of the STS tables: leave them out")
+    if args.mteb and args.allow_partial:
+        raise ValueError("--mteb has data of its own, which are complete: leave --allow_partial out")
     if transfer and not (args.senteval_dir or args.sts_dir):
         raise ValueError("the transfer tasks need --senteval_dir with the folder of SentEval's data")
     if (args.sts_dir is None and args.senteval_dir is None) != args.mteb:
@@ -177,13 +198,16 @@ def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
 def _results(model: SentenceTransformer, evaluators: list[Any], name: str) -> dict[str, float]:
     """What the evaluators find, under a bar that counts their sentences."""
     from st_simcse.evaluation import TransferEvaluator
+    from st_simcse.lengths import warn_of_cut_texts
 
     results: dict[str, float] = {}
-    sentences = sum(
-        len(task.texts) if hasattr(task, "texts") else len(task.sentences1) + len(task.sentences2)
+    sentences = [
+        text
         for task in evaluators
-    )
-    with tqdm(total=sentences, unit=" sentences", leave=False, disable=None) as bar:
+        for text in (task.texts if hasattr(task, "texts") else [*task.sentences1, *task.sentences2])
+    ]
+    warn_of_cut_texts(model, sentences)
+    with tqdm(total=len(sentences), unit=" sentences", leave=False, disable=None) as bar:
 
         def count(module: nn.Module, inputs: tuple[Any, ...], output: dict[str, Tensor]) -> None:
             bar.update(len(output["sentence_embedding"]))

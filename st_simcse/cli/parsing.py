@@ -7,8 +7,10 @@ import csv
 import dataclasses
 import difflib
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, overload
 
@@ -16,8 +18,17 @@ from transformers.hf_argparser import HfArgumentParser
 
 from st_simcse.plots import check_picture
 
-__all__ = ["check_outputs", "check_positive", "check_seeds", "parse", "parse_column", "parse_format", "parse_known"]
-
+__all__ = [
+    "check_outputs",
+    "check_positive",
+    "check_seeds",
+    "named_options",
+    "parse",
+    "parse_column",
+    "parse_columns",
+    "parse_format",
+    "parse_known",
+]
 
 # What the options are called in other programs.
 _SYNONYMS = {
@@ -138,6 +149,37 @@ def parse_format(delimiter: str | None, encoding: str | None, quoting: str | Non
         "quoting": {"minimal": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE, None: None}[quoting],
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def parse_columns(words: Sequence[str] | None) -> list[str | int] | None:
+    """Several of them; None if there are none.
+
+    Example:
+        >>> parse_columns(["title", "2"]), parse_columns(None)
+        (['title', 2], None)
+    """
+    return [parse_column(word) for word in words or []] or None
+
+
+@contextmanager
+def named_options(**options: str) -> Iterator[None]:
+    """Errors that tell a caller in Python to pass an argument tell a user of the command line to pass the option.
+
+    Args:
+        **options: what an argument is called here.
+
+    Example:
+        >>> with named_options(columns="--dev_columns"):
+        ...     raise ValueError("a.csv: pass columns= to name them")
+        Traceback (most recent call last):
+        ...
+        ValueError: a.csv: pass --dev_columns to name them
+    """
+    try:
+        yield
+    except ValueError as error:
+        message = re.sub(r"\b(\w+)=(?=[\s,;:]|$)", lambda found: options.get(found[1], found[0]), str(error))
+        raise ValueError(message) from error
 
 
 def option_of(word: str) -> str:

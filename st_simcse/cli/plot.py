@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from st_simcse.cli.parsing import check_outputs, check_positive, parse, parse_column
+from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse, parse_column, parse_columns
 from st_simcse.plots import MAX_CLASSES, check_projection, name_clusters, plot_map, plot_similarities
 
 
@@ -108,10 +108,12 @@ def _corpus(args: PlotArguments) -> tuple[list[str], list[str] | None]:
 
     column, class_column = parse_column(args.column), parse_column(args.class_column)
     if column is None or class_column is None:
-        (texts,) = _columns(SentenceReader(column=column), args.corpus, args.max_texts)
+        with named_options(column="--column"):
+            (texts,) = _columns(SentenceReader(column=column), args.corpus, args.max_texts)
         return texts, None
     # A pair as any other: both cells have to be there.
-    texts, classes = _columns(TripletReader(columns=[column, class_column]), args.corpus, args.max_texts)
+    with named_options(columns="--column and --class_column"):
+        texts, classes = _columns(TripletReader(columns=[column, class_column]), args.corpus, args.max_texts)
     if (found := len(set(classes))) > MAX_CLASSES:
         raise ValueError(f"--class_column {args.class_column}: {found} classes, colours tell {MAX_CLASSES} apart")
     return texts, classes
@@ -120,8 +122,9 @@ def _corpus(args: PlotArguments) -> tuple[list[str], list[str] | None]:
 def _pairs(args: PlotArguments) -> list[list[str]]:
     from st_simcse.readers import TripletReader
 
-    columns = [parse_column(column) for column in args.pair_columns or []] or None
-    return _columns(TripletReader(columns=columns), args.pairs_file, args.max_texts)
+    columns = parse_columns(args.pair_columns)
+    with named_options(columns="--pair_columns"):
+        return _columns(TripletReader(columns=columns), args.pairs_file, args.max_texts)
 
 
 def _columns(reader: Any, filename: str | None, max_rows: int) -> list[list[str]]:

@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 from st_simcse.checkpoints import load_model
 from st_simcse.cli import train
 from st_simcse.cli.inputs import identities
-from st_simcse.cli.parsing import parse_column
+from st_simcse.cli.parsing import named_options, parse_columns
 from st_simcse.cli.peers import PEERS
 from st_simcse.evaluation import check_defined, load_classes, load_retrieval, sts_evaluators, transfer_evaluators
 from st_simcse.recipes import split_peer
@@ -172,14 +172,21 @@ def measures(tests: dict[str, Any]) -> list[Measure]:
     found = []
     splits: tuple[Literal["dev", "test"], ...] = ("dev", "test")
     for kind, load in (("knn", load_classes), ("retrieval", load_retrieval)):
-        columns = [parse_column(column) for column in tests[f"{kind}_columns"] or []]
+        columns = parse_columns(tests[f"{kind}_columns"])
         for split in splits:
             if file := tests[f"{kind}_{split}_file"]:
-                found.append(Measure(f"{kind} {split}", split, load(file, f"{kind} {split}", columns or None)))
-    if folder := tests["sts_dir"]:
-        found.append(Measure("STS avg.", "test", sts_evaluators(folder)))
-    if folder := tests["senteval_dir"]:
-        found.append(Measure("transfer avg.", "test", transfer_evaluators(folder)))
+                with named_options(columns=f"--{kind}_columns"):
+                    found.append(Measure(f"{kind} {split}", split, load(file, f"{kind} {split}", columns)))
+    if tests["sts_columns"] and not tests["sts_dir"]:
+        raise ValueError("--sts_columns are those of the tables in --sts_dir: pass that too, or leave them out")
+    partial = bool(tests["allow_partial"])
+    with named_options(columns="--sts_columns", allow_partial="--allow_partial"):
+        if folder := tests["sts_dir"]:
+            columns = parse_columns(tests["sts_columns"])
+            evaluator = sts_evaluators(folder, columns=columns, allow_partial=partial)
+            found.append(Measure("STS avg.", "test", evaluator))
+        if folder := tests["senteval_dir"]:
+            found.append(Measure("transfer avg.", "test", transfer_evaluators(folder, allow_partial=partial)))
     return found
 
 

@@ -22,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli.loss import LossArguments, make_loss
-from st_simcse.cli.parsing import check_seeds, parse, parse_column, parse_format
+from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns, parse_format
 from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.formats import FileFormat, found_format
@@ -34,7 +34,7 @@ from st_simcse.model_card import own_card, shown_command
 from st_simcse.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
-from st_simcse.readers import READERS, Reader, SentenceReader, load_sts
+from st_simcse.readers import READERS, NLIReader, Reader, SentenceReader, load_sts
 from st_simcse.run_folder import checkpoint_folders, sole_run
 from st_simcse.stop_on_signal import StopOnSignal, Stopped
 from st_simcse.teacher import add_teacher_embeddings
@@ -111,7 +111,7 @@ class DataArguments:
         default=None, metadata={"help": "Instead of a file: a data set's name on the hub, or a folder in its layout."}
     )
     train_subset: str | None = field(default=None, metadata={"help": "Which of its subsets, such as triplet."})
-    train_split: str | None = field(default=None, metadata={"help": "Which of its splits; train when left out."})
+    train_split: str | None = field(default=None, metadata={"help": "Which split; of a data set train when left out."})
     streaming: bool = field(
         default=False, metadata={"help": "Read the training data while training goes on; needs --max_steps."}
     )
@@ -135,19 +135,32 @@ class DataArguments:
     columns: list[str] | None = field(
         default=None, metadata={"help": "Names, or numbers from 0, of the columns of a train table."}
     )
+    labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Of nli rows: the meanings of the labels 0, 1, ... in their order, such as entailment neutral "
+            "contradiction, or of any by name, such as not_entailment=contradiction."
+        },
+    )
     dev_file: str | None = field(
         default=None, metadata={"help": "Scored pairs; evaluated during training, the best checkpoint is kept."}
     )
     dev_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
     dev_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
-    dev_split: str | None = field(default=None, metadata={"help": "Which of its splits; validation when left out."})
+    dev_split: str | None = field(
+        default=None, metadata={"help": "Which split; of a data set validation when left out."}
+    )
+    dev_columns: list[str] | None = field(
+        default=None, metadata={"help": "Sentence, sentence, score: names, or numbers from 0, if not the usual ones."}
+    )
     dev_delimiter: str | None = field(default=None, metadata={"help": "As --train_delimiter."})
     dev_encoding: str | None = field(default=None, metadata={"help": "As --train_encoding."})
     dev_quoting: Literal["minimal", "none"] | None = field(default=None, metadata={"help": "As --train_quoting."})
     test_file: str | None = field(default=None, metadata={"help": "Scored pairs, evaluated before and after."})
     test_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
     test_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
-    test_split: str | None = field(default=None, metadata={"help": "Which of its splits; test when left out."})
+    test_split: str | None = field(default=None, metadata={"help": "Which split; of a data set test when left out."})
+    test_columns: list[str] | None = field(default=None, metadata={"help": "As --dev_columns."})
     test_delimiter: str | None = field(default=None, metadata={"help": "As --train_delimiter."})
     test_encoding: str | None = field(default=None, metadata={"help": "As --train_encoding."})
     test_quoting: Literal["minimal", "none"] | None = field(default=None, metadata={"help": "As --train_quoting."})
@@ -260,9 +273,7 @@ def _train_once(
     if data_args.streaming and args.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps, because nobody has counted the rows")
     dataset = _training_data(sources["train"], data_args, args.seed)
-    evaluators = [
-        load_sts(source, **_format_options(data_args, name)) for name in ("dev", "test") if (source := sources[name])
-    ]
+    evaluators = [_evaluator(source, data_args, name) for name in ("dev", "test") if (source := sources[name])]
     if len({evaluator.name for evaluator in evaluators}) < len(evaluators):  # two files of one name
         for evaluator, name in zip(evaluators, ("dev", "test"), strict=True):
             evaluator.name = name
@@ -444,7 +455,9 @@ def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str |
     if dataset:
         usual = {"train": "train", "dev": "validation", "test": "test"}[name]
         return HubDataset(dataset, subset, split or usual, streaming=args.streaming and name == "train")
-    if subset or split:
+    if getattr(args, f"{name}_columns", None) and not file:
+        raise ValueError(f"--{name}_columns go with --{name}_file or --{name}_dataset")
+    if subset or (split and not file):
         raise ValueError(f"--{name}_subset and --{name}_split go with --{name}_dataset")
     return file
 
@@ -453,30 +466,57 @@ def _format_options(args: DataArguments, name: str) -> dict[str, Any]:
     return parse_format(*(getattr(args, f"{name}_{part}") for part in ("delimiter", "encoding", "quoting")))
 
 
+def _evaluator(source: str | HubDataset, args: DataArguments, name: Literal["dev", "test"]) -> Any:
+    columns = parse_columns(getattr(args, f"{name}_columns"))
+    with named_options(columns=f"--{name}_columns", split=f"--{name}_split"):
+        return load_sts(source, columns=columns, split=_split(source, args, name), **_format_options(args, name))
+
+
+def _split(source: str | HubDataset, args: DataArguments, name: str) -> str | None:
+    """Which split of a table; a data set knows its own."""
+    split: str | None = getattr(args, f"{name}_split")
+    return None if isinstance(source, HubDataset) else split
+
+
 def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> Dataset | IterableDataset:
-    reader = _reader(source, args)
-    if not args.streaming:
-        return reader.get_dataset(source)
-    # The trainer shuffles no streams.
-    return reader.get_iterable_dataset(source).shuffle(seed=seed, buffer_size=10_000)
+    with named_options(column="--columns", columns="--columns", labels="--labels", split="--train_split"):
+        reader = _reader(source, args)
+        if not args.streaming:
+            return reader.get_dataset(source)
+        # The trainer shuffles no streams.
+        return reader.get_iterable_dataset(source).shuffle(seed=seed, buffer_size=10_000)
 
 
 def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
-    columns = [parse_column(column) for column in args.columns or []] or None
-    how = _format_options(args, "train")
+    columns = parse_columns(args.columns)
+    how = _format_options(args, "train") | {"split": _split(source, args, "train")}
     train_format: str = args.train_format
     if train_format == "lines":
         train_format, how["format"] = "sentences", "lines"
     elif train_format == "auto" and isinstance(source, HubDataset):
         train_format = _format_of(source, columns)
     elif train_format == "auto":
-        found = found_format(Path(str(source)), FileFormat(**how))
+        found = found_format(Path(str(source)), FileFormat(**_format_options(args, "train")))
         train_format = "sentences" if found == "lines" else "triplets"
+    if train_format == "nli":
+        return NLIReader(columns=columns, labels=_labels(args.labels), **how)
+    if args.labels:
+        raise ValueError(f"--labels are those of --train_format nli, these data are {train_format}: leave them out")
     if train_format != "sentences":
         return READERS[train_format](columns=columns, **how)
     if columns and len(columns) > 1:
         raise ValueError(f"sentences are read from one column, got --columns {' '.join(args.columns or [])}")
     return SentenceReader(column=columns[0] if columns else None, **how)
+
+
+def _labels(words: list[str] | None) -> list[str] | dict[str | int, str] | None:
+    """As :class:`NLIReader` takes them."""
+    pairs = [word.partition("=") for word in words or []]
+    if any(equals for _, equals, _ in pairs):
+        if not all(equals for _, equals, _ in pairs):
+            raise ValueError(f"--labels {' '.join(words or [])}: either each has a name, NAME=MEANING, or none has")
+        return {name: meaning for name, _, meaning in pairs}
+    return words
 
 
 def _format_of(source: HubDataset, columns: list[int | str] | None) -> str:

@@ -96,6 +96,7 @@ def load_classes(
     name: str | None = None,
     columns: Sequence[Column] | None = None,
     k: int = 10,
+    split: str | None = None,
     **how: Unpack[FormatOptions],
 ) -> KNNEvaluator:
     """A table of texts and their classes as a :class:`KNNEvaluator`.
@@ -106,6 +107,7 @@ def load_classes(
         columns: of text and class, by name or number; ``text`` or ``sentence`` and ``label`` or ``class`` when left
             out.
         k: how many neighbours vote.
+        split: which split, of a table of several, as for :func:`~st_simcse.load_sts`.
         **how: how the file is read, the arguments of :class:`~st_simcse.formats.FileFormat`.
 
     Raises:
@@ -118,12 +120,16 @@ def load_classes(
         >>> load_classes(path, k=1).classes
         ['dog', 'cat', 'dog']
     """
-    texts, classes = zip(*_ClassReader(columns=columns, **how)._read(filename), strict=True)
+    texts, classes = zip(*_ClassReader(columns=columns, split=split, **how)._read(filename), strict=True)
     return KNNEvaluator(texts, classes, k, evaluator_name(filename, name))
 
 
 def load_retrieval(
-    filename: Name, name: str | None = None, columns: Sequence[Column] | None = None, **options: Any
+    filename: Name,
+    name: str | None = None,
+    columns: Sequence[Column] | None = None,
+    split: str | None = None,
+    **options: Any,
 ) -> InformationRetrievalEvaluator:
     """A table of queries and their documents, such as titles and texts, as ST's InformationRetrievalEvaluator.
 
@@ -135,6 +141,7 @@ def load_retrieval(
         name: the evaluator's; when left out as for :func:`~st_simcse.load_sts`.
         columns: of query and document, by name or number; ``query`` and ``document`` or ``answer``, ``title`` and
             ``text``, or ``anchor`` and ``positive`` when left out.
+        split: which split, of a table of several, as for :func:`~st_simcse.load_sts`.
         **options: how the file is read, the arguments of :class:`~st_simcse.formats.FileFormat`; any other is for the
             evaluator, such as ``batch_size``.
 
@@ -150,9 +157,9 @@ def load_retrieval(
     """
     how, evaluator_kwargs = split_options(options)
     relevant: dict[str, set[str]] = {}
-    for query, document in _QueryReader(columns=columns, **how)._read(filename):
+    for query, document in _QueryReader(columns=columns, split=split, **how)._read(filename):
         relevant.setdefault(query, set()).add(document)
     documents: dict[str, Any] = {document: document for found in relevant.values() for document in sorted(found)}
-    evaluator_kwargs = {"batch_size": 64, "name": evaluator_name(filename, name)} | evaluator_kwargs
+    evaluator_kwargs = dict[str, Any](batch_size=64, name=evaluator_name(filename, name)) | evaluator_kwargs
     queries: dict[str, Any] = {query: query for query in relevant}
     return InformationRetrievalEvaluator(queries, documents, relevant, **evaluator_kwargs)

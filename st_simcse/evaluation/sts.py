@@ -9,8 +9,8 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
 
-from st_simcse.data import SentEvalReader, senteval_tasks
-from st_simcse.readers import load_sts, sts_evaluator
+from st_simcse.data import STS_DEV_ROWS, STS_ROWS, SentEvalReader, check_rows, senteval_tasks
+from st_simcse.readers import Column, STSReader, sts_evaluator
 
 __all__ = ["mteb_scores", "sts_evaluators", "sts_scores"]
 
@@ -32,7 +32,12 @@ _SENTEVAL_DEV = {"STS-B": "sts-dev.csv", "SICK-R": "SICK_trial.txt"}
 
 
 def sts_evaluators(
-    folder: str | os.PathLike[str], batch_size: int = 64, tasks: Sequence[str] | None = None, dev: bool = False
+    folder: str | os.PathLike[str],
+    batch_size: int = 64,
+    tasks: Sequence[str] | None = None,
+    dev: bool = False,
+    columns: Sequence[Column] | None = None,
+    allow_partial: bool = False,
 ) -> SequentialEvaluator:
     """The seven STS tasks as one evaluator whose main score is their average.
 
@@ -46,17 +51,21 @@ def sts_evaluators(
         batch_size: sentences a forward pass.
         tasks: some of ``STS_TASKS`` instead of all.
         dev: the dev sets instead, which STS-B and SICK-R alone have: STSB-dev.tsv and SICKR-dev.tsv.
+        columns: of the tables, where they have other names; as for :func:`~st_simcse.load_sts`.
+        allow_partial: whether a task may have fewer pairs than the released one, for sets that are meant to be
+            smaller.
 
     Returns:
         An evaluator; called with a model it gives ``{"STS12_spearman_cosine": ..., ..., "sequential_score": ...}``.
 
     Raises:
         FileNotFoundError: naming the tasks that the folder lacks.
-        ValueError: for a file that cannot be read, as :func:`~st_simcse.load_sts` raises it, and an unknown task.
+        ValueError: for a file that cannot be read, as :func:`~st_simcse.load_sts` raises it, for a task with another
+            number of pairs than it must have, whose score could not be compared, and for an unknown task.
 
     Example:
         >>> from st_simcse.demo import tiny_model
-        >>> evaluator = sts_evaluators(getfixture("generated") / "sts/raw", tasks=["STS-B"])
+        >>> evaluator = sts_evaluators(getfixture("generated") / "sts/raw", tasks=["STS-B"], allow_partial=True)
         >>> results = evaluator(tiny_model(["A dog runs."]))
         >>> list(sts_scores(results))  # in percent, for format_table
         ['STS-B', 'Avg.']
@@ -75,12 +84,15 @@ def sts_evaluators(
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(missing)}" + ("" if senteval else ", and has no STS/STS12-en-test of SentEval")
         )
-    evaluators = [
-        sts_evaluator(SentEvalReader(), path, task, batch_size=batch_size)
-        if senteval
-        else load_sts(path, name=task, batch_size=batch_size)
-        for task, path in paths.items()
-    ]
+    if senteval and columns is not None:
+        raise ValueError(f"{folder} is SentEval's, whose files have no columns to choose: leave columns= out")
+    reader = SentEvalReader() if senteval else STSReader(columns=columns)
+    evaluators = []
+    for task, path in paths.items():
+        evaluator = sts_evaluator(reader, path, task, batch_size=batch_size)
+        rows = (STS_DEV_ROWS if dev else STS_ROWS)[task]
+        check_rows(path, len(evaluator.scores), (rows,), allow_partial)
+        evaluators.append(evaluator)
     return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
 
 

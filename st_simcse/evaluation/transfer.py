@@ -39,6 +39,7 @@ def transfer_evaluators(
     mode: Mode = "test",
     batch_size: int = 64,
     seed: int = 1111,
+    allow_partial: bool = False,
 ) -> SequentialEvaluator:
     """The transfer tasks as one evaluator whose main score is their average accuracy.
 
@@ -46,17 +47,20 @@ def transfer_evaluators(
         folder: SentEval's data, ``st-simcse data --sets sts`` fetches it.
         tasks: some of ``TRANSFER_TASKS``.
         mode, batch_size, seed: as for :class:`TransferEvaluator`.
+        allow_partial: whether files may have fewer examples than the released ones, for sets that are deliberately
+            smaller.
 
     Returns:
         An evaluator; called with a model it gives ``{"MR_accuracy": ..., "MRPC_f1": ..., "sequential_score": ...}``.
 
     Raises:
         FileNotFoundError: for a task that the folder lacks, naming its file.
-        ValueError: for an unknown task or mode, and a file that cannot be read, naming file and line.
+        ValueError: for an unknown task or mode, a file that cannot be read, naming file and line, and a file with
+            another number of examples than it must have.
 
     Example:
         >>> from st_simcse.demo import tiny_model
-        >>> evaluator = transfer_evaluators(getfixture("senteval"), ["SST2"])
+        >>> evaluator = transfer_evaluators(getfixture("senteval"), ["SST2"], allow_partial=True)
         >>> results = evaluator(tiny_model(["A dog runs."]))
         >>> sorted(results)
         ['SST2_accuracy', 'SST2_dev_accuracy', 'SST2_f1', 'sequential_score']
@@ -65,7 +69,7 @@ def transfer_evaluators(
     """
     if unknown := [task for task in tasks if task not in TRANSFER_TASKS]:
         raise ValueError(f"no transfer task is {', '.join(unknown)}: choose among {', '.join(TRANSFER_TASKS)}")
-    examples = {task: transfer_examples(folder, task) for task in tasks}
+    examples = {task: transfer_examples(folder, task, allow_partial) for task in tasks}
     evaluators = [TransferEvaluator(splits, task, mode, batch_size, seed) for task, splits in examples.items()]
     return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
 

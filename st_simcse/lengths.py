@@ -1,0 +1,125 @@
+"""Texts that are longer than what a model reads, and are cut: counted before the work, and said once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.data_collator import BaseDataCollator
+
+__all__ = ["count_longer", "warn_of_cut_texts", "warn_of_cut_training_texts"]
+
+logger = logging.getLogger(__name__)
+
+# Of more rows a sample is tokenized: it takes seconds, however large the data are.
+SAMPLE = 20_000
+BATCH = 256
+
+
+def count_longer(model: SentenceTransformer, texts: Sequence[str], limit: int, **options: Any) -> int:
+    """How many of the texts have more than ``limit`` tokens, those of the prompt and of the tokenizer among them.
+
+    Args:
+        model: the model that the texts are for.
+        texts: the texts.
+        limit: tokens that are read.
+        **options: of ``model.preprocess``, such as ``prompt``.
+
+    Returns:
+        The number; 0 for models whose inputs are no rows of tokens, which cut nothing.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> count_longer(tiny_model(["Two dogs run."]), ["Two dogs run.", "Two dogs"], limit=4)
+        1
+    """
+    longer = 0
+    for begin in range(0, len(texts), BATCH):
+        # One token more than is read tells a text that is longer, and long ones take no memory.
+        features = model.preprocess(list(texts[begin : begin + BATCH]), **options | {"max_length": limit + 1})
+        if "attention_mask" not in features:
+            return 0
+        longer += int((features["attention_mask"].sum(dim=1) > limit).sum())
+    return longer
+
+
+def warn_of_cut_texts(
+    model: SentenceTransformer, texts: Sequence[str] | Dataset, prompt_names: Sequence[str] = (), **options: Any
+) -> None:
+    """Say how many texts are longer than the tokens that the model reads, if any are.
+
+    Args:
+        model: the model that the texts are for.
+        texts: the texts, or a Dataset of one column of them.
+        prompt_names: the first of them that the model has is the prompt; its default if it has none.
+        **options: of ``model.preprocess``, such as ``task``.
+    """
+    limit = _limit(model)
+    if limit is None:
+        return
+    rows = _sample(len(texts))
+    some: Any = (
+        texts.select(rows)[texts.column_names[0]] if isinstance(texts, Dataset) else [texts[row] for row in rows]
+    )
+    name = next((name for name in prompt_names if name in model.prompts), model.default_prompt_name or "")
+    longer = count_longer(model, some, limit, prompt=model.prompts.get(name), **options)
+    _warn(longer, len(some), len(texts), f"{limit} tokens that the model reads (max_seq_length)")
+
+
+def warn_of_cut_training_texts(
+    model: SentenceTransformer, collator: BaseDataCollator, datasets: dict[str | None, Any]
+) -> None:
+    """Say how many texts of the training data are longer than what training reads, if any are.
+
+    Args:
+        model: the model to train.
+        collator: knows the columns of texts, their prompts and their length.
+        datasets: by name; None is that of a single one. Streams are not counted, since nobody has read them yet.
+    """
+    asked = getattr(collator, "max_length", None)
+    limit = asked if isinstance(asked, int) else _limit(model)
+    if limit is None:
+        return
+
+    def count(texts: Sequence[str], max_length: int | None = None, **options: Any) -> dict[str, int]:
+        return {"rows": len(texts), "longer": count_longer(model, texts, max_length or limit, **options)}
+
+    counting = replace(collator, preprocess_fn=count)
+    longer = counted = total = 0
+    for name, dataset in datasets.items():
+        if not isinstance(dataset, Dataset):
+            continue
+        labels = [column for column in dataset.column_names if column in collator.valid_label_columns]
+        texts = dataset.remove_columns(labels).select(_sample(len(dataset)))
+        for batch in texts.iter(BATCH):
+            rows = [dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True)]
+            found = counting([row if name is None else {"dataset_name": name, **row} for row in rows])
+            counted += sum(value for key, value in found.items() if key.endswith("_rows"))
+            longer += sum(value for key, value in found.items() if key.endswith("_longer"))
+        total += len(dataset) * len(texts.column_names)
+    _warn(longer, counted, total, f"{limit} tokens that training reads (max_length, --max_seq_length)")
+
+
+def _limit(model: SentenceTransformer) -> int | None:
+    """Tokens of a text that the model reads; None without a limit, for which tokenizers have a huge number."""
+    limit = model.max_seq_length
+    return limit if isinstance(limit, int) and limit < 2**31 else None
+
+
+def _sample(rows: int) -> range:
+    """All rows, or of many as many as ``SAMPLE``, evenly spaced."""
+    return range(rows) if rows <= SAMPLE else range(0, rows, -(-rows // SAMPLE))
+
+
+def _warn(longer: int, counted: int, total: int, limit: str) -> None:
+    if longer and counted == total:
+        logger.warning("%s of %s texts are cut: they are longer than the %s", f"{longer:,}", f"{total:,}", limit)
+    elif longer:
+        logger.warning(
+            "About %s of %s texts are cut, %s of a sample of %s: they are longer than the %s",
+            *(f"{longer / counted:.1%}", f"{total:,}", f"{longer:,}", f"{counted:,}", limit),
+        )
