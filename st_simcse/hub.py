@@ -47,7 +47,7 @@ def hub_error(
 
 def is_network_error(error: Exception) -> bool:
     """Whether the hub's client gave up; its library's errors are no OSError."""
-    return type(error).__module__.split(".")[0] in ("httpx", "httpcore")
+    return type(error).__module__.startswith("httpx")  # newer releases of the hub have httpx2
 
 
 @dataclass(frozen=True)

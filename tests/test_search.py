@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
@@ -467,19 +468,26 @@ def test_settings_of_indexes_are_checked_and_faiss_is_named_where_it_lacks(model
 def test_programs_that_open_a_folder_at_once_complete_it_once(tmp_path, model, sentences, monkeypatch):
     Searcher(model).build_index(sentences, tmp_path, HNSWIndex(4))
     (tmp_path / "hnsw4.faiss").unlink()
-    all_there, made = threading.Barrier(5), []
-    neighbours, factory = IndexFolder.neighbours, faiss.index_factory
+    made, arrived, all_there = [], set(), threading.Event()
+    acquire, factory = FileLock.acquire, faiss.index_factory
 
-    def together(folder):
-        all_there.wait(60)
-        return neighbours(folder)
+    def arrive():
+        arrived.add(threading.get_ident())
+        if len(arrived) == 5:
+            all_there.set()
 
-    def noted(*args):
+    def waits(lock, *args, **options):
+        arrive()
+        return acquire(lock, *args, **options)
+
+    def makes(*args):  # not before all have seen that the file is not there
+        arrive()
+        assert all_there.wait(60)
         made.append(args)
         return factory(*args)
 
-    monkeypatch.setattr(IndexFolder, "neighbours", together)
-    monkeypatch.setattr(faiss, "index_factory", noted)
+    monkeypatch.setattr(FileLock, "acquire", waits)
+    monkeypatch.setattr(faiss, "index_factory", makes)
     with ThreadPoolExecutor(5) as pool:
         searchers = list(pool.map(lambda _: Searcher.load(tmp_path, model), range(5)))
     assert len(made) == 1
