@@ -160,6 +160,6 @@ def load_retrieval(
     for query, document in _QueryReader(columns=columns, split=split, **how)._read(filename):
         relevant.setdefault(query, set()).add(document)
     documents: dict[str, Any] = {document: document for found in relevant.values() for document in sorted(found)}
-    evaluator_kwargs = dict[str, Any](batch_size=64, name=evaluator_name(filename, name)) | evaluator_kwargs
+    defaults: dict[str, Any] = {"batch_size": 64, "name": evaluator_name(filename, name)}
     queries: dict[str, Any] = {query: query for query in relevant}
-    return InformationRetrievalEvaluator(queries, documents, relevant, **evaluator_kwargs)
+    return InformationRetrievalEvaluator(queries, documents, relevant, **defaults | evaluator_kwargs)
