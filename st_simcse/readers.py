@@ -246,6 +246,8 @@ class Reader:
                 "three with .gz), or lines of JSON objects or of cells with tabs or || between them; other separators "
                 "go into delimiter= (--delimiter, --train_delimiter)"
             )
+        if kind == "lines" and self.split is not None:
+            raise ValueError(f"{path}: a text file has a sentence a line and no column of splits: leave split= out")
         if kind == "lines" and self.columns is not None:
             raise ValueError(
                 f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose; if its lines "
