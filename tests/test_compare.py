@@ -364,3 +364,12 @@ def test_nearest_neighbours_and_retrieval_in_a_corpus(tmp_path, tiny_bert, sente
     for classes, k in (["a"] * 3, 1), (["a", "b", "a"], 3), (["a", "b"], 1):
         with pytest.raises(ValueError, match="two classes are the least|every text needs a class"):
             KNNEvaluator(["x", "y", "z"], classes, k)
+
+
+def test_aliases_of_a_recipe_file_are_no_bomb(tmp_path):
+    """Each line is ten times the one before: written out, the last would be a hundred million words."""
+    lines = [f"a0: &a0 [{', '.join(['x'] * 10)}]"]
+    lines += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 9)]
+    (tmp_path / "recipes.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="recipe 'a1', line 2: expected options of st-simcse train as a list of words"):
+        read_recipes(tmp_path / "recipes.yaml")
