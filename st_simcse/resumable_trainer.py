@@ -107,13 +107,13 @@ class ResumableTrainer(SentenceTransformerTrainer):
                 its model is another one, or its optimizer. If none is complete. If a trained weight is in no file of
                 an adapter.
         """
-        check_adapter_is_whole(self.model)
         folder = self._get_output_dir(trial=trial)
         with sole_run(folder, self.args.should_save):
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = last_complete_checkpoint(folder)
             self._resumed_from = resume_from_checkpoint or None
-            self._end_mixed_precision()
+            if self.model is not None:  # which the trials of a search make anew
+                self._end_mixed_precision()
             try:
                 return super().train(resume_from_checkpoint, trial, **kwargs)
             finally:
@@ -150,6 +150,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
     # trial has set its arguments; nothing of a checkpoint is loaded yet.
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
+        check_adapter_is_whole(self.model)
         data = self.train_dataset if self._given_data is None else self._given_data
         self._run = describe_run(self.args, self.model, self._losses(), data)
         if self._fsdp or self.is_deepspeed_enabled:  # their optimizers' states are files of other kinds

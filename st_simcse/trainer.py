@@ -99,7 +99,8 @@ def texts_without_embedding(model: SentenceTransformer, columns: list[dict[str, 
         outputs = chunked_outputs(model, dict(column), 64, task=None)
         embeddings = torch.cat([output["sentence_embedding"] for output in outputs])
         rows = column["input_ids"][~embeddings.isfinite().all(dim=1)]
-        texts += model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        if len(rows):  # of none, some releases of transformers make one empty text
+            texts += model.tokenizer.batch_decode(rows, skip_special_tokens=True)
     return list(dict.fromkeys(texts))
 
 

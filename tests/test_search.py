@@ -22,7 +22,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from torch.nn.functional import normalize
 
-from st_simcse import Searcher, cli, search
+from st_simcse import Searcher, build_model, cli, search
 from st_simcse.checkpoints import load_model
 from st_simcse.cli import encode
 from st_simcse.corpus import generate_corpus
@@ -625,13 +625,15 @@ def test_damaged_texts_and_embeddings_of_another_shape_are_refused(tmp_path, mod
             Searcher.load(tmp_path, model)
 
 
-def test_the_commands_encode_index_and_search(tmp_path, tiny_bert, sentences, capsys, monkeypatch):
+def test_the_commands_encode_index_and_search(tmp_path, tmp_path_factory, tiny_bert, sentences, capsys, monkeypatch):
+    name = str(tmp_path_factory.mktemp("model"))
+    build_model(tiny_bert, "mean").save_pretrained(name)
     monkeypatch.chdir(tmp_path)
     Path("corpus.txt").write_text("\n".join([*sentences[:5], sentences[0]]))
     Path("more.jsonl").write_text("\n".join(json.dumps({"text": sentence}) for sentence in sentences[5:]))
-    model = ["--model", tiny_bert]
-    for name in ("e.npy", "e.safetensors", "e.parquet"):
-        cli.main(["encode", *model, "--corpus", "corpus.txt", "--output_file", name])
+    model = ["--model", name]
+    for file in ("e.npy", "e.safetensors", "e.parquet"):
+        cli.main(["encode", *model, "--corpus", "corpus.txt", "--output_file", file])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "corpus.txt",
         "e.npy",
@@ -641,7 +643,7 @@ def test_the_commands_encode_index_and_search(tmp_path, tiny_bert, sentences, ca
     ]
     table = Dataset.from_parquet("e.parquet")
     assert table["sentence"][:] == [*sentences[:5], sentences[0]]
-    expected = normalize(load_model(tiny_bert).encode(table["sentence"][:], convert_to_tensor=True)).numpy()
+    expected = normalize(load_model(name).encode(table["sentence"][:], convert_to_tensor=True)).numpy()
     for found in (np.load("e.npy"), load_file("e.safetensors")["embeddings"].numpy(), np.array(table["embedding"][:])):
         assert found == pytest.approx(expected, abs=1e-6)
 
@@ -688,7 +690,7 @@ def test_what_the_commands_cannot_do_is_a_line(tmp_path, tiny_bert, monkeypatch)
         (["encode", *corpus, "--output_file", "no/e.npy"], "cannot write no/e.npy: there is no folder no"),
         (["encode", *corpus, "--output_file", "e.npy", "--batch_size", "0"], "--batch_size must be at least 1, got 0"),
         ([*index, "--dataset", "a/b"], "pass either --corpus with a file, or --dataset with a data set's name"),
-        ([*index, "--split", "train"], "--subset and --split are for --dataset"),
+        ([*index, "--split", "train"], "a text file has a sentence a line and no column of splits: leave --split out"),
         ([*index, "--column", "text"], "corpus.txt: a text file has a sentence a line and no column 'text' to choose"),
         ([*index, "--probes", "3"], "--probes is no option of --index_type exact: leave it out"),
         ([*index, "--index_type", "hnsw", "--links", "1"], "links must be at least 2"),

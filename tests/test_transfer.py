@@ -165,28 +165,30 @@ def _senteval_sts(folder):
 
 
 def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, tmp_path, capsys):
+    name = str(tmp_path / "model")
+    build_model(tiny_bert, "mean").save_pretrained(name)
     folders = ["--sts_dir", str(generated / "sts/raw"), "--senteval_dir", str(senteval), "--allow_partial"]
-    model = ["--model", tiny_bert]
+    model = ["--model", name]
     tasks = ["--tasks", "MRPC", "STSBenchmark", "SST2"]
     rows = evaluate.run([*model, *folders, *tasks, "--mode", "fasttest", "--json_file", str(tmp_path / "a.json")])
-    row = rows[tiny_bert]
+    row = rows[name]
     sts, transfer = capsys.readouterr().out.strip().split("\n\n")
     assert sts.splitlines()[0] == "| model | STS-B | Avg. |"
     assert transfer.splitlines()[0] == "| model | SST2 | MRPC | Avg. |"
     assert f"| {row['SST2']:.2f} | {row['MRPC']:.2f} | {row['Avg. transfer']:.2f} |" in transfer
     assert list(row) == ["STS-B", "Avg. STS", "SST2", "MRPC", "Avg. transfer", "MRPC F1"]
     assert json.loads((tmp_path / "a.json").read_text()) == rows
-    dev = evaluate.run([*model, *folders, "--mode", "dev", "--tasks", "MRPC"])[tiny_bert]
+    dev = evaluate.run([*model, *folders, "--mode", "dev", "--tasks", "MRPC"])[name]
     assert list(dev) == ["MRPC", "Avg."]
     assert dev["MRPC"] != row["MRPC"]
     for task_set, tasks in (("transfer", TRANSFER_TASKS), ("full", (*STS_TASKS, *TRANSFER_TASKS)), ("sts", STS_TASKS)):
         asked = evaluate.EvaluateArguments([], task_set=task_set, senteval_dir="x")
         assert [task for part in evaluate._tasks(asked) for task in part] == list(tasks)
     partial = [*model, "--sts_dir", str(senteval), "--tasks", "SST2", "--allow_partial"]
-    assert evaluate.run(partial)[tiny_bert]["SST2"] == row["SST2"]
+    assert evaluate.run(partial)[name]["SST2"] == row["SST2"]
     (tmp_path / "STSB-test.tsv").write_text("a\tb\trating\nA dog.\tA cat.\t1\nA dog.\tA dog.\t5\nA.\tTwo.\t2\n")
     partial = [*model, "--sts_dir", str(tmp_path), "--tasks", "STS-B", "--allow_partial"]
-    assert "STS-B" in evaluate.run([*partial, "--sts_columns", "a", "b", "rating"])[tiny_bert]
+    assert "STS-B" in evaluate.run([*partial, "--sts_columns", "a", "b", "rating"])[name]
     with pytest.raises(
         ValueError, match="STSB-test.tsv, line 2: no column.*name the columns to read with --sts_columns"
     ):

@@ -263,8 +263,8 @@ class SimCSELoss(CachedLossMixin, nn.Module):
 
     @property
     def reads_labels(self) -> bool:
-        """Whether a term or a source may use the labels of the data; the objective itself does not."""
-        return bool(self.sources or self.terms)
+        """Whether an option may use the labels of the data; the objective itself does not."""
+        return bool(self.sources or self.terms) or any(getattr(o, "needs_teacher", False) for o in self.options)
 
     def _check_labels(self, labels: Tensor | None) -> None:
         """Refuse labels that tell rows apart where nothing reads them; ``model.fit`` gives every row the label 0."""
