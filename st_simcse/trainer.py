@@ -99,8 +99,7 @@ def texts_without_embedding(model: SentenceTransformer, columns: list[dict[str, 
         outputs = chunked_outputs(model, dict(column), 64, task=None)
         embeddings = torch.cat([output["sentence_embedding"] for output in outputs])
         rows = column["input_ids"][~embeddings.isfinite().all(dim=1)]
-        if len(rows):  # of none, some releases of transformers make one empty text
-            texts += model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        texts += [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
     return list(dict.fromkeys(texts))
 
 

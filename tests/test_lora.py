@@ -1,5 +1,6 @@
 """LoRA: adapters alone are trained and saved, a resumed run is the same one, merged models load without peft."""
 
+import copy
 import json
 import re
 import sys
@@ -112,7 +113,7 @@ def test_an_adapter_with_a_name_of_its_own_resumes(tiny_bert, sentences, tmp_pat
     def trained(folder, resume=None):
         model = build_model(tiny_bert, "mean", device="cpu")
         torch.manual_seed(1)
-        model.add_adapter(LORA, adapter_name="mine")
+        model.add_adapter(copy.deepcopy(LORA), adapter_name="mine")  # peft writes into it
         _trainer(model, sentences, tmp_path / folder).train(resume)
         assert model.active_adapters() == ["mine"]
         return model.state_dict()
