@@ -10,8 +10,11 @@ from typing import Any
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
+from sentence_transformers.sentence_transformer.modules.tokenizer import WordTokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
 
-__all__ = ["count_longer", "rows_without_tokens", "warn_of_cut_texts", "warn_of_cut_training_texts"]
+__all__ = ["count_longer", "rows_unknown", "rows_without_tokens", "warn_of_cut_texts", "warn_of_cut_training_texts"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,25 @@ def rows_without_tokens(
     batches = (texts[begin : begin + BATCH] for begin in range(0, len(texts), BATCH))
     counts = (count for batch in batches for count in _token_counts(model, batch, max_length=1, **options))
     return [row for row, count in enumerate(counts) if not count]
+
+
+def rows_unknown(model: SentenceTransformer, texts: Sequence[str]) -> list[int]:
+    """The rows of texts of which the model's tokenizer knows no part, empty texts among them.
+
+    A tokenizer reads characters that are not in its vocabulary, and words that are too long for it, as its unknown
+    token. The model embeds all such texts alike, so that their similarities are high and mean nothing. Tokenizers that
+    fall back to bytes know every text but the empty one.
+
+    Args:
+        model: the model that the texts are for.
+        texts: the texts.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> rows_unknown(tiny_model(["Two dogs run."]), ["Dogs bark.", "\N{UMBRELLA}", " "])
+        [1, 2]
+    """
+    return [row for row, text in enumerate(texts) if not (text.strip() and _is_known(model.tokenizer, text))]
 
 
 def warn_of_cut_texts(
@@ -132,6 +154,25 @@ def _token_counts(model: SentenceTransformer, texts: Sequence[str], **options: A
     """The tokens of each text; nothing for models whose inputs are no rows of tokens."""
     features = model.preprocess(list(texts), **options)
     return features["attention_mask"].sum(dim=1).tolist() if "attention_mask" in features else []
+
+
+def _is_known(tokenizer: Any, text: str) -> bool:
+    """Whether there is a token that stands for a part of the text; True for tokenizers that are none of text."""
+    if isinstance(tokenizer, WordTokenizer):  # leaves unknown words out
+        return bool(tokenizer.tokenize(text))
+    if isinstance(tokenizer, Tokenizer):
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        # Unigram's unknown tokens have the text that they stand for.
+        pairs = zip(encoding.tokens, encoding.ids, strict=True)
+        tokens = [token for token, number in pairs if token != unknown and tokenizer.token_to_id(token) == number]
+    elif isinstance(tokenizer, PreTrainedTokenizerBase):
+        numbers = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        known = [number for number in numbers if number != tokenizer.unk_token_id]
+        tokens = list(tokenizer.convert_ids_to_tokens(known))
+    else:
+        return True
+    return any(token.strip("\u2581") for token in tokens)  # SentencePiece's sign of a space
 
 
 def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,11 +22,13 @@ from st_simcse.checkpoints import load_model
 from st_simcse.fingerprint import fingerprint, text_digest
 from st_simcse.hub import HubDataset
 from st_simcse.index_folder import IndexFolder
-from st_simcse.lengths import rows_without_tokens, warn_of_cut_texts
+from st_simcse.lengths import rows_unknown, rows_without_tokens, warn_of_cut_texts
 from st_simcse.neighbours import ExactIndex, Index, Neighbours
 from st_simcse.readers import SentenceReader
 
 __all__ = ["Hit", "Searcher", "cached_searcher"]
+
+logger = logging.getLogger(__name__)
 
 Comparable: TypeAlias = str | Sequence[str] | np.ndarray | Tensor
 Texts: TypeAlias = Sequence[str] | Dataset | str | os.PathLike[str] | HubDataset
@@ -228,6 +231,8 @@ class Searcher:
     def search(self, queries: str | Sequence[str], top_k: int = 5, threshold: float | None = None) -> Any:
         """The sentences of the corpus that are most similar to a query, the most similar first.
 
+        For a query of which the model's tokenizer knows no part, what is found means nothing: a warning says so.
+
         Args:
             queries: a text, or Q of them, which are embedded together.
             top_k: how many sentences at most.
@@ -250,6 +255,12 @@ class Searcher:
         if not several:
             return []
         self._check_tokens("query", several, **_QUERY)
+        if rows := rows_unknown(self.model, several):
+            logger.warning(
+                "The model knows no word and no character of %s of %s queries, the first of which is %r: it finds the "
+                "same sentences for all such queries, whatever they say",
+                *(f"{len(rows):,}", f"{len(several):,}", several[rows[0]][:50]),
+            )
         embedded = _unit(self.model.encode_query(several, show_progress_bar=False))
         hits = []
         for scores, rows in zip(*self._neighbours(embedded, min(top_k, len(self.embeddings))), strict=True):

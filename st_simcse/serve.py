@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+from functools import partial
+from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from st_simcse.lengths import rows_without_tokens
+from st_simcse.lengths import rows_unknown
 from st_simcse.search import Searcher
 
 if TYPE_CHECKING:
@@ -33,16 +35,29 @@ MAX_RESULTS = 50
 MAX_PAIRS = 50
 # The page has no state that a visitor comes back to, and gradio would keep 20 KB for each of the last 10,000 callers.
 MAX_SESSIONS = 20
+# What the page says where a table has no rows, or none with a cosine.
+NO_QUERY = "Type a query."
+NO_TEXTS = "Type a text, or as many lines, on both sides."
+UNKNOWN = (
+    "The model knows no word and no character of this query. It would find the same sentences for any such query: "
+    "write it in words of the model's languages."
+)
+UNKNOWN_IN_PAIR = "A pair without a cosine has a text of which the model knows no word and no character."
+# A remark stands in place of the table of hits, which is empty then. It keeps its place: the browser measures it there.
+STYLE = "body:has(#search-remark p) #search-table { visibility: hidden }"
 SEARCH, COMPARISON = 0, 1  # the page's events, as its browser numbers them
 
 
-def search_page(searcher: Searcher) -> Blocks:
+def search_page(searcher: Searcher, model: str = "", corpus: str = "") -> Blocks:
     """The page: a query and the sentences of the index that are most similar to it; and texts to compare in pairs.
 
-    Queries that wait are embedded together. Longer ones than ``MAX_QUERY_LENGTH`` characters are refused.
+    Queries that wait are embedded together. Longer ones than ``MAX_QUERY_LENGTH`` characters are refused. Where nothing
+    is found, the page says why.
 
     Args:
         searcher: one that has an index.
+        model: the name of its model, which the page shows.
+        corpus: the name of what it searches, likewise.
 
     Returns:
         A gradio app, for :func:`launch`, or to be mounted elsewhere.
@@ -53,28 +68,10 @@ def search_page(searcher: Searcher) -> Blocks:
     """
     gradio = _gradio()
     searcher.search([])  # whether there is something to search, before the page is up
-
-    def search(queries: list[str], results: list[float], thresholds: list[float]) -> tuple[list[list[list[object]]]]:
-        empty = rows_without_tokens(searcher.model, queries, ("query",), task="query")
-        asked = [row for row, query in enumerate(queries) if query.strip() and row not in empty]
-        found = dict(zip(asked, searcher.search([queries[row] for row in asked], MAX_RESULTS), strict=True))
-        tables = [
-            [[round(hit["score"], 3), hit["text"]] for hit in found.get(row, [])[: int(most)] if hit["score"] >= least]
-            for row, (most, least) in enumerate(zip(results, thresholds, strict=True))
-        ]
-        return (tables,)
-
-    def compare(firsts: list[str], seconds: list[str]) -> tuple[list[list[list[object]]]]:
-        pairs = [
-            list(zip(_lines(first), _lines(second), strict=True)) for first, second in zip(firsts, seconds, strict=True)
-        ]
-        scores = iter(_similarities(searcher, [pair for rows in pairs for pair in rows]))
-        return ([[[next(scores), *pair] for pair in rows] for rows in pairs],)
-
     queued: dict[str, Any] = {"batch": True, "max_batch_size": MAX_BATCH_SIZE}
     with gradio.Blocks(title="SimCSE search") as page:
         with gradio.Tab("Search"):
-            gradio.Markdown(f"## Search {len(searcher.embeddings):,} sentences by meaning")
+            gradio.HTML(_heading(f"Search {len(searcher.embeddings):,} sentences by meaning", model, corpus))
             query = gradio.Textbox(
                 label="Query", placeholder="A man plays a guitar.", autofocus=True, max_length=MAX_QUERY_LENGTH
             )
@@ -82,22 +79,72 @@ def search_page(searcher: Searcher) -> Blocks:
                 results = gradio.Slider(1, MAX_RESULTS, value=5, step=1, label="Results")
                 threshold = gradio.Slider(0.0, 1.0, value=0.3, step=0.05, label="Least cosine similarity")
             button = gradio.Button("Search", variant="primary")
-            table = gradio.Dataframe(
-                headers=["cosine", "sentence"], label="Most similar", wrap=True, column_widths=["15%", "85%"]
-            )
+            found = _table_and_remark(gradio, "search", "Most similar", [24, 76], ["cosine", "sentence"], NO_QUERY)
         with gradio.Tab("Compare"):
-            gradio.Markdown("## Compare two texts, or the lines of two lists")
+            gradio.HTML(_heading("Compare two texts, or the lines of two lists", model))
             with gradio.Row():
                 sides = [
                     gradio.Textbox(label=label, placeholder=text, lines=4, max_length=MAX_QUERY_LENGTH)
                     for label, text in [("First", "A man plays a guitar."), ("Second", "Someone makes music.")]
                 ]
             compare_button = gradio.Button("Compare", variant="primary")
-            pairs = gradio.Dataframe(headers=["cosine", "first", "second"], label="Pairs", wrap=True)
-        inputs = [query, results, threshold]
-        gradio.on([button.click, query.submit], search, inputs, table, api_name="search", **queued)
-        gradio.on([compare_button.click], compare, sides, pairs, api_name="compare", **queued)
+            pairs = _table_and_remark(gradio, "compare", "Pairs", [24, 38, 38], ["cosine", "first", "second"], NO_TEXTS)
+        asked = {"inputs": [query, results, threshold], "outputs": found, "show_progress_on": found[0]}
+        gradio.on([button.click, query.submit], partial(_search, searcher), **asked, api_name="search", **queued)
+        asked = {"inputs": sides, "outputs": pairs, "show_progress_on": pairs[0]}
+        gradio.on([compare_button.click], partial(_compare, searcher), **asked, api_name="compare", **queued)
     return page.queue(api_open=False, max_size=MAX_WAITING)
+
+
+def _heading(title: str, model: str, corpus: str = "") -> str:
+    """Names may be paths, which break anywhere rather than widen the page on a phone."""
+    named = [(f"{what}: <code>{escape(name)}</code>") for what, name in (("Corpus", corpus), ("Model", model)) if name]
+    return f'<h2>{title}</h2><p style="overflow-wrap: anywhere">{"<br>".join(named)}</p>'
+
+
+def _table_and_remark(
+    gradio: Any, name: str, label: str, percent: list[int], headers: list[str], remark: str
+) -> tuple[Any, Any]:
+    """A table of results, and above it what is said of them. The first header fits its column on a phone too."""
+    said = gradio.Markdown(remark, elem_id=f"{name}-remark")
+    widths = [f"{width}%" for width in percent]
+    table = gradio.Dataframe(headers=headers, label=label, wrap=True, column_widths=widths, elem_id=f"{name}-table")
+    return table, said
+
+
+def _search(
+    searcher: Searcher, queries: list[str], results: list[float], thresholds: list[float]
+) -> tuple[list[list[list[object]]], list[str]]:
+    """Of several visitors' queries: the rows of their tables, and what is said where there are none."""
+    unknown = set(rows_unknown(searcher.model, queries))
+    asked = [row for row in range(len(queries)) if row not in unknown]
+    found = dict(zip(asked, searcher.search([queries[row] for row in asked], MAX_RESULTS), strict=True))
+    tables: list[list[list[object]]] = []
+    remarks = []
+    for row, (query, most, least) in enumerate(zip(queries, results, thresholds, strict=True)):
+        hits = found.get(row, [])
+        near = [hit for hit in hits[: int(most)] if hit["score"] >= least]
+        tables.append([[round(hit["score"], 3), hit["text"]] for hit in near])
+        if near:
+            remarks.append("")
+        elif hits:
+            remarks.append(f"Nothing above {least:g}: the most similar sentence has {hits[0]['score']:.3f}.")
+        else:
+            remarks.append(UNKNOWN if query.strip() else NO_QUERY)
+    return tables, remarks
+
+
+def _compare(searcher: Searcher, firsts: list[str], seconds: list[str]) -> tuple[list[list[list[object]]], list[str]]:
+    """Of several visitors' texts: the rows of their tables, and what is said of them."""
+    pairs = [
+        list(zip(_lines(first), _lines(second), strict=True)) for first, second in zip(firsts, seconds, strict=True)
+    ]
+    scores = iter(_similarities(searcher, [pair for rows in pairs for pair in rows]))
+    tables: list[list[list[object]]] = [[[next(scores), *pair] for pair in rows] for rows in pairs]
+    remarks = [
+        NO_TEXTS if not table else UNKNOWN_IN_PAIR if any(row[0] is None for row in table) else "" for table in tables
+    ]
+    return tables, remarks
 
 
 def check_port(port: int) -> None:
@@ -137,6 +184,7 @@ def launch(page: Blocks, port: int) -> None:
         server_port=port,
         share=False,
         quiet=True,
+        css=STYLE,
         ssr_mode=False,
         enable_monitoring=False,
         state_session_capacity=MAX_SESSIONS,
@@ -244,10 +292,10 @@ def _wrong_with(path: str, body: bytes) -> str | None:
 
 
 def _similarities(searcher: Searcher, pairs: list[tuple[str, str]]) -> list[float | None]:
-    """Rounded; None for a pair with a text that has no token, which fails no other pair."""
-    empty = {row for side in zip(*pairs, strict=True) for row in rows_without_tokens(searcher.model, side)}
+    """Rounded; None for a pair with a text of which the model knows nothing, which fails no other pair."""
+    unknown = {row for side in zip(*pairs, strict=True) for row in rows_unknown(searcher.model, side)}
     similarities: list[float | None] = [None] * len(pairs)
-    if asked := [row for row in range(len(pairs)) if row not in empty]:
+    if asked := [row for row in range(len(pairs)) if row not in unknown]:
         sides = zip(*(pairs[row] for row in asked), strict=True)
         first, second = (searcher.encode(side, show_progress_bar=False) for side in sides)
         for row, similarity in zip(asked, (first * second).sum(axis=1).tolist(), strict=True):

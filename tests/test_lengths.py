@@ -1,8 +1,12 @@
 import logging
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import BoW, StaticEmbedding
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from st_simcse import Searcher, SimCSETrainer, SimCSETrainingArguments, lengths
 from st_simcse.cli import encode, evaluate, index, train
@@ -34,6 +38,46 @@ def test_what_reads_no_rows_of_tokens_cuts_nothing(static_model, caplog):
     assert lengths.count_longer(static_model, WORDS, 2) == 0
     lengths.warn_of_cut_texts(static_model, WORDS)
     assert not _said(caplog)
+
+
+EMOJI = "\N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_texts_of_which_a_real_model_knows_nothing(pretrained, static):
+    """It embeds them alike, whatever they say."""
+    model = SentenceTransformer(pretrained, device="cpu")
+    texts = ["dogs", EMOJI, "x" * 2_500, "x" * 90, f"{EMOJI} dogs", "", " \n", "\u200b"]
+    first, second = model.encode(texts[1:3])
+    assert float(first @ second) == pytest.approx(1, abs=1e-5)
+    if static:
+        model = SentenceTransformer(modules=[StaticEmbedding(model.tokenizer, embedding_dim=8)], device="cpu")
+    assert lengths.rows_unknown(model, texts) == [1, 2, 5, 6, 7]
+
+
+def test_a_tokenizer_of_bytes_knows_every_text(model):
+    symbols = {symbol: number for number, symbol in enumerate(["[UNK]", *pre_tokenizers.ByteLevel.alphabet()])}
+    model.tokenizer.backend_tokenizer.model = models.BPE(symbols, [], unk_token="[UNK]")
+    model.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assert lengths.rows_unknown(model, [EMOJI, "x" * 2_500, "", "dogs"]) == [2]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_the_space_that_sentencepiece_puts_before_a_word_is_not_known(static):
+    pieces = [("<unk>", 0.0), ("\u2581", -1.0), ("\u2581dogs", -1.0), ("run", -1.0)]
+    unigram = Tokenizer(models.Unigram(pieces, unk_id=0))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigram.normalizer = normalizers.NFKC()
+    if static:
+        model = SentenceTransformer(modules=[StaticEmbedding(unigram, embedding_dim=8)], device="cpu")
+    else:
+        model = SimpleNamespace(tokenizer=PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>"))
+    assert lengths.rows_unknown(model, [EMOJI, f"dogs {EMOJI}", "xyz", "xrun", ""]) == [0, 2, 4]
+
+
+def test_a_bag_of_words_knows_its_words():
+    model = SentenceTransformer(modules=[BoW(["dogs", "run"])], device="cpu")
+    assert lengths.rows_unknown(model, ["dogs bark", "cats", EMOJI, ""]) == [1, 2, 3]
 
 
 def _trainer(model, folder, data, **options):

@@ -472,6 +472,36 @@ def test_the_commands_name_a_text_without_a_token(tmp_path, sentences, monkeypat
         cli.main(["search", "--model", "model", "--index", "index", "--queries", "a dog", ""])
 
 
+def test_a_query_of_unknown_characters_is_answered_with_a_warning(
+    tiny_bert, sentences, tmp_path, monkeypatch, caplog, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    searcher = Searcher(tiny_bert)
+    searcher.build_index(sentences, "index")
+    emoji, long = "\N{GRINNING FACE}", "x" * 2_500
+    scores = [hit["score"] for hits in searcher.search([emoji, long], top_k=1) for hit in hits]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    options = ["search", "--model", tiny_bert, "--index", "index", "--top_k", "1", "--queries"]
+    cli.main([*options, "a dog", emoji, long])
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert f"no word and no character of 2 of 3 queries, the first of which is {emoji!r}: it finds the" in caplog.text
+    caplog.clear()
+    cli.main([*options, "a dog"])
+    assert "no word and no character" not in caplog.text
+
+
+def test_the_command_says_where_nothing_is_similar_enough(static_model, sentences, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    static_model.eval().save_pretrained("model")
+    Searcher("model").build_index(sentences, "index")
+    capsys.readouterr()
+    options = ["search", "--model", "model", "--index", "index", "--queries", "a guitar", "--threshold", "0.9999"]
+    cli.main(options)
+    assert capsys.readouterr().out == "a guitar\n  (nothing above 0.9999)\n"
+    cli.main([*options, "--json"])
+    assert json.loads(capsys.readouterr().out) == {"query": "a guitar", "hits": []}
+
+
 def _rows(searcher, queries, k=10):
     return [{hit["corpus_id"] for hit in hits} for hits in searcher.search(queries, k)]
 

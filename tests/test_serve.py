@@ -20,7 +20,16 @@ from st_simcse import cli, search
 from st_simcse.checkpoints import load_model
 from st_simcse.demo import tiny_model
 from st_simcse.search import Searcher, cached_searcher
-from st_simcse.serve import COMPARISON, MAX_QUERY_LENGTH, MAX_SESSIONS, SEARCH, launch, search_page
+from st_simcse.serve import (
+    COMPARISON,
+    MAX_QUERY_LENGTH,
+    MAX_SESSIONS,
+    SEARCH,
+    UNKNOWN,
+    UNKNOWN_IN_PAIR,
+    launch,
+    search_page,
+)
 from tests.inputs import without_special_tokens
 
 
@@ -40,7 +49,7 @@ def corpus(tmp_path_factory, sentences):
 def url(tiny, corpus, tmp_path_factory):
     """Of a running page."""
     folder = tmp_path_factory.mktemp("page")
-    page = search_page(cached_searcher(tiny, corpus, folder / "cache"))
+    page = search_page(cached_searcher(tiny, corpus, folder / "cache"), "tiny <model>", str(corpus))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "gradio"))
         launch(page, port := _free_port())
@@ -72,23 +81,61 @@ def _ask(url, *data, event="search"):
 def test_the_page_finds_what_is_most_similar(url, tiny, sentences):
     """Over HTTP, as the page in the browser asks."""
     client = Client(url, verbose=False)
-    found = client.predict(sentences[2], 3, 0.0, api_name="/search")["data"]
-    assert client.predict("  ", 3, 0.0, api_name="/search")["data"] == []
-    assert client.predict(sentences[2], 8, 0.9999, api_name="/search")["data"] == [[1.0, sentences[2]]]
+    found, said = client.predict(sentences[2], 3, 0.0, api_name="/search")
+    assert said == ""
+    found = found["data"]
+    assert client.predict(sentences[2], 8, 0.9999, api_name="/search")[0]["data"] == [[1.0, sentences[2]]]
     cosine = tiny.similarity(tiny.encode([sentences[2]]), tiny.encode(sentences))[0]
     expected = [sentences[row] for row in cosine.argsort(descending=True)[:3]]
     assert [sentence for _, sentence in found] == expected
     assert [value for value, _ in found] == pytest.approx(sorted(cosine.tolist(), reverse=True)[:3], abs=1e-3)
 
 
+@pytest.mark.parametrize("query", ["\N{UMBRELLA}\N{UMBRELLA}", "\N{GRINNING FACE}", "x" * 1_500, "zzz qqq"])
+def test_the_page_says_that_the_model_knows_nothing_of_a_query(url, query):
+    table, said = Client(url, verbose=False).predict(query, 3, 0.0, api_name="/search")
+    assert (table["data"], said) == ([], UNKNOWN)
+    assert "knows no word and no character of this query" in UNKNOWN
+    table, said = Client(url, verbose=False).predict(query, "a dog", api_name="/compare")
+    assert (table["data"], said) == ([[None, query, "a dog"]], UNKNOWN_IN_PAIR)
+
+
+def test_the_page_says_why_there_is_nothing(url, tiny, sentences):
+    client = Client(url, verbose=False)
+    for query in ("", "  \n"):
+        assert client.predict(query, 3, 0.0, api_name="/search")[1] == "Type a query."
+    best = tiny.similarity(tiny.encode(["a guitar"]), tiny.encode(sentences)).max().item()
+    assert best < 0.9995
+    table, said = client.predict("a guitar", 3, 1.0, api_name="/search")
+    assert (table["data"], said) == ([], f"Nothing above 1: the most similar sentence has {best:.3f}.")
+    assert "Nothing above 1:" not in client.predict("a guitar", 3, round(best - 0.01, 2), api_name="/search")[1]
+
+
+def test_the_page_names_the_model_and_the_corpus_and_fits_a_phone(url, corpus, sentences):
+    config = httpx.get(f"{url}/config").json()
+    parts = [component["props"] for component in config["components"]]
+    (heading,) = [part["value"] for part in parts if "Search 8 sentences" in str(part.get("value"))]
+    assert f"Corpus: <code>{corpus}</code>" in heading
+    assert "Model: <code>tiny &lt;model&gt;</code>" in heading
+    assert "overflow-wrap: anywhere" in heading  # a path is one long word
+    said = {part["elem_id"]: part["value"] for part in parts if str(part.get("elem_id")).endswith("-remark")}
+    assert said["search-remark"] == "Type a query."
+    assert "#search-remark" in config["css"]
+    for table in (part for part in parts if part.get("headers")):
+        # Monospaced letters of 8.4 pixels and 8 of padding on both sides, in a table of a phone 350 pixels wide.
+        share = float(table["column_widths"][0].rstrip("%")) / 100
+        assert share * 288 >= 8.4 * len(table["headers"][0]) + 16
+
+
 def test_the_page_compares_texts_line_by_line(url, tiny, sentences):
     client = Client(url, verbose=False)
     firsts, seconds = "\n\n".join(sentences[:3]), "\n".join(sentences[2:5]) + "\n"
-    rows = client.predict(firsts, seconds, api_name="/compare")["data"]
+    rows = client.predict(firsts, seconds, api_name="/compare")[0]["data"]
     assert [row[1:] for row in rows] == [list(pair) for pair in zip(sentences[:3], sentences[2:5], strict=True)]
     cosines = tiny.similarity_pairwise(tiny.encode(sentences[:3]), tiny.encode(sentences[2:5]))
     assert [row[0] for row in rows] == pytest.approx(cosines.tolist(), abs=1e-3)
-    assert client.predict("", "", api_name="/compare")["data"] == []
+    nothing, said = client.predict("", "", api_name="/compare")
+    assert (nothing["data"], said) == ([], "Type a text, or as many lines, on both sides.")
     lines = "expected as many lines on both sides, 50 at most, got"
     for data, message in [
         (["a\nb", "a"], f"{lines} 2 and 1"),
@@ -144,10 +191,12 @@ def test_a_text_without_a_token_finds_nothing_and_fails_alone(sentences):
     searcher.build_index(sentences)
     page = search_page(searcher)
     find, compare = (page.fns[number].fn for number in (SEARCH, COMPARISON))
-    (tables,) = find(["", sentences[0], "\u200b", sentences[1]], [1] * 4, [0.0] * 4)
+    tables, said = find(["", sentences[0], "\u200b", sentences[1]], [1] * 4, [0.0] * 4)
     assert tables == [[], [[1.0, sentences[0]]], [], [[1.0, sentences[1]]]]
-    (tables,) = compare([f"\u200b\n{sentences[0]}", sentences[1]], [f"a\n{sentences[0]}", "\u200b"])
+    assert said == ["Type a query.", "", UNKNOWN, ""]
+    tables, said = compare([f"\u200b\n{sentences[0]}", sentences[1]], [f"a\n{sentences[0]}", "\u200b"])
     assert tables == [[[None, "\u200b", "a"], [1.0, sentences[0], sentences[0]]], [[None, sentences[1], "\u200b"]]]
+    assert said == [UNKNOWN_IN_PAIR] * 2
 
 
 def test_half_a_surrogate_is_refused_on_either_side_of_a_comparison_and_a_whole_pair_is_text(url):

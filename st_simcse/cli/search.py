@@ -46,5 +46,6 @@ def run(argv: Sequence[str]) -> None:
             if args.json:
                 print(printable(json.dumps({"query": query, "hits": hits}, ensure_ascii=False)))
             else:
-                lines = [query, *(f"  {hit['score']:.3f}  {hit['text']}" for hit in hits)]
+                found = [f"  {hit['score']:.3f}  {hit['text']}" for hit in hits]
+                lines = [query, *(found or [f"  (nothing above {args.threshold:g})"])]
                 print("\n".join(map(printable, lines)))

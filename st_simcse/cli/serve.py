@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
             searcher = Searcher.load(args.index, model)
         else:
             searcher = cached_searcher(model, args.corpus, args.cache_dir)
-        page = search_page(searcher)
+        page = search_page(searcher, args.model, args.index or args.corpus)
         launch(page, args.port)
         with suppress(KeyboardInterrupt):
             print(f"The page is at http://127.0.0.1:{args.port}; Ctrl-C ends it.", flush=True)
