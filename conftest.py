@@ -158,6 +158,26 @@ def tiny_bert(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(autouse=True)
+def folder_of_an_example(request):
+    """An example in a docstring runs in a folder of its own, where models and data have the names that a reader has."""
+    if not isinstance(request.node, pytest.DoctestItem):
+        return
+    folder = request.getfixturevalue("tmp_path")
+    request.getfixturevalue("monkeypatch").chdir(folder)
+    fixtures = {
+        "bert-base-uncased": ("tiny_bert", ""),
+        "sentence-transformers/all-MiniLM-L6-v2": ("pretrained", ""),
+        "sts": ("generated", "sts/raw"),
+        "senteval": ("senteval", ""),
+    }
+    example = request.node.dtest.docstring
+    for name, (fixture, place) in fixtures.items():
+        if f'("{name}", ' in example or f'("{name}")' in example:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).symlink_to(Path(request.getfixturevalue(fixture), place))
+
+
 @pytest.fixture
 def into_cache(monkeypatch, tmp_path):
     """Puts a model's folder into the hub's cache, which is empty and can be had offline alone, under a name."""

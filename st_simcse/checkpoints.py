@@ -48,9 +48,8 @@ def load_simcse(
 
     Example:
         >>> from st_simcse.demo import save_tiny_transformer
-        >>> folder = getfixture("tmp_path") / "sup-simcse-tiny"
-        >>> save_tiny_transformer(folder, ["A man plays a guitar."], width=32, layers=2)
-        >>> model = load_simcse(folder)
+        >>> save_tiny_transformer("sup-simcse-tiny", ["A man plays a guitar."], width=32, layers=2)
+        >>> model = load_simcse("sup-simcse-tiny")
         >>> [type(module).__name__ for module in model], model.encode("A man.").shape
         (['Transformer', 'Pooling', 'Dense'], (32,))
     """
@@ -82,7 +81,7 @@ def load_model(
         OSError: as :func:`~st_simcse.build_model`.
 
     Example:
-        >>> load_model(getfixture("pretrained")).get_embedding_dimension()
+        >>> load_model("sentence-transformers/all-MiniLM-L6-v2").get_embedding_dimension()
         384
     """
     return load_pooled(name_or_path, pooling, max_seq_length)
@@ -109,7 +108,7 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
 
     Example:
         >>> from st_simcse.demo import tiny_model
-        >>> save_transformer(tiny_model(["Two dogs run."], pooling="cls"), getfixture("tmp_path"))
+        >>> save_transformer(tiny_model(["Two dogs run."], pooling="cls"), "output")
         'outputs.last_hidden_state[:, 0]'
     """
     transformer, pooling, *rest = model

@@ -292,11 +292,11 @@ def transfer_examples(
             than it must have.
 
     Example:
-        >>> folder = getfixture("tmp_path")
-        >>> (folder / "CR").mkdir()
+        >>> from pathlib import Path
+        >>> Path("senteval/CR").mkdir(parents=True)
         >>> for name, text in (("custrev.pos", "works well ."), ("custrev.neg", "broke .")):
-        ...     _ = (folder / "CR" / name).write_text(text)
-        >>> transfer_examples(folder, "CR", allow_partial=True)
+        ...     _ = Path("senteval/CR", name).write_text(text)
+        >>> transfer_examples("senteval", "CR", allow_partial=True)
         {'all': [(('works well .',), '1'), (('broke .',), '0')]}
     """
     files = TRANSFER_FILES[task]
@@ -350,7 +350,8 @@ class SentEvalReader(Reader):
     (``sts-*.csv``, tab separated in spite of their name) and of SICK (``SICK_*.txt``) are read too.
 
     Example:
-        >>> folder = getfixture("tmp_path") / "STS13-en-test"
+        >>> from pathlib import Path
+        >>> folder = Path("STS13-en-test")
         >>> folder.mkdir()
         >>> for subset in SUBSETS["STS13"]:
         ...     _ = (folder / f"STS.input.{subset}.txt").write_text("a dog .\\ta hound .\\na dog .\\ta car .\\n")

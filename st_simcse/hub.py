@@ -61,10 +61,11 @@ class HubDataset:
         streaming: read it while training goes on, without downloading it first.
 
     Example:
+        >>> from pathlib import Path
         >>> from st_simcse import TripletReader
-        >>> folder = getfixture("tmp_path")
-        >>> _ = (folder / "train.jsonl").write_text('{"anchor": "A dog.", "positive": "A hound."}')
-        >>> TripletReader().get_dataset(HubDataset(str(folder)))[0]
+        >>> Path("pairs").mkdir()
+        >>> _ = Path("pairs/train.jsonl").write_text('{"anchor": "A dog.", "positive": "A hound."}')
+        >>> TripletReader().get_dataset(HubDataset("pairs"))[0]
         {'anchor': 'A dog.', 'positive': 'A hound.'}
     """
 
@@ -101,10 +102,10 @@ def class_names(source: Path | HubDataset) -> dict[str, list[str]]:
         source: a data set, or a parquet file, which says the same if the library datasets wrote it.
 
     Example:
-        >>> path = getfixture("tmp_path") / "a.parquet"
+        >>> from datasets import ClassLabel, Dataset, Features
         >>> features = Features(label=ClassLabel(names=["neutral", "entailment"]))
-        >>> _ = Dataset.from_dict({"label": [1, 0]}, features=features).to_parquet(path)
-        >>> class_names(path)
+        >>> _ = Dataset.from_dict({"label": [1, 0]}, features=features).to_parquet("pairs.parquet")
+        >>> class_names("pairs.parquet")
         {'label': ['neutral', 'entailment']}
     """
     if isinstance(source, HubDataset):

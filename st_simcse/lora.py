@@ -148,12 +148,13 @@ def merge_lora(model: SentenceTransformer) -> SentenceTransformer:
 
     Example:
         >>> from peft import LoraConfig
+        >>> from sentence_transformers import SentenceTransformer
         >>> from st_simcse import build_model
-        >>> model = build_model(getfixture("tiny_bert"), lora=LoraConfig(r=4))
+        >>> model = build_model("sentence-transformers/all-MiniLM-L6-v2", lora=LoraConfig(r=4))
         >>> # ... train it ...
-        >>> merge_lora(model).save_pretrained(str(getfixture("tmp_path")))
-        >>> SentenceTransformer(str(getfixture("tmp_path"))).encode("Two dogs run.").shape
-        (32,)
+        >>> merge_lora(model).save_pretrained("output")
+        >>> SentenceTransformer("output").encode("Two dogs run.").shape
+        (384,)
     """
     if not adapters(model):
         raise ValueError("the model has no adapters that could be merged")

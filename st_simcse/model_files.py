@@ -19,7 +19,7 @@ def weights_file(name_or_path: str | os.PathLike[str], subfolder: str = "", **op
     """The file that the weights of a model were loaded from, or the index of its shards; None if it has none.
 
     Example:
-        >>> weights_file(getfixture("pretrained")).name
+        >>> weights_file("sentence-transformers/all-MiniLM-L6-v2").name
         'model.safetensors'
     """
     files = (cached_file(name_or_path, filename, subfolder, **options) for filename in _WEIGHTS)
@@ -32,7 +32,7 @@ def cached_file(
     """A file of a model that was loaded with these options: in its folder, or in the hub's cache; None if it has none.
 
     Example:
-        >>> cached_file(getfixture("pretrained"), "config.json", "1_Pooling").parent.name
+        >>> cached_file("sentence-transformers/all-MiniLM-L6-v2", "config.json", "1_Pooling").parent.name
         '1_Pooling'
     """
     path = load_file_path(

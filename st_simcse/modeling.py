@@ -116,9 +116,9 @@ def build_model(
         OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
 
     Example:
-        >>> model = build_model(getfixture("tiny_bert"), pooling="first_last_avg")
+        >>> model = build_model("sentence-transformers/all-MiniLM-L6-v2", pooling="first_last_avg")
         >>> model.encode(["A man plays a guitar.", "Two dogs run."]).shape
-        (2, 32)
+        (2, 384)
     """
     twice = [name for name in options.get("config_kwargs") or {} if "drop" in name]
     if dropout is not None and twice:
@@ -167,7 +167,7 @@ def load_pooled(
     Arguments and errors are those of :func:`build_model`.
 
     Example:
-        >>> load_pooled(getfixture("pretrained")).max_seq_length
+        >>> load_pooled("sentence-transformers/all-MiniLM-L6-v2").max_seq_length
         256
     """
     if pooling is not None and pooling not in get_args(PoolingMode):

@@ -84,7 +84,7 @@ def plot_alignment_uniformity(
 
     Example:
         >>> history = [{"dev_alignment": 0.3, "dev_uniformity": -1.5}, {"dev_alignment": 0.2, "dev_uniformity": -2.0}]
-        >>> plot_alignment_uniformity({"cls": history}, getfixture("tmp_path") / "paths.png")
+        >>> plot_alignment_uniformity({"cls": history}, "paths.png")
     """
     figure, axes = _figure(path)
     lines = []
@@ -119,7 +119,7 @@ def plot_scores(
         ValueError: for an ending that is no format.
 
     Example:
-        >>> plot_scores({"ours": {"STS-B": 80.0, "Avg.": 78.0}}, getfixture("tmp_path") / "bars.png", "Spearman")
+        >>> plot_scores({"ours": {"STS-B": 80.0, "Avg.": 78.0}}, "bars.png", "Spearman")
     """
     figure, axes = _figure(path)
     width = 0.8 / len(rows)
@@ -189,9 +189,10 @@ def plot_map(
             for more than 20 classes, and for an ending that is no format.
 
     Example:
+        >>> import numpy as np
         >>> before, after = np.eye(4), np.eye(4)[:, :2] + 1
         >>> classes = ["animal", "animal", "vehicle", "vehicle"]
-        >>> plot_map({"before": before, "after": after}, classes, getfixture("tmp_path") / "map.png")
+        >>> plot_map({"before": before, "after": after}, classes, "map.png")
     """
     check_projection(projection)
     sizes = Counter(classes)
@@ -237,9 +238,10 @@ def plot_similarities(
             and for an ending that is no format.
 
     Example:
+        >>> import numpy as np
         >>> columns = [["A dog runs.", "A train stops."], ["A hound runs.", "A train halts."]]
         >>> embeddings = [np.eye(2), np.eye(2) + 0.1]
-        >>> plot_similarities({"ours": embeddings}, columns, getfixture("tmp_path") / "similarities.png")
+        >>> plot_similarities({"ours": embeddings}, columns, "similarities.png")
     """
     if len(texts) not in (2, 3):
         raise ValueError(f"expected anchors, positives and perhaps hard negatives, got {len(texts)} columns of texts")

@@ -370,9 +370,9 @@ class SentenceReader(Reader):
         **how: see :class:`Reader`; ``format="lines"`` reads a sentence a line, whatever is in it.
 
     Example:
-        >>> folder = getfixture("tmp_path")
-        >>> _ = (folder / "corpus.txt").write_text("A man plays a guitar.\\n\\nTwo dogs run.\\n")
-        >>> reader = SentenceReader(folder)
+        >>> from pathlib import Path
+        >>> _ = Path("corpus.txt").write_text("A man plays a guitar.\\n\\nTwo dogs run.\\n")
+        >>> reader = SentenceReader()
         >>> [example.texts for example in reader.get_examples("corpus.txt")]
         [['A man plays a guitar.', 'A man plays a guitar.'], ['Two dogs run.', 'Two dogs run.']]
         >>> reader.skipped
@@ -412,9 +412,9 @@ class TripletReader(Reader):
     cell is a list, as in FlagEmbedding's files, each positive of a row has a record, with all of the row's negatives.
 
     Example:
-        >>> folder = getfixture("tmp_path")
-        >>> _ = (folder / "nli.csv").write_text('sent0,sent1,hard_neg\\n"Hi, you.",Hello.,Bye.\\n')
-        >>> TripletReader(folder).get_dataset("nli.csv")[0]
+        >>> from pathlib import Path
+        >>> _ = Path("nli.csv").write_text('sent0,sent1,hard_neg\\n"Hi, you.",Hello.,Bye.\\n')
+        >>> TripletReader().get_dataset("nli.csv")[0]
         {'anchor': 'Hi, you.', 'positive': 'Hello.', 'negative': 'Bye.'}
     """
 
@@ -475,10 +475,10 @@ class NLIReader(Reader):
         ValueError: for ``labels`` that name another meaning than these.
 
     Example:
-        >>> folder = getfixture("tmp_path")
+        >>> from pathlib import Path
         >>> rows = ["premise\\thypothesis\\tlabel", "A dog runs.\\tAn animal moves.\\tentailment"]
-        >>> _ = (folder / "nli.tsv").write_text("\\n".join([*rows, "A dog runs.\\tA dog sleeps.\\tcontradiction"]))
-        >>> NLIReader(folder).get_examples("nli.tsv")[0].texts
+        >>> _ = Path("nli.tsv").write_text("\\n".join([*rows, "A dog runs.\\tA dog sleeps.\\tcontradiction"]))
+        >>> NLIReader().get_examples("nli.tsv")[0].texts
         ['A dog runs.', 'An animal moves.', 'A dog sleeps.']
     """
 
@@ -599,9 +599,9 @@ def load_sts(
             ``split``; names file, line and column.
 
     Example:
-        >>> path = getfixture("tmp_path") / "sts.tsv"
-        >>> _ = path.write_text("sentence1\\tsentence2\\tscore\\nA dog.\\tA hound.\\t4.5\\nA dog.\\tA car.\\t0.5\\n")
-        >>> load_sts(path).scores
+        >>> from pathlib import Path
+        >>> _ = Path("sts.tsv").write_text("sentence1\\tsentence2\\tscore\\nA dog.\\tA hound.\\t4.5\\nA dog.\\tA car.\\t0.5\\n")
+        >>> load_sts("sts.tsv").scores
         [4.5, 0.5]
     """
     how, evaluator_kwargs = split_options(options)

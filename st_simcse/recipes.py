@@ -25,9 +25,9 @@ def read_recipes(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
         ValueError: for one that is neither, for other contents, and for a name that is there twice; names the file.
 
     Example:
-        >>> path = getfixture("tmp_path") / "recipes.yaml"
-        >>> _ = path.write_text('base: []\\nfocal: --focal_margin 0.2\\nsharp: ["--temperature", 0.02]\\n')
-        >>> read_recipes(path)
+        >>> from pathlib import Path
+        >>> _ = Path("recipes.yaml").write_text('base: []\\nfocal: --focal_margin 0.2\\nsharp: ["--temperature", 0.02]\\n')
+        >>> read_recipes("recipes.yaml")
         [('base', []), ('focal', ['--focal_margin', '0.2']), ('sharp', ['--temperature', '0.02'])]
     """
     try:

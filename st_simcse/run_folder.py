@@ -27,7 +27,7 @@ def checkpoint_folders(folder: str | Path) -> list[Path]:
     """The checkpoints of a training run by step, whether another program left them complete or not.
 
     Example:
-        >>> checkpoint_folders(getfixture("tmp_path"))  # nothing has been saved there
+        >>> checkpoint_folders("output")  # nothing has been saved there
         []
     """
     found = Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -119,7 +119,7 @@ def sole_run(folder: str | Path, is_writer: bool = True) -> Iterator[None]:
         OSError: if another run is under way there.
 
     Example:
-        >>> with sole_run(getfixture("tmp_path")):
+        >>> with sole_run("output"):
         ...     pass  # train
     """
     check_writable(folder)

@@ -79,9 +79,8 @@ class Searcher:
         >>> searcher.build_index(sentences)
         >>> searcher.search("two dogs run", top_k=1)[0]["text"]
         'Two dogs run.'
-        >>> folder = getfixture("tmp_path") / "index"
-        >>> searcher.save(folder)
-        >>> Searcher.load(folder, searcher.model).search(["a man"], top_k=1)[0][0]["corpus_id"]
+        >>> searcher.save("index")
+        >>> Searcher.load("index", searcher.model).search(["a man"], top_k=1)[0][0]["corpus_id"]
         1
     """
 
@@ -346,9 +345,9 @@ def cached_searcher(
 
     Example:
         >>> from st_simcse.demo import tiny_model
-        >>> corpus = getfixture("tmp_path") / "corpus.txt"
-        >>> _ = corpus.write_text("Two dogs run.\\nA man plays a guitar.")
-        >>> searcher = cached_searcher(tiny_model(["Two dogs run."]), corpus, corpus.parent / "cache")
+        >>> from pathlib import Path
+        >>> _ = Path("corpus.txt").write_text("Two dogs run.\\nA man plays a guitar.")
+        >>> searcher = cached_searcher(tiny_model(["Two dogs run."]), "corpus.txt", "cache")
         >>> searcher.search("two dogs run", top_k=1)[0]["text"]
         'Two dogs run.'
     """

@@ -145,10 +145,12 @@ class SimCSETrainer(ResumableTrainer):
             its epochs, and for what does not go with FSDP or DeepSpeed.
 
     Example:
+        >>> from datasets import Dataset
+        >>> from st_simcse import SimCSETrainingArguments
         >>> from st_simcse.demo import tiny_model
         >>> texts = ["Two dogs run.", "A cat sleeps."]
-        >>> trainer = SimCSETrainer(tiny_model(texts), SimCSETrainingArguments(getfixture("tmp_path"), bf16=False),
-        ...     Dataset.from_dict({"sentence": texts}))
+        >>> args = SimCSETrainingArguments("output", bf16=False)
+        >>> trainer = SimCSETrainer(tiny_model(texts), args, Dataset.from_dict({"sentence": texts}))
         >>> type(trainer.loss).__name__
         'UnsupSimCSELoss'
     """

@@ -115,9 +115,9 @@ def load_classes(
         ValueError: for a missing column and an empty file, naming it, and what :class:`KNNEvaluator` refuses.
 
     Example:
-        >>> path = getfixture("tmp_path") / "pets.csv"
-        >>> _ = path.write_text("text,class\\nA dog runs.,dog\\nA cat sleeps.,cat\\nA dog barks.,dog\\n")
-        >>> load_classes(path, k=1).classes
+        >>> from pathlib import Path
+        >>> _ = Path("pets.csv").write_text("text,class\\nA dog runs.,dog\\nA cat sleeps.,cat\\nA dog barks.,dog\\n")
+        >>> load_classes("pets.csv", k=1).classes
         ['dog', 'cat', 'dog']
     """
     texts, classes = zip(*_ClassReader(columns=columns, split=split, **how)._read(filename), strict=True)
@@ -150,9 +150,10 @@ def load_retrieval(
         ValueError: for a missing column and an empty file, naming it.
 
     Example:
-        >>> path = getfixture("tmp_path") / "news.csv"
-        >>> _ = path.write_text("title,text\\nDogs,A dog runs.\\nCats,A cat sleeps.\\nDogs,A dog barks.\\n")
-        >>> len(load_retrieval(path).queries), len(load_retrieval(path).corpus)
+        >>> from pathlib import Path
+        >>> _ = Path("news.csv").write_text("title,text\\nDogs,A dog runs.\\nCats,A cat sleeps.\\nDogs,A dog barks.\\n")
+        >>> evaluator = load_retrieval("news.csv")
+        >>> len(evaluator.queries), len(evaluator.corpus)
         (2, 3)
     """
     how, evaluator_kwargs = split_options(options)

@@ -65,7 +65,7 @@ def sts_evaluators(
 
     Example:
         >>> from st_simcse.demo import tiny_model
-        >>> evaluator = sts_evaluators(getfixture("generated") / "sts/raw", tasks=["STS-B"], allow_partial=True)
+        >>> evaluator = sts_evaluators("sts", tasks=["STS-B"], allow_partial=True)
         >>> results = evaluator(tiny_model(["A dog runs."]))
         >>> list(sts_scores(results))  # in percent, for format_table
         ['STS-B', 'Avg.']

@@ -60,7 +60,7 @@ def transfer_evaluators(
 
     Example:
         >>> from st_simcse.demo import tiny_model
-        >>> evaluator = transfer_evaluators(getfixture("senteval"), ["SST2"], allow_partial=True)
+        >>> evaluator = transfer_evaluators("senteval", ["SST2"], allow_partial=True)
         >>> results = evaluator(tiny_model(["A dog runs."]))
         >>> sorted(results)
         ['SST2_accuracy', 'SST2_dev_accuracy', 'SST2_f1', 'sequential_score']

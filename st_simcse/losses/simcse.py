@@ -57,7 +57,7 @@ class UnsupSimCSELoss(SimCSELoss):
 
     Example:
         >>> from st_simcse import build_model
-        >>> model = build_model(getfixture("tiny_bert"), pooling="cls").train()
+        >>> model = build_model("bert-base-uncased", pooling="cls").train()
         >>> loss = UnsupSimCSELoss(model, projection_head=True)  # a trainer takes it as loss=, and does the rest
         >>> loss([model.preprocess(["It's nice weather outside today.", "He drove to work."])]).backward()
         >>> bool(loss.projection_head.dense.weight.grad.any())
@@ -159,7 +159,7 @@ class SupSimCSELoss(SimCSELoss):
 
     Example:
         >>> from st_simcse import build_model
-        >>> model = build_model(getfixture("tiny_bert"), pooling="cls").train()
+        >>> model = build_model("bert-base-uncased", pooling="cls").train()
         >>> anchors = model.preprocess(["Two dogs are running.", "A man plays a guitar."])
         >>> positives = model.preprocess(["There are animals outdoors.", "Someone makes music."])
         >>> negatives = model.preprocess(["The pets are sitting on a couch.", "A man is asleep."])
