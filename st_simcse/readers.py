@@ -437,7 +437,8 @@ class TripletReader(Reader):
             if len(record) != width:
                 raise ValueError(
                     f"{place(path, line)}: {len(record) - 2} negatives, but the first row has {width - 2}; every row "
-                    "needs as many: cut the longer lists"
+                    "needs as many: cut the longer lists, or pass SimCSETrainer a Dataset with one column of lists, as "
+                    'in Dataset.from_list([{"anchor": ..., "positive": ..., "negatives": [...]}])'
                 )
             yield record
 

@@ -392,7 +392,10 @@ def test_lists_of_positives_and_negatives(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"query": "Q", "pos": ["P"], "neg": ["N"]}, "line 2: 1 negatives, but the first row has 2; .* cut the longer"),
+        (
+            {"query": "Q", "pos": ["P"], "neg": ["N"]},
+            "line 2: 1 negatives, but the first row has 2; .* cut the longer lists, or .* one column of lists, as in",
+        ),
         ({"query": "Q", "pos": ["P"], "neg": [["N"], "M"]}, "line 2, column 'neg': expected text or a number"),
         ({"query": ["Q"], "pos": ["P"], "neg": ["N", "M"]}, "line 2, column 'query': expected text or a number"),
     ],
