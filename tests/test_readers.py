@@ -257,6 +257,31 @@ SPLIT_FILES = {
 }
 
 
+# As the archive of SICK has it.
+SICK = """\
+pair_ID\tsentence_A\tsentence_B\tentailment_label\trelatedness_score\tentailment_AB\tentailment_BA\
+\tsentence_A_original\tsentence_B_original\tsentence_A_dataset\tsentence_B_dataset\tSemEval_set
+1\tA group of kids is playing\tA group of boys is playing\tNEUTRAL\t4.5\tA_neutral_B\tB_neutral_A\tA\tB\tFLICKR\tFLICKR\tTRAIN
+2\tA man sings\tA man says "no"\tNEUTRAL\t2.7\tA_neutral_B\tB_neutral_A\tA\tB\tSEMEVAL2012\tFLICKR\tTRIAL
+3\tTwo dogs run\tNo dog runs\tCONTRADICTION\t3.7\tA_contradicts_B\tB_contradicts_A\tA\tB\tFLICKR\tFLICKR\tTEST
+4\tA cat sleeps\tA man sings\tNEUTRAL\t1\tA_neutral_B\tB_neutral_A\tA\tB\tFLICKR\tFLICKR\tTEST
+"""
+
+
+def test_sick_as_it_is_released(tmp_path):
+    path = _write(tmp_path, "SICK.txt", SICK)
+    with pytest.raises(ValueError, match=r"line 3: a row of the split 'TRIAL' \(column 'SemEval_set'\).*pass split="):
+        load_sts(path)
+    evaluator = load_sts(path, split="TEST")
+    assert evaluator.name == "SICK"
+    assert evaluator.sentences1 == ["Two dogs run", "A cat sleeps"]
+    assert evaluator.sentences2 == ["No dog runs", "A man sings"]
+    assert evaluator.scores == [3.7, 1.0]
+    assert load_sts(path, split="trial").sentences2 == ['A man says "no"']
+    columns = ["sentence_B", "sentence_A", "relatedness_score"]
+    assert load_sts(path, columns=columns, split="TRAIN").sentences1 == ["A group of boys is playing"]
+
+
 def _with_splits(folder, name, order=(0, 1, 2)):
     header, row, splits, load = SPLIT_FILES[name]
     rows = [row.format(split=splits[split], score=split + 1) for split in order]
