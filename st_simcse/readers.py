@@ -577,7 +577,8 @@ class STSReader(Reader):
             if len(scores) < 5:  # more are no NLI labels
                 scores.add(score)
             yield sentence1, sentence2, score
-        if self.columns is None and self.found_columns[2] == "label" and scores - {"-1"} == {"0", "1", "2"}:
+        looks_like_nli = scores - {"-1"} == {"0", "1", "2"} and self.found_columns[2] == "label"
+        if looks_like_nli and self.columns is None and not self._class_names(path, 2):
             raise ValueError(
                 f"{path}: the column 'label' has the numbers 0, 1 and 2 alone, as NLI data have them for entailment, "
                 "neutral and contradiction; NLIReader reads such a file; if they are scores, pass columns="

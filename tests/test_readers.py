@@ -1123,6 +1123,8 @@ def test_numbers_as_nli_data_have_them_are_scores_if_they_are_said_to_be(tmp_pat
     for others in ([0, 1], [0, 1, 2, 3], [0, 0.5, 1, 2]):
         table = "".join(f"A,B,{label}\n" for label in others)
         assert load_sts(_write(tmp_path, "b.csv", f"sentence1,sentence2,label\n{table}")).scores == others
+    with pytest.raises(ValueError, match="empty.csv: nothing to read"):
+        load_sts(_write(tmp_path, "empty.csv", ""))
     path = _write(tmp_path, "c.csv", "sentence1,sentence2,score\n" + "".join(f"A,B,{label}\n" for label in labels))
     assert load_sts(path).scores == labels
 
