@@ -8,8 +8,8 @@ import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from st_simcse.lengths import rows_without_tokens
-from st_simcse.search import Searcher
+from st_simcse.lengths import texts_without_tokens
+from st_simcse.search import QUERY, Searcher
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -55,7 +55,7 @@ def search_page(searcher: Searcher) -> Blocks:
     searcher.search([])  # whether there is something to search, before the page is up
 
     def search(queries: list[str], results: list[float], thresholds: list[float]) -> tuple[list[list[list[object]]]]:
-        empty = rows_without_tokens(searcher.model, queries, ("query",), task="query")
+        empty = texts_without_tokens(searcher.model, queries, **QUERY)
         asked = [row for row, query in enumerate(queries) if query.strip() and row not in empty]
         found = dict(zip(asked, searcher.search([queries[row] for row in asked], MAX_RESULTS), strict=True))
         tables = [
@@ -245,7 +245,7 @@ def _wrong_with(path: str, body: bytes) -> str | None:
 
 def _similarities(searcher: Searcher, pairs: list[tuple[str, str]]) -> list[float | None]:
     """Rounded; None for a pair with a text that has no token, which fails no other pair."""
-    empty = {row for side in zip(*pairs, strict=True) for row in rows_without_tokens(searcher.model, side)}
+    empty = {row for side in zip(*pairs, strict=True) for row in texts_without_tokens(searcher.model, side)}
     similarities: list[float | None] = [None] * len(pairs)
     if asked := [row for row in range(len(pairs)) if row not in empty]:
         sides = zip(*(pairs[row] for row in asked), strict=True)
