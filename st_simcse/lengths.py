@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules.tokenizer import WordTok
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["count_longer", "rows_unknown", "rows_without_tokens", "warn_of_cut_texts", "warn_of_cut_training_texts"]
+__all__ = ["count_longer", "rows_unknown", "texts_without_tokens", "warn_of_cut_texts", "warn_of_cut_training_texts"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,31 +48,34 @@ def count_longer(model: SentenceTransformer, texts: Sequence[str], limit: int, *
     return longer
 
 
-def rows_without_tokens(
-    model: SentenceTransformer, texts: Sequence[str], prompt_names: Sequence[str] = (), **options: Any
-) -> list[int]:
-    """The rows of texts that have no token, so that the model fails or embeds the padding.
+def texts_without_tokens(
+    model: SentenceTransformer, texts: Sequence[str] | Dataset, prompt_names: Sequence[str] = (), **options: Any
+) -> dict[int, str]:
+    """The texts that have no token, by their rows: the model fails on them, or embeds the padding.
 
     The empty text is one, and a text of nothing but what the tokenizer removes. There are none for a tokenizer that
     adds special tokens, for a prompt, and for models whose inputs are no rows of tokens.
 
     Args:
         model: the model that the texts are for.
-        texts: the texts.
-        prompt_names: as in :func:`warn_of_cut_texts`.
+        texts, prompt_names: as in :func:`warn_of_cut_texts`.
         **options: of ``model.preprocess``, such as ``task``.
 
     Example:
         >>> from st_simcse.demo import tiny_model
-        >>> rows_without_tokens(tiny_model(["Two dogs run."]), ["Two dogs run.", ""])  # [CLS] and [SEP] are tokens
-        []
+        >>> texts_without_tokens(tiny_model(["Two dogs run."]), ["Two dogs run.", ""])  # [CLS] and [SEP] are tokens
+        {}
     """
     options["prompt"] = _prompt(model, prompt_names)
+    found: dict[int, str] = {}
     if _token_counts(model, [""], **options) != [0]:
-        return []
-    batches = (texts[begin : begin + BATCH] for begin in range(0, len(texts), BATCH))
-    counts = (count for batch in batches for count in _token_counts(model, batch, max_length=1, **options))
-    return [row for row, count in enumerate(counts) if not count]
+        return found
+    for begin in range(0, len(texts), BATCH):
+        rows = range(begin, min(begin + BATCH, len(texts)))
+        batch = _take(texts, rows)
+        counts = _token_counts(model, batch, max_length=1, **options)
+        found |= {row: text for row, text, count in zip(rows, batch, counts, strict=True) if not count}
+    return found
 
 
 def rows_unknown(model: SentenceTransformer, texts: Sequence[str]) -> list[int]:
@@ -108,10 +111,7 @@ def warn_of_cut_texts(
     limit = _limit(model)
     if limit is None:
         return
-    rows = _sample(len(texts))
-    some: Any = (
-        texts.select(rows)[texts.column_names[0]] if isinstance(texts, Dataset) else [texts[row] for row in rows]
-    )
+    some = _take(texts, _sample(len(texts)))
     longer = count_longer(model, some, limit, prompt=_prompt(model, prompt_names), **options)
     _warn(longer, len(some), len(texts), f"{limit} tokens that the model reads (max_seq_length)")
 
@@ -148,6 +148,13 @@ def warn_of_cut_training_texts(
             longer += sum(value for key, value in found.items() if key.endswith("_longer"))
         total += len(dataset) * len(texts.column_names)
     _warn(longer, counted, total, f"{limit} tokens that training reads (max_length, --max_seq_length)")
+
+
+def _take(texts: Sequence[str] | Dataset, rows: range) -> list[str]:
+    """Some of the texts, of which a Dataset reads no others."""
+    if isinstance(texts, Dataset):
+        return list(texts.select(rows)[texts.column_names[0]])
+    return [texts[row] for row in rows]
 
 
 def _token_counts(model: SentenceTransformer, texts: Sequence[str], **options: Any) -> list[int]:

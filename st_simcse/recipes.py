@@ -26,7 +26,8 @@ def read_recipes(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
 
     Example:
         >>> from pathlib import Path
-        >>> _ = Path("recipes.yaml").write_text('base: []\\nfocal: --focal_margin 0.2\\nsharp: ["--temperature", 0.02]\\n')
+        >>> recipes = 'base: []\\nfocal: --focal_margin 0.2\\nsharp: ["--temperature", 0.02]\\n'
+        >>> _ = Path("recipes.yaml").write_text(recipes)
         >>> read_recipes("recipes.yaml")
         [('base', []), ('focal', ['--focal_margin', '0.2']), ('sharp', ['--temperature', '0.02'])]
     """

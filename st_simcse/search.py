@@ -22,7 +22,7 @@ from st_simcse.checkpoints import load_model
 from st_simcse.fingerprint import fingerprint, text_digest
 from st_simcse.hub import HubDataset
 from st_simcse.index_folder import IndexFolder
-from st_simcse.lengths import rows_unknown, rows_without_tokens, warn_of_cut_texts
+from st_simcse.lengths import rows_unknown, texts_without_tokens, warn_of_cut_texts
 from st_simcse.neighbours import ExactIndex, Index, Neighbours
 from st_simcse.readers import SentenceReader
 
@@ -35,8 +35,8 @@ Texts: TypeAlias = Sequence[str] | Dataset | str | os.PathLike[str] | HubDataset
 
 # What stands before a sentence of a corpus and before a query, where the model has it: as ST's encode_document and
 # encode_query look for it.
-_DOCUMENT: Any = {"prompt_names": ("document", "passage", "corpus"), "task": "document"}
-_QUERY: Any = {"prompt_names": ("query",), "task": "query"}
+DOCUMENT: Any = {"prompt_names": ("document", "passage", "corpus"), "task": "document"}
+QUERY: Any = {"prompt_names": ("query",), "task": "query"}
 
 # Sentences that are embedded, and written to the disk, at a time: what is lost at most when the work is interrupted.
 CHUNK_SIZE = 16_384
@@ -186,7 +186,7 @@ class Searcher:
         with folder.lock():
             folder.read()
             folder.check_model(made_by)
-            self._check_tokens("sentence", corpus.sentences["sentence"], **_DOCUMENT)
+            self._check_tokens("sentence", corpus.sentences, **DOCUMENT)
             folder.add(*corpus)
             self._complete(folder, batch_size, device)
 
@@ -253,7 +253,7 @@ class Searcher:
         several = [queries] if isinstance(queries, str) else list(queries)
         if not several:
             return []
-        self._check_tokens("query", several, **_QUERY)
+        self._check_tokens("query", several, **QUERY)
         if rows := rows_unknown(self.model, several):
             logger.warning(
                 "The model knows no word and no character of %s of %s queries, the first of which is %r: it finds the "
@@ -274,12 +274,13 @@ class Searcher:
             raise ValueError("there is no index yet: call build_index first, or Searcher.load")
         return self._folder
 
-    def _check_tokens(self, what: str, texts: Sequence[str], **options: Any) -> None:
+    def _check_tokens(self, what: str, texts: Sequence[str] | Dataset, **options: Any) -> None:
         """ValueError for texts of which the model reads nothing; names the first."""
-        if rows := rows_without_tokens(self.model, texts, **options):
-            more = f" and {len(rows) - 1:,} more," if len(rows) > 1 else ""
+        if found := texts_without_tokens(self.model, texts, **options):
+            row, text = next(iter(found.items()))
+            more = f" and {len(found) - 1:,} more," if len(found) > 1 else ""
             raise ValueError(
-                f"{what} {rows[0]:,}, {texts[rows[0]][:50]!r},{more} has no token: the model's tokenizer finds none in "
+                f"{what} {row:,}, {text[:50]!r},{more} has no token: the model's tokenizer finds none in "
                 "it and adds no special ones, so that there is nothing to embed; leave it out"
             )
 
@@ -296,7 +297,7 @@ class Searcher:
             else:
                 folder.create(made_by)
             if not folder.description["texts"]:
-                self._check_tokens("sentence", corpus.sentences["sentence"], **_DOCUMENT)
+                self._check_tokens("sentence", corpus.sentences, **DOCUMENT)
                 folder.append(*corpus)
             elif [part["digest"] for part in folder.description["texts"]] != [corpus.digest]:
                 raise ValueError(
@@ -311,7 +312,7 @@ class Searcher:
         sentences = folder.sentences()
         begin = folder.embedded_rows()
         if begin < len(sentences):
-            warn_of_cut_texts(self.model, sentences.select(range(begin, len(sentences))), **_DOCUMENT)
+            warn_of_cut_texts(self.model, sentences.select(range(begin, len(sentences))), **DOCUMENT)
             pool = self.model.start_multi_process_pool(device) if isinstance(device, list) else None
             where = {"pool": pool} if pool else {"device": device}
             try:
