@@ -293,10 +293,10 @@ def transfer_examples(
 
     Example:
         >>> from pathlib import Path
-        >>> Path("senteval/CR").mkdir(parents=True)
+        >>> Path("downstream/CR").mkdir(parents=True)
         >>> for name, text in (("custrev.pos", "works well ."), ("custrev.neg", "broke .")):
-        ...     _ = Path("senteval/CR", name).write_text(text)
-        >>> transfer_examples("senteval", "CR", allow_partial=True)
+        ...     _ = Path("downstream/CR", name).write_text(text)
+        >>> transfer_examples("downstream", "CR", allow_partial=True)
         {'all': [(('works well .',), '1'), (('broke .',), '0')]}
     """
     files = TRANSFER_FILES[task]
