@@ -20,3 +20,4 @@ test: .venv/bin/python
 docs: .venv/bin/python
 	.venv/bin/pip install --editable '.[docs]'
 	.venv/bin/mkdocs build --strict
+	@echo "The site is in build/site. To read it: .venv/bin/python -m http.server --bind 127.0.0.1 --directory build/site"

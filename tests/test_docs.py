@@ -187,6 +187,39 @@ def test_the_options_table_has_every_flag_and_what_is_refused():
     assert columns["DropoutFreeNegatives"] == ["yes", "refused", "refused", "yes", "yes"]
 
 
+def test_the_options_table_is_in_the_page_itself():
+    """For who reads the file; on the site the names lead to the reference."""
+    hooks = runpy.run_path(str(ROOT / "docs/mkdocs/hooks.py"))
+    page = (ROOT / "docs/options.md").read_text()
+    assert page == hooks["with_options"](page), "python docs/mkdocs/hooks.py writes the tables of docs/options.md"
+    assert "\n| `OwnNegativeWeight` | refused | yes | yes | yes | yes |\n" in page
+    assert "][st_simcse." not in page
+    on_site = hooks["on_page_markdown"](
+        page, SimpleNamespace(file=SimpleNamespace(src_uri="options.md")), SimpleNamespace(repo_url=""), None
+    )
+    assert "\n| [`OwnNegativeWeight`][st_simcse.OwnNegativeWeight] | refused | yes | yes | yes | yes |" in on_site
+    assert on_site.count("OwnNegativeWeight`") == 2  # once a table: in place of the page's own
+
+
+def test_the_options_table_comes_back_after_an_edit():
+    with_options = runpy.run_path(str(ROOT / "docs/mkdocs/hooks.py"))["with_options"]
+    page = (ROOT / "docs/options.md").read_text()
+    assert with_options(page.replace("| refused |", "| yes |")) == page
+
+
+def test_examples_are_what_a_reader_can_type():
+    """Not with pytest's fixtures: conftest.py gives the models and data that they name."""
+    for path in (ROOT / "st_simcse").rglob("*.py"):
+        assert "getfixture" not in path.read_text(), path
+
+
+def test_code_wraps_on_the_site():
+    rules = dict(re.findall(r"^(\S[^{\n]*) \{ (.*) \}$", (ROOT / "docs/site.css").read_text(), re.MULTILINE))
+    assert rules[".md-typeset pre > code"] == "white-space: pre-wrap; overflow-wrap: anywhere;"
+    # Of tables' own words alone: a listing with line numbers, once a table, was a single line.
+    assert [selector for selector, rule in rules.items() if "nowrap" in rule] == [".md-typeset td > code"]
+
+
 def test_links_of_the_site_lead_to_its_pages_or_to_the_repository():
     hook = runpy.run_path(str(ROOT / "docs/mkdocs/hooks.py"))["on_page_markdown"]
 

@@ -1,6 +1,8 @@
 """Wheel and sdist hold what they should: the wheel the package alone, the sdist all that its own tests need."""
 
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -44,7 +46,8 @@ def test_sdist(built):
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
     needed = _sources("st_simcse", "tests", "docs", "examples", "benchmarks")
     needed |= {"conftest.py", "Makefile", "README.md", "README.zh.md", "LICENSE", "pyproject.toml"}
-    needed |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml", ".ci/lowest"}
+    needed |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml"}
+    needed |= {".ci/lowest", ".ci/addresses"}
     assert needed <= names, needed - names
     assert not any("__pycache__" in name or name.endswith(".pyc") for name in names)
 
@@ -52,3 +55,37 @@ def test_sdist(built):
 def test_the_citation_is_of_this_version():
     version = re.search('^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_a_release_leads_to_its_repository(tmp_path, monkeypatch):
+    """The index shows the README without the files that it links to."""
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    address = "https://example.org/me/it"
+    monkeypatch.setattr(sys, "argv", ["addresses", f"{address}/", "v1.2.3"])
+    runpy.run_path(str(ROOT / ".ci/addresses"))
+
+    before, after = (re.findall(r"\]\(([^)]*)\)", (folder / "README.md").read_text()) for folder in (ROOT, tmp_path))
+    expected = [link if link.startswith("https:") else f"{address}/blob/v1.2.3/{link}" for link in before]
+    assert after == expected
+    assert f"{address}/blob/v1.2.3/docs/migrate.md#with-modelfit" in after
+    code = [re.findall(r"```.*?```", (folder / "README.md").read_text(), re.DOTALL) for folder in (ROOT, tmp_path)]
+    assert code[0] == code[1]
+
+    urls = (tmp_path / "pyproject.toml").read_text().split("[project.urls]\n")[1].split("\n\n")[0].splitlines()
+    assert f'Repository = "{address}"' in urls
+    assert f'Documentation = "{address}/tree/v1.2.3/docs"' in urls
+    assert 'Paper = "https://aclanthology.org/2021.emnlp-main.552"' in urls
+
+
+def test_a_release_calls_what_writes_its_addresses():
+    steps = (ROOT / ".github/workflows/release.yml").read_text()
+    call = 'python3 .ci/addresses "$GITHUB_SERVER_URL/$GITHUB_REPOSITORY" "$GITHUB_REF_NAME"'
+    assert 0 < steps.index(call) < steps.index("uv build")
+
+
+def test_the_site_is_laid_out_and_can_be_served():
+    docs = re.search(r"^docs = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    assert '"ruff"' in docs  # mkdocstrings breaks the lines of signatures with it, and leaves them as one without
+    assert "-m http.server --bind 127.0.0.1 --directory build/site" in (ROOT / "Makefile").read_text()

@@ -21,6 +21,8 @@ PAGES = {
     "SECURITY.md": "security.md",
 }
 PICTURES = ["benchmarks/growth.png"]
+# The tables of options stand behind this line of docs/options.md.
+OPTIONS_FOLLOW = "<!-- python docs/mkdocs/hooks.py writes what follows -->\n"
 GOES_WITH = {
     "unsupervised": "`UnsupSimCSELoss`",
     "supervised": "`SupSimCSELoss`",
@@ -44,7 +46,8 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     here = page.file.src_uri
     source = {site: path for path, site in PAGES.items()}.get(here, f"docs/{here}")
-    markdown = markdown.replace("<!-- the options -->", options_tables())
+    if OPTIONS_FOLLOW in markdown:  # here their names are links to the reference
+        markdown = f"{markdown.partition(OPTIONS_FOLLOW)[0]}{options_tables()}"
     markdown = re.sub(r"^\$\$(.+)\$\$$", _formula, markdown, flags=re.MULTILINE)
     return re.sub(
         r"(!?\[[^\]]*\])\(([^)#\s]+)((?:#[^)\s]*)?)\)",
@@ -101,6 +104,12 @@ def options_tables() -> str:
     return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in table) for table in (rows, goes_with))
 
 
+def with_options(page: str) -> str:
+    """The text of docs/options.md with the tables as they should be, for readers of the file itself."""
+    tables = re.sub(r"\[(`\w+`)\]\[[\w.]+\]", r"\1", options_tables())
+    return f"{page.partition(OPTIONS_FOLLOW)[0]}{OPTIONS_FOLLOW}\n{tables}\n"
+
+
 def _flags(option: Any) -> str:
     name, flags = option_name(option), []
     for number, one in enumerate(dataclasses.fields(option)):
@@ -124,3 +133,8 @@ def _paper(citation: str) -> str:
         return ""
     title = f"*{found['title']}*, {found['year']}"
     return f"[{title}](https://arxiv.org/abs/{found['eprint']})" if "eprint" in found else title
+
+
+if __name__ == "__main__":
+    path = ROOT / "docs/options.md"
+    path.write_text(with_options(path.read_text(encoding="utf-8")), encoding="utf-8")
