@@ -216,8 +216,9 @@ def test_examples_are_what_a_reader_can_type():
 def test_code_wraps_on_the_site():
     rules = dict(re.findall(r"^(\S[^{\n]*) \{ (.*) \}$", (ROOT / "docs/site.css").read_text(), re.MULTILINE))
     assert rules[".md-typeset pre > code"] == "white-space: pre-wrap; overflow-wrap: anywhere;"
-    # Of tables' own words alone: a listing with line numbers, once a table, was a single line.
-    assert [selector for selector, rule in rules.items() if "nowrap" in rule] == [".md-typeset td > code"]
+    # Names and flags stay whole. Listings with numbers are no tables, where they would be a single line.
+    assert [selector for selector, rule in rules.items() if "nowrap" in rule] == [".md-typeset td code"]
+    assert "linenums_style: pymdownx-inline" in (ROOT / "mkdocs.yml").read_text()
 
 
 def test_links_of_the_site_lead_to_its_pages_or_to_the_repository():
