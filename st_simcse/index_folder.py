@@ -176,6 +176,7 @@ class IndexFolder:
 
     def write(self, embeddings: np.ndarray) -> None:
         """Append rows; they count once they are on the disk, when the header says so."""
+        # Not with numpy's open_memmap: it cannot grow a file, and on a full disk the program dies of SIGBUS.
         path = self.path / "embeddings.npy"
         begin = self.embedded_rows()
         with _writing(self.path), path.open("r+b" if begin else "w+b") as file:
