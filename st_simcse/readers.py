@@ -82,6 +82,8 @@ class Reader:
         usual: the column sets to look for, of which the first that the file has is taken.
         optional: how many of the last ones it may lack; those that the user names it must have.
         argument: what the reader calls the columns that the user names.
+        of_pairs: what is read of a scored pair without a header, whose last three columns are sentence, sentence and
+            score; None refuses such a file.
         takes_lines: whether a file may hold a sentence a line instead of a table.
         scores: which of the wanted columns, by their places, have numbers; true is 1 there, and false 0.
 
@@ -92,6 +94,7 @@ class Reader:
     usual: ClassVar[Sequence[Sequence[Column]]] = ()
     optional: ClassVar[int] = 0
     argument: ClassVar[str] = "columns"
+    of_pairs: ClassVar[slice | None] = None
     takes_lines: ClassVar[bool] = False
     scores: ClassVar[Container[int]] = ()
 
@@ -241,7 +244,7 @@ class Reader:
 
     def _rows(self, path: Source) -> Iterator[Row]:
         """The rows with the line they begin on; blank lines are empty rows."""
-        numbered = all(isinstance(column, int) for column in self.columns or [""])
+        numbered = None if self.columns is None else all(isinstance(column, int) for column in self.columns)
         kind, rows = open_rows(path, self.how, numbered)
         if kind == "lines" and not self.takes_lines:
             raise ValueError(
@@ -269,6 +272,10 @@ class Reader:
 
     def _choose_columns(self, path: Source, line: int, row: dict[Column, Any]) -> Sequence[Column]:
         wanted: Sequence[Column]
+        if self.columns is None and self.of_pairs and all(isinstance(column, int) for column in row):
+            wanted = list(row)[self.of_pairs]
+            logger.info("%s holds scored pairs and no header: the columns %s are read, from 0", path, wanted)
+            return wanted
         if self.columns is not None:
             # Where columns have names, a number is one.
             wanted = [column if column in row or str(column) not in row else str(column) for column in self.columns]
@@ -297,6 +304,8 @@ class Reader:
                 f"such as {numbers}, with {self.argument}="
             )
         other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
+        if self.columns is None and all(isinstance(name, int) for name in row):
+            other = "sentences"  # without a header, so that scored pairs were found
         trains = type(self) in READERS.values()  # the others are for evaluation, which is of one kind
         if other and trains and not self.columns:
             remedy = f"{READERS[other].__name__} (--train_format {other}) reads such a file"
@@ -384,13 +393,14 @@ class SentenceReader(Reader):
 
     Text files (``.txt``, or any other name) hold one sentence a line. Tables (``.csv``, ``.tsv``, ``.jsonl``,
     ``.parquet``, data sets of the hub, and text files in which all of the first lines are JSON objects or have the same
-    number of tabs or ``||``) hold it in the column ``sentence`` or ``text``, or in the one given. Each but parquet may
-    be gzipped (``.gz``). Examples come doubled, ``texts=[s, s]``, as ``fit`` needs them; the Dataset has
-    the single column ``sentence``.
+    number of tabs or ``||``) hold it in the column ``sentence`` or ``text``, or in those given. A table of scored pairs
+    without a header gives both texts of each row. Each but parquet may be gzipped (``.gz``). Examples come doubled,
+    ``texts=[s, s]``, as ``fit`` needs them; the Dataset has the single column ``sentence``.
 
     Args:
         dataset_folder: file names are relative to it.
         column: name or number of the column.
+        columns: several of them instead, each cell of which is a sentence.
         drop_duplicates: skip, and count, sentences that were read before.
         split: see :class:`Reader`.
         **how: see :class:`Reader`; ``format="lines"`` reads a sentence a line, whatever is in it.
@@ -406,6 +416,7 @@ class SentenceReader(Reader):
     """
 
     usual = (("sentence",), ("text",))
+    of_pairs = slice(-3, -1)
     argument = "column"
     takes_lines = True
 
@@ -414,12 +425,25 @@ class SentenceReader(Reader):
         dataset_folder: str | os.PathLike[str] = "",
         column: Column | None = None,
         *,
+        columns: Sequence[Column] | None = None,
         drop_duplicates: bool = False,
         split: str | None = None,
         **how: Unpack[FormatOptions],
     ) -> None:
-        columns = None if column is None else [column]
+        if column is not None and columns is not None:
+            raise ValueError(f"pass column={column!r} or columns={columns!r}, not both")
+        columns = columns if column is None else [column]
         super().__init__(dataset_folder, columns, drop_duplicates=drop_duplicates, split=split, **how)
+
+    @classmethod
+    def _takes(cls, columns: int) -> bool:
+        return columns >= 1
+
+    def _choices(
+        self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column]
+    ) -> Iterator[list[tuple[Column, str]]]:
+        for column in wanted:
+            yield [(column, _text(path, line, row, column))]
 
     def _names(self, width: int) -> Sequence[str]:
         return ["sentence"]
@@ -588,6 +612,7 @@ class STSReader(Reader):
         ("text1", "text2", "label"),
         ("sentence_A", "sentence_B", "relatedness_score"),
     )
+    of_pairs = slice(-3, None)
     scores = (2,)
 
     def _records(self, path: Source) -> Iterator[Record]:

@@ -55,9 +55,9 @@ class EvaluateArguments:
         default="test",
         metadata={"help": "Transfer: test has 10 folds, the others 5; dev: results on the dev sets, in STS two tasks."},
     )
-    pooling: Literal["as saved", "cls", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"] = field(
-        default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}
-    )
+    pooling: Literal[
+        "as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"
+    ] = field(default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."})
     max_seq_length: int | None = field(default=None, metadata={"help": "Texts are cut off after so many tokens."})
     prompt: str | None = field(default=None, metadata={"help": "Put before every text; the model's default if none."})
     prompt_name: str | None = field(default=None, metadata={"help": "Instead of a text: one of the model's own."})

@@ -133,7 +133,15 @@ class DataArguments:
         metadata={"help": "Whether its cells may stand in quotes; if none, those that commas separate may."},
     )
     columns: list[str] | None = field(
-        default=None, metadata={"help": "Names, or numbers from 0, of the columns of a train table."}
+        default=None,
+        metadata={
+            "help": "Names, or numbers from 0, of the columns of a train table; each cell of them is a sentence with "
+            "--train_format sentences."
+        },
+    )
+    max_train_samples: int | None = field(
+        default=None,
+        metadata={"help": "Train on so many rows, drawn at random with --seed, where there are more; 0 or none: all."},
     )
     labels: list[str] | None = field(
         default=None,
@@ -272,6 +280,10 @@ def _train_once(
         raise ValueError("pass --train_file, or --train_dataset with a data set's name")
     if data_args.streaming and args.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps, because nobody has counted the rows")
+    if data_args.max_train_samples is not None and data_args.max_train_samples < 0:
+        raise ValueError(f"--max_train_samples must be 0 (all rows) or more, got {data_args.max_train_samples}")
+    if data_args.streaming and data_args.max_train_samples:
+        raise ValueError("--max_train_samples draws from rows that are read beforehand: leave --streaming out")
     dataset = _training_data(sources["train"], data_args, args.seed)
     evaluators = [_evaluator(source, data_args, name) for name in ("dev", "test") if (source := sources[name])]
     if len({evaluator.name for evaluator in evaluators}) < len(evaluators):  # two files of one name
@@ -482,9 +494,13 @@ def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> 
     with named_options(column="--columns", columns="--columns", labels="--labels", split="--train_split"):
         reader = _reader(source, args)
         if not args.streaming:
-            return reader.get_dataset(source)
+            return _some_rows(reader.get_dataset(source), args.max_train_samples or 0, seed)
         # The trainer shuffles no streams.
         return reader.get_iterable_dataset(source).shuffle(seed=seed, buffer_size=10_000)
+
+
+def _some_rows(dataset: Dataset, most: int, seed: int) -> Dataset:
+    return dataset.shuffle(seed=seed).select(range(most)) if 0 < most < len(dataset) else dataset
 
 
 def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
@@ -504,9 +520,7 @@ def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
         raise ValueError(f"--labels are those of --train_format nli, these data are {train_format}: leave them out")
     if train_format != "sentences":
         return READERS[train_format](columns=columns, **how)
-    if columns and len(columns) > 1:
-        raise ValueError(f"sentences are read from one column, got --columns {' '.join(args.columns or [])}")
-    return SentenceReader(column=columns[0] if columns else None, **how)
+    return SentenceReader(columns=columns, **how)
 
 
 def _labels(words: list[str] | None) -> list[str] | dict[str | int, str] | None:
