@@ -209,9 +209,9 @@ class ResumableTrainer(SentenceTransformerTrainer):
         except Exception as error:
             shutil.rmtree(written.parent, ignore_errors=True)
             raise OSError(
-                f"could not save {path}: {error}. {self._space_needed(folder, is_checkpoint=True)} What there was of it "
-                "has been removed; earlier checkpoints are as they were, and training can resume from them once there is "
-                "room to write"
+                f"could not save {path}: {error}. {self._space_needed(folder, is_checkpoint=True)} What there was of "
+                "it has been removed; earlier checkpoints are as they were, and training can resume from them once "
+                "there is room to write"
             ) from error
         finally:
             self._unfinished = None

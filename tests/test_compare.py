@@ -287,11 +287,6 @@ def test_a_damaged_result_file_is_named(words, trained, text):
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_the_former_name_of_baseline_works_with_a_note(caplog):
-    assert split_baseline(["--peer", "ct", "--symmetric"]) == ("ct", ["--symmetric"])
-    assert "--peer is now called --baseline" in caplog.text
-
-
 def test_baselines_train(words, name, tiny_bert, sentences, monkeypatch):
     trainers = []
     init = SentenceTransformerTrainer.__init__
@@ -323,6 +318,11 @@ def test_sts_recipe_is_the_one_that_its_users_write(words, sentences, tiny_bert)
     saved = SentenceTransformer("out", device="cpu")
     for name, weight in saved.state_dict().items():
         torch.testing.assert_close(weight, model.state_dict()[name])
+
+
+def test_the_former_name_of_baseline_works_with_a_note(caplog):
+    assert split_baseline(["--peer", "ct", "--symmetric"]) == ("ct", ["--symmetric"])
+    assert "--peer is now called --baseline" in caplog.text
 
 
 def test_baselines_pair_and_damage_sentences_as_their_papers_do(model, tiny_bert):
