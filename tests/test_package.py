@@ -47,7 +47,7 @@ def test_sdist(built):
     needed = _sources("st_simcse", "tests", "docs", "examples", "benchmarks")
     needed |= {"conftest.py", "Makefile", "README.md", "README.zh.md", "LICENSE", "pyproject.toml"}
     needed |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "mkdocs.yml"}
-    needed |= {".ci/lowest", ".ci/addresses"}
+    needed |= {".ci/lowest", ".ci/addresses", ".github/workflows/release.yml"}
     assert needed <= names, needed - names
     assert not any("__pycache__" in name or name.endswith(".pyc") for name in names)
 
