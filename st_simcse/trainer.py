@@ -17,10 +17,10 @@ from torch.utils.data import BatchSampler, ConcatDataset
 
 from st_simcse.batching import token_collator, tokenize
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, averaged_gradients
-from st_simcse.embedding import chunked_outputs
 from st_simcse.lengths import warn_of_cut_training_texts
 from st_simcse.losses import SimCSELoss, SupSimCSELoss, UnsupSimCSELoss, check_wrappers
-from st_simcse.losses.options import refuse
+from st_simcse.losses.options import check_compatible
+from st_simcse.losses.st_internals import chunked_outputs
 from st_simcse.model_card import ModelCardCallback
 from st_simcse.negatives import NegativesCollator, check_lists, list_columns, longest_list
 from st_simcse.own_weights import own_weights
@@ -327,7 +327,7 @@ class SimCSETrainer(ResumableTrainer):
         check_wrappers(loss, compiled_in_processes=self.args.torch_compile and self.args.world_size > 1)
         if getattr(self.args, "views", None) is not None:
             for part in loss.modules():
-                refuse(part.options if isinstance(part, SimCSELoss) else [], "views", "views")
+                check_compatible(part.options if isinstance(part, SimCSELoss) else [], "views")
         return loss
 
     def get_batch_sampler(

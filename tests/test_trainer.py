@@ -669,7 +669,7 @@ class RootOfZero(TermOption):
 
 
 class RootOfZeroTerm(Term):
-    def of_embeddings(self, columns, labels):
+    def from_embeddings(self, columns, labels):
         return (columns[0] * 0).sum().sqrt()
 
 
