@@ -42,7 +42,8 @@ from st_simcse import (
     UnsupSimCSELoss,
 )
 from st_simcse.demo import tiny_model
-from st_simcse.losses import OPTIONS, Option, check_wrappers
+from st_simcse.losses import OPTIONS, EncoderOption, Option, check_wrappers
+from st_simcse.losses.encoder import BatchEncoder
 from st_simcse.losses.lookup import looked_up_once
 from st_simcse.views import VIEWS
 from tests.inputs import without_dropout
@@ -512,6 +513,16 @@ def test_bad_options(model, loss, options):
     for no_option in (FocalMargin, 0.2, Option()):
         with pytest.raises(ValueError, match="is no option"):
             loss(model, options=[no_option])
+
+
+def test_a_batch_is_embedded_in_one_way(model):
+    class SomeOtherWay(EncoderOption):
+        def build(self, model):
+            return BatchEncoder
+
+    assert type(UnsupSimCSELoss(model, options=[SomeOtherWay()]).encoder) is BatchEncoder
+    with pytest.raises(ValueError, match="SharedLayers and SomeOtherWay change how a batch is embedded: leave one of"):
+        UnsupSimCSELoss(model, options=[SharedLayers(1), SomeOtherWay()])
 
 
 def test_missing_dropout_warns_once(model, static_model, sentences, caplog):

@@ -156,7 +156,8 @@ def test_two_columns_have_to_be_equal(three_layers, tmp_path):
 
 @pytest.mark.parametrize(("layers", "shared"), [(1, 1), (2.0, 2), (0.5, 3), (0.25, 2), (0.75, 4), (5, 5)])
 def test_a_share_of_six_layers(layers, shared):
-    assert len(SharedLayers(layers).build(tiny_model(TEXTS, width=16, layers=6)).lower) == shared
+    loss = UnsupSimCSELoss(tiny_model(TEXTS, width=16, layers=6), options=[SharedLayers(layers)])
+    assert len(loss.encoder.sharing.lower) == shared
 
 
 @pytest.mark.parametrize("layers", [0, -1, 1.5, float("nan"), float("inf")])

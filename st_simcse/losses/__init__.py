@@ -5,7 +5,7 @@ from st_simcse.losses.dimensions import DimensionContrast
 from st_simcse.losses.dropout_free import DropoutFreeNegatives
 from st_simcse.losses.heads import ProjectionHead
 from st_simcse.losses.mlm import MaskedLanguageModel
-from st_simcse.losses.options import EncoderOption, Option, Source, SourceOption, Term, TermOption
+from st_simcse.losses.options import Encoder, EncoderOption, Option, Source, SourceOption, Term, TermOption
 from st_simcse.losses.queue import MomentumQueue
 from st_simcse.losses.ranking import RankConsistency, RankDistillation
 from st_simcse.losses.shared_layers import SharedLayers
@@ -33,6 +33,7 @@ __all__ = [
     "OPTIONS",
     "DimensionContrast",
     "DropoutFreeNegatives",
+    "Encoder",
     "EncoderOption",
     "MaskedLanguageModel",
     "MomentumQueue",

@@ -1,4 +1,4 @@
-"""The arguments of a loss, checked when it is made."""
+"""What a loss is given, checked: its arguments when it is made, and the labels of each batch."""
 
 from __future__ import annotations
 
@@ -51,6 +51,9 @@ def check_arguments(loss: str, model: Any, options: Any, mini_batch_size: int | 
             raise ValueError(f"{option!r} is no option: pass an instance of one of st_simcse.losses.OPTIONS")
     if twice := [kind.__name__ for kind, count in Counter(map(type, options)).items() if count > 1]:
         raise ValueError(f"an option counts once: {', '.join(twice)} is there more than once")
+    encoders = [type(option).__name__ for option in options if isinstance(option, EncoderOption)]
+    if len(encoders) > 1:
+        raise ValueError(f"{' and '.join(encoders)} change how a batch is embedded: leave one of the two out")
     check_compatible(options, loss)
     if mini_batch_size is not None:
         check_compatible(options, "mini_batch_size")

@@ -19,7 +19,7 @@ from st_simcse.losses.encoder import BatchEncoder, TokenizedBatch
 from st_simcse.losses.heads import projection_head_of
 from st_simcse.losses.options import EncoderOption, Option, Source, SourceOption, TermOption, built
 from st_simcse.losses.precision import ObservedPrecision
-from st_simcse.losses.wrappers import check_wrapping, wrapping
+from st_simcse.losses.wrappers import Wrappers
 from st_simcse.objective import Comparison, Direction, Edit, info_nce
 from st_simcse.objective.functional import CITATION, check_temperature
 from st_simcse.teacher import teacher_embeddings
@@ -76,6 +76,8 @@ class SimCSELoss(nn.Module):
         # A ModuleDict is as good as a dict.
         self.sources: Any = nn.ModuleDict(built(self.options, SourceOption, plain, self.projection_head))
         self.terms: Any = nn.ModuleDict(built(self.options, TermOption, plain))
+        # Options may use the labels of the data; the objective itself does not.
+        self.reads_labels = bool(self.sources or self.terms) or self.needs_teacher
         encoders = built(self.options, EncoderOption, plain).values()
         self._make_encoder: Callable[..., BatchEncoder] = next(iter(encoders), BatchEncoder)
         self._precision = ObservedPrecision()
@@ -105,61 +107,60 @@ class SimCSELoss(nn.Module):
         """
         check_in_step(self, self.model)
         check_labels(self.name, labels, self.reads_labels)
+        wrappers = Wrappers.around(self.model, self.calculate_loss)
+        wrappers.check(self)
         if self.sources or self.terms:
             self._precision.watch(unwrapped(self.model)[0])
-        around = wrapping(self.model, self.calculate_loss)
-        check_wrapping(self, around)
-        encoder, sources = self.encoder, self._active_sources() if around.is_first_call else []
-        for source in sources:
-            source.begin()
 
         given = list(sentence_features)
         columns = self._columns(given)
         # Of the texts as they came: one column of sentences is both views.
         keys = keys_of_columns(self.model, given, self.mask_duplicates) * (len(columns) // len(given))
         # Copies, because a model writes its outputs into the features; the last one is for the sources.
-        *copies, extra = around.features([without_text_key(column) for column in (*columns, columns[0])])
+        *copies, extra = wrappers.features_of_batch([without_text_key(column) for column in (*columns, columns[0])])
+        encoder, sources = self.encoder, self._active_sources() if wrappers.is_first_call else []
         batch = replace(encoder.arrange(copies), texts=len(given), keys=keys or None, labels=labels)
-        one_number = around.is_there or self.mini_batch_size is not None
+
+        one_number = bool(wrappers) or self.mini_batch_size is not None
+        for source in sources:
+            source.begin()
         if self.mini_batch_size is not None:
-            parts = {"all": encoder.embed_cached(batch, self.calculate_loss)}
+            summands = {"all": encoder.embed_cached(batch, self.calculate_loss)}
         else:
             embedded = encoder.embed(batch)
             for source in self.sources.values():
                 embedded += [[column] for column in source.extra_embeddings(encoder, extra)]
             # MatryoshkaLoss decorates calculate_loss.
-            parts = (
-                {"contrastive": self.calculate_loss(embedded, batch)} if one_number else self._parts(embedded, batch)
-            )
-        if around.is_first_call:
+            summands = {"all": self.calculate_loss(embedded, batch)} if one_number else self._summands(embedded, batch)
+        if wrappers.is_first_call:
             with self._precision.autocast():
                 for source in sources:
                     source.finish(encoder, without_text_key(columns[1]), keys[1] if keys else None)
-                parts |= self._terms("from_features", given)
-        return parts if len(parts) > 1 and not one_number else torch.stack(list(parts.values())).sum()
+                summands |= self._weighted({name: term.from_features(given) for name, term in self.terms.items()})
+        return summands if len(summands) > 1 and not one_number else torch.stack(list(summands.values())).sum()
 
     def calculate_loss(self, reps: list[list[Tensor]], batch: TokenizedBatch, *, with_backward: bool = False) -> Tensor:
         """The loss of a list of embeddings a column, or of one list for all columns that were merged."""
-        loss = torch.stack(list(self._parts(reps, batch).values())).sum()
+        loss = torch.stack(list(self._summands(reps, batch).values())).sum()
         if with_backward:
             with torch.autocast(loss.device.type, enabled=False):  # would round the backward pass's products
                 loss.backward()
             loss = loss.detach()
         return loss
 
-    def _parts(self, embedded: list[list[Tensor]], batch: TokenizedBatch) -> dict[str, Tensor]:
+    def _summands(self, embedded: list[list[Tensor]], batch: TokenizedBatch) -> dict[str, Tensor]:
         columns = batch.columns([torch.cat(column) for column in embedded])
         teacher = None
         if self.needs_teacher:
             counts = (1, batch.texts) if self.compares_views else (batch.texts,)
             teacher = teacher_embeddings(batch.labels, len(columns[0]), batch.count, counts)
         contrastive = self.compute_loss_from_embeddings(columns, batch.keys, teacher)
-        return {"contrastive": contrastive} | self._terms("from_embeddings", columns[: batch.count], batch.labels)
+        terms = {name: term.from_embeddings(columns[: batch.count], batch.labels) for name, term in self.terms.items()}
+        return {"contrastive": contrastive} | self._weighted(terms)
 
-    def _terms(self, method: str, *inputs: Any) -> dict[str, Tensor]:
-        """The weighted terms by name that one of the two methods computes."""
-        values = {name: getattr(term, method)(*inputs) for name, term in self.terms.items()}
-        return {name: self.terms[name].weight * value for name, value in values.items() if value is not None}
+    def _weighted(self, terms: dict[str, Tensor | None]) -> dict[str, Tensor]:
+        """Those of the terms that were computed, times their weights."""
+        return {name: self.terms[name].weight * value for name, value in terms.items() if value is not None}
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], keys: list[Tensor] | None = None, teacher: list[Tensor] | None = None
@@ -167,8 +168,9 @@ class SimCSELoss(nn.Module):
         """The contrastive loss of one (B, d) embedding matrix a column, the projection head already applied.
 
         Args:
-            embeddings, keys, teacher: as :class:`~st_simcse.losses.columns.Columns` has them; of the embeddings the
-                sources' come last.
+            embeddings: those of the columns, and behind them those of the sources.
+            keys: (B,) int64 a column, equal for equal texts; or None.
+            teacher: (B, t) a column, a teacher's embeddings of unit length; or None.
         """
         similarities = None
         for source in self.sources.values():
@@ -178,11 +180,6 @@ class SimCSELoss(nn.Module):
         batch, share = columns.batch(shared, self.gather_across_devices)
         edits = [option for option in self.options if callable(option)]
         return share * info_nce(batch, self.temperature, edits, self.comparison)
-
-    @property
-    def reads_labels(self) -> bool:
-        """Whether an option may use the labels of the data; the objective itself does not."""
-        return bool(self.sources or self.terms) or self.needs_teacher
 
     def get_config_dict(self) -> dict[str, Any]:
         described = {"temperature": self.temperature, "options": [repr(option) for option in self.options]}

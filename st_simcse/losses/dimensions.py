@@ -1,4 +1,4 @@
-"""Dimensions that say different things."""
+"""The contrast of the embeddings' dimensions, the second half of SimCSE++."""
 
 from __future__ import annotations
 

@@ -67,11 +67,22 @@ class BatchEncoder(CachedLossMixin):
         head: the projection head, or None.
         mini_batch_size: rows at a time with gradient caching; None for no caching.
         gather_across_devices: whether the rows of all processes are one batch.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run.", "No."])
+        >>> encoder = BatchEncoder(model)
+        >>> batch = encoder.arrange([model.preprocess(["No.", "Two dogs run."])])
+        >>> batch.inputs[0]["attention_mask"].sum(1).tolist(), batch.places.tolist()  # the longest first
+        ([6, 4], [[1, 0]])
+        >>> (column,) = batch.columns([torch.cat(passes) for passes in encoder.embed(batch)])
+        >>> column.shape
+        torch.Size([2, 64])
     """
 
     model: Any
     head: nn.Module | None = None
-    mini_batch_size: int | None = None
+    mini_batch_size: int | None = None  # type: ignore[assignment]  # None where nothing is cached
     gather_across_devices: bool = False
 
     def check(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 from sentence_transformers import SentenceTransformer
@@ -89,7 +89,7 @@ class EncoderOption(Option):
         True
     """
 
-    def build(self, model: SentenceTransformer) -> Any:
+    def build(self, model: SentenceTransformer) -> Callable[..., Any]:
         """What takes the place of the class :class:`~st_simcse.losses.encoder.BatchEncoder`, with its arguments."""
         raise NotImplementedError
 

@@ -13,7 +13,7 @@ from st_simcse.losses.options import check_compatible
 from st_simcse.losses.st_internals import CachedLossDecorator, ForwardDecorator, TransformerDecorator
 from st_simcse.unwrapping import unwrapped
 
-__all__ = ["Wrapping", "check_wrappers", "check_wrapping", "wrapping"]
+__all__ = ["Wrappers", "check_wrappers"]
 
 # AdaptiveLayerLoss calls a loss once a layer, and hands the layers over in the features that the model was given first.
 _features_of_batch: WeakKeyDictionary[TransformerDecorator, list[dict[str, Tensor]]] = WeakKeyDictionary()
@@ -29,8 +29,8 @@ class WrappedLoss(Protocol):
 
 
 @dataclass(frozen=True)
-class Wrapping:
-    """The wrappers that are calling a loss; a Matryoshka2dLoss is both.
+class Wrappers:
+    """Those that are calling a loss, and true if there is one; a Matryoshka2dLoss is both.
 
     Attributes:
         matryoshka, adaptive_layer: which of them.
@@ -43,49 +43,46 @@ class Wrapping:
     is_first_call: bool = True
     decorator: TransformerDecorator | None = None
 
-    @property
-    def is_there(self) -> bool:
-        """Whether there is a wrapper."""
+    @classmethod
+    def around(cls, model: nn.Module, calculate_loss: Any) -> Wrappers:
+        """Those that have put something in place of a model's forward pass, or of a loss's ``calculate_loss``."""
+        transformer = unwrapped(model)[0].forward
+        truncating = model.forward if isinstance(model.forward, ForwardDecorator) else None
+        decorator = transformer if isinstance(transformer, TransformerDecorator) else None
+        return cls(
+            matryoshka=truncating is not None or isinstance(calculate_loss, CachedLossDecorator),
+            adaptive_layer=decorator is not None,
+            is_first_call=not (truncating and truncating.cache) and (decorator is None or decorator.layer_idx is None),
+            decorator=decorator,
+        )
+
+    def __bool__(self) -> bool:
         return self.matryoshka or self.adaptive_layer
 
-    def features(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    def features_of_batch(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """The features that the model is given: in an AdaptiveLayerLoss those of the first call."""
         return columns if self.decorator is None else _features_of_batch.setdefault(self.decorator, columns)
 
+    def check(self, loss: WrappedLoss) -> None:
+        """Whether a loss can be inside these wrappers.
 
-def wrapping(model: nn.Module, calculate_loss: Any) -> Wrapping:
-    """The wrappers that have put something in place of a model's forward pass, or of a loss's ``calculate_loss``."""
-    transformer = unwrapped(model)[0].forward
-    truncating = model.forward if isinstance(model.forward, ForwardDecorator) else None
-    decorator = transformer if isinstance(transformer, TransformerDecorator) else None
-    return Wrapping(
-        matryoshka=truncating is not None or isinstance(calculate_loss, CachedLossDecorator),
-        adaptive_layer=decorator is not None,
-        is_first_call=not (truncating and truncating.cache) and (decorator is None or decorator.layer_idx is None),
-        decorator=decorator,
-    )
-
-
-def check_wrapping(loss: WrappedLoss, around: Wrapping) -> None:
-    """Whether a loss can be inside these wrappers.
-
-    Raises:
-        ValueError: if it cannot; says which option to leave out.
-    """
-    if around.matryoshka:
-        check_compatible(loss.options, "MatryoshkaLoss")
-        if loss.projection_head is not None:
-            raise ValueError(
-                "MatryoshkaLoss truncates the embeddings that are trained, so that a projection head on top of "
-                "them cannot be of one width: leave projection_head out"
-            )
-    if around.adaptive_layer:
-        check_compatible(loss.options, "AdaptiveLayerLoss")
-        if loss.mini_batch_size is not None:
-            raise ValueError(
-                "AdaptiveLayerLoss needs the layers of the whole batch at once: leave mini_batch_size out, and "
-                "lower the batch size or use gradient_checkpointing instead"
-            )
+        Raises:
+            ValueError: if it cannot; says which option to leave out.
+        """
+        if self.matryoshka:
+            check_compatible(loss.options, "MatryoshkaLoss")
+            if loss.projection_head is not None:
+                raise ValueError(
+                    "MatryoshkaLoss truncates the embeddings that are trained, so that a projection head on top of "
+                    "them cannot be of one width: leave projection_head out"
+                )
+        if self.adaptive_layer:
+            check_compatible(loss.options, "AdaptiveLayerLoss")
+            if loss.mini_batch_size is not None:
+                raise ValueError(
+                    "AdaptiveLayerLoss needs the layers of the whole batch at once: leave mini_batch_size out, and "
+                    "lower the batch size or use gradient_checkpointing instead"
+                )
 
 
 def check_wrappers(loss: nn.Module, compiled_in_processes: bool = False) -> None:
@@ -101,7 +98,7 @@ def check_wrappers(loss: nn.Module, compiled_in_processes: bool = False) -> None
                 "DistributedDataParallel sees a compiled model's parameters used several times: leave torch_compile out"
             )
         if isinstance(wrapper, (MatryoshkaLoss, AdaptiveLayerLoss)):
-            around = Wrapping(isinstance(wrapper, MatryoshkaLoss), isinstance(wrapper, AdaptiveLayerLoss))
+            wrappers = Wrappers(isinstance(wrapper, MatryoshkaLoss), isinstance(wrapper, AdaptiveLayerLoss))
             for inner in wrapper.modules():
                 if isinstance(inner, WrappedLoss):
-                    check_wrapping(inner, around)
+                    wrappers.check(inner)
