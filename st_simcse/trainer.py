@@ -39,8 +39,8 @@ __all__ = ["SimCSETrainer"]
 logger = logging.getLogger(__name__)
 
 
-def _check_dealing(args: SentenceTransformerTrainingArguments, train_dataset: Any) -> None:
-    """Whether several processes get their batches by the trainer's own rules; streams by accelerate's."""
+def _check_several_processes(args: SentenceTransformerTrainingArguments, train_dataset: Any) -> None:
+    """Whether several processes get batches by the trainer's own rules, and of streams by accelerate's."""
     config: Any = args.accelerator_config
     if not isinstance(train_dataset, IterableDataset):
         for name in ("split_batches", "dispatch_batches"):
@@ -57,6 +57,11 @@ def _check_dealing(args: SentenceTransformerTrainingArguments, train_dataset: An
                 "come to their ends at different steps: save, evaluate and log by steps and without "
                 "gradient_accumulation_steps, or make fewer files of it than there are processes"
             )
+    if args.auto_find_batch_size:
+        raise ValueError(
+            "auto_find_batch_size is for one process, since one that runs out of memory would leave the others "
+            "waiting: set per_device_train_batch_size, or the loss's mini_batch_size, which saves memory"
+        )
     # Of streams accelerate would join the batches of all processes in the first one, which fails: their widths differ.
     if config.dispatch_batches is None:
         config.dispatch_batches = False
@@ -178,12 +183,7 @@ class SimCSETrainer(ResumableTrainer):
         if args.output_dir:
             check_writable(args.output_dir)
         if args.world_size > 1:
-            _check_dealing(args, train_dataset)
-            if args.auto_find_batch_size:
-                raise ValueError(
-                    "auto_find_batch_size is for one process, since one that runs out of memory would leave the others "
-                    "waiting: set per_device_train_batch_size, or the loss's mini_batch_size, which saves memory"
-                )
+            _check_several_processes(args, train_dataset)
         tokenize_once = getattr(args, "tokenize_once", False)
         if tokenize_once and not isinstance(train_dataset, Dataset):
             raise ValueError(f"tokenize_once needs a datasets.Dataset, got {type(train_dataset).__name__}")
