@@ -158,13 +158,14 @@ def file_format(path: Source) -> str:
     return _BY_ENDING.get(suffixes[-1] if suffixes else "", "txt")
 
 
-def open_rows(path: Source, how: FileFormat, numbered: bool) -> tuple[str, Iterator[Row]]:
+def open_rows(path: Source, how: FileFormat, numbered: bool | None) -> tuple[str, Iterator[Row]]:
     """What the source is found to be, and its rows; blank lines are empty rows.
 
     Args:
         path: the file or data set.
         how: what is known of the file.
-        numbered: the rows of a csv or tsv file go by the numbers of their cells; else its first row is a header.
+        numbered: the rows of a csv or tsv file go by the numbers of their cells; else its first row is a header. None
+            leaves it to the first row, which is no header if it is a scored pair between tabs or ``||``.
 
     Returns:
         ``lines``, ``csv`` (any separator), ``jsonl``, ``parquet`` or ``dataset``, and the rows.
@@ -573,7 +574,7 @@ def _array_rows(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterato
         raise ValueError(f"{path}, line {line}: not JSON, expected ',' or the array's end, got {rest[:40]!r}")
 
 
-def _csv_rows(path: Path, how: FileFormat, pieces: Iterator[bytes], numbered: bool) -> Iterator[Row]:
+def _csv_rows(path: Path, how: FileFormat, pieces: Iterator[bytes], numbered: bool | None) -> Iterator[Row]:
     """The rows under a header, or by the numbers of their cells."""
     header: list[str] | None = None
     first: list[str] | None = None
@@ -585,6 +586,8 @@ def _csv_rows(path: Path, how: FileFormat, pieces: Iterator[bytes], numbered: bo
             yield line, {}
             continue
         check_quotes(line, cells)
+        if numbered is None:
+            numbered = _is_scored_pair(cells, how)
         if numbered:
             if first is None and _is_header(cells):
                 logger.warning("%s, line %d: %s is skipped as a header; columns go by number", path, line, cells)
@@ -611,6 +614,15 @@ def _csv_rows(path: Path, how: FileFormat, pieces: Iterator[bytes], numbered: bo
             f"{_named(how.delimiter)}; for a file without a header name the columns by number from 0, for lines that "
             "are sentences pass format='lines' (--format lines, --train_format lines)"
         )
+
+
+def _is_scored_pair(cells: Sequence[str], how: FileFormat) -> bool:
+    """Whether a row is sentence, sentence and score, perhaps behind an id such as 2012test-0001: no header is."""
+    if how.delimiter not in ("\t", "||") or not all(cell.strip() for cell in cells) or _is_header(cells):
+        return False
+    *others, score = (cell.strip() for cell in cells)
+    has_id = len(others) == 3 and bool(re.fullmatch(r"[!-~]*[0-9][!-~]*", others[0]))
+    return bool(re.fullmatch(r"[0-9]+(\.[0-9]+)?", score)) and (has_id or len(others) == 2)
 
 
 def _split(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterator[tuple[int, list[str]]]:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -30,7 +30,7 @@ from st_simcse.initialisation import initialise
 from st_simcse.layers import keep_layers
 from st_simcse.lora import adapters, add_lora, check_peft, restore_adapter, train_adapter
 from st_simcse.model_files import cached_file, full_name, weights_file
-from st_simcse.original import recognise, trained_mlp
+from st_simcse.original import MLP_NAMES, recognise, trained_dense
 from st_simcse.pickling import make_picklable
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 # What a tokenizer says that knows no length is larger.
 _UNKNOWN_LENGTH = 10**9
 
-PoolingMode = Literal["cls", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
+PoolingMode = Literal["cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
 
 
 def build_model(
@@ -74,7 +74,8 @@ def build_model(
         name_or_path: a folder, or a model's name on the Hugging Face hub.
         pooling: None is the pooling that the model was saved with, that of a checkpoint of the original SimCSE code
             (:func:`~st_simcse.load_simcse`), and ``cls`` for any other bare transformer, which is logged. ``cls`` the
-            last layer's first token, before BERT's own pooler; ``mean`` the average of the last layer's tokens;
+            last layer's first token, before BERT's own pooler; ``pooler`` that token behind it, the layer (Linear +
+            Tanh) that BERT was pretrained with, as a Dense module; ``mean`` the average of the last layer's tokens;
             ``lasttoken`` its last one and ``weightedmean`` their average with weights 1, 2, 3, ... (SGPT), for causal
             decoders; ``first_last_avg`` and ``last2_avg`` the tokens' average over the first and the last, or the last
             two layers (section 6.3). The first layer is the first transformer layer, as in the authors' code of today;
@@ -106,7 +107,8 @@ def build_model(
         **options: for SentenceTransformer, such as ``config_kwargs={"layer_norm_eps": 1e-6}`` or ``revision``.
 
     Raises:
-        ValueError: for an unknown pooling, a transformer too shallow for it, ``layers`` that it does not have or that
+        ValueError: for an unknown pooling, a transformer too shallow for it or without a trained pooler, ``dense``
+            behind one, ``layers`` that it does not have or that
             the model's own pooling averages, CLS pooling of a causal decoder, ``bidirectional`` of an architecture that
             ignores it, ``lora`` of a model that has an adapter, a model without token embeddings, a max_seq_length
             below 1, a dropout outside [0, 1) or beside one in ``config_kwargs``, a pickle of more than tensors, and a
@@ -123,6 +125,8 @@ def build_model(
     twice = [name for name in options.get("config_kwargs") or {} if "drop" in name]
     if dropout is not None and twice:
         raise ValueError(f"dropout={dropout} is for {', '.join(twice)} of config_kwargs too: pass one or the other")
+    if dense and pooling == "pooler":
+        raise ValueError("pooling='pooler' is an MLP already, which is trained on: leave dense (--dense) out")
     if dtype is not None:
         options["model_kwargs"] = (options.get("model_kwargs") or {}) | {"dtype": dtype}
     model = load_pooled(
@@ -190,7 +194,8 @@ def load_pooled(
     if pooling is not None:
         if not (pools and isinstance(model[0], Transformer)):
             raise ValueError(f"pooling needs a transformer's token embeddings, {name_or_path} has {_kinds(model)}")
-        _set_pooling(model, pooling, f"{name_or_path} was saved with" if was_saved else None)
+        behind = [] if pooling != "pooler" or _has_pooler(model) else [_pooler(model, name_or_path, options)]
+        _set_pooling(model, pooling, f"{name_or_path} was saved with" if was_saved else None, behind)
     elif pools and not was_saved:
         _pool_bare(model, name_or_path, supervised, options)
     if bidirectional:
@@ -259,7 +264,13 @@ def _pool_bare(
             )
     _set_pooling(model, "cls", None)
     if supervised:
-        model.append(trained_mlp(name, **options).to(model.device, model.dtype))
+        mlp = trained_dense(name, MLP_NAMES, **options)
+        if mlp is None:
+            raise ValueError(
+                f"{weights_file(name, **options) or name} has no MLP, that is none of {', '.join(MLP_NAMES)}: if it "
+                "was trained without supervision, pass supervised=False"
+            )
+        model.append(mlp.to(model.device, model.dtype))
     if supervised is None:
         logger.warning("%s was saved without a pooling: it gets 'cls', the first token of the last layer", name)
     else:
@@ -283,11 +294,45 @@ def _set_float32(model: SentenceTransformer, name: str | os.PathLike[str]) -> No
         )
 
 
-def _set_pooling(model: SentenceTransformer, pooling: PoolingMode, of_saved: str | None) -> None:
+def _has_pooler(model: SentenceTransformer) -> bool:
+    """Whether CLS and one layer with Tanh of its width were saved, as a trained pooler is."""
+    kinds = [type(module) for module in model]
+    if kinds[1:] not in ([Pooling, Dense], [Pooling, Dense, Normalize]):
+        return False
+    pooling, dense = cast(Pooling, model[1]), cast(Dense, model[2])
+    width = pooling.get_embedding_dimension()
+    is_square = (dense.in_features, dense.out_features) == (width, width)
+    return pooling.pooling_mode == "cls" and isinstance(dense.activation_function, nn.Tanh) and is_square
+
+
+def _pooler(model: SentenceTransformer, name: str | os.PathLike[str], options: dict[str, Any]) -> Dense:
+    """BERT's own pooler as it was pretrained."""
+    backbone: Any = cast(Transformer, model[0]).model
+    layer = getattr(backbone, "pooler", None)
+    is_linear, is_tanh = (
+        isinstance(getattr(layer, part, None), kind) for part, kind in (("dense", nn.Linear), ("activation", nn.Tanh))
+    )
+    modules = cached_file(name, "modules.json", **options)
+    folder = json.loads(modules.read_bytes())[0]["path"] if modules else ""
+    places = ("pooler.dense", f"{backbone.base_model_prefix}.pooler.dense")
+    # A pooler that is in none of the files was made at random when the model was loaded.
+    dense = trained_dense(name, places, folder, **options) if is_linear and is_tanh else None
+    if dense is None:
+        raise ValueError(
+            f"{name} has no trained pooler, the layer behind the first token that BERT was pretrained with: pass "
+            "pooling='cls' (--pooling cls), and dense=True (--dense) for a new layer behind it"
+        )
+    return dense
+
+
+def _set_pooling(
+    model: SentenceTransformer, pooling: PoolingMode, of_saved: str | None, behind: Sequence[nn.Module] = ()
+) -> None:
     transformer = cast(Transformer, model[0])
     width = transformer.get_embedding_dimension()
     average_layers = pooling in ("first_last_avg", "last2_avg")
-    modules: list[nn.Module] = [Pooling(width, pooling_mode="mean" if average_layers else pooling)]
+    first_stage: Any = "mean" if average_layers else "cls" if pooling == "pooler" else pooling
+    modules: list[nn.Module] = [Pooling(width, pooling_mode=first_stage), *behind]
     if average_layers:
         modules.insert(0, _layer_average(pooling, width, transformer.model.config.num_hidden_layers))
     saved = list(model)[1:]

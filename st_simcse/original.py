@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,10 @@ from transformers.modeling_utils import load_state_dict
 
 from st_simcse.model_files import cached_file, weights_file
 
-__all__ = ["Original", "recognise", "trained_mlp"]
+__all__ = ["MLP_NAMES", "Original", "recognise", "trained_dense"]
 
 # Where the MLP lies in a checkpoint: as the training script writes it, and as published, in place of BERT's own pooler.
-_MLP_NAMES = ("mlp.dense", "pooler.dense", "bert.pooler.dense", "roberta.pooler.dense")
+MLP_NAMES = ("mlp.dense", "pooler.dense", "bert.pooler.dense", "roberta.pooler.dense")
 
 
 class Original(NamedTuple):
@@ -68,26 +69,28 @@ def recognise(name_or_path: str | os.PathLike[str], **options: Any) -> Original 
     return Original(told, f"the name {name}")
 
 
-def trained_mlp(name_or_path: str | os.PathLike[str], **options: Any) -> Dense:
-    """The MLP (Linear + Tanh) of a supervised checkpoint, from the files that the transformer was loaded from.
+def trained_dense(
+    name_or_path: str | os.PathLike[str], names: Sequence[str], subfolder: str = "", **options: Any
+) -> Dense | None:
+    """A trained layer (Linear + Tanh) from the files that the transformer was loaded from; None if it is in none.
 
-    Raises:
-        ValueError: if there is none.
+    Args:
+        name_or_path: a folder, or a model's name on the hub.
+        names: of the layer in the files, of which the first that is there is taken.
+        subfolder: of the transformer.
+        **options: those that the transformer was loaded with a moment ago.
     """
     found: dict[str, Tensor] = {}
-    for path in _files(name_or_path, options):
+    for path in _files(name_or_path, options, subfolder):
         weights = load_state_dict(path)
         # Copies: what is read may be the file itself, mapped.
-        found |= {name: weights[name].clone() for name in weights if name.rpartition(".")[0] in _MLP_NAMES}
-    for name in _MLP_NAMES:
+        found |= {name: weights[name].clone() for name in weights if name.rpartition(".")[0] in names}
+    for name in names:
         if f"{name}.weight" in found:
             weight, bias = found[f"{name}.weight"], found[f"{name}.bias"]
             width_out, width_in = weight.shape
             return Dense(width_in, width_out, activation_function=nn.Tanh(), init_weight=weight, init_bias=bias)
-    raise ValueError(
-        f"{weights_file(name_or_path, **options) or name_or_path} has no MLP, that is none of {', '.join(_MLP_NAMES)}: "
-        "if it was trained without supervision, pass supervised=False"
-    )
+    return None
 
 
 def _names(name_or_path: str | os.PathLike[str]) -> list[str]:
@@ -105,15 +108,15 @@ def _told_by(names: list[str]) -> tuple[bool | None, str | None]:
     return None, None
 
 
-def _files(name_or_path: str | os.PathLike[str], options: dict[str, Any]) -> list[Path]:
+def _files(name_or_path: str | os.PathLike[str], options: dict[str, Any], subfolder: str = "") -> list[Path]:
     """The files of the weights, which may be shards."""
-    file = weights_file(name_or_path, **options)
+    file = weights_file(name_or_path, subfolder, **options)
     if file is None:
         return []
     if not file.name.endswith(".index.json"):
         return [file]
     shards = sorted(set(json.loads(file.read_bytes())["weight_map"].values()))
-    return [path for shard in shards if (path := cached_file(name_or_path, shard, **options))]
+    return [path for shard in shards if (path := cached_file(name_or_path, shard, subfolder, **options))]
 
 
 def _weight_names(name_or_path: str | os.PathLike[str], options: dict[str, Any]) -> list[str]:

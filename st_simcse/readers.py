@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -81,6 +82,8 @@ class Reader:
         usual: the column sets to look for, of which the first that the file has is taken.
         optional: how many of the last ones it may lack; those that the user names it must have.
         argument: what the reader calls the columns that the user names.
+        of_pairs: what is read of a scored pair without a header, whose last three columns are sentence, sentence and
+            score; None refuses such a file.
         takes_lines: whether a file may hold a sentence a line instead of a table.
         scores: which of the wanted columns, by their places, have numbers; true is 1 there, and false 0.
 
@@ -91,6 +94,7 @@ class Reader:
     usual: ClassVar[Sequence[Sequence[Column]]] = ()
     optional: ClassVar[int] = 0
     argument: ClassVar[str] = "columns"
+    of_pairs: ClassVar[slice | None] = None
     takes_lines: ClassVar[bool] = False
     scores: ClassVar[Container[int]] = ()
 
@@ -182,6 +186,8 @@ class Reader:
     def _read(self, filename: Name) -> Iterator[Record]:
         """The records of a file, of which there is one at least; what is skipped is counted, and logged at the end."""
         path = filename if isinstance(filename, HubDataset) else Path(self.dataset_folder, filename)
+        if isinstance(path, Path) and not path.exists():
+            raise FileNotFoundError(f"there is no file {path}: check its name and the folder, {path.absolute().parent}")
         self.skipped = Counter()
         seen: set[int] = set()  # hashes: the texts of a large file would fill the memory
         count = 0
@@ -238,7 +244,7 @@ class Reader:
 
     def _rows(self, path: Source) -> Iterator[Row]:
         """The rows with the line they begin on; blank lines are empty rows."""
-        numbered = all(isinstance(column, int) for column in self.columns or [""])
+        numbered = None if self.columns is None else all(isinstance(column, int) for column in self.columns)
         kind, rows = open_rows(path, self.how, numbered)
         if kind == "lines" and not self.takes_lines:
             raise ValueError(
@@ -266,6 +272,10 @@ class Reader:
 
     def _choose_columns(self, path: Source, line: int, row: dict[Column, Any]) -> Sequence[Column]:
         wanted: Sequence[Column]
+        if self.columns is None and self.of_pairs and all(isinstance(column, int) for column in row):
+            wanted = list(row)[self.of_pairs]
+            logger.info("%s holds scored pairs and no header: the columns %s are read, from 0", path, wanted)
+            return wanted
         if self.columns is not None:
             # Where columns have names, a number is one.
             wanted = [column if column in row or str(column) not in row else str(column) for column in self.columns]
@@ -273,16 +283,7 @@ class Reader:
         else:
             wanted, lacking = self.usual_columns(row), " or ".join(str(list(columns)) for columns in self.usual)
         if not wanted or not all(column in row for column in wanted):
-            other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
-            trains = type(self) in READERS.values()  # the others are for evaluation, which is of one kind
-            remedy = (
-                f"{READERS[other].__name__} (--train_format {other}) reads such a file"
-                if other and trains and not self.columns
-                else f"name the columns to read with {self.argument}=, by their header or, for a file without one, by "
-                "number from 0"
-            )
-            if self.takes_lines and file_format(path) == "txt":  # its lines were found to be a table's
-                remedy += "; or pass format='lines' (--format lines, --train_format lines) to read each as a sentence"
+            remedy = self._column_remedy(path, row)
             raise ValueError(f"{place(path, line)}: no column(s) {lacking}, found {list(row)}; {remedy}")
         unread = [column for column in row if column not in wanted]
         if unread and self.columns is None and len(wanted) < len(self.usual[0]):
@@ -293,6 +294,35 @@ class Reader:
         """What the source itself says of the numbers in one of the found columns."""
         has_features = file_format(path) in ("dataset", "parquet")
         return class_names(path).get(str(self.found_columns[column]), []) if has_features else []
+
+    def _column_remedy(self, path: Source, row: dict[Column, Any]) -> str:
+        """What to do about a table that lacks the wanted columns."""
+        if self.columns is None and all(isinstance(name, str) and _is_text(name) for name in row):
+            numbers = " ".join(map(str, range(len(row))))
+            return (
+                "these are texts, so that the file seems to have no header: name the columns to read by number, "
+                f"such as {numbers}, with {self.argument}="
+            )
+        other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
+        if self.columns is None and all(isinstance(name, int) for name in row):
+            other = "sentences"  # without a header, so that scored pairs were found
+        trains = type(self) in READERS.values()  # the others are for evaluation, which is of one kind
+        if other and trains and not self.columns:
+            remedy = f"{READERS[other].__name__} (--train_format {other}) reads such a file"
+        elif trains and len(row) == 1 and not self._takes(1):
+            (name,) = row
+            remedy = (
+                f"SentenceReader(column={name!r}) (--train_format sentences --columns {shlex.quote(str(name))}) reads "
+                "its one column"
+            )
+        else:
+            remedy = (
+                f"name the columns to read with {self.argument}=, by their header or, for a file without one, by "
+                "number from 0"
+            )
+        if self.takes_lines and file_format(path) == "txt":  # its lines were found to be a table's
+            remedy += "; or pass format='lines' (--format lines, --train_format lines) to read each as a sentence"
+        return remedy
 
     @classmethod
     def _takes(cls, columns: int) -> bool:
@@ -363,13 +393,14 @@ class SentenceReader(Reader):
 
     Text files (``.txt``, or any other name) hold one sentence a line. Tables (``.csv``, ``.tsv``, ``.jsonl``,
     ``.parquet``, data sets of the hub, and text files in which all of the first lines are JSON objects or have the same
-    number of tabs or ``||``) hold it in the column ``sentence`` or ``text``, or in the one given. Each but parquet may
-    be gzipped (``.gz``). Examples come doubled, ``texts=[s, s]``, as ``fit`` needs them; the Dataset has
-    the single column ``sentence``.
+    number of tabs or ``||``) hold it in the column ``sentence`` or ``text``, or in those given. A table of scored pairs
+    without a header gives both texts of each row. Each but parquet may be gzipped (``.gz``). Examples come doubled,
+    ``texts=[s, s]``, as ``fit`` needs them; the Dataset has the single column ``sentence``.
 
     Args:
         dataset_folder: file names are relative to it.
         column: name or number of the column.
+        columns: several of them instead, each cell of which is a sentence.
         drop_duplicates: skip, and count, sentences that were read before.
         split: see :class:`Reader`.
         **how: see :class:`Reader`; ``format="lines"`` reads a sentence a line, whatever is in it.
@@ -385,6 +416,7 @@ class SentenceReader(Reader):
     """
 
     usual = (("sentence",), ("text",))
+    of_pairs = slice(-3, -1)
     argument = "column"
     takes_lines = True
 
@@ -393,12 +425,25 @@ class SentenceReader(Reader):
         dataset_folder: str | os.PathLike[str] = "",
         column: Column | None = None,
         *,
+        columns: Sequence[Column] | None = None,
         drop_duplicates: bool = False,
         split: str | None = None,
         **how: Unpack[FormatOptions],
     ) -> None:
-        columns = None if column is None else [column]
+        if column is not None and columns is not None:
+            raise ValueError(f"pass column={column!r} or columns={columns!r}, not both")
+        columns = columns if column is None else [column]
         super().__init__(dataset_folder, columns, drop_duplicates=drop_duplicates, split=split, **how)
+
+    @classmethod
+    def _takes(cls, columns: int) -> bool:
+        return columns >= 1
+
+    def _choices(
+        self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column]
+    ) -> Iterator[list[tuple[Column, str]]]:
+        for column in wanted:
+            yield [(column, _text(path, line, row, column))]
 
     def _names(self, width: int) -> Sequence[str]:
         return ["sentence"]
@@ -567,6 +612,7 @@ class STSReader(Reader):
         ("text1", "text2", "label"),
         ("sentence_A", "sentence_B", "relatedness_score"),
     )
+    of_pairs = slice(-3, None)
     scores = (2,)
 
     def _records(self, path: Source) -> Iterator[Record]:
@@ -682,6 +728,11 @@ def check_score(path: Source, line: int, column: Column, score: str) -> None:
         )
     if not finite:
         raise ValueError(f"{place(path, line)}, column {column!r}: {score!r} is not a score, expected a number")
+
+
+def _is_text(cell: str) -> bool:
+    """Whether it reads like a sentence or a number, and not like the name of a column."""
+    return len(cell.split()) > 2 or cell[-1:] in (".", "!", "?", "。") or cell.replace(".", "", 1).isdecimal()
 
 
 def _listed(path: Source, line: int, row: dict[Column, Any], column: Column) -> list[tuple[Column, str]]:

@@ -141,6 +141,25 @@ def test_train_on_nli_rows_and_on_a_column(tmp_path, tiny_bert):
     _train(tmp_path, tiny_bert, table, "--train_format", "sentences", "--columns", "1", "--save_strategy", "no")
 
 
+def test_train_on_some_rows(tmp_path, tiny_bert, sentences):
+    """Drawn with the seed; all where there are no more."""
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+
+    def drawn(*options, seed=0):
+        _, args, _, _ = train.parse_train(
+            ["--model_name_or_path", "x", "--train_file", str(tmp_path / "a.txt"), *options]
+        )
+        return train._training_data(args.train_file, args, seed)["sentence"][:]
+
+    some = drawn("--max_train_samples", "3")
+    assert len(set(some)) == 3
+    assert set(some) < set(sentences)
+    assert some == drawn("--max_train_samples", "3")
+    assert any(drawn("--max_train_samples", "3", seed=seed) != some for seed in range(1, 4))
+    for most in ("0", "8", "9"):
+        assert drawn("--max_train_samples", most) == sentences
+
+
 def test_evaluate_several_models(generated, tiny_bert, capsys, monkeypatch):
     sts = str(generated / "sts/raw")
     options = ["--pooling", "cls", "--max_seq_length", "32"]
@@ -550,6 +569,9 @@ def test_no_bar_for_the_loading_of_a_model(tmp_path, tiny_bert, capsys):
     enable_progress_bar()
 
 
+SOME_ROWS = ["--max_steps", "1", "--max_train_samples", "5"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -558,10 +580,17 @@ def test_no_bar_for_the_loading_of_a_model(tmp_path, tiny_bert, capsys):
         (["evaluate", "--model", "x", "--sts_di", "y"], "unknown option --sts_di, did you mean --sts_dir?"),
         (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'\nst-simcse demo --help lists the options"),
         (["evaluate", "--model", "x", "--sts_dir", "/absent"], "st-simcse evaluate: /absent lacks STS12.tsv"),
-        (["train", "--model_name_or_path", "x", "--train_file", "/absent.txt"], "No such file.*/absent.txt"),
         (
-            ["train", "--model_name_or_path", "x", "--train_file", "a.txt", "--columns", "a", "b"],
-            "sentences are read from one column",
+            ["train", "--model_name_or_path", "x", "--train_file", "/absent.txt"],
+            "there is no file /absent.txt: check its name",
+        ),
+        (
+            ["train", "--model_name_or_path", "x", "--train_file", "a.txt", "--max_train_samples", "-1"],
+            r"--max_train_samples must be 0 \(all rows\) or more, got -1",
+        ),
+        (
+            ["train", "--model_name_or_path", "x", "--train_file", "a.txt", "--streaming", *SOME_ROWS],
+            "--max_train_samples draws from rows that are read beforehand: leave --streaming out",
         ),
     ],
 )
@@ -578,7 +607,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, tiny_bert, senten
         ("a.txt", "--own_negative_weight 2", "--own_negative_weight does not go with sentences"),
         ("b.csv", "--dropout_free_negatives", "--dropout_free_negatives does not go with triplets"),
         ("a.txt", "--momentum_queue_momentum 0.9", "--momentum_queue_momentum is part of --momentum_queue: pass that"),
-        ("a.txt", "--momentum_queue 0", "MomentumQueue needs a finite size of at least 1"),
+        ("a.txt", "--momentum_queue 0", "MomentumQueue needs an integer size of at least 1"),
         ("a.txt", "--masked_language_model 0.1 --mini_batch_size 4", "MaskedLanguageModel does not go with mini_batch"),
         ("a.txt", "--directions query_to_fox", "unknown direction"),
         ("a.txt", "--dropout 1", "dropout must be at least 0 and below 1, got 1.0"),

@@ -86,6 +86,90 @@ def test_columns_by_number_of_a_file_without_a_header(tmp_path, name, separator)
     assert TripletReader(columns=[1, 0]).get_dataset(path)["positive"][:] == [pair[0] for pair in PAIRS]
 
 
+CHINESE = [
+    ("一个女孩在梳头。", "一个女孩在做头发。", "2"),
+    ("有人在弹吉他", "男人弹吉他", "5"),
+    ("狗在跑", "飞机起飞了", "0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"),
+    [("cnsd-sts-train.txt", "||"), ("ATEC.train.data", "\t"), ("train.txt", "\t"), ("dev.tsv", "\t")],
+)
+def test_scored_pairs_without_a_header(tmp_path, name, separator):
+    """The layouts of CNSD's STS-B, which has ids, and of senteval_cn, without an option."""
+    has_id = separator == "||"
+    rows = [[f"2012test-{row:04}"] * has_id + list(pair) for row, pair in enumerate(CHINESE * 7)]
+    path = _write(tmp_path / name, content := _joined(separator, rows))
+    evaluator = load_sts(path)
+    assert list(zip(evaluator.sentences1, evaluator.sentences2, evaluator.scores, strict=True)) == [
+        (one, two, float(score)) for one, two, score in CHINESE * 7
+    ]
+    both = [text for one, two, _ in CHINESE * 7 for text in (one, two)]
+    places = [1, 2] if has_id else [0, 1]
+    assert _sentences(path) == _sentences(path, columns=places) == both
+    assert [example.texts for example in SentenceReader().get_examples(path)] == [[text, text] for text in both]
+    with pytest.raises(
+        ValueError, match=r"found \[0, 1, 2.*SentenceReader .--train_format sentences. reads such a file"
+    ):
+        TripletReader().get_dataset(path)
+    width = 3 + has_id
+    _write(path, content + separator.join("好" * (width - 1)) + "\n")
+    with pytest.raises(
+        ValueError, match=rf"{name}, line 22: {width - 1} cells, but the first row has {width}, separated"
+    ):
+        load_sts(path)
+    _write(path, content + separator.join("好" * width) + "\n")
+    with pytest.raises(ValueError, match=rf"{name}, line 22, column {width - 1}: '好' is not a score"):
+        load_sts(path)
+
+
+def test_a_first_row_that_may_be_a_header_is_one(tmp_path):
+    for row in ("a\tb\tc", "sentence1\tsentence2\t2019", "a\tb\tc d\t1", "a\tb\t1\t2\t3", "a\t\t1"):
+        path = _write(tmp_path / "a.tsv", f"{row}\n" * 3)
+        with pytest.raises(ValueError, match=f"no column.*found .'{row.split()[0]}'"):
+            load_sts(path)
+    path = _write(tmp_path / "a.csv", "a,b,1\n" * 3)
+    with pytest.raises(ValueError, match="no column.*found .'a', 'b', '1'.*by number from 0"):
+        load_sts(path)
+
+
+def test_cnsd_snli(tmp_path):
+    """As it is released, and as SimCSE-Chinese-Pytorch leaves it: a row an object, in files of several names."""
+    rows = [
+        {"sentence1": "两个人在跑步。", "sentence2": "有人在运动。", "gold_label": "entailment"},
+        {"sentence1": "两个人在跑步。", "sentence2": "他们是兄弟。", "gold_label": "neutral"},
+        {"sentence1": "两个人在跑步。", "sentence2": "他们在睡觉。", "gold_label": "contradiction"},
+        {"sentence1": "一只狗。", "sentence2": "一只猫。", "gold_label": "-"},
+    ]
+    triplet = {"anchor": "两个人在跑步。", "positive": "有人在运动。", "negative": "他们在睡觉。"}
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    path = _write(tmp_path / "cnsd_snli_v1.0.train.jsonl", "\n".join(lines))
+    reader = NLIReader()
+    assert reader.get_examples(path)[0].texts == list(triplet.values())
+    assert reader.skipped == {"neutral": 1, "without a gold label": 1}
+    assert _sentences(path, columns=["sentence1", "sentence2"])[:3] == [
+        "两个人在跑步。",
+        "有人在运动。",
+        "两个人在跑步。",
+    ]
+    origin = dict(zip(("origin", "entailment", "contradiction"), triplet.values(), strict=True))
+    path = _write(tmp_path / "train.txt", f"{json.dumps(origin, ensure_ascii=False)}\n" * 7)
+    assert TripletReader().get_dataset(path)[:] == {column: [text] * 7 for column, text in triplet.items()}
+    assert _sentences(path, column="origin") == [triplet["anchor"]] * 7
+    _write(path, json.dumps(origin) + "\n" + json.dumps({"origin": "一"}) + "\n")
+    with pytest.raises(ValueError, match=r"train.txt, line 2: no column 'entailment', the row has \['origin'\]"):
+        TripletReader().get_dataset(path)
+
+
+def test_one_column_or_several():
+    with pytest.raises(ValueError, match=r"pass column=0 or columns=\[0, 1\], not both"):
+        SentenceReader(column=0, columns=[0, 1])
+    with pytest.raises(ValueError, match="expected a list as long as"):
+        SentenceReader(columns=[])
+
+
 def test_what_was_found_is_said(tmp_path, caplog):
     path = _write(tmp_path / "a.data", _joined("\t"))
     with caplog.at_level(logging.INFO):
@@ -174,7 +258,7 @@ def test_snli_as_it_is_released(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "found"), [('{"origin": "A", "x": "B"}\n' * 3, "origin"), ("a\tb\t1\n" * 3, "'a'")]
+    ("content", "found"), [('{"origin": "A", "x": "B"}\n' * 3, "origin"), ("a\tb\tc\n" * 3, "'a'")]
 )
 def test_the_command_line_does_not_train_on_tables_as_sentences(tmp_path, content, found):
     path = _write(tmp_path / "a.txt", content)

@@ -325,3 +325,22 @@ def test_a_trained_weight_that_no_adapter_holds_is_refused(tiny_bert, sentences,
     for save in (trainer.train, trainer.save_model):
         with pytest.raises(ValueError, match=message):
             save()
+
+
+def test_a_trained_pooler_with_lora(tiny_bert, sentences, tmp_path):
+    """Adapter and pooler are trained, saved and read again; merged, it is a plain model."""
+    model = build_model(tiny_bert, pooling="pooler", lora=LoraConfig(r=2, init_lora_weights=False), device="cpu")
+    before = model[2].linear.weight.clone()
+    UnsupSimCSELoss(model.train())([model.preprocess(sentences)]).backward()
+    torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=1.0).step()
+    assert not torch.equal(before, model[2].linear.weight)
+    trained = model.eval().encode(sentences)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    assert build_model(tmp_path / "adapter", device="cpu").encode(sentences) == pytest.approx(trained, abs=1e-6)
+    assert save_transformer(model, tmp_path / "plain") == "outputs.pooler_output"
+    tokens = AutoTokenizer.from_pretrained(tiny_bert)(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(tmp_path / "plain").eval()(**tokens).pooler_output
+    assert trained == pytest.approx(expected.numpy(), abs=1e-5)
+    merge_lora(model).save_pretrained(str(tmp_path / "merged"))
+    assert SentenceTransformer(str(tmp_path / "merged")).encode(sentences) == pytest.approx(trained, abs=1e-5)

@@ -8,9 +8,15 @@ from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     AutoModel,
     AutoTokenizer,
+    BertConfig,
+    BertForPreTraining,
     BertModel,
+    ElectraConfig,
+    ElectraModel,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
@@ -21,7 +27,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from st_simcse import MomentumQueue, ProjectionHead, UnsupSimCSELoss, build_model
+from st_simcse import MomentumQueue, ProjectionHead, UnsupSimCSELoss, build_model, save_transformer
 from st_simcse.checkpoints import load_model
 
 
@@ -30,6 +36,12 @@ def _hidden_states(folder, sentences):
     with torch.no_grad():
         states = AutoModel.from_pretrained(folder).eval()(**tokens, output_hidden_states=True).hidden_states
     return states, tokens["attention_mask"].unsqueeze(-1)
+
+
+def _pooler_output(folder, sentences):
+    with torch.no_grad():
+        tokens = AutoTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
+        return AutoModel.from_pretrained(folder).eval()(**tokens).pooler_output
 
 
 def _expected(pooling, states, mask):
@@ -75,6 +87,53 @@ def test_averages_of_layers_in_another_process(tiny_bert, sentences, pooling, tm
         assert model.encode(sentences, pool=pool) == pytest.approx(expected, abs=1e-5)
     finally:
         SentenceTransformer.stop_multi_process_pool(pool)
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["tiny", "MiniLM"])
+def test_berts_own_pooler(request, sentences, tmp_path, real, caplog):
+    """The layer that it was pretrained with; trained on, it is kept where it is asked for again."""
+    folder = request.getfixturevalue("pretrained" if real else "tiny_bert")
+    model = build_model(folder, pooling="pooler", device="cpu")
+    assert [type(module) for module in model] == [Transformer, Pooling, Dense]
+    embeddings = model.encode(sentences)
+    assert embeddings == pytest.approx(_pooler_output(folder, sentences).numpy(), abs=1e-5)
+    with torch.no_grad():
+        model[2].linear.weight += 0.1
+    trained = model.encode(sentences)
+    model.save_pretrained(str(tmp_path / "saved"))
+    caplog.clear()
+    for pooling in (None, "pooler"):
+        assert (build_model(tmp_path / "saved", pooling=pooling, device="cpu").encode(sentences) == trained).all()
+    assert not [record for record in caplog.records if record.name.startswith("st_simcse")]
+    assert (SentenceTransformer(str(tmp_path / "saved"), device="cpu").encode(sentences) == trained).all()
+    assert save_transformer(model, tmp_path / "plain") == "outputs.pooler_output"
+    assert trained == pytest.approx(_pooler_output(tmp_path / "plain", sentences).numpy(), abs=1e-5)
+
+
+def test_berts_own_pooler_behind_its_masked_language_model(tiny_bert, sentences, tmp_path):
+    """As bert-base-chinese and others are published: under a prefix, in a checkpoint of more than the transformer."""
+    for part in (BertForPreTraining(BertConfig.from_pretrained(tiny_bert)), AutoTokenizer.from_pretrained(tiny_bert)):
+        part.save_pretrained(tmp_path)
+    model = build_model(tmp_path, pooling="pooler", device="cpu")
+    assert model.encode(sentences) == pytest.approx(_pooler_output(tmp_path, sentences).numpy(), abs=1e-5)
+
+
+def test_no_trained_pooler_is_refused(tiny_bert, tmp_path):
+    """A layer that transformers makes at random, none, and one of another kind."""
+    tokenizer, small = AutoTokenizer.from_pretrained(tiny_bert), BertConfig.from_pretrained(tiny_bert).to_dict()
+    size = {name: small[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
+    others = {
+        "random": BertModel(BertConfig.from_pretrained(tiny_bert), add_pooling_layer=False),
+        "none": ElectraModel(ElectraConfig(**size, embedding_size=32, intermediate_size=64)),
+        "another": AlbertModel(AlbertConfig(**size, embedding_size=32, intermediate_size=64)),
+    }
+    for name, transformer in others.items():
+        for part in (transformer, tokenizer):
+            part.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} has no trained pooler.*pass pooling='cls' .--pooling cls"):
+            build_model(tmp_path / name, pooling="pooler")
+    with pytest.raises(ValueError, match="'pooler' is an MLP already.*leave dense"):
+        build_model(tiny_bert, pooling="pooler", dense=True)
 
 
 @pytest.fixture
@@ -225,7 +284,9 @@ def test_cls_pooling_of_an_encoder_is_not(tiny_bert, tmp_path, kind):
 
 
 def test_unknown_pooling(tiny_bert):
-    with pytest.raises(ValueError, match="choose cls, mean, lasttoken, weightedmean, first_last_avg or last2_avg"):
+    with pytest.raises(
+        ValueError, match="choose cls, pooler, mean, lasttoken, weightedmean, first_last_avg or last2_avg"
+    ):
         build_model(tiny_bert, pooling="max")
 
 

@@ -55,16 +55,18 @@ class EvaluateArguments:
         default="test",
         metadata={"help": "Transfer: test has 10 folds, the others 5; dev: results on the dev sets, in STS two tasks."},
     )
-    pooling: Literal["as saved", "cls", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"] = field(
-        default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}
-    )
+    pooling: Literal[
+        "as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"
+    ] = field(default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."})
     max_seq_length: int | None = field(default=None, metadata={"help": "Texts are cut off after so many tokens."})
     prompt: str | None = field(default=None, metadata={"help": "Put before every text; the model's default if none."})
     prompt_name: str | None = field(default=None, metadata={"help": "Instead of a text: one of the model's own."})
     batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
     json_file: str | None = field(default=None, metadata={"help": "Write the numbers here too, as JSON."})
     csv_file: str | None = field(default=None, metadata={"help": "The same as CSV."})
-    plot_file: str | None = field(default=None, metadata={"help": "Draw a bar chart of them (.png, .svg, .pdf)."})
+    plot_file: str | None = field(
+        default=None, metadata={"help": "Draw them as dots, a group a task (.png, .svg, .pdf)."}
+    )
     sts_columns: list[str] | None = field(
         default=None,
         metadata={"help": "Of the STS tables: sentence, sentence, score; names, or numbers from 0, if not the usual."},
@@ -239,9 +241,9 @@ def _write(rows: Rows, args: EvaluateArguments) -> None:
             writer.writeheader()
             writer.writerows({"model": _no_formula(name), **row} for name, row in rows.items())
     if args.plot_file:
-        bars = {name: {task: value for task, value in row.items() if task != F1} for name, row in rows.items()}
+        dots = {name: {task: value for task, value in row.items() if task != F1} for name, row in rows.items()}
         is_sts = args.task_set in (None, "sts") and not args.tasks
-        plot_scores(bars, args.plot_file, "Spearman's correlation × 100" if is_sts else "score × 100")
+        plot_scores(dots, args.plot_file, "Spearman's correlation × 100" if is_sts else "score × 100")
 
 
 def _no_formula(text: str) -> str:

@@ -21,9 +21,9 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.checkpoints import load_model
+from st_simcse.cli.baselines import Baseline, BaselineTrainer
 from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns, parse_format
-from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.formats import FileFormat, found_format
 from st_simcse.hub import HubDataset
@@ -133,7 +133,15 @@ class DataArguments:
         metadata={"help": "Whether its cells may stand in quotes; if none, those that commas separate may."},
     )
     columns: list[str] | None = field(
-        default=None, metadata={"help": "Names, or numbers from 0, of the columns of a train table."}
+        default=None,
+        metadata={
+            "help": "Names, or numbers from 0, of the columns of a train table; each cell of them is a sentence with "
+            "--train_format sentences."
+        },
+    )
+    max_train_samples: int | None = field(
+        default=None,
+        metadata={"help": "Train on so many rows, drawn at random with --seed, where there are more; 0 or none: all."},
     )
     labels: list[str] | None = field(
         default=None,
@@ -181,13 +189,16 @@ class DataArguments:
 
 
 def run(
-    argv: Sequence[str], peer: Peer | None = None, callbacks: Sequence[TrainerCallback] = (), before: bool = True
+    argv: Sequence[str],
+    baseline: Baseline | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    before: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Train, save the model to ``output_dir``, and print Spearman's correlation before and after.
 
     Args:
         argv: the words behind the command.
-        peer: makes data and loss for ST's own trainer, in place of ours.
+        baseline: makes data and loss for ST's own trainer, in place of ours.
         callbacks: for the trainer.
         before: whether to measure the model as it was too.
 
@@ -203,13 +214,13 @@ def run(
     arguments = parse_train(argv)
     training_args = arguments[-1]
     with sole_run(str(training_args.output_dir), training_args.should_save):
-        return _run(argv, arguments, peer, callbacks, before)
+        return _run(argv, arguments, baseline, callbacks, before)
 
 
 def _run(
     argv: Sequence[str],
     arguments: tuple[Any, ...],
-    peer: Peer | None,
+    baseline: Baseline | None,
     callbacks: Sequence[TrainerCallback],
     before: bool,
 ) -> dict[str, dict[str, float]]:
@@ -219,13 +230,13 @@ def _run(
     stopped: Stopped | None = None
     try:
         if not data_args.seeds:
-            results = _train_once(argv, arguments, peer, callbacks, before)
+            results = _train_once(argv, arguments, baseline, callbacks, before)
         for seed in data_args.seeds or []:
             folder = Path(training_args.output_dir, f"seed-{seed}")
             once = parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
             if not checkpoint_folders(folder):  # resuming a run that had not come to this seed
                 once[-1].resume_from_checkpoint = None
-            scores = _train_once(argv, once, peer, callbacks, before and not results)
+            scores = _train_once(argv, once, baseline, callbacks, before and not results)
             after = scores.pop("after")
             results |= scores
             results[f"seed {seed}"] = after
@@ -261,7 +272,7 @@ def parse_train(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, Any
 def _train_once(
     argv: Sequence[str],
     arguments: tuple[Any, ...],
-    peer: Peer | None,
+    baseline: Baseline | None,
     callbacks: Sequence[TrainerCallback],
     before: bool,
 ) -> dict[str, dict[str, float]]:
@@ -272,20 +283,24 @@ def _train_once(
         raise ValueError("pass --train_file, or --train_dataset with a data set's name")
     if data_args.streaming and args.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps, because nobody has counted the rows")
+    if data_args.max_train_samples is not None and data_args.max_train_samples < 0:
+        raise ValueError(f"--max_train_samples must be 0 (all rows) or more, got {data_args.max_train_samples}")
+    if data_args.streaming and data_args.max_train_samples:
+        raise ValueError("--max_train_samples draws from rows that are read beforehand: leave --streaming out")
     dataset = _training_data(sources["train"], data_args, args.seed)
     evaluators = _evaluators(sources, data_args)
     has_dev = sources["dev"] is not None
     during_training = _during_training(evaluators[:1] if has_dev else [], data_args, args)
     model = _model(model_args, "cpu" if args.use_cpu else None)
     _check_length(model, args.max_length)
-    if peer:
-        dataset, loss = peer(model, dataset, data_args.teacher or [], args)
+    if baseline:
+        dataset, loss = baseline(model, dataset, data_args.teacher or [], args)
     else:
         loss = make_loss(model, len(dataset.column_names), loss_args)
         dataset = _with_teacher(dataset, loss, data_args.teacher or [], args.device)
     if has_dev:
         _keep_the_best(args, dataset, f"eval_{evaluators[0].name}_spearman_cosine")
-    trainer = (PeerTrainer if peer else SimCSETrainer)(
+    trainer = (BaselineTrainer if baseline else SimCSETrainer)(
         model=model,
         args=args,
         train_dataset=dataset,
@@ -293,7 +308,7 @@ def _train_once(
         evaluator=during_training or None,
         callbacks=[stop := StopOnSignal(), *callbacks],
     )
-    if not peer:
+    if not baseline:
         own_card(model).command = shown_command(["st-simcse", "train", *argv])
     results = {"before": _spearman(evaluators, model)} if before else {}
     resume = args.resume_from_checkpoint
@@ -504,9 +519,13 @@ def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> 
     with named_options(column="--columns", columns="--columns", labels="--labels", split="--train_split"):
         reader = _reader(source, args)
         if not args.streaming:
-            return reader.get_dataset(source)
+            return _some_rows(reader.get_dataset(source), args.max_train_samples or 0, seed)
         # The trainer shuffles no streams.
         return reader.get_iterable_dataset(source).shuffle(seed=seed, buffer_size=10_000)
+
+
+def _some_rows(dataset: Dataset, most: int, seed: int) -> Dataset:
+    return dataset.shuffle(seed=seed).select(range(most)) if 0 < most < len(dataset) else dataset
 
 
 def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
@@ -526,9 +545,7 @@ def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
         raise ValueError(f"--labels are those of --train_format nli, these data are {train_format}: leave them out")
     if train_format != "sentences":
         return READERS[train_format](columns=columns, **how)
-    if columns and len(columns) > 1:
-        raise ValueError(f"sentences are read from one column, got --columns {' '.join(args.columns or [])}")
-    return SentenceReader(column=columns[0] if columns else None, **how)
+    return SentenceReader(columns=columns, **how)
 
 
 def _labels(words: list[str] | None) -> list[str] | dict[str | int, str] | None:
