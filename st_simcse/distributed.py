@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from st_simcse.batching import LengthGroupedBatchSampler
+from st_simcse.own_weights import own_parameters
 
 __all__ = [
     "EvenBatchSampler",
@@ -31,6 +32,7 @@ __all__ = [
     "RoundSampler",
     "any_process",
     "averaged_gradients",
+    "check_in_step",
     "gather_rows",
     "gradients_are_averaged",
     "is_distributed",
@@ -228,6 +230,20 @@ _inside: ContextVar[bool] = ContextVar("_inside", default=False)
 def gradients_are_averaged() -> bool:
     """Whether this is inside of :func:`averaged_gradients`."""
     return _inside.get()
+
+
+def check_in_step(loss: nn.Module, model: nn.Module) -> None:
+    """Whether the weights that belong to a loss stay equal in all processes.
+
+    Raises:
+        ValueError: if they would drift apart; says what to do.
+    """
+    drifts = is_distributed() and torch.is_grad_enabled() and not gradients_are_averaged()
+    if drifts and own_parameters(loss, model):
+        raise ValueError(
+            "in several processes the weights of a loss, such as a projection head's, would drift apart, since "
+            "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
+        )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from st_simcse.lora import adapters
 from st_simcse.losses.base import SimCSELoss
+from st_simcse.losses.options import check_compatible
 from st_simcse.own_weights import own_parameters
 
 __all__ = ["UnshardedWeights", "check_shardable", "with_weights", "without_weights"]
@@ -67,7 +68,16 @@ def check_shardable(
             )
         for part in loss.modules():
             if isinstance(part, SimCSELoss):
-                part.check_sharded(name)
+                _check_loss(part, name)
+
+
+def _check_loss(loss: SimCSELoss, name: str) -> None:
+    check_compatible(loss.options, name)
+    if loss.mini_batch_size is not None:
+        raise ValueError(
+            f"{name} exchanges weights or gradients with every mini-batch, of which processes may have different "
+            "numbers: leave mini_batch_size out, and lower the batch size or use gradient_checkpointing instead"
+        )
 
 
 def _check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:

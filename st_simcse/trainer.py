@@ -17,10 +17,10 @@ from torch.utils.data import BatchSampler, ConcatDataset
 
 from st_simcse.batching import token_collator, tokenize
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, averaged_gradients
-from st_simcse.embedding import chunked_outputs
 from st_simcse.lengths import warn_of_cut_training_texts
 from st_simcse.losses import SimCSELoss, SupSimCSELoss, UnsupSimCSELoss, check_wrappers
-from st_simcse.losses.options import refuse
+from st_simcse.losses.options import check_compatible
+from st_simcse.losses.st_internals import chunked_outputs
 from st_simcse.model_card import ModelCardCallback
 from st_simcse.negatives import NegativesCollator, check_lists, list_columns, longest_list
 from st_simcse.own_weights import own_weights
@@ -39,8 +39,8 @@ __all__ = ["SimCSETrainer"]
 logger = logging.getLogger(__name__)
 
 
-def _check_dealing(args: SentenceTransformerTrainingArguments, train_dataset: Any) -> None:
-    """Whether several processes get their batches by the trainer's own rules; streams by accelerate's."""
+def _check_several_processes(args: SentenceTransformerTrainingArguments, train_dataset: Any) -> None:
+    """Whether several processes get batches by the trainer's own rules, and of streams by accelerate's."""
     config: Any = args.accelerator_config
     if not isinstance(train_dataset, IterableDataset):
         for name in ("split_batches", "dispatch_batches"):
@@ -57,6 +57,11 @@ def _check_dealing(args: SentenceTransformerTrainingArguments, train_dataset: An
                 "come to their ends at different steps: save, evaluate and log by steps and without "
                 "gradient_accumulation_steps, or make fewer files of it than there are processes"
             )
+    if args.auto_find_batch_size:
+        raise ValueError(
+            "auto_find_batch_size is for one process, since one that runs out of memory would leave the others "
+            "waiting: set per_device_train_batch_size, or the loss's mini_batch_size, which saves memory"
+        )
     # Of streams accelerate would join the batches of all processes in the first one, which fails: their widths differ.
     if config.dispatch_batches is None:
         config.dispatch_batches = False
@@ -180,12 +185,7 @@ class SimCSETrainer(ResumableTrainer):
         if args.output_dir:
             check_writable(args.output_dir)
         if args.world_size > 1:
-            _check_dealing(args, train_dataset)
-            if args.auto_find_batch_size:
-                raise ValueError(
-                    "auto_find_batch_size is for one process, since one that runs out of memory would leave the others "
-                    "waiting: set per_device_train_batch_size, or the loss's mini_batch_size, which saves memory"
-                )
+            _check_several_processes(args, train_dataset)
         tokenize_once = getattr(args, "tokenize_once", False)
         if tokenize_once and not isinstance(train_dataset, Dataset):
             raise ValueError(f"tokenize_once needs a datasets.Dataset, got {type(train_dataset).__name__}")
@@ -331,7 +331,7 @@ class SimCSETrainer(ResumableTrainer):
         check_wrappers(loss, compiled_in_processes=self.args.torch_compile and self.args.world_size > 1)
         if getattr(self.args, "views", None) is not None:
             for part in loss.modules():
-                refuse(part.options if isinstance(part, SimCSELoss) else [], "views", "views")
+                check_compatible(part.options if isinstance(part, SimCSELoss) else [], "views")
         return loss
 
     def get_batch_sampler(

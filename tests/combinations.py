@@ -250,14 +250,14 @@ def refusal(case: Case) -> str | None:
     loss = "UnsupSimCSELoss" if case.loss == "unsupervised" else "SupSimCSELoss"
     layers = case.wrapper in ("AdaptiveLayerLoss", "Matryoshka2dLoss")
     dimensions = case.wrapper in ("MatryoshkaLoss", "Matryoshka2dLoss")
-    for applies, what, name in (
-        (True, case.loss, loss),
-        (case.cached, "cached", "mini_batch_size"),
-        (layers, "adaptive_layer", "AdaptiveLayerLoss"),
-        (dimensions, "matryoshka", "MatryoshkaLoss"),
+    for applies, name in (
+        (True, loss),
+        (case.cached, "mini_batch_size"),
+        (layers, "AdaptiveLayerLoss"),
+        (dimensions, "MatryoshkaLoss"),
     ):
         for option in options:
-            if applies and not getattr(option, what, True):
+            if applies and name in getattr(option, "incompatible", ()):
                 return f"{option.__name__} does not go with {name}"
     if layers and case.cached:
         return "leave mini_batch_size out"

@@ -42,7 +42,8 @@ from st_simcse import (
     UnsupSimCSELoss,
 )
 from st_simcse.demo import tiny_model
-from st_simcse.losses import OPTIONS, Option, check_wrappers
+from st_simcse.losses import OPTIONS, EncoderOption, Option, check_wrappers
+from st_simcse.losses.encoder import BatchEncoder
 from st_simcse.losses.lookup import looked_up_once
 from st_simcse.views import VIEWS
 from tests.inputs import without_dropout
@@ -101,12 +102,12 @@ def _views_embedded_by_hand(model, sentences, rows):
 def test_sorting_by_length_changes_nothing(model, sentences, monkeypatch, mini_batch_size):
     """In passes of two rows, sorted by length, the columns give the loss of whole columns embedded one by one."""
     model.eval()
-    monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", 2)
+    monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", 2)
     columns = [sentences, sentences[3:] + sentences[:3], ["No.", *sentences[1:]]]
     loss = SupSimCSELoss(model, mini_batch_size=mini_batch_size, mask_duplicates=False)
     value = loss(_features(model, *columns))
     with monkeypatch.context() as patch:
-        patch.setattr("st_simcse.losses.base.merge_feature_batches", lambda columns: None)
+        patch.setattr("st_simcse.losses.encoder.merge_feature_batches", lambda columns: None)
         assert loss(_features(model, *columns)).item() == pytest.approx(value.item(), abs=1e-5)
     embeddings = [model.encode(column, convert_to_tensor=True).cpu() for column in columns]
     expected = info_nce_loop(embeddings[0], embeddings[1], embeddings[2][:, None])
@@ -114,7 +115,7 @@ def test_sorting_by_length_changes_nothing(model, sentences, monkeypatch, mini_b
 
 
 def test_in_mixed_precision_several_passes_cast_each_weight_once(model, sentences, monkeypatch):
-    monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", 2)
+    monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", 2)
     model.eval()
     forward, inputs, gradients = model.forward, [], []
     weight = model[0].auto_model.encoder.layer[0].intermediate.dense.weight
@@ -135,7 +136,7 @@ def test_in_mixed_precision_several_passes_cast_each_weight_once(model, sentence
     assert len(casts) == layers
 
     for rows in (2, 64):
-        monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", rows)
+        monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", rows)
         model.zero_grad()
         loss(_features(model, sentences, sentences[::-1])).backward()
         gradients.append(weight.grad.clone())
@@ -148,7 +149,7 @@ def test_several_passes_look_the_tokens_up_once(model, sentences, monkeypatch):
     model.eval()
     loss, gradients = SupSimCSELoss(model, mask_duplicates=False), []
     for rows in (2, 64):
-        monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", rows)
+        monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", rows)
         model.zero_grad()
         value = loss(_features(model, sentences, sentences[::-1]))
         with torch.profiler.profile(record_shapes=True) as profile:
@@ -161,7 +162,7 @@ def test_several_passes_look_the_tokens_up_once(model, sentences, monkeypatch):
 
 def test_hooks_of_the_vocabulary_see_every_place_of_a_pass(model, sentences, monkeypatch):
     """Such as one that adds noise, which is to be another at every place."""
-    monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", 2)
+    monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", 2)
     shapes = []
     table = model[0].auto_model.get_input_embeddings()
     handle = table.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[:-1]))
@@ -229,7 +230,7 @@ def test_focal_margin_reaches_the_objective(model, sentences):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_dropout_is_in_the_positive_pairs_alone(model, static_model, sentences, monkeypatch, kind, symmetric):
     model = model if kind == "transformer" else static_model
-    monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", 3)
+    monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", 3)
     model.train()
     frozen = model[0].eval() if kind == "static" else model[0].model.encoder.eval()
     loss = UnsupSimCSELoss(model, symmetric=symmetric, projection_head=True, options=[DropoutFreeNegatives()])
@@ -289,7 +290,7 @@ def _pooled_layers(model, texts):
 @pytest.mark.parametrize("dimensions", [None, [32, 8]])
 def test_each_layer_has_the_objective_of_its_own_embeddings(model, sentences, monkeypatch, kind, dimensions):
     """In AdaptiveLayerLoss and Matryoshka2dLoss, with dropout, and with more rows than a pass of a CPU has."""
-    monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", 2)
+    monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", 2)
     shifted = [sentences[offset:] + sentences[:offset] for offset in range(3)]
     columns = {"two columns": [sentences] * 2, "triplets": shifted}.get(kind, [sentences])
     added = [DropoutFreeNegatives()] if kind == "dropout-free negatives" else []
@@ -359,7 +360,7 @@ def test_mlm_is_added_to_the_loss(model, sentences, supervised):
     value = sum(parts.values())
     torch.manual_seed(3)
     term = loss.terms["masked_language_model"]
-    auxiliary = sum(term.of_texts([features]) for features in _features(model, *columns))
+    auxiliary = sum(term.from_features([features]) for features in _features(model, *columns))
     assert value.item() == pytest.approx(plain.item() + 0.1 * auxiliary.item() / len(columns), abs=1e-5)
     value.backward()
     assert all(parameter.grad is not None for parameter in loss.terms["masked_language_model"].parameters())
@@ -383,7 +384,7 @@ def test_mlm_counts_once_in_a_wrapper(model, sentences, wrapper):
 
     (plain, _), (both, masked_language_model) = value(0.0), value(0.5)
     torch.manual_seed(3)
-    expected = 0.5 * masked_language_model.of_texts([model.preprocess(sentences)]).item()
+    expected = 0.5 * masked_language_model.from_features([model.preprocess(sentences)]).item()
     assert expected > 0
     assert both - plain == pytest.approx(expected, abs=1e-4)
 
@@ -421,7 +422,7 @@ def test_two_columns_of_different_texts_warn_once(model, sentences, caplog):
 
 def test_columns_padded_on_the_left_embed_no_more_tokens_than_their_own(model, sentences, monkeypatch):
     """Merged, the narrow column would be padded on both sides."""
-    monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", 2)
+    monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", 2)
     # Sorted by length, rows of the second column would stand among those of the first.
     columns = [
         [f"{text.split()[1]}." for text in sentences],
@@ -512,6 +513,16 @@ def test_bad_options(model, loss, options):
     for no_option in (FocalMargin, 0.2, Option()):
         with pytest.raises(ValueError, match="is no option"):
             loss(model, options=[no_option])
+
+
+def test_a_batch_is_embedded_in_one_way(model):
+    class SomeOtherWay(EncoderOption):
+        def build(self, model):
+            return BatchEncoder
+
+    assert type(UnsupSimCSELoss(model, options=[SomeOtherWay()]).encoder) is BatchEncoder
+    with pytest.raises(ValueError, match="SharedLayers and SomeOtherWay change how a batch is embedded: leave one of"):
+        UnsupSimCSELoss(model, options=[SharedLayers(1), SomeOtherWay()])
 
 
 def test_missing_dropout_warns_once(model, static_model, sentences, caplog):
@@ -741,7 +752,7 @@ def test_the_citation_is_that_of_the_options_used(model):
         assert cited(kind) == ["gao2021simcse"]
     for option in OPTIONS:
         paper, instance = PAPERS[option]
-        kind = UnsupSimCSELoss if getattr(option, "unsupervised", True) else SupSimCSELoss
+        kind = SupSimCSELoss if "UnsupSimCSELoss" in getattr(option, "incompatible", ()) else UnsupSimCSELoss
         assert cited(kind, instance) == ["gao2021simcse", *([paper] if paper else [])]
     together = cited(UnsupSimCSELoss, MomentumQueue(4), FocalMargin(0.2), SimilarityThreshold(0.9))
     assert together == ["gao2021simcse", "wu2022esimcse", "hou2023focal"]
@@ -783,9 +794,9 @@ def test_dimension_contrast_is_the_cross_entropy_of_correlations():
         scores = [math.exp(correlation / 0.5) for correlation in correlations]
         total -= math.log(scores[c] / sum(scores)) / 4
     term = DimensionContrast(1.0, 0.5).build(None)
-    assert term.of_embeddings(columns, None).item() == pytest.approx(total, abs=1e-4)  # of variances with 1e-5 added
+    assert term.from_embeddings(columns, None).item() == pytest.approx(total, abs=1e-4)  # of variances with 1e-5 added
     leaves = [column.requires_grad_() for column in columns]
-    assert torch.autograd.gradcheck(lambda *views: term.of_embeddings(list(views), None), leaves)
+    assert torch.autograd.gradcheck(lambda *views: term.from_embeddings(list(views), None), leaves)
     for options in ((-1.0,), (0.1, 0.0)):
         with pytest.raises(ValueError, match="DimensionContrast needs a finite (weight|temperature)"):
             DimensionContrast(*options)

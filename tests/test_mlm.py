@@ -33,7 +33,7 @@ def test_the_loss_is_that_of_transformers_with_the_checkpoints_head(checkpoint, 
     mlm = MaskedLanguageModel(1.0, probability=0.5).build(model).eval()
     features = model.preprocess(sentences)
     torch.manual_seed(0)
-    value = mlm.of_texts([features])
+    value = mlm.from_features([features])
     torch.manual_seed(0)
     ids, labels = mlm.collator.torch_mask_tokens(features["input_ids"].clone())
     theirs = AutoModelForMaskedLM.from_pretrained(checkpoint).eval()
@@ -59,8 +59,8 @@ def test_flattened_texts_do_not_see_their_neighbours(checkpoint, sentences):
     for sentence in sentences:
         features = model.preprocess([sentence])
         counts.append(int((masked(features["input_ids"])[1] != -100).sum()))
-        values.append(mlm.of_texts([features]).item() * counts[-1])
-    value = mlm.of_texts([flattened(model, sentences)])
+        values.append(mlm.from_features([features]).item() * counts[-1])
+    value = mlm.from_features([flattened(model, sentences)])
     assert value.item() == pytest.approx(sum(values) / sum(counts), abs=1e-5)
 
 
@@ -161,4 +161,4 @@ def test_a_head_that_the_checkpoint_lacks_starts_as_berts_does(
         elif parameter.ndim > 1:
             assert parameter.std().item() == pytest.approx(0.02, abs=0.005), name
     torch.manual_seed(0)
-    assert mlm.of_texts([model.preprocess(sentences)]).item() == pytest.approx(math.log(64), abs=0.2)
+    assert mlm.from_features([model.preprocess(sentences)]).item() == pytest.approx(math.log(64), abs=0.2)

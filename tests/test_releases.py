@@ -16,8 +16,9 @@ from packaging.version import Version
 from sentence_transformers import SentenceTransformerTrainer
 from transformers.integrations import peft as transformers_peft
 
-from st_simcse import SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss, build_model, embedding
+from st_simcse import SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss, build_model
 from st_simcse.checkpoints import load_model
+from st_simcse.losses import st_internals as embedding
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,11 +57,11 @@ def test_the_private_names_have_the_signatures_that_are_used():
 def test_a_release_that_has_moved_the_names_is_told(monkeypatch, module):
     (lowest,) = [_lowest(each) for each in _required() if each.name == "sentence-transformers"]
     monkeypatch.setitem(sys.modules, f"sentence_transformers.{module}", None)
-    monkeypatch.delitem(sys.modules, "st_simcse.embedding")
-    monkeypatch.setattr("st_simcse.embedding", embedding)  # restores what the import below sets
+    monkeypatch.delitem(sys.modules, "st_simcse.losses.st_internals")
+    monkeypatch.setattr("st_simcse.losses.st_internals", embedding)  # restores what the import below sets
     message = f"release {version('sentence-transformers')} .*: install sentence-transformers {lowest}, or a newer"
     with pytest.raises(ImportError, match=message):
-        importlib.import_module("st_simcse.embedding")
+        importlib.import_module("st_simcse.losses.st_internals")
 
 
 @pytest.mark.parametrize("kind", [SimCSETrainer, SentenceTransformerTrainer])

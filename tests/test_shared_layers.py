@@ -79,7 +79,7 @@ def test_without_dropout_nothing_changes(make, architecture, monkeypatch):
     model = make(architecture).eval()
     value, gradients = _loss_and_gradients(model)
     for shared, mini_batch_size, rows_per_pass in ((1, None, 4), (2, None, 48), (2, 4, 48)):
-        monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", rows_per_pass)
+        monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", rows_per_pass)
         same, shared_gradients = _loss_and_gradients(model, SharedLayers(shared), mini_batch_size=mini_batch_size)
         assert same.item() == pytest.approx(value.item(), abs=1e-6)
         assert shared_gradients.keys() == gradients.keys()
@@ -122,7 +122,7 @@ def test_dropout_that_only_shared_layers_have_makes_equal_views(three_layers, ho
 @pytest.mark.parametrize("how", ["cached", "checkpointed", "checkpointed with reentry"])
 def test_computing_twice_draws_the_same_masks(three_layers, how, monkeypatch):
     """Gradients with dropout are those of passes of as many rows, computed once."""
-    monkeypatch.setattr("st_simcse.losses.base.ROWS_PER_PASS", 4)
+    monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", 4)
     model, _ = three_layers
     texts = sorted(TEXTS, key=lambda text: -len(text.split()))  # in the order that passes are made in
     torch.manual_seed(0)
@@ -156,7 +156,8 @@ def test_two_columns_have_to_be_equal(three_layers, tmp_path):
 
 @pytest.mark.parametrize(("layers", "shared"), [(1, 1), (2.0, 2), (0.5, 3), (0.25, 2), (0.75, 4), (5, 5)])
 def test_a_share_of_six_layers(layers, shared):
-    assert len(SharedLayers(layers).build(tiny_model(TEXTS, width=16, layers=6)).lower) == shared
+    loss = UnsupSimCSELoss(tiny_model(TEXTS, width=16, layers=6), options=[SharedLayers(layers)])
+    assert len(loss.encoder.sharing.lower) == shared
 
 
 @pytest.mark.parametrize("layers", [0, -1, 1.5, float("nan"), float("inf")])

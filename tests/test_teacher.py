@@ -70,9 +70,11 @@ def test_rank_distillation_is_the_loss_of_the_teachers_ranking(method, pairs):
     teacher = _cosines(*(labels.double().unbind(1) if pairs else [labels.double()] * 2))
     student = _cosines(*columns)
     loop = _listnet_loop(student, teacher, 0.3, 0.2) if method == "listnet" else _listmle_loop(student, teacher, 0.3)
-    assert term.of_embeddings(columns, labels).item() == pytest.approx(loop, abs=1e-6)
-    assert torch.autograd.gradcheck(lambda *views: term.of_embeddings(list(views), labels), _leaves(columns), atol=1e-4)
-    assert term.of_embeddings([column[:1] for column in columns], labels[:1]) == 0  # nothing to rank
+    assert term.from_embeddings(columns, labels).item() == pytest.approx(loop, abs=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda *views: term.from_embeddings(list(views), labels), _leaves(columns), atol=1e-4
+    )
+    assert term.from_embeddings([column[:1] for column in columns], labels[:1]) == 0  # nothing to rank
 
 
 def _leaves(columns):
@@ -87,8 +89,8 @@ def test_rank_consistency_is_the_divergence_of_both_rankings():
         for share in shares:
             total += sum(p * math.log(2 * p / (a + b)) for p, a, b in zip(share, *shares, strict=True)) / 2 / len(first)
     term = RankConsistency(1.0, 0.3).build(None)
-    assert term.of_embeddings(columns, None).item() == pytest.approx(total, abs=1e-9)
-    assert torch.autograd.gradcheck(lambda *views: term.of_embeddings(list(views), None), _leaves(columns))
+    assert term.from_embeddings(columns, None).item() == pytest.approx(total, abs=1e-9)
+    assert torch.autograd.gradcheck(lambda *views: term.from_embeddings(list(views), None), _leaves(columns))
 
 
 def test_the_teachers_embeddings_are_added_once(sentences, monkeypatch):

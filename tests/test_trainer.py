@@ -28,7 +28,7 @@ from st_simcse import (
     set_dropout,
 )
 from st_simcse.demo import tiny_model
-from st_simcse.losses import Term, TermOption
+from st_simcse.losses import TermOption
 from st_simcse.resume import describe_run
 from st_simcse.trainer import texts_without_embedding
 from tests.inputs import flattened
@@ -664,12 +664,9 @@ def test_a_stream_resumes_in_any_pass(sentences, tmp_path, options):
 class RootOfZero(TermOption):
     """Finite itself, with an infinite gradient."""
 
-    def build(self, model):
-        return RootOfZeroTerm(1.0)
+    weight = 1.0
 
-
-class RootOfZeroTerm(Term):
-    def of_embeddings(self, columns, labels):
+    def from_embeddings(self, columns, labels):
         return (columns[0] * 0).sum().sqrt()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from st_simcse.losses import OPTIONS
-from st_simcse.losses.options import Option, option_name
+from st_simcse.losses.options import option_name
 
 ROOT = Path(__file__).parents[2]
 # Where files that are not in docs/ are in the site.
@@ -23,13 +23,7 @@ PAGES = {
 PICTURES = ["benchmarks/growth.png"]
 # The tables of options stand behind this line of docs/options.md.
 OPTIONS_FOLLOW = "<!-- python docs/mkdocs/hooks.py writes what follows -->\n"
-GOES_WITH = {
-    "unsupervised": "`UnsupSimCSELoss`",
-    "supervised": "`SupSimCSELoss`",
-    "cached": "`mini_batch_size`",
-    "matryoshka": "`MatryoshkaLoss`",
-    "adaptive_layer": "`AdaptiveLayerLoss`",
-}
+GOES_WITH = ("UnsupSimCSELoss", "SupSimCSELoss", "mini_batch_size", "MatryoshkaLoss", "AdaptiveLayerLoss")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -94,13 +88,13 @@ def examples() -> str:
 def options_tables() -> str:
     """What the options do, out of their fields and docstrings; and what they go with, out of what they say of it."""
     rows = [("option", "what", "on the command line"), ("---",) * 3]
-    goes_with = [("option", *GOES_WITH.values()), ("---",) * (1 + len(GOES_WITH))]
+    goes_with = [("option", *(f"`{name}`" for name in GOES_WITH)), ("---",) * (1 + len(GOES_WITH))]
     for option in OPTIONS:
         name = f"[`{option.__name__}`][st_simcse.{option.__name__}]"
         what = "<br>".join(filter(None, (_summary(option), _paper(getattr(option, "citation", "")))))
         rows.append((name, what, _flags(option)))
-        goes = [getattr(option, attribute, getattr(Option, attribute)) for attribute in GOES_WITH]
-        goes_with.append((name, *("yes" if one else "refused" for one in goes)))
+        incompatible = getattr(option, "incompatible", ())
+        goes_with.append((name, *("refused" if other in incompatible else "yes" for other in GOES_WITH)))
     return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in table) for table in (rows, goes_with))
 
 

@@ -104,7 +104,7 @@ class _MLMLoss(nn.Module):
 
     def forward(self, sentence_features: Sequence[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         with torch.autocast(**self.autocast):
-            return self.term.of_texts(list(sentence_features))
+            return self.term.from_features(list(sentence_features))
 
 
 BASELINES: dict[str, Baseline] = {

@@ -46,8 +46,9 @@ def _flags(option: type) -> dict[str, dataclasses.Field[Any]]:
 
 def _described(option: type) -> list[tuple[str, Any, Any]]:
     """An option's flags as fields of a dataclass; what is not given is None, or False where there is no value."""
-    of_one = "" if getattr(option, "supervised", True) else " Unsupervised only."
-    of_one += "" if getattr(option, "unsupervised", True) else " Supervised only."
+    incompatible = getattr(option, "incompatible", ())
+    of_one = " Unsupervised only." if "SupSimCSELoss" in incompatible else ""
+    of_one += " Supervised only." if "UnsupSimCSELoss" in incompatible else ""
     if not dataclasses.fields(option):
         summary = (inspect.getdoc(option) or "").partition("\n\n")[0].replace("\n", " ")
         return [(option_name(option), bool, field(default=False, metadata={"help": summary + of_one}))]
@@ -83,13 +84,13 @@ def make_loss(model: SentenceTransformer, columns: int, arguments: Any) -> SimCS
         >>> make_loss(tiny_model(["Two dogs run."]), 1, arguments).options
         [MomentumQueue(size=8, momentum=0.9)]
     """
-    kind, data = ("unsupervised", "sentences") if columns == 1 else ("supervised", "triplets")
+    kind, data = (UnsupSimCSELoss, "sentences") if columns == 1 else (SupSimCSELoss, "triplets")
     options = _options(arguments)
     for option in options:
-        if not getattr(option, kind, True):
+        if kind.name in getattr(option, "incompatible", ()):
             raise ValueError(f"--{option_name(option)} does not go with {data}")
     others = {one.name: getattr(arguments, one.name) for one in dataclasses.fields(_Arguments)}
-    return (UnsupSimCSELoss if columns == 1 else SupSimCSELoss)(model, options=options, **others)
+    return kind(model, options=options, **others)
 
 
 def _options(arguments: Any) -> list[Any]:

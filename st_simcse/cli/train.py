@@ -288,35 +288,10 @@ def _train_once(
     if data_args.streaming and data_args.max_train_samples:
         raise ValueError("--max_train_samples draws from rows that are read beforehand: leave --streaming out")
     dataset = _training_data(sources["train"], data_args, args.seed)
-    evaluators = [_evaluator(source, data_args, name) for name in ("dev", "test") if (source := sources[name])]
-    if len({evaluator.name for evaluator in evaluators}) < len(evaluators):  # two files of one name
-        for evaluator, name in zip(evaluators, ("dev", "test"), strict=True):
-            evaluator.name = name
+    evaluators = _evaluators(sources, data_args)
     has_dev = sources["dev"] is not None
-    during_training: list[BaseEvaluator] = [*evaluators[:1]] if has_dev else []
-    if data_args.alignment_uniformity:
-        if not has_dev:
-            raise ValueError("--alignment_uniformity needs --dev_file or --dev_dataset")
-        check_picture(PICTURE)
-        during_training.append(AlignmentUniformityEvaluator.from_sts(evaluators[0]))
-        args.eval_on_start = True  # where the path begins
-    lora = _lora(model_args)
-    model = build_model(
-        model_args.model_name_or_path,
-        None if model_args.pooling == "as saved" else model_args.pooling,
-        model_args.model_max_length,
-        model_args.dense,
-        device="cpu" if args.use_cpu else None,
-        layers=model_args.layers,
-        dropout=model_args.dropout,
-        bidirectional=model_args.bidirectional,
-        lora=lora,
-        dtype=model_args.dtype,
-        prompts=_model_prompts(model_args),
-        default_prompt_name=model_args.default_prompt_name,
-    )
-    if model_args.include_prompt is not None:
-        model.set_pooling_include_prompt(model_args.include_prompt)
+    during_training = _during_training(evaluators[:1] if has_dev else [], data_args, args)
+    model = _model(model_args, "cpu" if args.use_cpu else None)
     _check_length(model, args.max_length)
     if baseline:
         dataset, loss = baseline(model, dataset, data_args.teacher or [], args)
@@ -339,9 +314,8 @@ def _train_once(
     resume = args.resume_from_checkpoint
     with stop:
         trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
-    is_main = trainer.is_world_process_zero()  # of several processes one writes and prints
     if stop.has_stopped:
-        if is_main:
+        if trainer.is_world_process_zero():
             print(
                 f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, after saving a checkpoint;"
             )
@@ -351,13 +325,52 @@ def _train_once(
     if adapters(model) and model_args.lora_merge:
         merge_lora(model)
     trainer.save_model(args.output_dir)
-    if is_main:
+    if trainer.is_world_process_zero():  # of several processes one writes and prints
         print(f"saved to {args.output_dir}; it reads {model.max_seq_length} tokens of a text")
-    if is_main and data_args.alignment_uniformity:
-        path = Path(args.output_dir, PICTURE)
-        plot_alignment_uniformity({model_args.pooling: trainer.state.log_history}, path)
-        print(f"drew {path}")
+        if data_args.alignment_uniformity:
+            _draw_path(model_args.pooling, trainer)
     return results
+
+
+def _draw_path(label: str, trainer: Any) -> None:
+    """Alignment and uniformity during the training."""
+    path = Path(trainer.args.output_dir, PICTURE)
+    plot_alignment_uniformity({label: trainer.state.log_history}, path)
+    print(f"drew {path}")
+
+
+def _during_training(
+    dev: list[EmbeddingSimilarityEvaluator], data_args: DataArguments, args: SimCSETrainingArguments
+) -> list[BaseEvaluator]:
+    """What is measured while training goes on: the dev pairs, and as the options say alignment and uniformity."""
+    if not data_args.alignment_uniformity:
+        return [*dev]
+    if not dev:
+        raise ValueError("--alignment_uniformity needs --dev_file or --dev_dataset")
+    check_picture(PICTURE)
+    args.eval_on_start = True  # where the path begins
+    return [*dev, AlignmentUniformityEvaluator.from_sts(dev[0])]
+
+
+def _model(args: ModelArguments, device: str | None) -> SentenceTransformer:
+    """The model to train, as the options describe it."""
+    model = build_model(
+        args.model_name_or_path,
+        None if args.pooling == "as saved" else args.pooling,
+        args.model_max_length,
+        args.dense,
+        device=device,
+        layers=args.layers,
+        dropout=args.dropout,
+        bidirectional=args.bidirectional,
+        lora=_lora(args),
+        dtype=args.dtype,
+        prompts=_model_prompts(args),
+        default_prompt_name=args.default_prompt_name,
+    )
+    if args.include_prompt is not None:
+        model.set_pooling_include_prompt(args.include_prompt)
+    return model
 
 
 def _lora(args: ModelArguments) -> Any:
@@ -479,6 +492,15 @@ def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str |
 
 def _format_options(args: DataArguments, name: str) -> dict[str, Any]:
     return parse_format(*(getattr(args, f"{name}_{part}") for part in ("delimiter", "encoding", "quoting")))
+
+
+def _evaluators(sources: dict[str, Any], args: DataArguments) -> list[EmbeddingSimilarityEvaluator]:
+    """Of the dev and test pairs, where there are some."""
+    evaluators = [_evaluator(source, args, name) for name in ("dev", "test") if (source := sources[name])]
+    if len({evaluator.name for evaluator in evaluators}) < len(evaluators):  # two files of one name
+        for evaluator, name in zip(evaluators, ("dev", "test"), strict=True):
+            evaluator.name = name
+    return evaluators
 
 
 def _evaluator(source: str | HubDataset, args: DataArguments, name: Literal["dev", "test"]) -> Any:

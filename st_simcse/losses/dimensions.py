@@ -1,4 +1,4 @@
-"""Dimensions that say different things."""
+"""The contrast of the embeddings' dimensions, the second half of SimCSE++."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from st_simcse.losses.dropout_free import DropoutFreeNegatives
-from st_simcse.losses.options import Term, TermOption
+from st_simcse.losses.options import TermOption
 
 __all__ = ["DimensionContrast"]
 
@@ -41,7 +40,7 @@ class DimensionContrast(TermOption):
     Example:
         >>> views = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
         >>> term = DimensionContrast(0.1, temperature=1.0).build(None)
-        >>> term.of_embeddings([views, views], None)  # log(e^1 + e^0) - 1
+        >>> term.from_embeddings([views, views], None)  # log(e^1 + e^0) - 1
         tensor(0.3133)
     """
 
@@ -49,19 +48,10 @@ class DimensionContrast(TermOption):
     temperature: float = field(default=5.0, metadata={"help": "Of the correlations.", "above": 0})
     citation: ClassVar[str] = DropoutFreeNegatives.citation
 
-    def build(self, model: SentenceTransformer) -> Term:
-        return _DimensionContrast(self)
-
-
-class _DimensionContrast(Term):
-    def __init__(self, option: DimensionContrast) -> None:
-        super().__init__(option.weight)
-        self.option = option
-
-    def of_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
+    def from_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
         first, second = (_standardized(column) for column in columns[:2])
         with torch.autocast(first.device.type, enabled=False):
-            logits = first.T @ second / (len(first) * self.option.temperature)
+            logits = first.T @ second / (len(first) * self.temperature)
         return (logits.logsumexp(1) - logits.diagonal()).mean()
 
 

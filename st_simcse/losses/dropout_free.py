@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from st_simcse.losses.options import Source, SourceOption
+from st_simcse.losses.options import Encoder, Source, SourceOption
 from st_simcse.objective import normalize
-
-if TYPE_CHECKING:
-    from st_simcse.losses.base import SimCSELoss
 
 __all__ = ["DropoutFreeNegatives"]
 
@@ -33,8 +30,8 @@ class DropoutFreeNegatives(SourceOption):
         torch.Size([])
     """
 
-    supervised: ClassVar[bool] = False
-    cached: ClassVar[bool] = False  # their forward pass takes the whole batch
+    # It needs two views of one text, and its forward pass takes the whole batch.
+    incompatible: ClassVar[frozenset[str]] = frozenset({"SupSimCSELoss", "mini_batch_size"})
     citation: ClassVar[str] = """
 @inproceedings{xu2023simcseplusplus,
     title = {{SimCSE++}: Improving Contrastive Learning for Sentence Embeddings from Two Perspectives},
@@ -49,8 +46,8 @@ class DropoutFreeNegatives(SourceOption):
 
 
 class _DropoutFree(Source):
-    def more_columns(self, loss: SimCSELoss, features: dict[str, Tensor]) -> list[Tensor]:
-        return [loss.embed_without_dropout(features)]
+    def extra_embeddings(self, encoder: Encoder, features: dict[str, Tensor]) -> list[Tensor]:
+        return [encoder.embed_without_dropout(features)]
 
     def compare(self, columns: list[Tensor], similarities: Tensor | None) -> tuple[list[Tensor], Tensor]:
         first, second, dropout_free = columns

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from st_simcse.objective.batch import MISSING_KEY
+from st_simcse.unwrapping import unwrapped
 
-__all__ = ["MISSING", "TEXT_KEY", "text_keys", "without_text_key"]
+__all__ = ["MISSING", "TEXT_KEY", "keys_of_columns", "text_keys", "without_text_key"]
 
 TEXT_KEY = "text_key"
 # A feature (B,) bool: which rows of a column of hard negatives are there only to fill it.
@@ -73,6 +74,25 @@ def text_keys(features: dict[str, Any], first_tokens: Collection[int | None] = (
             rows, positions, ids = rows[kept], positions[kept] - length, ids[kept]
     powers = torch.full((len(ids),), _MULTIPLIER, device=ids.device).cumprod(0)  # modulo 2^64
     return torch.zeros(count, dtype=torch.int64, device=ids.device).index_add(0, rows, (ids + 1) * powers[positions])
+
+
+def keys_of_columns(model: nn.Module, columns: Sequence[dict[str, Any]], mask_duplicates: bool) -> list[Tensor]:
+    """(B,) int64 a column, equal for equal texts; none if that does not matter or a column has no tokens.
+
+    Raises:
+        ValueError: for hard negatives of different numbers, if duplicates are not masked.
+    """
+    if not mask_duplicates:
+        if any(MISSING in column for column in columns):
+            raise ValueError("hard negatives of different numbers need mask_duplicates=True, which leaves some out")
+        return []
+    first_tokens: tuple[int | None, ...] = ()
+    if any("prompt_length" in column for column in columns):
+        tokenizer = unwrapped(model).tokenizer
+        first_tokens = tuple(getattr(tokenizer, name, None) for name in ("cls_token_id", "bos_token_id"))
+    keys = [text_keys(column, first_tokens) for column in columns]
+    known = [key for key in keys if key is not None]
+    return known if len(known) == len(keys) else []
 
 
 def without_text_key(features: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from st_simcse.initialisation import initialise
 
-__all__ = ["ProjectionHead"]
+__all__ = ["ProjectionHead", "projection_head_of", "trained_dimension"]
 
 
 class ProjectionHead(nn.Module):
@@ -36,3 +37,28 @@ class ProjectionHead(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         projected: Tensor = self.activation(self.dense(embeddings.to(self.dense.weight.dtype)))
         return projected
+
+
+def projection_head_of(model: SentenceTransformer) -> ProjectionHead:
+    """A new projection head on a model's device, as wide as its embeddings.
+
+    It has the precision of what is trained: LoRA's adapters are float32 beside weights in bfloat16.
+    """
+    dtype = next((weight.dtype for weight in model.parameters() if weight.requires_grad), model.dtype)
+    return ProjectionHead(trained_dimension(model)).to(model.device, dtype)
+
+
+def trained_dimension(model: SentenceTransformer) -> int:
+    """The width of the embeddings in training, which ``truncate_dim`` does not cut.
+
+    Raises:
+        ValueError: if none of the model's modules knows it.
+    """
+    with model.truncate_embeddings(None):
+        dimension = model.get_embedding_dimension()
+    if dimension is None:
+        raise ValueError(
+            "a projection head and a queue need to know how wide the embeddings are: give the model's last module a "
+            "method get_embedding_dimension"
+        )
+    return dimension

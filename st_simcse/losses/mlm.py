@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
-from st_simcse.losses.options import Term, TermOption
+from st_simcse.losses.options import SHARDED, Term, TermOption
 from st_simcse.unwrapping import unwrapped
 
 __all__ = ["MaskedLanguageModel"]
@@ -51,16 +51,16 @@ class MaskedLanguageModel(TermOption):
     probability: float = field(
         default=0.15, metadata={"help": "Share of the tokens that it predicts.", "above": 0, "below": 1}
     )
-    cached: ClassVar[bool] = False  # its forward pass takes the whole batch
-    sharded: ClassVar[bool] = False  # its forward pass goes past the model's, which gathers the weights
+    # Its forward pass takes the whole batch, and goes past the model's, which gathers sharded weights.
+    incompatible: ClassVar[frozenset[str]] = frozenset({"mini_batch_size", *SHARDED})
 
     def build(self, model: SentenceTransformer) -> _MaskedLanguageModel:
-        return _MaskedLanguageModel(model, self.weight, self.probability)
+        return _MaskedLanguageModel(self, model)
 
 
 class _MaskedLanguageModel(Term):
-    def __init__(self, model: SentenceTransformer, weight: float, probability: float) -> None:
-        super().__init__(weight)
+    def __init__(self, option: MaskedLanguageModel, model: SentenceTransformer) -> None:
+        super().__init__(option)
         transformer = None if model.transformers_model is None else unwrapped(model.transformers_model)
         if transformer is None or getattr(model.tokenizer, "mask_token", None) is None:
             raise ValueError("masked language modelling needs a transformer whose tokenizer has a mask token")
@@ -83,9 +83,9 @@ class _MaskedLanguageModel(Term):
         # In a list, so that the transformer inside does not count as a part of this module too.
         self._whole = [whole]
         self.head = nn.ModuleDict({name: child for name, child in whole.named_children() if child is not transformer})
-        self.collator = DataCollatorForLanguageModeling(model.tokenizer, mlm_probability=probability)
+        self.collator = DataCollatorForLanguageModeling(model.tokenizer, mlm_probability=option.probability)
 
-    def of_texts(self, columns: list[dict[str, Any]]) -> Tensor:
+    def from_features(self, columns: list[dict[str, Any]]) -> Tensor:
         """The mean over the columns."""
         return torch.stack([self._of_column(column) for column in columns]).mean()
 

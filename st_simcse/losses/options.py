@@ -1,19 +1,44 @@
-"""What can be added to a loss besides edits of its logits: who is compared (Source), another summand (Term)."""
+"""What can be added to a loss besides edits of its logits: who is compared, another summand, how it embeds."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
 
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from st_simcse.objective.bounds import Bounded
 
-if TYPE_CHECKING:
-    from st_simcse.losses.base import SimCSELoss
+__all__ = [
+    "SHARDED",
+    "Encoder",
+    "EncoderOption",
+    "Option",
+    "Source",
+    "SourceOption",
+    "Term",
+    "TermOption",
+    "built",
+    "check_compatible",
+    "option_name",
+]
 
-__all__ = ["Option", "Source", "SourceOption", "Term", "TermOption", "option_name", "refuse"]
+# What shards a model or its optimizer.
+SHARDED = frozenset({"FSDP", "DeepSpeed"})
+
+
+class Encoder(Protocol):
+    """What a source may know of how the loss embeds: a :class:`~st_simcse.losses.encoder.BatchEncoder`."""
+
+    model: Any
+    head: nn.Module | None
+    mini_batch_size: int | None
+    gather_across_devices: bool
+
+    def embed_without_dropout(self, features: dict[str, Tensor]) -> Tensor:
+        """The projected embeddings (B, d) of a column, as the model gives them in evaluation, with gradients."""
 
 
 class Option(Bounded):
@@ -25,28 +50,20 @@ class Option(Bounded):
 
     Attributes:
         citation: BibTeX of the paper.
-        unsupervised, supervised: whether it goes with UnsupSimCSELoss, and with SupSimCSELoss.
-        cached: whether it goes with ``mini_batch_size``.
-        matryoshka, adaptive_layer: whether the loss can be inside a MatryoshkaLoss, an AdaptiveLayerLoss.
-        views: whether it goes with ``views`` of the training arguments, which make two texts of one.
+        incompatible: what it does not go with: the losses ``UnsupSimCSELoss`` and ``SupSimCSELoss``, the wrappers
+            ``MatryoshkaLoss`` and ``AdaptiveLayerLoss``, ``mini_batch_size``, the training argument ``views``, which
+            makes two texts of one, and ``FSDP`` and ``DeepSpeed``.
         needs_teacher: whether the labels have to be a teacher's embeddings.
-        sharded: whether it goes with FSDP and DeepSpeed.
 
     Example:
-        >>> from st_simcse import MomentumQueue
-        >>> MomentumQueue.supervised, MomentumQueue.adaptive_layer
-        (True, False)
+        >>> from st_simcse import DropoutFreeNegatives
+        >>> sorted(DropoutFreeNegatives.incompatible)
+        ['SupSimCSELoss', 'mini_batch_size']
     """
 
     citation: ClassVar[str] = ""
-    unsupervised: ClassVar[bool] = True
-    supervised: ClassVar[bool] = True
-    cached: ClassVar[bool] = True
-    matryoshka: ClassVar[bool] = True
-    adaptive_layer: ClassVar[bool] = True
-    views: ClassVar[bool] = True
+    incompatible: ClassVar[frozenset[str]] = frozenset()
     needs_teacher: ClassVar[bool] = False
-    sharded: ClassVar[bool] = True
 
 
 class SourceOption(Option):
@@ -63,15 +80,30 @@ class SourceOption(Option):
         raise NotImplementedError
 
 
+class EncoderOption(Option):
+    """An option that changes how a loss embeds a batch.
+
+    Example:
+        >>> from st_simcse import SharedLayers
+        >>> issubclass(SharedLayers, EncoderOption)
+        True
+    """
+
+    def build(self, model: SentenceTransformer) -> Callable[..., Any]:
+        """What takes the place of the class :class:`~st_simcse.losses.encoder.BatchEncoder`, with its arguments."""
+        raise NotImplementedError
+
+
 class TermOption(Option):
-    """An option that a loss builds a :class:`Term` of.
+    """An option that adds a summand to a loss, computed by one of two methods.
+
+    Attributes:
+        weight: the summand's factor.
 
     Example:
         >>> class TinyVectors(TermOption):
-        ...     def build(self, model):
-        ...         return VectorLength(weight=0.1)
-        >>> class VectorLength(Term):
-        ...     def of_embeddings(self, columns, labels):
+        ...     weight = 0.1
+        ...     def from_embeddings(self, columns, labels):
         ...         return columns[0].norm(dim=1).mean()
         >>> from st_simcse import UnsupSimCSELoss
         >>> from st_simcse.demo import tiny_model
@@ -80,9 +112,19 @@ class TermOption(Option):
         ['contrastive', 'tiny_vectors']
     """
 
+    weight: float
+
     def build(self, model: SentenceTransformer) -> Term:
-        """The term, for the model that is trained."""
-        raise NotImplementedError
+        """The summand for the model that is trained: this option's methods, or a :class:`Term` with weights."""
+        return Term(self)
+
+    def from_features(self, columns: list[dict[str, Any]]) -> Tensor | None:
+        """Of the batch's tokenized columns, once a batch: a scalar."""
+        return None
+
+    def from_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor | None:
+        """Of the embeddings (B, d) of all columns, of this process, and the dataset's labels: a scalar."""
+        return None
 
 
 class Source(nn.Module):
@@ -102,7 +144,7 @@ class Source(nn.Module):
     def begin(self) -> None:
         """Before a batch is embedded, in training."""
 
-    def more_columns(self, loss: SimCSELoss, features: dict[str, Tensor]) -> list[Tensor]:
+    def extra_embeddings(self, encoder: Encoder, features: dict[str, Tensor]) -> list[Tensor]:
         """More embeddings (B, d) of the first column's texts, put behind those of the columns."""
         return []
 
@@ -114,53 +156,53 @@ class Source(nn.Module):
         """Further negatives (M, d) of every anchor and their text keys (M,)."""
         return None
 
-    def finish(self, loss: SimCSELoss, features: dict[str, Tensor], keys: Tensor | None) -> None:
+    def finish(self, encoder: Encoder, features: dict[str, Tensor], keys: Tensor | None) -> None:
         """After a batch, in training.
 
         Args:
-            loss: the one that embeds.
+            encoder: of the loss.
             features: the positives' column, as the model's tokenizer gives it.
             keys: (B,) int64, its text keys, or None where there are none.
         """
 
 
 class Term(nn.Module):
-    """Another summand of a loss. It has one of the two methods.
+    """A summand as a loss holds it. A term with weights of its own is a subclass that has them.
 
     Args:
-        weight: its factor.
+        option: says the weight, and computes the summand.
 
     Example:
         >>> from st_simcse import DimensionContrast
         >>> term = DimensionContrast(0.1).build(None)
-        >>> term.weight, term.of_texts([])
+        >>> term.weight, term.from_features([])
         (0.1, None)
     """
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, option: TermOption) -> None:
         super().__init__()
-        self.weight = weight
+        self.option = option
+        self.weight = option.weight
 
-    def of_texts(self, columns: list[dict[str, Any]]) -> Tensor | None:
-        """Of the batch's tokenized columns, once a batch: a scalar."""
-        return None
+    def from_features(self, columns: list[dict[str, Any]]) -> Tensor | None:
+        """See :meth:`TermOption.from_features`."""
+        return self.option.from_features(columns)
 
-    def of_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor | None:
-        """Of the embeddings (B, d) of all columns, of this process, and the dataset's labels: a scalar."""
-        return None
+    def from_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor | None:
+        """See :meth:`TermOption.from_embeddings`."""
+        return self.option.from_embeddings(columns, labels)
 
 
-def refuse(options: list[Any], what: str, name: str) -> None:
-    """ValueError if one of the options does not go with something; what an option does not say, it goes with.
+def built(options: Sequence[Any], kind: type[Any], *arguments: Any) -> dict[str, Any]:
+    """By their names, what those of a loss's options that are of one kind build."""
+    return {option_name(option): option.build(*arguments) for option in options if isinstance(option, kind)}
 
-    Args:
-        options: a loss's options.
-        what: an attribute of :class:`Option`.
-        name: what the user calls it.
-    """
+
+def check_compatible(options: Sequence[Any], other: str) -> None:
+    """ValueError if one of a loss's options does not go with something else, by its name in ``incompatible``."""
     for option in options:
-        if not getattr(option, what, True):
-            raise ValueError(f"{type(option).__name__} does not go with {name}: leave one of the two out")
+        if other in getattr(option, "incompatible", ()):
+            raise ValueError(f"{type(option).__name__} does not go with {other}: leave one of the two out")
 
 
 def option_name(option: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from st_simcse.distributed import gather_rows
-from st_simcse.embedding import chunked_outputs, trained_dimension
-from st_simcse.losses.options import Source, SourceOption
-
-if TYPE_CHECKING:
-    from st_simcse.losses.base import SimCSELoss
+from st_simcse.losses.heads import trained_dimension
+from st_simcse.losses.options import SHARDED, Encoder, Source, SourceOption
+from st_simcse.losses.st_internals import chunked_outputs
 
 __all__ = ["MomentumQueue", "Queue"]
 
@@ -75,8 +73,8 @@ class MomentumQueue(SourceOption):
     momentum: float = field(
         default=0.995, metadata={"help": "How slowly the copy that embeds them moves.", "least": 0, "most": 1}
     )
-    adaptive_layer: ClassVar[bool] = False  # the queue has no embeddings of earlier layers
-    sharded: ClassVar[bool] = False  # its copy follows whole weights
+    # The queue has no embeddings of earlier layers, and its copy follows whole weights.
+    incompatible: ClassVar[frozenset[str]] = frozenset({"AdaptiveLayerLoss", *SHARDED})
     citation: ClassVar[str] = """
 @inproceedings{wu2022esimcse,
     title = {{ES}im{CSE}: Enhanced Sample Building Method for Contrastive Learning of Unsupervised Sentence Embedding},
@@ -121,7 +119,7 @@ class Queue(Source):
         self.register_buffer("embeddings", torch.zeros(size, width, device=model.device))
         self.register_buffer("keys", torch.zeros(size, dtype=torch.int64, device=model.device))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64, device=model.device))
-        self._lead(model, head)
+        self._follow_weights_of(model, head)
 
     def train(self, mode: bool = True) -> Queue:
         """Stays without dropout whatever the loss around it does."""
@@ -148,18 +146,18 @@ class Queue(Source):
                 follower.lerp_(leader.detach().to(follower.dtype), step)
 
     @torch.no_grad()
-    def finish(self, loss: SimCSELoss, features: dict[str, Tensor], keys: Tensor | None) -> None:
+    def finish(self, encoder: Encoder, features: dict[str, Tensor], keys: Tensor | None) -> None:
         """Embed the column with the copy and put the rows in front of the queue.
 
         With ``gather_across_devices`` the rows of all processes, so that their queues stay the same.
         """
-        self._lead(loss.model, loss.projection_head)
+        self._follow_weights_of(encoder.model, encoder.head)
         # At first the copy is the model: heads of several processes are made equal only when training begins.
         if self.filled == 0:
             self.follow(_leaders[self], 1.0)
-        outputs = chunked_outputs(self.encoder, dict(features), loss.mini_batch_size, task=None)
+        outputs = chunked_outputs(self.encoder, dict(features), encoder.mini_batch_size, task=None)
         rows = self._project(torch.cat([output["sentence_embedding"] for output in outputs]))
-        if loss.gather_across_devices:
+        if encoder.gather_across_devices:
             (rows, keys), _ = gather_rows(rows, keys)
         size = len(self.embeddings)
         self.filled.add_(len(rows)).clamp_(max=size)
@@ -171,6 +169,6 @@ class Queue(Source):
         # Shared weights give bfloat16 where they are, and the head is float32.
         return rows if self.head is None else self.head(rows.to(torch.promote_types(rows.dtype, torch.float32)))
 
-    def _lead(self, model: nn.Module, head: nn.Module | None) -> None:
+    def _follow_weights_of(self, model: nn.Module, head: nn.Module | None) -> None:
         _follow_optimizers()
         _leaders[self] = [*model.parameters(), *([] if head is None else head.parameters())]

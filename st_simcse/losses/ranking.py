@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from st_simcse.losses.options import Term, TermOption
+from st_simcse.losses.options import TermOption
 from st_simcse.objective import normalize
 from st_simcse.teacher import teacher_embeddings
 
@@ -79,22 +78,13 @@ class RankDistillation(TermOption):
         if self.method not in ("listmle", "listnet"):
             raise ValueError(f"unknown method {self.method!r}: choose listmle or listnet")
 
-    def build(self, model: SentenceTransformer) -> Term:
-        return _RankDistillation(self)
-
-
-class _RankDistillation(Term):
-    def __init__(self, option: RankDistillation) -> None:
-        super().__init__(option.weight)
-        self.option = option
-
-    def of_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
+    def from_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
         anchors, positives = teacher_embeddings(labels, len(columns[0]), len(columns))[:2]
         with torch.autocast(anchors.device.type, enabled=False):
             teacher = _without_diagonal(anchors @ positives.T)
-            logits = _without_diagonal(_similarities(columns)) / self.option.temperature
-        if self.option.method == "listnet":
-            shares = (teacher.to(logits.dtype) / self.option.teacher_temperature).softmax(1)
+            logits = _without_diagonal(_similarities(columns)) / self.temperature
+        if self.method == "listnet":
+            shares = (teacher.to(logits.dtype) / self.teacher_temperature).softmax(1)
             return -(shares * logits.log_softmax(1)).sum(1).mean()
         farthest_first = logits.gather(1, teacher.argsort(dim=1, stable=True))
         return (farthest_first.logcumsumexp(1) - farthest_first).sum(1).mean() / max(1, logits.shape[1])
@@ -120,26 +110,17 @@ class RankConsistency(TermOption):
 
     Example:
         >>> option = RankConsistency(1.0)
-        >>> option.build(None).of_embeddings([torch.eye(3), torch.eye(3)], None)  # both views say the same
+        >>> option.from_embeddings([torch.eye(3), torch.eye(3)], None)  # both views say the same
         tensor(0.)
     """
 
     weight: float = field(metadata={"help": "Both views rank the batch alike: factor of that loss.", "least": 0})
     temperature: float = field(default=0.05, metadata={"help": "Of the similarities.", "above": 0})
-    supervised: ClassVar[bool] = False  # an anchor and its positive are no two views of one text
+    incompatible: ClassVar[frozenset[str]] = frozenset({"SupSimCSELoss"})  # its pairs are no two views of one text
     citation: ClassVar[str] = _CITATION
 
-    def build(self, model: SentenceTransformer) -> Term:
-        return _RankConsistency(self)
-
-
-class _RankConsistency(Term):
-    def __init__(self, option: RankConsistency) -> None:
-        super().__init__(option.weight)
-        self.option = option
-
-    def of_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
-        logits = _similarities(columns) / self.option.temperature
+    def from_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
+        logits = _similarities(columns) / self.temperature
         first, second = logits.log_softmax(1), logits.T.log_softmax(1)
         mean = torch.logaddexp(first, second) - math.log(2)
         divergences = [(one.exp() * (one - mean)).sum(1).mean() for one in (first, second)]

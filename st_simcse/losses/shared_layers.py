@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import recursively_apply
@@ -13,12 +14,11 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from st_simcse.layers import transformer_layers
-from st_simcse.losses.options import Option
+from st_simcse.losses.duplicates import text_keys
+from st_simcse.losses.encoder import BatchEncoder, TokenizedBatch
+from st_simcse.losses.options import EncoderOption
 
-if TYPE_CHECKING:
-    from st_simcse.losses.simcse import UnsupSimCSELoss
-
-__all__ = ["SharedLayers", "SharedPass"]
+__all__ = ["SharedEncoder", "SharedLayers", "SharedPass"]
 
 _UNSHARABLE = (
     "with shared lower layers this model's embeddings are others, or none: what lies between its layers or after them, "
@@ -27,7 +27,7 @@ _UNSHARABLE = (
 
 
 @dataclass(frozen=True)
-class SharedLayers(Option):
+class SharedLayers(EncoderOption):
     """Both views of a sentence go through the lower layers once, with one dropout mask; only those above have two.
 
     With half of the layers shared a step computes a quarter less and needs a quarter less memory. With dropout off the
@@ -52,9 +52,8 @@ class SharedLayers(Option):
     layers: float = field(
         metadata={"help": "Lower layers that both views go through once: how many, or below 1 which share of them."}
     )
-    supervised: ClassVar[bool] = False
-    adaptive_layer: ClassVar[bool] = False  # in a shared layer the views are equal
-    views: ClassVar[bool] = False  # of texts that differ nothing can be shared
+    # Nothing can be shared of texts that differ, and in a shared layer the views are equal.
+    incompatible: ClassVar[frozenset[str]] = frozenset({"SupSimCSELoss", "AdaptiveLayerLoss", "views"})
 
     def __post_init__(self) -> None:
         if not (0 < self.layers < 1 or (self.layers >= 1 and self.layers % 1 == 0)):
@@ -63,8 +62,7 @@ class SharedLayers(Option):
                 "none, leave the option out"
             )
 
-    def build(self, model: SentenceTransformer) -> SharedPass:
-        """What lets a model's forward passes share them."""
+    def build(self, model: SentenceTransformer) -> partial[SharedEncoder]:
         layers = transformer_layers(model, "SharedLayers (--shared_layers)")
         shared = int(self.layers) if self.layers >= 1 else round(self.layers * len(layers))
         if not 0 < shared < len(layers):
@@ -72,7 +70,7 @@ class SharedLayers(Option):
                 f"{self.layers} shared of {len(layers)} layers are {shared}, and both views need at least one that is "
                 f"shared and one that is not: choose from 1 to {len(layers) - 1}"
             )
-        return SharedPass(layers, shared)
+        return partial(SharedEncoder, sharing=SharedPass(layers, shared))
 
 
 class SharedPass(AbstractContextManager["SharedPass"]):
@@ -102,49 +100,73 @@ class SharedPass(AbstractContextManager["SharedPass"]):
         for index, once in enumerate(self.lower):
             self.layers[index] = once.layer
 
-    @staticmethod
-    def pair(columns: list[dict[str, Tensor]], places: Tensor | None) -> tuple[list[dict[str, Tensor]], Tensor]:
-        """Every row (B) of a column twice, as neighbours, and where the two columns' rows (2, B) are now.
 
-        Raises:
-            ValueError: if a text is not one row.
-        """
-        if places is None:
-            raise ValueError(
-                "SharedLayers needs texts in padded rows of tokens that a pass may order and cut as it likes: with "
-                "flash attention set model[0].unpad_inputs = False, else leave SharedLayers (--shared_layers) out"
-            )
-        pairs = {
-            name: value.repeat_interleave(2, dim=0) if isinstance(value, Tensor) and value.ndim else value
-            for name, value in columns[0].items()
-        }
-        return [pairs], torch.cat([2 * places, 2 * places + 1])
+@dataclass
+class SharedEncoder(BatchEncoder):
+    """Embeds each sentence's two views as neighbours, with shared lower layers.
+
+    Args:
+        sharing: open while the views are embedded.
+    """
+
+    sharing: SharedPass = field(kw_only=True)
 
     @torch.no_grad()
-    def check(self, loss: UnsupSimCSELoss) -> None:
-        """Whether embeddings without dropout stay as they are, which no list of known architectures could tell.
-
-        Raises:
-            ValueError: if they do not, or the views of a sentence would be in two mini-batches.
-        """
-        if loss.mini_batch_size is not None and loss.mini_batch_size % 2:
+    def check(self) -> None:
+        """Whether embeddings without dropout stay as they are, which no list of known architectures could tell."""
+        super().check()
+        if self.mini_batch_size is not None and self.mini_batch_size % 2:
             raise ValueError(
                 "with SharedLayers both views of a sentence are in one mini-batch: mini_batch_size has to be even, got "
-                f"{loss.mini_batch_size}"
+                f"{self.mini_batch_size}"
             )
         texts = ["A man plays a guitar on the street.", "Two dogs run.", "No."]
-        features = batch_to_device(loss.model.preprocess(texts), loss.model.device)
-        (pairs,), _ = loss._sort_by_length([features, features])
-        expected = loss.embed_without_dropout(pairs)
+        features = batch_to_device(self.model.preprocess(texts), self.model.device)
+        (pairs,) = self.arrange([features, features]).inputs
+        expected = self.embed_without_dropout(pairs)
         try:
-            with self:
-                shared = loss.embed_without_dropout(pairs)
+            with self.sharing:
+                shared = self.embed_without_dropout(pairs)
         except Exception as error:
             raise ValueError(_UNSHARABLE) from error
         # Rounding to half precision changes a vector by some percents, another text or layer by far more.
         tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
         if ((shared - expected).norm(dim=1) > tolerance * expected.norm(dim=1)).any():
             raise ValueError(_UNSHARABLE)
+
+    def arrange(self, columns: list[dict[str, Tensor]]) -> TokenizedBatch:
+        """Every row of the first column twice, as neighbours.
+
+        Raises:
+            ValueError: if a text is not one row, or the columns hold different texts.
+        """
+        first, second = columns
+        if first.get("input_ids") is not second.get("input_ids"):  # a single column is both
+            keys, others = text_keys(first), text_keys(second)
+            if keys is not None and others is not None and not torch.equal(keys, others):
+                raise ValueError(
+                    "the two columns hold different texts, and with SharedLayers only the first would be read: keep "
+                    "one column with dataset.select_columns, or leave SharedLayers (--shared_layers) out"
+                )
+        single = super().arrange([first])
+        if single.places is None:
+            raise ValueError(
+                "SharedLayers needs texts in padded rows of tokens that a pass may order and cut as it likes: with "
+                "flash attention set model[0].unpad_inputs = False, else leave SharedLayers (--shared_layers) out"
+            )
+        pairs = {
+            name: value.repeat_interleave(2, dim=0) if isinstance(value, Tensor) and value.ndim else value
+            for name, value in single.inputs[0].items()
+        }
+        return TokenizedBatch([pairs], 2, torch.cat([2 * single.places, 2 * single.places + 1]))
+
+    def embed(self, batch: TokenizedBatch) -> list[list[Tensor]]:
+        with self.sharing:
+            return super().embed(batch)
+
+    def embed_minibatch(self, *args: Any, **kwargs: Any) -> Any:
+        with self.sharing:
+            return super().embed_minibatch(*args, **kwargs)
 
 
 class _OncePerPair(nn.Module):

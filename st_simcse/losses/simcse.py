@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from st_simcse.dropout import dropout_remedy
 from st_simcse.losses.base import SimCSELoss
-from st_simcse.losses.duplicates import text_keys, without_text_key
-from st_simcse.losses.shared_layers import SharedPass
+from st_simcse.losses.duplicates import text_keys
 
 __all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
 
@@ -64,14 +63,13 @@ class UnsupSimCSELoss(SimCSELoss):
         True
     """
 
-    _kind = "unsupervised"
+    name = "UnsupSimCSELoss"
+    compares_views = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Looked at in the first batch alone; columns in each where layers are shared.
+        # Looked at in the first batch alone.
         self._has_checked_views = self._has_checked_columns = False
-        if isinstance(self.sharing, SharedPass):
-            self.sharing.check(self)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], *others: Any) -> Tensor:
         if not self._has_checked_views and embeddings[0].requires_grad:
@@ -85,29 +83,19 @@ class UnsupSimCSELoss(SimCSELoss):
                 f"UnsupSimCSELoss takes one column of sentences or the same column twice, got {len(columns)} columns: "
                 "drop the others with dataset.select_columns, or use SupSimCSELoss for (anchor, positive, negative)"
             )
-        if len(columns) == 2 and (not self._has_checked_columns or isinstance(self.sharing, SharedPass)):
+        if len(columns) == 2 and not self._has_checked_columns:
             self._has_checked_columns = True
-            self._check_equality(columns)
+            _warn_if_different(columns)
         return columns if len(columns) == 2 else columns * 2
 
-    def _sort_by_length(self, columns: list[dict[str, Tensor]]) -> tuple[list[dict[str, Tensor]], Tensor | None]:
-        if not isinstance(self.sharing, SharedPass) or len(columns) == 1:
-            return super()._sort_by_length(columns)
-        return self.sharing.pair(*super()._sort_by_length(columns[:1]))
 
-    def _check_equality(self, columns: list[dict[str, Tensor]]) -> None:
-        is_shared = isinstance(self.sharing, SharedPass)
-        # Views of a text have its key, but tokens of their own.
-        first, second = map(text_keys, map(without_text_key, columns) if is_shared else columns)
-        if first is None or second is None or torch.equal(first, second):
-            return
-        message = (
+def _warn_if_different(columns: list[dict[str, Tensor]]) -> None:
+    first, second = map(text_keys, columns)
+    if first is not None and second is not None and not torch.equal(first, second):
+        logger.warning(
             "The two columns hold different texts, which UnsupSimCSELoss takes for two views of the same sentence: "
             "use SupSimCSELoss for (anchor, positive) pairs, or keep one column with dataset.select_columns"
         )
-        if is_shared:
-            raise ValueError(f"{message}. With SharedLayers only the first would be read")
-        logger.warning(message)
 
 
 def _warn_if_equal(first: Tensor, second: Tensor, model: nn.Module) -> None:
@@ -167,7 +155,7 @@ class SupSimCSELoss(SimCSELoss):
         torch.Size([])
     """
 
-    _kind = "supervised"
+    name = "SupSimCSELoss"
 
     def _columns(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         if len(columns) < 2:

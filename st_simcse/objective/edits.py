@@ -104,7 +104,7 @@ class OwnNegativeWeight:
     """
 
     weight: float = field(metadata={"help": "Weight of a row's own hard negatives."})
-    unsupervised: ClassVar[bool] = False  # there are none
+    incompatible: ClassVar[frozenset[str]] = frozenset({"UnsupSimCSELoss"})  # there are none
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:

@@ -16,7 +16,16 @@ from st_simcse.objective.cross_entropy import cross_entropy
 from st_simcse.objective.geometry import normalize
 from st_simcse.objective.problem import Edit, Problem
 
-__all__ = ["check_temperature", "info_nce", "sup_simcse_loss", "unsup_simcse_loss"]
+__all__ = ["CITATION", "check_temperature", "info_nce", "sup_simcse_loss", "unsup_simcse_loss"]
+
+CITATION = """
+@inproceedings{gao2021simcse,
+    title = {{SimCSE}: Simple Contrastive Learning of Sentence Embeddings},
+    author = {Gao, Tianyu and Yao, Xingcheng and Chen, Danqi},
+    booktitle = {Empirical Methods in Natural Language Processing (EMNLP)},
+    year = {2021},
+}
+"""
 
 
 def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
