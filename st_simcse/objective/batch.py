@@ -158,7 +158,7 @@ class Batch:
         directions = _DIRECTIONS if comparison.symmetric else comparison.directions
         with_anchors = set(directions) != {"query_to_doc"}  # among the candidates, in front
         anchor_columns = len(anchors) if with_anchors else 0
-        # Of queries: anchors, or anchors and positives in turn.
+        # Anchors alone, or anchors and positives in turn.
         query_groups = 1 if {"doc_to_query", "doc_to_doc"}.isdisjoint(directions) else 2
         own = torch.arange(len(anchors), device=anchors.device)[self.rows]
         of_positives = anchor_columns + own
@@ -235,7 +235,7 @@ def _interleaved(groups: Sequence[Tensor]) -> Tensor:
 
 
 def _excluded(directions: Sequence[str], query_groups: int, anchor_columns: int, candidates: Tensor) -> Tensor | None:
-    """(query_groups, C) bool: the columns, anchors in front, that no direction of a group has; None if there are none."""
+    """(query_groups, C) bool: the columns, anchors first, that no direction of a group has; None if there are none."""
     of_anchors = ["query_to_query" not in directions, "doc_to_query" not in directions][:query_groups]
     of_docs = [False, "doc_to_doc" not in directions][:query_groups]
     if not (anchor_columns and any(of_anchors + of_docs)):
