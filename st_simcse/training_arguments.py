@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 
 from st_simcse.batching import LengthGroupedBatchSampler
+from st_simcse.views import VIEWS
 
 __all__ = ["SimCSETrainingArguments", "computes_in_bf16", "limit_training_length"]
 
@@ -66,8 +67,12 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         default=None,
         metadata={"help": "Mixed precision; by default where it is fast. False: off.", "nargs": "?", "const": True},
     )
-    views: Literal["crops", "word_repetition", "token_cutoff"] | None = field(
-        default=None, metadata={"help": "How the two views of a text differ besides dropout; crops are for paragraphs."}
+    views: str | None = field(
+        default=None,
+        metadata={
+            "choices": [*VIEWS],
+            "help": "How the two views of a text differ besides dropout; crops are for paragraphs.",
+        },
     )
     tokenize_once: bool = field(default=False, metadata={"help": "Tokenize before training, not in every epoch."})
     group_by_length: bool = field(default=False, metadata={"help": "Make batches of texts of like length."})

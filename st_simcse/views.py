@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Protocol
@@ -52,9 +51,9 @@ class Crops(Bounded):
         ([6, 7, 8, 9, 10, 11, 12, 13, 14], [16, 17])
     """
 
-    shortest: float = field(default=0.1, metadata={"above": 0})
-    longest: float = field(default=0.5, metadata={"most": 1})
-    least: int = field(default=8, metadata={"least": 1})
+    shortest: float = field(default=0.1, metadata={"above": 0, "help": "Least share of a text that a crop has."})
+    longest: float = field(default=0.5, metadata={"most": 1, "help": "Largest share of a text that a crop has."})
+    least: int = field(default=8, metadata={"least": 1, "help": "Tokens that a crop has where the text has them."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +87,7 @@ class WordRepetition(Bounded):
         ([5, 6, 7, 8, 9], [5, 6, 7, 8, 8, 9])
     """
 
-    share: float = field(default=0.32, metadata={"least": 0, "below": 1})
+    share: float = field(default=0.32, metadata={"least": 0, "below": 1, "help": "Largest share of repeated tokens."})
 
     def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
         most = min(len(tokens), max(2, int(self.share * len(tokens))))
@@ -114,7 +113,7 @@ class TokenCutoff(Bounded):
         ([5, 8, 9], [6, 7, 8])
     """
 
-    share: float = field(default=0.15, metadata={"least": 0, "below": 1})
+    share: float = field(default=0.15, metadata={"least": 0, "below": 1, "help": "Share of the tokens that are cut."})
 
     def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
         return self._cut(tokens, rng), self._cut(tokens, rng)
@@ -125,7 +124,7 @@ class TokenCutoff(Bounded):
 
 
 # As `views` of the training arguments names them.
-VIEWS: dict[str, Callable[[], View]] = {"crops": Crops, "word_repetition": WordRepetition, "token_cutoff": TokenCutoff}
+VIEWS: dict[str, type[Any]] = {"crops": Crops, "word_repetition": WordRepetition, "token_cutoff": TokenCutoff}
 
 
 class ViewMaker:
@@ -214,11 +213,10 @@ def view_collator(
         ...     if name.endswith("input_ids")]
         [('sentence_first_input_ids', [[2, 11, 6, 9, 3]]), ('sentence_second_input_ids', [[2, 10, 8, 5, 3]])]
     """
-    if isinstance(view, str):
-        if view not in VIEWS:
-            raise ValueError(f"unknown views {view!r}: choose from {', '.join(VIEWS)}")
-        view = VIEWS[view]()
-    maker = ViewMaker(unwrapped(model), view, seed)
+    if isinstance(view, str) and view not in VIEWS:
+        raise ValueError(f"unknown views {view!r}: choose from {', '.join(VIEWS)}")
+    made: View = VIEWS[view]() if isinstance(view, str) else view
+    maker = ViewMaker(unwrapped(model), made, seed)
     limit = {"max_length": collator.max_length} if isinstance(collator.max_length, int) else {}
     maker(["."], **limit)  # now, not at the first batch
     return replace(collator, preprocess_fn=maker)

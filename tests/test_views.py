@@ -3,6 +3,7 @@
 import random
 import shutil
 from collections import Counter
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from st_simcse import (
     WordRepetition,
     add_teacher_embeddings,
 )
+from st_simcse.cli import train
 from st_simcse.demo import tiny_model
 from st_simcse.views import VIEWS, view_collator
 
@@ -231,3 +233,19 @@ def test_a_length_without_room_for_the_text_is_refused(model, sentences, tmp_pat
         batch = next(iter(SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model)).get_train_dataloader()))
         for name in ("first", "second"):
             assert batch[f"sentence_{name}_input_ids"].shape[1] == 3
+
+
+def test_the_fields_of_views_are_flags():
+    """Each of every view, none of them named in the command line's own code."""
+    for name, kind in VIEWS.items():
+        for one in fields(kind):
+            value = 3 if one.type == "int" else 0.2
+            given = train.parse_train(
+                ["--model_name_or_path", "tiny", "--views", name, f"--{name}_{one.name}", str(value)]
+            )[-1].views
+            assert given == replace(kind(), **{one.name: value})
+        assert train.parse_train(["--model_name_or_path", "tiny", "--views", name])[-1].views == name
+    with pytest.raises(ValueError, match="--crops_least is part of --views crops: pass that too"):
+        train.parse_train(["--model_name_or_path", "tiny", "--views", "token_cutoff", "--crops_least", "3"])
+    with pytest.raises(ValueError, match="TokenCutoff needs a finite share of at least 0 and below 1, got 2"):
+        train.parse_train(["--model_name_or_path", "tiny", "--views", "token_cutoff", "--token_cutoff_share", "2"])

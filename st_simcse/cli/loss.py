@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import typing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from sentence_transformers import SentenceTransformer
 
+from st_simcse.cli.flags import as_fields, field_flags, given_values
 from st_simcse.losses import OPTIONS, SimCSELoss, SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.losses.options import option_name
 
@@ -37,11 +37,7 @@ class _Arguments:
     mask_duplicates: bool = field(default=True, metadata={"help": "Equal texts of a batch are no negatives."})
 
 
-def _flags(option: type) -> dict[str, dataclasses.Field[Any]]:
-    """The flags of an option's fields: the first is called as the class is, the others have that name before theirs."""
-    name = option_name(option)
-    fields = dataclasses.fields(option)
-    return {name if number == 0 else f"{name}_{one.name}": one for number, one in enumerate(fields)}
+_FLAGS = {option: field_flags(option, option_name(option)) for option in OPTIONS}
 
 
 def _described(option: type) -> list[tuple[str, Any, Any]]:
@@ -49,16 +45,10 @@ def _described(option: type) -> list[tuple[str, Any, Any]]:
     incompatible = getattr(option, "incompatible", ())
     of_one = " Unsupervised only." if "SupSimCSELoss" in incompatible else ""
     of_one += " Supervised only." if "UnsupSimCSELoss" in incompatible else ""
-    if not dataclasses.fields(option):
-        summary = (inspect.getdoc(option) or "").partition("\n\n")[0].replace("\n", " ")
-        return [(option_name(option), bool, field(default=False, metadata={"help": summary + of_one}))]
-    types = typing.get_type_hints(option)
-    described = []
-    for flag, one in _flags(option).items():
-        left_out = "" if one.default is dataclasses.MISSING else f" {one.default} when left out."
-        text = one.metadata.get("help", "") + left_out + of_one
-        described.append((flag, types[one.name] | None, field(default=None, metadata={"help": text})))
-    return described
+    if _FLAGS[option]:
+        return as_fields(option, _FLAGS[option], of_one)
+    summary = (inspect.getdoc(option) or "").partition("\n\n")[0].replace("\n", " ")
+    return [(option_name(option), bool, field(default=False, metadata={"help": summary + of_one}))]
 
 
 LossArguments = dataclasses.make_dataclass(
@@ -95,9 +85,8 @@ def make_loss(model: SentenceTransformer, columns: int, arguments: Any) -> SimCS
 
 def _options(arguments: Any) -> list[Any]:
     options: list[Any] = []
-    for option in OPTIONS:
-        name, flags = option_name(option), _flags(option)
-        given = {flag: value for flag in flags if (value := getattr(arguments, flag)) is not None}
+    for option, flags in _FLAGS.items():
+        name, given = option_name(option), given_values(arguments, flags)
         if name in given or (not flags and getattr(arguments, name)):
             options.append(option(**{flags[flag].name: value for flag, value in given.items()}))
         elif given:

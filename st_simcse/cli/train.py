@@ -24,6 +24,7 @@ from st_simcse.checkpoints import load_model
 from st_simcse.cli.baselines import Baseline, BaselineTrainer
 from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns, parse_format
+from st_simcse.cli.views import ViewArguments, make_view
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.formats import FileFormat, found_format
 from st_simcse.hub import HubDataset
@@ -257,16 +258,18 @@ def _run(
 
 
 def parse_train(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, Any, SimCSETrainingArguments]:
-    """The command's words as instances of its four dataclasses; those of a preset stand before them."""
+    """The command's words as instances of four dataclasses; those of a preset stand before them."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", nargs="?")
     preset = finder.parse_known_args(argv)[0].preset
-    return parse(
+    *arguments, view_args, training_args = parse(
         "train",
         [*(preset_options(preset) if preset else []), *argv],
-        *(ModelArguments, DataArguments, LossArguments, SimCSETrainingArguments),
+        *(ModelArguments, DataArguments, LossArguments, ViewArguments, SimCSETrainingArguments),
         example="st-simcse train --model_name_or_path bert-base-uncased --train_file sentences.txt --projection_head",
     )
+    training_args.views = make_view(training_args.views, view_args)
+    return *arguments, training_args
 
 
 def _train_once(

@@ -136,7 +136,7 @@ class Batch:
         if comparison.partition_mode == "per_direction":
             problems = [self._problem(anchors, positives, others, Comparison(), scale)]
             if "doc_to_query" in comparison.directions:
-                keys, taught = (
+                keys, teacher = (
                     None if columns is None else [columns[1], columns[0]]
                     for columns in (self.text_keys, self.teacher_embeddings)
                 )
@@ -144,7 +144,7 @@ class Batch:
                     positives,
                     anchors,
                     text_keys=keys,
-                    teacher_embeddings=taught,
+                    teacher_embeddings=teacher,
                     positive_similarities=self.positive_similarities,
                     rows=self.rows,
                 )
@@ -158,8 +158,8 @@ class Batch:
         directions = _DIRECTIONS if comparison.symmetric else comparison.directions
         with_anchors = set(directions) != {"query_to_doc"}  # among the candidates, in front
         anchor_columns = len(anchors) if with_anchors else 0
-        # Of queries: anchors, or anchors and positives in turn.
-        kinds = 1 if {"doc_to_query", "doc_to_doc"}.isdisjoint(directions) else 2
+        # Anchors alone, or anchors and positives in turn.
+        query_groups = 1 if {"doc_to_query", "doc_to_doc"}.isdisjoint(directions) else 2
         own = torch.arange(len(anchors), device=anchors.device)[self.rows]
         of_positives = anchor_columns + own
         candidates = torch.cat([anchors, positives, *others] if with_anchors else [positives, *others])
@@ -174,31 +174,33 @@ class Batch:
             of_anchors, of_docs = own[:, None], of_positives[:, None]
             if own_negatives is not None and not comparison.symmetric:
                 of_docs = torch.cat([of_docs, own_negatives], dim=1)
-            own_columns = _in_turn([of_anchors.expand_as(of_docs), of_docs][:kinds])
+            own_columns = _interleaved([of_anchors.expand_as(of_docs), of_docs][:query_groups])
         similarities = self.positive_similarities
         if similarities is not None:
-            similarities = _in_turn([similarities[self.rows].to(candidates.dtype)] * kinds)
+            similarities = _interleaved([similarities[self.rows].to(candidates.dtype)] * query_groups)
         teacher_queries = teacher_candidates = None
         if self.teacher_embeddings is not None:
-            taught = [one.flatten(0, -2) for one in self.teacher_embeddings]
-            teacher_queries = _in_turn([one[self.rows] for one in taught[:kinds]])
-            teacher_candidates = torch.cat(taught if with_anchors else taught[1:])
+            teacher = [one.flatten(0, -2) for one in self.teacher_embeddings]
+            teacher_queries = _interleaved([one[self.rows] for one in teacher[:query_groups]])
+            teacher_candidates = torch.cat(teacher if with_anchors else teacher[1:])
         return Problem(
-            queries=_in_turn([anchors[self.rows], positives[self.rows]][:kinds]),
+            queries=_interleaved([anchors[self.rows], positives[self.rows]][:query_groups]),
             candidates=candidates,
-            targets=_in_turn([of_positives, own][:kinds]),
+            targets=_interleaved([of_positives, own][:query_groups]),
             scale=scale,
             own_columns=own_columns,
-            known_positives=self._known_positives(with_anchors, kinds),
-            excluded=self._without_missing(_excluded(directions, kinds, anchor_columns, candidates), kinds, candidates),
-            own_negatives=None if own_negatives is None else _in_turn([own_negatives] * kinds),
+            known_positives=self._known_positives(with_anchors, query_groups),
+            excluded=self._without_missing(
+                _excluded(directions, query_groups, anchor_columns, candidates), query_groups, candidates
+            ),
+            own_negatives=None if own_negatives is None else _interleaved([own_negatives] * query_groups),
             positive_similarities=similarities,
             teacher_queries=teacher_queries,
             teacher_candidates=teacher_candidates,
-            group=1 if comparison.symmetric else kinds,
+            group=1 if comparison.symmetric else query_groups,
         )
 
-    def _without_missing(self, excluded: Tensor | None, kinds: int, candidates: Tensor) -> Tensor | None:
+    def _without_missing(self, excluded: Tensor | None, query_groups: int, candidates: Tensor) -> Tensor | None:
         """The same columns left out, and those of hard negatives that are not there."""
         if self.hard_negatives is None or self.text_keys is None:
             return excluded
@@ -206,20 +208,20 @@ class Batch:
         if not missing.any():
             return excluded
         if excluded is None:
-            excluded = torch.zeros(kinds, len(candidates), dtype=torch.bool, device=candidates.device)
+            excluded = torch.zeros(query_groups, len(candidates), dtype=torch.bool, device=candidates.device)
         others = 0 if self.shared_negatives is None else len(self.shared_negatives)
         end = len(candidates) - others
         excluded[:, end - len(missing) : end] |= missing
         return excluded
 
-    def _known_positives(self, with_anchors: bool, kinds: int) -> KnownPositives | None:
+    def _known_positives(self, with_anchors: bool, query_groups: int) -> KnownPositives | None:
         """None if no place but the targets and the rows themselves is to be left out."""
         if self.text_keys is None:
             return None
         anchors, positives, *others = self.text_keys
         pairs = torch.stack([anchors, positives])
-        pairs = torch.cat([pairs, pairs.flip(0)], dim=1) if kinds == 2 else pairs
-        queries = _in_turn([anchors[self.rows], positives[self.rows]][:kinds])
+        pairs = torch.cat([pairs, pairs.flip(0)], dim=1) if query_groups == 2 else pairs
+        queries = _interleaved([anchors[self.rows], positives[self.rows]][:query_groups])
         documents = [positives, *(keys.flatten() for keys in others)]
         candidates = torch.cat([anchors, *documents] if with_anchors else documents)
         known = KnownPositives(queries, candidates, pairs)
@@ -227,20 +229,20 @@ class Batch:
         return known if known.count() > expected * len(queries) else None
 
 
-def _in_turn(of_kinds: Sequence[Tensor]) -> Tensor:
-    """The first rows of all kinds, then the second ones, so that the rows of one softmax lie together."""
-    return of_kinds[0] if len(of_kinds) == 1 else torch.stack(list(of_kinds), dim=1).flatten(0, 1)
+def _interleaved(groups: Sequence[Tensor]) -> Tensor:
+    """The first rows of all groups, then the second ones, so that the rows of one softmax lie together."""
+    return groups[0] if len(groups) == 1 else torch.stack(list(groups), dim=1).flatten(0, 1)
 
 
-def _excluded(directions: Sequence[str], kinds: int, anchor_columns: int, candidates: Tensor) -> Tensor | None:
-    """(kinds, C) bool: which columns, those of anchors in front, no direction of a kind has; None if all are in one."""
-    of_anchors = ["query_to_query" not in directions, "doc_to_query" not in directions][:kinds]
-    of_docs = [False, "doc_to_doc" not in directions][:kinds]
+def _excluded(directions: Sequence[str], query_groups: int, anchor_columns: int, candidates: Tensor) -> Tensor | None:
+    """(query_groups, C) bool: the columns, anchors first, that no direction of a group has; None if there are none."""
+    of_anchors = ["query_to_query" not in directions, "doc_to_query" not in directions][:query_groups]
+    of_docs = [False, "doc_to_doc" not in directions][:query_groups]
     if not (anchor_columns and any(of_anchors + of_docs)):
         return None
-    excluded = torch.zeros(kinds, len(candidates), dtype=torch.bool, device=candidates.device)
-    for kind in range(kinds):
-        excluded[kind, :anchor_columns], excluded[kind, anchor_columns:] = of_anchors[kind], of_docs[kind]
+    excluded = torch.zeros(query_groups, len(candidates), dtype=torch.bool, device=candidates.device)
+    for group in range(query_groups):
+        excluded[group, :anchor_columns], excluded[group, anchor_columns:] = of_anchors[group], of_docs[group]
     return excluded
 
 
@@ -274,10 +276,10 @@ def _check_keys(text_keys: Sequence[Tensor], *embeddings: Tensor | None) -> None
         )
 
 
-def _check_teacher(taught: Sequence[Tensor], *embeddings: Tensor | None) -> None:
+def _check_teacher(teacher: Sequence[Tensor], *embeddings: Tensor | None) -> None:
     expected = [tuple(tensor.shape[:-1]) for tensor in embeddings if tensor is not None]
-    if [tuple(one.shape[:-1]) for one in taught] != expected or len({one.shape[-1] for one in taught}) != 1:
+    if [tuple(one.shape[:-1]) for one in teacher] != expected or len({one.shape[-1] for one in teacher}) != 1:
         raise ValueError(
             "teacher_embeddings must be one tensor for anchors, positives and hard_negatives each, as far as these are "
-            f"given, of shapes {expected} and one more dimension; got {[tuple(one.shape) for one in taught]}"
+            f"given, of shapes {expected} and one more dimension; got {[tuple(one.shape) for one in teacher]}"
         )

@@ -235,8 +235,8 @@ class GuidedNegatives(Bounded):
 
     Example:
         >>> from st_simcse.objective import Problem, row_losses
-        >>> rows, taught = torch.eye(2), torch.ones(2, 1)  # to the teacher both are the same
-        >>> problem = Problem(rows, rows, torch.arange(2), 1.0, teacher_queries=taught, teacher_candidates=taught)
+        >>> rows, teacher = torch.eye(2), torch.ones(2, 1)  # to the teacher both are the same
+        >>> problem = Problem(rows, rows, torch.arange(2), 1.0, teacher_queries=teacher, teacher_candidates=teacher)
         >>> row_losses(problem.tile(), [GuidedNegatives(0.1)])
         tensor([0., 0.])
     """
@@ -264,7 +264,7 @@ class GuidedNegatives(Bounded):
             raise ValueError(f"unknown margin strategy {self.margin_strategy!r}: choose absolute or relative")
 
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
-        taught = tile.teacher_similarities
-        positives = taught.gather(1, tile.targets)
+        similarities = tile.teacher_similarities
+        positives = similarities.gather(1, tile.targets)
         margin = self.margin * (1.0 if self.margin_strategy == "absolute" else positives.abs())
-        return logits.masked_fill((taught > positives - margin) & ~tile.is_positive, -math.inf)
+        return logits.masked_fill((similarities > positives - margin) & ~tile.is_positive, -math.inf)
