@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.losses.adaptive_layer import Tra
 from sentence_transformers.sentence_transformer.losses.matryoshka import CachedLossDecorator, ForwardDecorator
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from st_simcse.distributed import gather_rows, gradients_are_averaged, is_distributed, world_size
 from st_simcse.embedding import (
@@ -41,7 +42,7 @@ from st_simcse.own_weights import own_parameters
 from st_simcse.teacher import teacher_embeddings
 from st_simcse.unwrapping import unwrapped
 
-__all__ = ["SimCSELoss", "check_wrappers"]
+__all__ = ["SimCSELoss", "check_model", "check_wrappers"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,24 @@ class Layout:
         return embedded if self.places is None else [*embedded[0][self.places], *embedded[1:]]
 
 
+def check_model(model: Any) -> None:
+    """ValueError for a model's name, a model of transformers, or what is no model.
+
+    Example:
+        >>> check_model("bert-base-uncased")
+        Traceback (most recent call last):
+        ...
+        ValueError: model is the name 'bert-base-uncased': pass the model itself, build_model('bert-base-uncased')
+    """
+    if isinstance(model, (str, os.PathLike)):
+        raise ValueError(f"model is the name {str(model)!r}: pass the model itself, build_model({str(model)!r})")
+    if isinstance(model, PreTrainedModel) or not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model is of the type {type(model).__name__}, expected a SentenceTransformer: build_model makes one of a "
+            "folder or of a name on the hub"
+        )
+
+
 def _check_arguments(loss: str, model: Any, options: Any, unknown: dict[str, Any]) -> None:
     """What people coming from other losses write, and a name or a single option where an object or a list belongs."""
     if isinstance(unknown.get("scale"), (int, float)):
@@ -96,8 +115,7 @@ def _check_arguments(loss: str, model: Any, options: Any, unknown: dict[str, Any
         raise TypeError(f"{loss} has no scale: pass temperature={temperature:g}, which is one over it")
     if unknown:
         raise TypeError(f"{loss} has no argument {', '.join(unknown)}; options=[...] takes what changes the objective")
-    if isinstance(model, (str, os.PathLike)):
-        raise ValueError(f"model is the name {str(model)!r}: pass the model itself, build_model({str(model)!r})")
+    check_model(model)
     if not isinstance(options, Sequence):
         raise ValueError(f"options={options!r} is no list: pass options=[{options!r}]")
 
