@@ -174,6 +174,11 @@ def load_pooled(
         >>> load_pooled("sentence-transformers/all-MiniLM-L6-v2").max_seq_length
         256
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise ValueError(
+            f"expected the folder of a model or its name on the hub, got an object of the type "
+            f"{type(name_or_path).__name__}"
+        )
     if pooling is not None and pooling not in get_args(PoolingMode):
         *modes, last = get_args(PoolingMode)
         raise ValueError(f"unknown pooling {pooling!r}: choose {', '.join(modes)} or {last}")

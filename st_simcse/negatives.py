@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -34,7 +35,7 @@ class NegativesCollator(SentenceTransformerDataCollator):
         lists: columns that hold lists also where all rows of a batch have None; others are known by their cells.
 
     Raises:
-        ValueError: on a batch, for an empty hard negative.
+        ValueError: on a batch, for an empty hard negative, and a row without an anchor or positive.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -74,11 +75,15 @@ class NegativesCollator(SentenceTransformerDataCollator):
         return batch
 
     def _refuse_empty(self, features: list[dict[str, Any]]) -> None:
-        """An empty text is no negative, but would be one of every row."""
+        """An empty text is no negative, but would be one of every row; a row of a stream may lack a text altogether."""
         others = {*self.valid_label_columns, "dataset_name"}
-        for name in [name for name in (features[0] if features else ()) if name not in others][2:]:
+        for number, name in enumerate(name for name in (features[0] if features else ()) if name not in others):
             for row in features:
-                if any(cell in ("", None) for cell in (row[name] if isinstance(row[name], list) else [row[name]])):
+                if number < 2 and row[name] is None:
+                    text = textwrap.shorten(str(row), 200, placeholder=" ...")
+                    raise ValueError(f"column {name!r}: no text (None) in the row {text}: fill it in or drop the row")
+                cells = row[name] if isinstance(row[name], list) else [row[name]]
+                if number >= 2 and any(cell in ("", None) for cell in cells):
                     raise ValueError(
                         f"the column {name} has an empty text, which would be a hard negative of every row: where rows "
                         "have different numbers of hard negatives, put them into one column of lists, such as "

@@ -159,6 +159,8 @@ class Reader:
         """
         if not filenames:
             raise ValueError("no file to read: pass one file name or more")
+        for name in filenames:
+            check_name(name)
         paths = {str(name): Path(self.dataset_folder, name) for name in filenames if not isinstance(name, HubDataset)}
         if missing := [name for name, path in paths.items() if not path.exists()]:
             raise FileNotFoundError(f"no such file(s): {', '.join(missing)}")
@@ -185,6 +187,7 @@ class Reader:
 
     def _read(self, filename: Name) -> Iterator[Record]:
         """The records of a file, of which there is one at least; what is skipped is counted, and logged at the end."""
+        check_name(filename)
         path = filename if isinstance(filename, HubDataset) else Path(self.dataset_folder, filename)
         if isinstance(path, Path) and not path.exists():
             raise FileNotFoundError(f"there is no file {path}: check its name and the folder, {path.absolute().parent}")
@@ -700,6 +703,7 @@ def split_options(options: dict[str, Any]) -> tuple[FormatOptions, dict[str, Any
 
 def evaluator_name(filename: Name, name: str | None) -> str:
     """The name, or when left out the file's without endings, or those of data set and split."""
+    check_name(filename)
     if name is not None:
         return name
     if isinstance(filename, HubDataset):
@@ -714,6 +718,16 @@ def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs:
     return EmbeddingSimilarityEvaluator(
         list(sentences1), list(sentences2), [float(score) for score in scores], name=name, **options
     )
+
+
+def check_name(filename: Any) -> None:
+    """ValueError for data in place of the name of a file."""
+    if not isinstance(filename, (str, os.PathLike, HubDataset)):
+        raise ValueError(
+            f"expected the name of a file or a HubDataset, got data of the type {type(filename).__name__}: "
+            "SimCSETrainer takes lists and DataFrames as they are (train_dataset=), EmbeddingSimilarityEvaluator lists "
+            "of sentences and scores"
+        )
 
 
 def check_score(path: Source, line: int, column: Column, score: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypedDict, overload
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from huggingface_hub import cached_assets_path
@@ -25,6 +26,7 @@ from st_simcse.index_folder import IndexFolder
 from st_simcse.lengths import rows_unknown, texts_without_tokens, warn_of_cut_texts
 from st_simcse.neighbours import ExactIndex, Index, Neighbours
 from st_simcse.readers import SentenceReader
+from st_simcse.training_data import check_texts
 
 __all__ = ["Hit", "Searcher", "cached_searcher"]
 
@@ -109,16 +111,18 @@ class Searcher:
             show_progress_bar: as in ``SentenceTransformer.encode``.
 
         Raises:
-            ValueError: for a text without a token, such as an empty one where the tokenizer adds no special tokens.
+            ValueError: for what is no text, and for a text without a token, such as an empty one where the tokenizer
+                adds no special tokens.
         """
-        self._check_tokens("text", [texts] if isinstance(texts, str) else list(texts))
+        several = _as_texts("text", texts)
+        self._check_tokens("text", several)
         options: dict[str, Any] = {
             "batch_size": batch_size,
             "device": device,
             "pool": pool,
             "show_progress_bar": show_progress_bar,
         }
-        return _unit(self.model.encode(texts if isinstance(texts, str) else list(texts), **options))
+        return _unit(self.model.encode(texts if isinstance(texts, str) else several, **options))
 
     def similarity(self, a: Comparable, b: Comparable) -> Any:
         """Cosine similarities of texts, or of embeddings of shape (d,) or (N, d).
@@ -241,8 +245,8 @@ class Searcher:
             A list of :class:`Hit` for one query, and a list of Q such lists for Q of them.
 
         Raises:
-            ValueError: without an index, for an unfinished one, for ``top_k`` below 1, and for a query without a
-                token.
+            ValueError: without an index, for an unfinished one, for ``top_k`` below 1, for what is no text, and for a
+                query without a token.
         """
         folder = self._built()
         if self._neighbours is None:
@@ -250,7 +254,7 @@ class Searcher:
         assert self.sentences is not None
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
-        several = [queries] if isinstance(queries, str) else list(queries)
+        several = _as_texts("query", queries)
         if not several:
             return []
         self._check_tokens("query", several, **QUERY)
@@ -360,6 +364,19 @@ def cached_searcher(
     return searcher
 
 
+def _as_texts(what: str, texts: Any) -> list[str]:
+    """A text or several as a list; ValueError for what is no text, naming its row."""
+    if isinstance(texts, (pd.DataFrame, Dataset)):
+        raise ValueError("expected a text or a list of texts, got a table: pass one of its columns")
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        texts = [texts]
+    several = list(texts)
+    for row, text in enumerate(several):
+        if not isinstance(text, str):
+            raise ValueError(f"{what} {row:,} is {text!r}, expected a text")
+    return several
+
+
 class _Corpus(NamedTuple):
     """Sentences, and what tells them from others."""
 
@@ -370,12 +387,15 @@ class _Corpus(NamedTuple):
     def of(cls, texts: Texts) -> _Corpus:
         if isinstance(texts, (str, os.PathLike, HubDataset)):
             sentences = SentenceReader(drop_duplicates=True).get_dataset(texts)
+        elif isinstance(texts, Dataset):
+            sentences = texts
         else:
-            sentences = texts if isinstance(texts, Dataset) else Dataset.from_dict({"sentence": list(texts)})
+            sentences = Dataset.from_dict({"sentence": _as_texts("sentence", texts)})
         if not len(sentences):
             raise ValueError("there are no sentences to search")
         if sentences.column_names != ["sentence"]:
             raise ValueError(f"expected a Dataset with the one column 'sentence', got {sentences.column_names}")
+        check_texts(sentences, "the corpus", [])
         # A batch at a time in memory.
         return cls(sentences, text_digest(text for batch in sentences.iter(1000) for text in batch["sentence"]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from st_simcse.batching import token_collator, tokenize
 from st_simcse.distributed import EvenBatchSampler, LossSynchronizer, RoundSampler, averaged_gradients
 from st_simcse.lengths import warn_of_cut_training_texts
 from st_simcse.losses import SimCSELoss, SupSimCSELoss, UnsupSimCSELoss, check_wrappers
+from st_simcse.losses.arguments import check_model
 from st_simcse.losses.options import check_compatible
 from st_simcse.losses.st_internals import chunked_outputs
 from st_simcse.model_card import ModelCardCallback
@@ -67,15 +69,22 @@ def _check_several_processes(args: SentenceTransformerTrainingArguments, train_d
         config.dispatch_batches = False
 
 
-def _check_types(model: Any, args: Any, evaluator: Any) -> None:
-    """ValueError for the name of a thing where the thing itself is expected."""
-    if isinstance(model, (str, os.PathLike)):
-        raise ValueError(f"model is the name {str(model)!r}: pass the model itself, build_model({str(model)!r})")
+def _check_types(model: Any, args: Any, loss: Any, evaluator: Any) -> None:
+    """ValueError for the name of a thing, or something else, where the thing itself is expected."""
+    if model is not None:
+        check_model(model)
     if isinstance(args, (str, os.PathLike)):
         raise ValueError(f"args is {str(args)!r}: pass SimCSETrainingArguments({str(args)!r})")
+    if isinstance(args, Mapping):
+        raise ValueError("args is a dictionary: pass SimCSETrainingArguments(**args)")
+    for one in loss.values() if isinstance(loss, dict) else [loss]:
+        if one is not None and not callable(one):
+            raise ValueError(f"loss is {one!r}, expected a loss, such as UnsupSimCSELoss(model)")
     for one in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         if isinstance(one, (str, os.PathLike)):
             raise ValueError(f"evaluator is {str(one)!r}: read the scored pairs with load_sts({str(one)!r})")
+        if one is not None and not callable(one):
+            raise ValueError(f"evaluator is {one!r}, expected one that load_sts makes, or another of ST's evaluators")
 
 
 def _names(*datasets: Any) -> list[str]:
@@ -176,7 +185,7 @@ class SimCSETrainer(ResumableTrainer):
         **options: Any,
     ) -> None:
         args = SimCSETrainingArguments("tmp_trainer") if args is None else args
-        _check_types(model, args, options.get("evaluator"))
+        _check_types(model, args, loss, options.get("evaluator"))
         train_dataset = as_dataset(train_dataset, "train_dataset")
         eval_dataset = as_dataset(eval_dataset, "eval_dataset")
         labels = getattr(options.get("data_collator"), "valid_label_columns", LABEL_COLUMNS)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
 from sentence_transformers import InputExample
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
@@ -23,12 +25,13 @@ def as_dataset(data: Any, argument: str) -> Any:
     """What a trainer takes for its data: a Dataset or IterableDataset, or several by name.
 
     Args:
-        data: that; or a DataFrame, a list of texts, of tuples of texts, of dicts, or of InputExamples; or several of
-            these by name. None stays None.
+        data: that; or a DataFrame, or a list of texts, of tuples of texts, of dicts, or of InputExamples (or another
+            sequence, such as a column of a table); or several of these by name. None stays None.
         argument: how the caller names it, for errors.
 
     Raises:
-        ValueError: for the name of a file, for a list of other or of different items, and for other objects.
+        ValueError: for the name of a file, for a list of other or of different items, for a column of different types,
+            for data without a row, and for other objects.
 
     Example:
         >>> as_dataset([("A dog.", "A hound."), ("A cat.", "A feline.")], "train_dataset")[0]
@@ -39,9 +42,7 @@ def as_dataset(data: Any, argument: str) -> Any:
     if isinstance(data, Mapping):
         return {name: as_dataset(part, f"{argument}[{name!r}]") for name, part in data.items()}
     if isinstance(data, pd.DataFrame):
-        return Dataset.from_pandas(data, preserve_index=False)
-    if isinstance(data, (list, tuple)) and data:
-        return _from_list(list(data), argument)
+        return _from_columns(data, argument)
     if isinstance(data, (str, os.PathLike)):
         raise ValueError(
             f"{argument} is {str(data)!r}, expected data: read the file with SentenceReader().get_dataset"
@@ -49,13 +50,19 @@ def as_dataset(data: Any, argument: str) -> Any:
         )
     if hasattr(data, "column_names"):
         return data
+    if isinstance(data, (pd.Series, np.ndarray)):
+        data = data.tolist()
+    if isinstance(data, Sequence):
+        return _from_list(list(data), argument)
     raise ValueError(
         f"{argument} is of the type {type(data).__name__}: pass a datasets.Dataset, a DataFrame, or a list of texts or "
-        "of tuples of texts that is not empty"
+        "of tuples of texts"
     )
 
 
 def _from_list(items: list[Any], argument: str) -> Dataset:
+    if not items:
+        raise ValueError(f"{argument} is empty: pass one text at least")
     first = items[0]
     for row, item in enumerate(items):
         if type(item) is not type(first) or (isinstance(item, (tuple, list)) and len(item) != len(first)):
@@ -63,15 +70,38 @@ def _from_list(items: list[Any], argument: str) -> Dataset:
     if isinstance(first, str):
         return Dataset.from_dict({"sentence": items})
     if isinstance(first, Mapping):
-        return Dataset.from_list(items)
+        names = dict.fromkeys(name for item in items for name in item)
+        return _from_columns({name: [item.get(name) for item in items] for name in names}, argument)
     if isinstance(first, InputExample):
         columns = _columns([example.texts for example in items], argument)
         labels = [example.label for example in items]
         # InputExample labels what has no label with 0.
-        return Dataset.from_dict(columns | ({"label": labels} if any(labels) else {}))
+        return _from_columns(columns | ({"label": labels} if any(labels) else {}), argument)
     if isinstance(first, (tuple, list)):
-        return Dataset.from_dict(_columns(items, argument))
+        return _from_columns(_columns(items, argument), argument)
     raise ValueError(f"{argument}: item 0 is {first!r}, expected a text, a tuple of texts, a dict or an InputExample")
+
+
+def _from_columns(columns: pd.DataFrame | Mapping[str, Sequence[Any]], argument: str) -> Dataset:
+    try:
+        if isinstance(columns, pd.DataFrame):
+            return Dataset.from_pandas(columns, preserve_index=False)
+        return Dataset.from_dict(dict(columns))
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        for name, cells in columns.items():
+            _check_alike(cells, f"column {name!r}", argument)
+        raise
+
+
+def _check_alike(cells: Iterable[Any], column: str, argument: str) -> None:
+    """ValueError for the first cell that is of another type than the first one; None is of any."""
+    first = None
+    for row, cell in enumerate(cells):
+        first = cell if first is None else first
+        if cell is not None and type(cell) is not type(first):
+            raise ValueError(
+                f"{argument}, row {row}, {column}: {cell!r} beside {first!r}: make all of them texts"
+            ) from None
 
 
 def _columns(rows: list[Any], argument: str) -> dict[str, list[Any]]:
@@ -84,7 +114,7 @@ def _columns(rows: list[Any], argument: str) -> dict[str, list[Any]]:
 
 
 def check_texts(data: Any, argument: str, label_columns: Collection[str]) -> None:
-    """Whether the columns of a dataset hold texts; columns of lists and of other media are not looked at.
+    """Whether the columns of a dataset hold texts or lists of texts; columns of other media are not looked at.
 
     Args:
         data: what :func:`as_dataset` returns. The rows of streams are not known yet.
@@ -92,7 +122,7 @@ def check_texts(data: Any, argument: str, label_columns: Collection[str]) -> Non
         label_columns: the columns that may hold numbers.
 
     Raises:
-        ValueError: for a column of numbers, and a row without a text; names column, row and remedy.
+        ValueError: for data without a row, a column of numbers, and a row without a text; names column, row and remedy.
 
     Example:
         >>> check_texts(Dataset.from_dict({"sentence": ["A dog.", None]}), "train_dataset", [])
@@ -103,18 +133,22 @@ def check_texts(data: Any, argument: str, label_columns: Collection[str]) -> Non
     if isinstance(data, Mapping):
         for name, part in data.items():
             check_texts(part, f"{argument}[{name!r}]", label_columns)
-    if not isinstance(data, Dataset):
+    if not isinstance(data, (Dataset, IterableDataset)):
         return
-    for name, feature in data.features.items():
-        if name in label_columns or not isinstance(feature, Value):
+    if isinstance(data, Dataset) and not len(data):
+        raise ValueError(f"{argument} has no row: pass one at least")
+    for name, feature in (data.features or {}).items():
+        inner = getattr(feature, "feature", feature)  # of a list
+        if name in label_columns or not isinstance(inner, Value):
             continue
-        if feature.dtype not in ("string", "large_string", "string_view", "null"):
+        if inner.dtype not in ("string", "large_string", "string_view", "null"):
+            kind = "values" if inner is feature else "lists"
             raise ValueError(
-                f"{argument}, column {name!r}: {feature.dtype} values, expected texts: remove the column with "
+                f"{argument}, column {name!r}: {inner.dtype} {kind}, expected texts: remove the column with "
                 f"dataset.remove_columns({name!r}), or call it label if a loss reads it"
             )
         # The table may have rows that were selected out of the dataset.
-        if data.data.column(name).null_count:
+        if inner is feature and isinstance(data, Dataset) and data.data.column(name).null_count:
             empty = next((row for row, text in enumerate(data[name]) if text is None), None)
             if empty is not None:
                 raise ValueError(

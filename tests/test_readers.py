@@ -16,6 +16,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import pyarrow
 import pytest
 import torch
@@ -36,6 +37,7 @@ from st_simcse import (
     load_sts,
 )
 from st_simcse.corpus import generate_corpus
+from st_simcse.evaluation import load_classes
 from st_simcse.formats import file_format
 from st_simcse.readers import STSReader
 
@@ -1248,3 +1250,12 @@ def test_a_missing_file_gets_a_sentence(tmp_path):
         FileNotFoundError, match=f"^there is no file {re.escape(str(tmp_path / 'a.csv'))}: check its name"
     ):
         TripletReader(tmp_path).get_dataset("a.csv")
+
+
+@pytest.mark.parametrize("data", [["Two dogs run."], pd.DataFrame({"sentence": ["Two dogs run."]}), None])
+@pytest.mark.parametrize("reader", [SentenceReader(), TripletReader(), NLIReader()])
+def test_data_in_place_of_a_file_name(reader, data):
+    message = f"expected the name of a file or a HubDataset, got data of the type {type(data).__name__}: SimCSETrainer"
+    for read in (reader.get_dataset, reader.get_examples, reader.get_iterable_dataset, load_sts, load_classes):
+        with pytest.raises(ValueError, match=message):
+            read(data)

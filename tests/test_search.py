@@ -12,6 +12,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -817,3 +818,26 @@ def test_an_index_of_an_earlier_release_names_the_versions_if_they_differ(tmp_pa
     (tmp_path / "index.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match=r"\(it was made with sentence-transformers 5\.0\.0, .*, here is sentence-tra"):
         Searcher.load(tmp_path, changed)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["Two dogs run.", None], "1 is None, expected a text"),
+        ([3], "0 is 3, expected a text"),
+        (pd.DataFrame({"sentence": ["Two dogs run."]}), "got a table: pass one of its columns"),
+    ],
+)
+def test_what_is_no_text_is_named(model, sentences, texts, message):
+    searcher = Searcher(model)
+    searcher.build_index(sentences)
+    for use in (searcher.search, searcher.encode, searcher.build_index, searcher.add_to_index):
+        with pytest.raises(ValueError, match=message):
+            use(texts)
+    with pytest.raises(ValueError, match="query 0 is None, expected a text"):
+        searcher.search(None)
+    with pytest.raises(ValueError, match="text 0 is 3, expected a text"):
+        searcher.similarity("Two dogs run.", 3)
+    with pytest.raises(ValueError, match="the corpus, row 1, column 'sentence': no text"):
+        searcher.build_index(Dataset.from_dict({"sentence": ["Two dogs run.", None]}))
+    assert len(searcher.sentences) == len(sentences)

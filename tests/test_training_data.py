@@ -1,11 +1,20 @@
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, IterableDataset, Value
 from sentence_transformers import InputExample
 
-from st_simcse import FocalMargin, SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss, cli
+from st_simcse import (
+    FocalMargin,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    SupSimCSELoss,
+    UnsupSimCSELoss,
+    build_model,
+    cli,
+)
 from st_simcse.training_data import as_dataset
 
 PAIRS = [("A dog.", "A hound."), ("A cat.", "A feline.")]
@@ -27,6 +36,9 @@ COLUMNS = {"anchor": ["A dog.", "A cat."], "positive": ["A hound.", "A feline."]
         (pd.DataFrame(COLUMNS, index=[7, 3]), COLUMNS),
         ([InputExample(texts=list(pair)) for pair in PAIRS], COLUMNS),
         ([InputExample(texts=list(pair), label=0.5) for pair in PAIRS], COLUMNS | {"label": [0.5, 0.5]}),
+        (pd.Series(["A dog.", "A cat."], index=[1, 1]), {"sentence": ["A dog.", "A cat."]}),
+        (np.array(["A dog.", "A cat."]), {"sentence": ["A dog.", "A cat."]}),
+        (Dataset.from_dict(COLUMNS)["anchor"], {"sentence": COLUMNS["anchor"]}),
         (Dataset.from_dict(COLUMNS), COLUMNS),
     ],
 )
@@ -49,7 +61,18 @@ def test_data_as_users_hold_it(given, columns):
         ([PAIRS[0], PAIRS[1][:1]], "train_dataset: item 1 is .'A cat.',., and item 0 is"),
         ([InputExample(texts=["a"]), InputExample(texts=["a", "b"])], "item 1 has 2 texts, and item 0 has 1"),
         ([1, 2], "train_dataset: item 0 is 1, expected a text, a tuple of texts, a dict or an InputExample"),
-        ([], "train_dataset is of the type list: pass a datasets.Dataset, .* that is not empty"),
+        ([], "train_dataset is empty: pass one text at least"),
+        (pd.DataFrame({"s": []}, dtype=str), "train_dataset has no row: pass one at least"),
+        (Dataset.from_dict({"s": []}), "train_dataset has no row: pass one at least"),
+        ([{"s": "a"}, {"t": "b"}], "train_dataset, row 1, column 's': no text .None."),
+        ([{"s": None}, {"s": "a"}, {"s": 3}], "train_dataset, row 2, column 's': 3 beside 'a': make all of them texts"),
+        ([("a", "b"), ("c", 2)], "train_dataset, row 1, column 'positive': 2 beside 'b': make all of them texts"),
+        (pd.DataFrame({"s": ["a", 2]}, index=[5, 7]), "train_dataset, row 1, column 's': 2 beside 'a'"),
+        (Dataset.from_dict({"s": ["a"], "n": [[1.5]]}), "train_dataset, column 'n': float64 lists, expected texts"),
+        (
+            IterableDataset.from_generator(lambda: [{"s": 1}], features=Features({"s": Value("int64")})),
+            "train_dataset, column 's': int64 values, expected texts",
+        ),
         (3, "train_dataset is of the type int"),
         (Dataset.from_dict({"sentence": ["A dog.", None]}), "train_dataset, row 1, column 'sentence': no text .None."),
         (pd.DataFrame({"s": ["a", float("nan")]}), "train_dataset, row 1, column 's': no text .None.: fill it in or"),
@@ -62,6 +85,18 @@ def test_what_is_no_training_data_is_named(model, tmp_path, given, message):
     loss = {"a": UnsupSimCSELoss(model)} if isinstance(given, dict) else UnsupSimCSELoss(model)
     with pytest.raises(ValueError, match=message):
         SimCSETrainer(model, args, given, loss=loss)
+
+
+def test_a_row_of_a_stream_without_a_text_is_named(model, tmp_path):
+    rows = [{"anchor": "A dog.", "positive": "A hound."}, {"anchor": "A cat.", "positive": None}]
+    features = Features(dict.fromkeys(rows[0], Value("string")))
+    stream = IterableDataset.from_generator(lambda: rows, features=features)
+    args = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False, max_steps=1)
+    trainer = SimCSETrainer(model, args, stream, loss=SupSimCSELoss(model))
+    with pytest.raises(
+        ValueError, match=r"column 'positive': no text \(None\) in the row {'anchor': 'A cat.', .*: fill it"
+    ):
+        trainer.train()
 
 
 def test_a_row_that_was_selected_out_may_be_empty(model, tmp_path):
@@ -86,6 +121,9 @@ def test_a_list_trains_as_its_dataset_does(model, sentences, tmp_path):
         (lambda m: UnsupSimCSELoss(m, scale=20), TypeError, "UnsupSimCSELoss has no scale: pass temperature=0.05,"),
         (lambda m: SupSimCSELoss(m, margin=1), TypeError, "SupSimCSELoss has no argument margin; options="),
         (lambda m: SupSimCSELoss("bert"), ValueError, r"model is the name 'bert': .* build_model\('bert'\)"),
+        (lambda m: SupSimCSELoss(m[0].model), ValueError, "model is of the type BertModel, expected a SentenceTran"),
+        (lambda m: UnsupSimCSELoss(None), ValueError, "model is of the type NoneType, expected a SentenceTransformer"),
+        (lambda m: UnsupSimCSELoss(m, temperature="0.05"), ValueError, "a positive number, got '0.05'"),
         (
             lambda m: SupSimCSELoss(m, options=FocalMargin(0.2)),
             ValueError,
@@ -93,6 +131,15 @@ def test_a_list_trains_as_its_dataset_does(model, sentences, tmp_path):
         ),
         (lambda m: SimCSETrainer("bert"), ValueError, r"model is the name 'bert': .* build_model\('bert'\)"),
         (lambda m: SimCSETrainer(m, "out"), ValueError, r"args is 'out': pass SimCSETrainingArguments\('out'\)"),
+        (lambda m: SimCSETrainer(m[0].model), ValueError, "model is of the type BertModel, expected a SentenceTran"),
+        (lambda m: SimCSETrainer(m, {"bf16": False}), ValueError, r"pass SimCSETrainingArguments\(\*\*args\)"),
+        (lambda m: SimCSETrainer(m, loss="simcse"), ValueError, r"loss is 'simcse', .* UnsupSimCSELoss\(model\)"),
+        (lambda m: SimCSETrainer(m, evaluator=3), ValueError, "evaluator is 3, expected one that load_sts makes"),
+        (
+            lambda m: build_model(m),
+            ValueError,
+            "expected the folder of a model or its name .* type SentenceTransformer",
+        ),
         (lambda m: SimCSETrainer(m, evaluator="a.tsv"), ValueError, r"evaluator is 'a.tsv': .* load_sts\('a.tsv'\)"),
     ],
 )

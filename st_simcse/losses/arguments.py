@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sentence_transformers import SparseEncoder
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from st_simcse.losses.options import EncoderOption, SourceOption, TermOption, check_compatible
 from st_simcse.unwrapping import unwrapped
 
-__all__ = ["check_arguments", "check_labels"]
+__all__ = ["check_arguments", "check_labels", "check_model"]
 
 
 def check_arguments(loss: str, model: Any, options: Any, mini_batch_size: int | None, unknown: dict[str, Any]) -> None:
@@ -33,8 +34,7 @@ def check_arguments(loss: str, model: Any, options: Any, mini_batch_size: int | 
         raise TypeError(f"{loss} has no scale: pass temperature={temperature:g}, which is one over it")
     if unknown:
         raise TypeError(f"{loss} has no argument {', '.join(unknown)}; options=[...] takes what changes the objective")
-    if isinstance(model, (str, os.PathLike)):
-        raise ValueError(f"model is the name {str(model)!r}: pass the model itself, build_model({str(model)!r})")
+    check_model(model)
     if isinstance(unwrapped(model), SparseEncoder):
         raise ValueError(
             f"{loss} is for dense embeddings, a SparseEncoder needs a loss that keeps it sparse: "
@@ -57,6 +57,24 @@ def check_arguments(loss: str, model: Any, options: Any, mini_batch_size: int | 
     check_compatible(options, loss)
     if mini_batch_size is not None:
         check_compatible(options, "mini_batch_size")
+
+
+def check_model(model: Any) -> None:
+    """ValueError for a model's name, a model of transformers, or what is no model.
+
+    Example:
+        >>> check_model("bert-base-uncased")
+        Traceback (most recent call last):
+        ...
+        ValueError: model is the name 'bert-base-uncased': pass the model itself, build_model('bert-base-uncased')
+    """
+    if isinstance(model, (str, os.PathLike)):
+        raise ValueError(f"model is the name {str(model)!r}: pass the model itself, build_model({str(model)!r})")
+    if isinstance(model, PreTrainedModel) or not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model is of the type {type(model).__name__}, expected a SentenceTransformer: build_model makes one of a "
+            "folder or of a name on the hub"
+        )
 
 
 def check_labels(loss: str, labels: Tensor | None, are_read: bool) -> None:

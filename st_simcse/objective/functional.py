@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -131,8 +132,8 @@ def info_nce(
 
 def check_temperature(temperature: float) -> None:
     """ValueError for a temperature that is no positive number."""
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a positive number, got {temperature}")
+    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be a positive number, got {temperature!r}")
 
 
 def _check_interleaved(embeddings: Tensor, views: int, layout: str) -> None:
