@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
 
-__all__ = ["count_longer", "warn_of_cut_texts", "warn_of_cut_training_texts"]
+__all__ = ["count_longer", "reading_at_most", "warn_of_cut_texts", "warn_of_cut_training_texts"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,29 @@ def count_longer(model: SentenceTransformer, texts: Sequence[str], limit: int, *
             return 0
         longer += int((features["attention_mask"].sum(dim=1) > limit).sum())
     return longer
+
+
+@contextmanager
+def reading_at_most(model: SentenceTransformer, limit: int) -> Iterator[None]:
+    """For a while, texts are cut after so many tokens, if the model reads more; static embeddings read all of them.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run."])
+        >>> with reading_at_most(model, 32):
+        ...     print(model.max_seq_length)
+        32
+        >>> model.max_seq_length
+        64
+    """
+    before = model.max_seq_length
+    if before is None or (isinstance(before, int) and before > limit):
+        model.max_seq_length = limit
+    try:
+        yield
+    finally:
+        if model.max_seq_length != before:
+            model.max_seq_length = before
 
 
 def warn_of_cut_texts(
