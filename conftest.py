@@ -2,9 +2,13 @@
 
 import csv
 import os
+import tempfile
 
 # Before any library that talks to the hub: no test may wait for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tables that an earlier session cached are not those of this one; of the workers each has a folder.
+datasets_cache = tempfile.TemporaryDirectory(prefix="st_simcse_datasets_", ignore_cleanup_errors=True)
+os.environ["HF_DATASETS_CACHE"] = datasets_cache.name
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores: threads of their own would only wait for each other.

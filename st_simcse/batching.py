@@ -47,7 +47,7 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
         columns = [name for name in dataset.column_names if name not in (valid_label_columns or [])]
         self.lengths = [0] * len(dataset)
         for name in columns:
-            self.lengths = [total + len(cell) for total, cell in zip(self.lengths, dataset[name], strict=True)]
+            self.lengths = [total + _length(cell) for total, cell in zip(self.lengths, dataset[name], strict=True)]
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = self.generator or torch.Generator()
@@ -59,6 +59,12 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
             yield batches[batch]
         if not self.drop_last:
             yield from rest
+
+
+def _length(cell: Any) -> int:
+    """The characters or tokens of a cell, which may be a list of texts."""
+    is_list = isinstance(cell, list) and bool(cell) and isinstance(cell[0], str)
+    return sum(map(len, cell)) if is_list else len(cell or ())
 
 
 def tokenize(dataset: Dataset, model: SentenceTransformer, collator: BaseDataCollator | None = None) -> Dataset:

@@ -93,7 +93,8 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
 
     Where another class has to load it, :func:`loading_class` names it. An MLP (the Dense module of
     ``build_model(..., dense=True)``) is written into BERT's pooler, as published SimCSE checkpoints have it. LoRA's
-    adapters are merged into what is saved; the model itself stays as it is.
+    adapters are merged into what is saved; the model itself stays as it is. Its prompts are not saved: whoever needs
+    one puts it before the texts.
 
     Args:
         model: a Transformer with CLS or mean pooling, perhaps one Dense module with Tanh of the same width, and perhaps
@@ -105,7 +106,8 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
         ``outputs.pooler_output``, for example; ``torch.nn.functional.normalize`` is a part of it after Normalize.
 
     Raises:
-        ValueError: for modules that AutoModel cannot stand in for, and for a default prompt, which it does not know.
+        ValueError: for modules that AutoModel cannot stand in for, for a default prompt, which it does not know, and
+            for prompts that the pooling leaves out.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -124,6 +126,11 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
         rest.pop()
     if not (isinstance(transformer, Transformer) and isinstance(pooling, Pooling)) or len(rest) > 1:
         raise ValueError(f"AutoModel gives what a Transformer and a Pooling give, this model has {kinds}")
+    if not pooling.include_prompt and any(model.prompts.values()):
+        raise ValueError(
+            "the pooling leaves the tokens of prompts out (include_prompt=False), which AutoModel does not: call "
+            "model.prompts.clear() and save the model, if its users are to embed without prompts"
+        )
     mode = pooling.pooling_mode
     backbone = transformer.model
     if adapters(model):

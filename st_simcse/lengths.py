@@ -1,4 +1,4 @@
-"""Texts that are longer than what a model reads, and are cut: counted before the work, and said once."""
+"""Texts that are longer than what a model reads, and are cut, and those of which it reads nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.data_collator import BaseDataCollator
 
-__all__ = ["count_longer", "reading_at_most", "warn_of_cut_texts", "warn_of_cut_training_texts"]
+__all__ = [
+    "count_longer",
+    "reading_at_most",
+    "texts_without_tokens",
+    "warn_of_cut_texts",
+    "warn_of_cut_training_texts",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +47,8 @@ def count_longer(model: SentenceTransformer, texts: Sequence[str], limit: int, *
     longer = 0
     for begin in range(0, len(texts), BATCH):
         # One token more than is read tells a text that is longer, and long ones take no memory.
-        features = model.preprocess(list(texts[begin : begin + BATCH]), **options | {"max_length": limit + 1})
-        if "attention_mask" not in features:
-            return 0
-        longer += int((features["attention_mask"].sum(dim=1) > limit).sum())
+        counts = _token_counts(model, texts[begin : begin + BATCH], **options | {"max_length": limit + 1})
+        longer += sum(count > limit for count in counts)
     return longer
 
 
@@ -71,6 +75,36 @@ def reading_at_most(model: SentenceTransformer, limit: int) -> Iterator[None]:
             model.max_seq_length = before
 
 
+def texts_without_tokens(
+    model: SentenceTransformer, texts: Sequence[str] | Dataset, prompt_names: Sequence[str] = (), **options: Any
+) -> dict[int, str]:
+    """The texts that have no token, by their rows: the model fails on them, or embeds the padding.
+
+    The empty text is one, and a text of nothing but what the tokenizer removes. There are none for a tokenizer that
+    adds special tokens, for a prompt, and for models whose inputs are no rows of tokens.
+
+    Args:
+        model: the model that the texts are for.
+        texts, prompt_names: as in :func:`warn_of_cut_texts`.
+        **options: of ``model.preprocess``, such as ``task``.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> texts_without_tokens(tiny_model(["Two dogs run."]), ["Two dogs run.", ""])  # [CLS] and [SEP] are tokens
+        {}
+    """
+    options["prompt"] = _prompt(model, prompt_names)
+    found: dict[int, str] = {}
+    if _token_counts(model, [""], **options) != [0]:
+        return found
+    for begin in range(0, len(texts), BATCH):
+        rows = range(begin, min(begin + BATCH, len(texts)))
+        batch = _take(texts, rows)
+        counts = _token_counts(model, batch, max_length=1, **options)
+        found |= {row: text for row, text, count in zip(rows, batch, counts, strict=True) if not count}
+    return found
+
+
 def warn_of_cut_texts(
     model: SentenceTransformer, texts: Sequence[str] | Dataset, prompt_names: Sequence[str] = (), **options: Any
 ) -> None:
@@ -85,12 +119,8 @@ def warn_of_cut_texts(
     limit = _limit(model)
     if limit is None:
         return
-    rows = _sample(len(texts))
-    some: Any = (
-        texts.select(rows)[texts.column_names[0]] if isinstance(texts, Dataset) else [texts[row] for row in rows]
-    )
-    name = next((name for name in prompt_names if name in model.prompts), model.default_prompt_name or "")
-    longer = count_longer(model, some, limit, prompt=model.prompts.get(name), **options)
+    some = _take(texts, _sample(len(texts)))
+    longer = count_longer(model, some, limit, prompt=_prompt(model, prompt_names), **options)
     _warn(longer, len(some), len(texts), f"{limit} tokens that the model reads (max_seq_length)")
 
 
@@ -126,6 +156,25 @@ def warn_of_cut_training_texts(
             longer += sum(value for key, value in found.items() if key.endswith("_longer"))
         total += len(dataset) * len(texts.column_names)
     _warn(longer, counted, total, f"{limit} tokens that training reads (max_length, --max_seq_length)")
+
+
+def _take(texts: Sequence[str] | Dataset, rows: range) -> list[str]:
+    """Some of the texts, of which a Dataset reads no others."""
+    if isinstance(texts, Dataset):
+        return list(texts.select(rows)[texts.column_names[0]])
+    return [texts[row] for row in rows]
+
+
+def _token_counts(model: SentenceTransformer, texts: Sequence[str], **options: Any) -> list[int]:
+    """The tokens of each text; nothing for models whose inputs are no rows of tokens."""
+    features = model.preprocess(list(texts), **options)
+    return features["attention_mask"].sum(dim=1).tolist() if "attention_mask" in features else []
+
+
+def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str | None:
+    """What stands before a text: the prompt with the first of these names that the model has, or its default."""
+    name = next((name for name in names if name in model.prompts), model.default_prompt_name)
+    return None if name is None else model.prompts.get(name)
 
 
 def _limit(model: SentenceTransformer) -> int | None:

@@ -165,8 +165,11 @@ def merge_adapters(transformer: Any) -> None:
     """What :func:`merge_lora` does, for a model of transformers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    replaced: list[str] = []
     for name, layer in list(transformer.named_modules()):
         merged: nn.Module
+        if name.startswith(tuple(replaced)):  # layers within a layer, as those of trained tokens, which it has merged
+            continue
         if hasattr(layer, "unload_and_optionally_merge_module"):  # layers with a way of their own, modules_to_save
             merged = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
         elif isinstance(layer, BaseTunerLayer):
@@ -175,6 +178,7 @@ def merge_adapters(transformer: Any) -> None:
         else:
             continue
         transformer.set_submodule(name, merged)
+        replaced.append(f"{name}.")
     transformer.delete_adapter(list(transformer.peft_config))
     transformer.requires_grad_(True)
     # transformers notes how it renamed the weights of the file that it read last, the adapter's, and renames them back

@@ -204,7 +204,8 @@ def load_pooled(
         raise ValueError(
             f"{name_or_path}: its first token sees none of those behind it, as in causal decoders, so that CLS pooling "
             "embeds every text alike: pass pooling='mean' (--pooling mean), lasttoken or weightedmean, or "
-            "bidirectional=True (--bidirectional), and save the model for what has no such option"
+            "bidirectional=True (--bidirectional). A command without these options takes the folder that "
+            f"build_model({str(name_or_path)!r}, pooling='mean').save_pretrained(folder) writes"
         )
     _set_padding(model, name_or_path)
     _set_length(model, max_seq_length, was_saved)

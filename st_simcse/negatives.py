@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from sentence_transformers.base.sampler import BatchSamplers, NoDuplicatesBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch import nn
 
@@ -111,8 +112,10 @@ def longest_list(datasets: Sequence[Any], columns: Sequence[str]) -> int:
     return max(len(cell or []) for dataset in datasets for name in columns for cell in dataset[name])
 
 
-def check_lists(loss: nn.Module, columns: Sequence[str], lists: Sequence[str], collator: Any) -> None:
-    """Whether a loss and a collator go with columns of lists of hard negatives.
+def check_lists(
+    loss: nn.Module, columns: Sequence[str], lists: Sequence[str], collator: Any, batch_sampler: Any
+) -> None:
+    """Whether a loss, a collator and a batch sampler, as ST's arguments name it, go with lists of hard negatives.
 
     Raises:
         ValueError: if they do not; says what to do.
@@ -123,6 +126,11 @@ def check_lists(loss: nn.Module, columns: Sequence[str], lists: Sequence[str], c
         raise ValueError(f"{named} stands behind anchor and positive: order them with dataset.select_columns")
     if not isinstance(collator, NegativesCollator):
         raise ValueError(f"{named} needs SimCSETrainer's own collator: leave data_collator out")
+    if _keeps_duplicates_apart(batch_sampler):  # it compares a list as a whole
+        raise ValueError(
+            f"{named} does not go with batch_sampler='no_duplicates', which does not look into lists: leave it out, "
+            "since equal texts of a batch are no negatives of each other here"
+        )
     if not ours or not isinstance(ours[0], SupSimCSELoss):
         raise ValueError(f"{named} goes with SupSimCSELoss, got {type(loss).__name__}")
     if not ours[0].mask_duplicates:
@@ -132,3 +140,9 @@ def check_lists(loss: nn.Module, columns: Sequence[str], lists: Sequence[str], c
             raise ValueError(
                 f"{named} does not go with {type(option).__name__}: leave that out, or use one text a cell"
             )
+
+
+def _keeps_duplicates_apart(batch_sampler: Any) -> bool:
+    if isinstance(batch_sampler, type):
+        return issubclass(batch_sampler, NoDuplicatesBatchSampler)
+    return batch_sampler in (BatchSamplers.NO_DUPLICATES, BatchSamplers.NO_DUPLICATES_HASHED)

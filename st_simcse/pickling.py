@@ -36,7 +36,7 @@ def _reduce(transformer: Any) -> tuple[Any, ...]:
     """Without the hooks, which the next forward pass registers anew, here and there."""
     for module in transformer.modules():
         module.__dict__.pop("_output_capturing_hooks_installed", None)
-        for number, hook in list(module._forward_hooks.items()):
+        for number, hook in list(module._forward_hooks.items()):  # torch has no public list of a module's hooks
             if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
                 del module._forward_hooks[number]
     return _restore, (type(transformer), transformer.config), transformer.__dict__

@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from functools import cache
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -298,6 +298,11 @@ class Reader:
             logger.warning("%s: only the columns %s are read, not %s", path, list(wanted), unread)
         return wanted
 
+    def _class_names(self, path: Source, column: int) -> list[str]:
+        """What the source itself says of the numbers in one of the found columns."""
+        has_features = file_format(path) in ("dataset", "parquet")
+        return class_names(path).get(str(self.found_columns[column]), []) if has_features else []
+
     @classmethod
     def _takes(cls, columns: int) -> bool:
         """Whether the user may name so many columns."""
@@ -461,7 +466,8 @@ class TripletReader(Reader):
             if len(record) != width:
                 raise ValueError(
                     f"{place(path, line)}: {len(record) - 2} negatives, but the first row has {width - 2}; every row "
-                    "needs as many: cut the longer lists"
+                    "needs as many: cut the longer lists, or pass SimCSETrainer a Dataset with one column of lists, as "
+                    'in Dataset.from_list([{"anchor": ..., "positive": ..., "negatives": [...]}])'
                 )
             yield record
 
@@ -543,15 +549,10 @@ class NLIReader(Reader):
             for positive, negative in zip(positives, negatives, strict=False):
                 yield premise, positive, negative
 
-    def _class_names(self, path: Source) -> list[str]:
-        """What the source itself says of the numbers in its column of labels."""
-        has_features = file_format(path) in ("dataset", "parquet")
-        return class_names(path).get(str(self.found_columns[2]), []) if has_features else []
-
     def _meanings(self, path: Source) -> dict[str, str]:
         """What the labels of a source mean, by their spelling in lower case."""
         words = _NLI_LABELS | self._given
-        names = {str(number): name.lower() for number, name in enumerate(self._class_names(path))}
+        names = {str(number): name.lower() for number, name in enumerate(self._class_names(path, 2))}
         declared = {number: words[name] for number, name in names.items() if name in words}
         for number, meaning in declared.items():
             if self._given.get(number, meaning) != meaning:
@@ -564,7 +565,7 @@ class NLIReader(Reader):
     def _unknown_label(self, path: Source, line: int, spelled: str) -> ValueError:
         if not spelled.replace(".", "", 1).isdecimal():
             told, remedy = f"unknown label {spelled!r}", "if it means one of these, say so with labels="
-        elif names := self._class_names(path)[int(float(spelled)) :]:
+        elif names := self._class_names(path, 2)[int(float(spelled)) :]:
             told, remedy = f"unknown label {names[0]!r}", "if it means one of these, say so with labels="
         else:
             told = f"nothing says what the label {spelled} means, since data sets differ in their numbers"
@@ -594,9 +595,42 @@ class STSReader(Reader):
     scores = (2,)
 
     def _records(self, path: Source) -> Iterator[Record]:
+        scores: set[str] = set()
         for line, (sentence1, sentence2, score) in self._cells(path):
+            if not scores:
+                self._check_classes(path)
             check_score(path, line, self.found_columns[2], score)
+            if len(scores) < 5:  # more are no NLI labels
+                scores.add(score)
             yield sentence1, sentence2, score
+        looks_like_nli = scores - {"-1"} == {"0", "1", "2"} and self.found_columns[2] == "label"
+        if looks_like_nli and self.columns is None and not self._class_names(path, 2):
+            raise ValueError(
+                f"{path}: the column 'label' has the numbers 0, 1 and 2 alone, as NLI data have them for entailment, "
+                "neutral and contradiction; NLIReader reads such a file; if they are scores, pass columns="
+            )
+
+    def _check_classes(self, path: Source) -> None:
+        """ValueError if the source declares classes in the column of scores whose order is not that of similarity."""
+        names = [name.lower() for name in self._class_names(path, 2)]
+        is_nli = not _NLI_LABELS.keys().isdisjoint(names)
+        # Of two, the second is the similar pairs' unless it denies the first: not_duplicate.
+        is_pair = len(names) == 2 and not names[1].endswith(names[0])
+        if names and (is_nli or not (is_pair or _rise(names))):
+            remedy = "NLIReader reads such a file; or name" if is_nli else "name"
+            raise ValueError(
+                f"{path}: the numbers in the column {self.found_columns[2]!r} are classes ({', '.join(names)}), no "
+                f"scores; {remedy} a column of scores with columns="
+            )
+
+
+def _rise(names: Sequence[str]) -> bool:
+    """Whether they are numbers, each above the one before."""
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        return False
+    return all(lower < upper for lower, upper in pairwise(numbers))
 
 
 def load_sts(
@@ -621,7 +655,9 @@ def load_sts(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for a missing column, a score that is no number, an empty file, and rows of several splits without
-            ``split``; names file, line and column.
+            ``split``; names file, line and column. For classes in place of scores: where a ``ClassLabel`` has other
+            names than numbers that rise or two like ``not_equivalent, equivalent``, and for a column ``label`` of 0, 1
+            and 2 alone, unless ``columns`` names it.
 
     Example:
         >>> path = getfixture("tmp_path") / "sts.tsv"
@@ -664,6 +700,11 @@ def check_score(path: Source, line: int, column: Column, score: str) -> None:
         finite = math.isfinite(float(score))
     except ValueError:
         finite = False
+    if not finite and score.lower() in _NLI_LABELS:
+        raise ValueError(
+            f"{place(path, line)}, column {column!r}: {score!r} is an NLI label, no score; NLIReader reads such a "
+            "file; or name a column of scores with columns="
+        )
     if not finite:
         raise ValueError(f"{place(path, line)}, column {column!r}: {score!r} is not a score, expected a number")
 

@@ -21,14 +21,19 @@ from st_simcse.checkpoints import load_model
 from st_simcse.fingerprint import fingerprint, text_digest
 from st_simcse.hub import HubDataset
 from st_simcse.index_folder import IndexFolder
-from st_simcse.lengths import warn_of_cut_texts
+from st_simcse.lengths import texts_without_tokens, warn_of_cut_texts
 from st_simcse.neighbours import ExactIndex, Index, Neighbours
 from st_simcse.readers import SentenceReader
 
-__all__ = ["Hit", "Searcher", "cached_searcher"]
+__all__ = ["QUERY", "Hit", "Searcher", "cached_searcher"]
 
 Comparable: TypeAlias = str | Sequence[str] | np.ndarray | Tensor
 Texts: TypeAlias = Sequence[str] | Dataset | str | os.PathLike[str] | HubDataset
+
+# What stands before a sentence of a corpus and before a query, where the model has it: as ST's encode_document and
+# encode_query look for it.
+DOCUMENT: Any = {"prompt_names": ("document", "passage", "corpus"), "task": "document"}
+QUERY: Any = {"prompt_names": ("query",), "task": "query"}
 
 # Sentences that are embedded, and written to the disk, at a time: what is lost at most when the work is interrupted.
 CHUNK_SIZE = 16_384
@@ -100,7 +105,11 @@ class Searcher:
             device: as in ``SentenceTransformer.encode``: one, or several for a process each.
             pool: what ``model.start_multi_process_pool`` gives, instead of devices.
             show_progress_bar: as in ``SentenceTransformer.encode``.
+
+        Raises:
+            ValueError: for a text without a token, such as an empty one where the tokenizer adds no special tokens.
         """
+        self._check_tokens("text", [texts] if isinstance(texts, str) else list(texts))
         options: dict[str, Any] = {
             "batch_size": batch_size,
             "device": device,
@@ -155,8 +164,8 @@ class Searcher:
             device: as in :meth:`encode`.
 
         Raises:
-            ValueError: without a sentence, if an embedding is not finite, or if the folder holds an index of other
-                texts or of another model.
+            ValueError: without a sentence, for one without a token, if an embedding is not finite, or if the folder
+                holds an index of other texts or of another model.
             FileExistsError: for a folder that holds something else.
             FileNotFoundError, ValueError: as the reader does.
             ImportError: for IVF and HNSW without faiss.
@@ -175,6 +184,7 @@ class Searcher:
         with folder.lock():
             folder.read()
             folder.check_model(made_by)
+            self._check_tokens("sentence", corpus.sentences, **DOCUMENT)
             folder.add(*corpus)
             self._complete(folder, batch_size, device)
 
@@ -227,7 +237,8 @@ class Searcher:
             A list of :class:`Hit` for one query, and a list of Q such lists for Q of them.
 
         Raises:
-            ValueError: without an index, for an unfinished one, and for ``top_k`` below 1.
+            ValueError: without an index, for an unfinished one, for ``top_k`` below 1, and for a query without a
+                token.
         """
         folder = self._built()
         if self._neighbours is None:
@@ -238,6 +249,7 @@ class Searcher:
         several = [queries] if isinstance(queries, str) else list(queries)
         if not several:
             return []
+        self._check_tokens("query", several, **QUERY)
         embedded = _unit(self.model.encode_query(several, show_progress_bar=False))
         hits = []
         for scores, rows in zip(*self._neighbours(embedded, min(top_k, len(self.embeddings))), strict=True):
@@ -252,6 +264,16 @@ class Searcher:
             raise ValueError("there is no index yet: call build_index first, or Searcher.load")
         return self._folder
 
+    def _check_tokens(self, what: str, texts: Sequence[str] | Dataset, **options: Any) -> None:
+        """ValueError for texts of which the model reads nothing; names the first."""
+        if found := texts_without_tokens(self.model, texts, **options):
+            row, text = next(iter(found.items()))
+            more = f" and {len(found) - 1:,} more," if len(found) > 1 else ""
+            raise ValueError(
+                f"{what} {row:,}, {text[:50]!r},{more} has no token: the model's tokenizer finds none in "
+                "it and adds no special ones, so that there is nothing to embed; leave it out"
+            )
+
     def _open(self, folder: IndexFolder) -> None:
         self._folder, self.sentences, self.embeddings = folder, folder.sentences(), folder.embeddings()
         self._neighbours = folder.neighbours() if folder.is_embedded() else None
@@ -265,6 +287,7 @@ class Searcher:
             else:
                 folder.create(made_by)
             if not folder.description["texts"]:
+                self._check_tokens("sentence", corpus.sentences, **DOCUMENT)
                 folder.append(*corpus)
             elif [part["digest"] for part in folder.description["texts"]] != [corpus.digest]:
                 raise ValueError(
@@ -279,9 +302,7 @@ class Searcher:
         sentences = folder.sentences()
         begin = folder.embedded_rows()
         if begin < len(sentences):
-            # As encode_document does; the prompts are those that it looks for.
-            rest = sentences.select(range(begin, len(sentences)))
-            warn_of_cut_texts(self.model, rest, ("document", "passage", "corpus"), task="document")
+            warn_of_cut_texts(self.model, sentences.select(range(begin, len(sentences))), **DOCUMENT)
             pool = self.model.start_multi_process_pool(device) if isinstance(device, list) else None
             where = {"pool": pool} if pool else {"device": device}
             try:

@@ -8,7 +8,8 @@ import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from st_simcse.search import Searcher
+from st_simcse.lengths import texts_without_tokens
+from st_simcse.search import QUERY, Searcher
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -51,17 +52,15 @@ def search_page(searcher: Searcher) -> Blocks:
         ValueError: without an index, or if it is unfinished.
     """
     gradio = _gradio()
-    searcher.search("", top_k=1)  # whether there is something to search, before the page is up
+    searcher.search([])  # whether there is something to search, before the page is up
 
     def search(queries: list[str], results: list[float], thresholds: list[float]) -> tuple[list[list[list[object]]]]:
-        found = searcher.search(queries, MAX_RESULTS)
+        empty = texts_without_tokens(searcher.model, queries, **QUERY)
+        asked = [row for row, query in enumerate(queries) if query.strip() and row not in empty]
+        found = dict(zip(asked, searcher.search([queries[row] for row in asked], MAX_RESULTS), strict=True))
         tables = [
-            [
-                [round(hit["score"], 3), hit["text"]]
-                for hit in hits[: int(most)]
-                if query.strip() and hit["score"] >= least
-            ]
-            for query, hits, most, least in zip(queries, found, results, thresholds, strict=True)
+            [[round(hit["score"], 3), hit["text"]] for hit in found.get(row, [])[: int(most)] if hit["score"] >= least]
+            for row, (most, least) in enumerate(zip(results, thresholds, strict=True))
         ]
         return (tables,)
 
@@ -70,7 +69,7 @@ def search_page(searcher: Searcher) -> Blocks:
             list(zip(_lines(first), _lines(second), strict=True)) for first, second in zip(firsts, seconds, strict=True)
         ]
         scores = iter(_similarities(searcher, [pair for rows in pairs for pair in rows]))
-        return ([[[round(next(scores), 3), *pair] for pair in rows] for rows in pairs],)
+        return ([[[next(scores), *pair] for pair in rows] for rows in pairs],)
 
     queued: dict[str, Any] = {"batch": True, "max_batch_size": MAX_BATCH_SIZE}
     with gradio.Blocks(title="SimCSE search") as page:
@@ -244,11 +243,16 @@ def _wrong_with(path: str, body: bytes) -> str | None:
     return None
 
 
-def _similarities(searcher: Searcher, pairs: list[tuple[str, str]]) -> list[float]:
-    if not pairs:
-        return []
-    first, second = (searcher.encode(side, show_progress_bar=False) for side in zip(*pairs, strict=True))
-    return (first * second).sum(axis=1).tolist()
+def _similarities(searcher: Searcher, pairs: list[tuple[str, str]]) -> list[float | None]:
+    """Rounded; None for a pair with a text that has no token, which fails no other pair."""
+    empty = {row for side in zip(*pairs, strict=True) for row in texts_without_tokens(searcher.model, side)}
+    similarities: list[float | None] = [None] * len(pairs)
+    if asked := [row for row in range(len(pairs)) if row not in empty]:
+        sides = zip(*(pairs[row] for row in asked), strict=True)
+        first, second = (searcher.encode(side, show_progress_bar=False) for side in sides)
+        for row, similarity in zip(asked, (first * second).sum(axis=1).tolist(), strict=True):
+            similarities[row] = round(similarity, 3)
+    return similarities
 
 
 def _lines(text: str) -> list[str]:

@@ -226,8 +226,9 @@ class SimCSETrainer(ResumableTrainer):
         several = [data if isinstance(data, dict) else {"": data} for data in given]
         for name, dataset in [item for data in several for item in data.items()]:
             if lists := list_columns(dataset):
-                losses = self._losses()
-                check_lists(losses.get(name) or losses[""], dataset.column_names, lists, self.data_collator)
+                losses, columns = self._losses(), dataset.column_names
+                loss = losses.get(name) or losses[""]
+                check_lists(loss, columns, lists, self.data_collator, self.args.batch_sampler)
                 if self.args.world_size > 1:
                     self.data_collator.width = max(self.data_collator.width, longest_list([dataset], lists))
 

@@ -1,5 +1,7 @@
 """What several tests give to models or make of them."""
 
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.processors import TemplateProcessing
 from transformers import DataCollatorWithFlattening
 
 
@@ -9,6 +11,14 @@ def without_dropout(model):
         for attribute in ("p", "dropout_prob"):
             if hasattr(module, attribute):
                 setattr(module, attribute, 0.0)
+    return model
+
+
+def without_special_tokens(model):
+    """The same model, whose tokenizer makes no token of an empty text, as Qwen's and GPT-2's do not."""
+    model.tokenizer.backend_tokenizer.normalizer = BertNormalizer()  # which removes signs that nobody sees
+    plain = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    model.tokenizer.backend_tokenizer.post_processor = plain
     return model
 
 

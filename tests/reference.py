@@ -37,7 +37,7 @@ def sup_loop(embeddings, temperature):
 
 
 def sup_zh_loop(embeddings, temperature):
-    """SimCSE-Chinese-Pytorch's simcse_sup.py: rows a0, p0, n0, a1, ...; a and p are each other's label among all others."""
+    """SimCSE-Chinese-Pytorch's simcse_sup.py: rows a0, p0, n0, a1, ...; a and p are each other's label among all."""
     rows = _rows(embeddings)
     losses = []
     for i in range(len(rows)):

@@ -39,6 +39,12 @@ def test_batches_hold_every_row_once_and_are_of_like_length(files):
     assert padding(batches) < 0.2 * padding(in_order)
 
 
+def test_lists_of_negatives_are_as_long_as_their_texts():
+    rows = [(["a" * 9], 12), (["a", "b", "c"], 6), ([], 3), (None, 3), (["a" * 4, "b" * 4], 11)]
+    data = Dataset.from_list([{"anchor": "ab", "positive": "c", "negatives": cell} for cell, _ in rows])
+    assert LengthGroupedBatchSampler(data, 2, False).lengths == [length for _, length in rows]
+
+
 def test_batches_are_shuffled_anew_and_reproducibly_each_epoch():
     dataset = Dataset.from_dict({"a": ["x" * (i % 37 + 1) for i in range(200)], "b": ["y"] * 200, "label": [0] * 200})
     first, again, other = (_sampler(dataset, valid_label_columns=["label"]) for _ in range(3))

@@ -107,6 +107,18 @@ def test_a_saved_model_keeps_its_modules_unless_told_otherwise(tmp_path, tiny_be
         assert ("takes the place of Pooling (mean), Dense" in caplog.text) == bool(options)
 
 
+@pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
+def test_weights_are_trained_and_saved_in_the_precision_that_is_asked_for(tmp_path, tiny_bert, sentences, dtype):
+    """Of a checkpoint in bfloat16, too; float32 if nothing is asked for."""
+    build_model(tiny_bert, "mean", dtype="bfloat16").save_pretrained(str(tmp_path / "before"))
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    options = ["--dtype", dtype] if dtype else []
+    _train(tmp_path, str(tmp_path / "before"), tmp_path / "a.txt", "--max_steps", "1", "--bf16", "false", *options)
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("before", "out"))
+    assert {tensor.dtype for tensor in after.values()} == {getattr(torch, dtype or "float32")}
+    assert any(not torch.equal(before[name].float(), after[name].float()) for name in before)
+
+
 def test_the_saved_model_reads_more_than_training_did(tmp_path, tiny_bert, sentences, capsys):
     (tmp_path / "a.txt").write_text("\n".join(sentences))
     for options, reads in ([], 64), (["--model_max_length", "40"], 40):
@@ -528,6 +540,23 @@ def test_export(tmp_path, tiny_bert, sentences, capsys, kind):
     assert namespace["embeddings"].tolist() == [
         pytest.approx(row, abs=1e-5) for row in model.encode(sentences).tolist()
     ]
+
+
+def test_export_says_which_prompts_its_users_put_before_texts(tmp_path, tiny_bert, sentences, capsys):
+    prompts = {"query": "the woman: ", "document": "", "passage": 'a "dog":\n'}
+    model = build_model(tiny_bert, "mean", prompts=prompts)
+    model.save_pretrained(str(tmp_path / "model"))
+    export.run(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "plain")])
+    code = capsys.readouterr().out.split("\n\n", 1)[1]
+    exec(code, namespace := {"texts": ["a cat"]})
+    assert namespace["prompts"] == {"query": prompts["query"], "passage": prompts["passage"]}
+    exec(code, namespace := {"texts": [namespace["prompts"]["query"] + sentence for sentence in sentences]})
+    expected = model.encode_query(sentences)
+    assert namespace["embeddings"].detach().numpy() == pytest.approx(expected, abs=1e-5)
+    model.set_pooling_include_prompt(False)
+    model.save_pretrained(str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="the pooling leaves the tokens of prompts out .* call model.prompts.clear"):
+        export.run(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "plain")])
 
 
 def test_no_bar_for_the_loading_of_a_model(tmp_path, tiny_bert, capsys):

@@ -1,8 +1,10 @@
 """Decoders: poolings of the last tokens, padding on either side, and attention to both sides."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -17,7 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from st_simcse import MomentumQueue, SupSimCSELoss, UnsupSimCSELoss, build_model
+from st_simcse import MomentumQueue, SupSimCSELoss, UnsupSimCSELoss, build_model, cli
 from tests.reference import info_nce_loop
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -124,6 +126,26 @@ def test_bidirectional_tokens_see_those_behind_them(tiny_bert, tmp_path, config,
     assert (saved.encode([text, other]) == model.encode([text, other])).all()
     # without padding beside it
     assert torch.allclose(*(torch.tensor(saved.encode(texts)[0]) for texts in ([text], [text, "a man"])), atol=1e-5)
+
+
+def test_commands_without_a_pooling_say_how_a_bare_decoder_gets_one(tiny_bert, tmp_path, monkeypatch):
+    folder = _save(LLAMA, tiny_bert, tmp_path / "decoder", "right")
+    monkeypatch.chdir(tmp_path)
+    Path("corpus.txt").write_text("two dogs run\na man plays")
+    corpus = ["--corpus", "corpus.txt"]
+    for command, words in [
+        ("encode", [*corpus, "--output_file", "e.npy"]),
+        ("index", [*corpus, "--output_dir", "index"]),
+        ("serve", corpus),
+        ("export", ["--output_dir", "plain"]),
+    ]:
+        with pytest.raises(SystemExit, match=f"st-simcse {command}: .*embeds every text alike") as caught:
+            cli.main([command, "--model", str(folder), *words])
+    (remedy,) = re.findall(r"build_model\(.*\)", str(caught.value))
+    exec(remedy, {"build_model": build_model, "folder": "saved"})
+    cli.main(["encode", "--model", "saved", *corpus, "--output_file", "e.npy"])
+    expected = torch.nn.functional.normalize(_alone(folder, ["two dogs run", "a man plays"], "mean"))
+    assert torch.allclose(torch.from_numpy(np.load("e.npy")), expected, atol=2e-5)
 
 
 def test_bidirectional_where_it_has_no_effect(tiny_bert, tmp_path, static_model):

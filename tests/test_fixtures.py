@@ -1,6 +1,18 @@
+import os
+import tempfile
+from pathlib import Path
+
+import datasets
 import pytest
 
 from conftest import RealData
+
+
+def test_the_cache_of_datasets_is_the_sessions_own():
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    assert str(cache) == os.environ["HF_DATASETS_CACHE"]
+    assert cache.parent == Path(tempfile.gettempdir())
+    assert cache.is_dir()
 
 
 def test_missing_real_data_skips_or_fails(tmp_path, monkeypatch):

@@ -9,9 +9,13 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from datasets import Dataset
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
 
-from st_simcse import HubDataset, NLIReader, SentenceReader, TripletReader, cli, load_sts
+from st_simcse import HubDataset, NLIReader, SentenceReader, SimCSETrainer, TripletReader, cli, load_sts
+from st_simcse.cli import train
 from st_simcse.cli.corpus import CorpusArguments
 from st_simcse.cli.parsing import parse
 from st_simcse.cli.train import _reader, parse_train
@@ -476,7 +480,10 @@ def test_lists_of_positives_and_negatives(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"query": "Q", "pos": ["P"], "neg": ["N"]}, "line 2: 1 negatives, but the first row has 2; .* cut the longer"),
+        (
+            {"query": "Q", "pos": ["P"], "neg": ["N"]},
+            "line 2: 1 negatives, but the first row has 2; .* cut the longer lists, or .* one column of lists, as in",
+        ),
         ({"query": "Q", "pos": ["P"], "neg": [["N"], "M"]}, "line 2, column 'neg': expected text or a number"),
         ({"query": ["Q"], "pos": ["P"], "neg": ["N", "M"]}, "line 2, column 'query': expected text or a number"),
     ],
@@ -520,6 +527,65 @@ def test_a_path_of_windows_is_no_name_on_the_hub(name):
     with pytest.raises(FileNotFoundError) as error:
         HubDataset(name).load()
     assert str(error.value) == f"there is no folder {name}"
+
+
+FLAG_ROWS = [
+    {
+        "query": f"query {row}",
+        "pos": [f"positive {row}", f"other positive {row}"],
+        "neg": [f"negative {row}", f"other negative {row}"],
+        "pos_scores": [0.9, 0.8],
+        "neg_scores": [0.1, 0.2],
+        "prompt": "Represent this sentence for searching relevant passages: ",
+        "type": "normal",
+    }
+    for row in range(4)
+]
+FLAG_RECORDS = [
+    (f"query {row}", f"{positive} {row}", f"negative {row}", f"other negative {row}")
+    for row in range(4)
+    for positive in ("positive", "other positive")
+]
+TRIPLETS = [(f"anchor {row}", f"positive {row}", f"negative {row}") for row in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "records"),
+    [
+        ("flag.jsonl", "\n".join(map(json.dumps, FLAG_ROWS)), FLAG_RECORDS),
+        ("minedHN.txt", "\n".join(map(json.dumps, FLAG_ROWS)), FLAG_RECORDS),
+        ("cnsd.csv", _joined(",", [("origin", "entailment", "contradiction"), *TRIPLETS]), TRIPLETS),
+        (
+            "cnsd.txt",
+            "\n".join(
+                json.dumps(dict(zip(("origin", "entailment", "contradiction"), row, strict=True))) for row in TRIPLETS
+            ),
+            TRIPLETS,
+        ),
+    ],
+)
+def test_published_layouts_are_trained_on_without_an_option(tmp_path, tiny_bert, monkeypatch, name, content, records):
+    """And scored pairs with the columns text1, text2, label evaluate what comes of it."""
+    pairs = [("A man.", "A woman.", "0"), ("A dog runs.", "Two dogs run.", "1"), ("A cat.", "The train.", "0")]
+    path = _write(tmp_path / name, content)
+    dev = _write(tmp_path / "dev.tsv", _joined("\t", [("text1", "text2", "label"), *pairs]))
+    given = []
+
+    class Recording(SimCSETrainer):
+        def __init__(self, *args, train_dataset, **options):
+            given.append(train_dataset)
+            super().__init__(*args, train_dataset=train_dataset, **options)
+
+    monkeypatch.setattr("st_simcse.cli.train.SimCSETrainer", Recording)
+    words = ["--model_name_or_path", tiny_bert, "--train_file", str(path), "--dev_file", str(dev), "--use_cpu"]
+    words += ["--output_dir", str(tmp_path / "out"), "--report_to", "none", "--max_steps", "2", "--save_strategy", "no"]
+    results = train.run(words)
+    assert [tuple(row.values()) for row in given[0]] == records
+    assert given[0].column_names[:2] == ["anchor", "positive"]
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    first, second = (model.encode([pair[side] for pair in pairs], convert_to_tensor=True) for side in (0, 1))
+    cosines = torch.nn.functional.cosine_similarity(first, second).tolist()
+    assert results["after"]["dev"] == pytest.approx(spearmanr(cosines, [0, 1, 0]).statistic)
 
 
 def test_the_command_line_says_how_files_are_read(tmp_path, monkeypatch):

@@ -260,6 +260,7 @@ KINDS = {
     "all biases": {"bias": "all"},
     "dora": {"use_dora": True},
     "modules_to_save": {"modules_to_save": ["intermediate.dense"]},
+    "trained tokens": {"trainable_token_indices": [5, 6]},
 }
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
+from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 
 from st_simcse import MaskedLanguageModel, SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.negatives import NegativesCollator, longest_list
@@ -97,6 +98,10 @@ def test_what_does_not_go_with_lists_is_refused(model, sentences, tmp_path, monk
     loss = SupSimCSELoss(model)
     with pytest.raises(ValueError, match="stands behind anchor and positive"):
         make(loss, data.select_columns(["anchor", "negatives", "positive"]))
+    for sampler in ("no_duplicates", "no_duplicates_hashed", NoDuplicatesBatchSampler):
+        arguments = Arguments(str(tmp_path), use_cpu=True, batch_sampler=sampler)
+        with pytest.raises(ValueError, match="negatives of lists.* does not look into lists: leave it out"):
+            SimCSETrainer(model, arguments, data)
     assert longest_list([data], ["negatives"]) == 3
     with pytest.raises(ValueError, match="of a stream are of unknown lengths"):
         longest_list([data.to_iterable_dataset()], ["negatives"])

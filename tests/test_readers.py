@@ -257,6 +257,31 @@ SPLIT_FILES = {
 }
 
 
+# As the archive of SICK has it.
+SICK = """\
+pair_ID\tsentence_A\tsentence_B\tentailment_label\trelatedness_score\tentailment_AB\tentailment_BA\
+\tsentence_A_original\tsentence_B_original\tsentence_A_dataset\tsentence_B_dataset\tSemEval_set
+1\tSome kids play\tA group of boys is playing\tNEUTRAL\t4.5\tA_neutral_B\tB_neutral_A\tA\tB\tFLICKR\tFLICKR\tTRAIN
+2\tA man sings\tA man says "no"\tNEUTRAL\t2.7\tA_neutral_B\tB_neutral_A\tA\tB\tSEMEVAL2012\tFLICKR\tTRIAL
+3\tTwo dogs run\tNo dog runs\tCONTRADICTION\t3.7\tA_contradicts_B\tB_contradicts_A\tA\tB\tFLICKR\tFLICKR\tTEST
+4\tA cat sleeps\tA man sings\tNEUTRAL\t1\tA_neutral_B\tB_neutral_A\tA\tB\tFLICKR\tFLICKR\tTEST
+"""
+
+
+def test_sick_as_it_is_released(tmp_path):
+    path = _write(tmp_path, "SICK.txt", SICK)
+    with pytest.raises(ValueError, match=r"line 3: a row of the split 'TRIAL' \(column 'SemEval_set'\).*pass split="):
+        load_sts(path)
+    evaluator = load_sts(path, split="TEST")
+    assert evaluator.name == "SICK"
+    assert evaluator.sentences1 == ["Two dogs run", "A cat sleeps"]
+    assert evaluator.sentences2 == ["No dog runs", "A man sings"]
+    assert evaluator.scores == [3.7, 1.0]
+    assert load_sts(path, split="trial").sentences2 == ['A man says "no"']
+    columns = ["sentence_B", "sentence_A", "relatedness_score"]
+    assert load_sts(path, columns=columns, split="TRAIN").sentences1 == ["A group of boys is playing"]
+
+
 def _with_splits(folder, name, order=(0, 1, 2)):
     header, row, splits, load = SPLIT_FILES[name]
     rows = [row.format(split=splits[split], score=split + 1) for split in order]
@@ -1041,6 +1066,75 @@ def test_labels_of_other_names(tmp_path):
     for wrong in ("entailment", ["entailment", "maybe"], {"0": "1"}):
         with pytest.raises(ValueError, match="expected entailment, neutral, contradiction, or - for none, in labels="):
             NLIReader(labels=wrong)
+
+
+def _scored(folder, names, labels, column="label"):
+    """A folder of pairs whose labels are classes, and one of their numbers without names."""
+    columns = {"sentence1": ["A"] * len(labels), "sentence2": ["B"] * len(labels), column: labels}
+    kinds = {"sentence1": Value("string"), "sentence2": Value("string"), column: ClassLabel(names=names)}
+    _hub_folder(folder, columns, features=Features(kinds))
+    return HubDataset(str(folder)), folder / "data/train-00000-of-00001.parquet"
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["entailment", "neutral", "contradiction"], [0, 1, 2]),
+        (["entailment", "neutral", "contradiction"], [0, 0]),  # what is declared counts, not what is there
+        (["entailment", "not_entailment"], [0, 1]),  # RTE: the similar pairs have the lower number
+        (["not_entailment", "entailment"], [0, 1]),
+        (["duplicate", "not_duplicate"], [0, 1]),
+        (["low", "middle", "high"], [0, 1, 2]),
+        (["5", "3", "1"], [0, 1, 2]),
+    ],
+)
+def test_classes_are_no_scores(tmp_path, names, labels):
+    for source in _scored(tmp_path, names, labels):
+        for columns in (None, ["sentence1", "sentence2", "label"]):
+            with pytest.raises(ValueError, match=r"the numbers in the column 'label' are classes \(.*\), no scores; "):
+                load_sts(source, columns=columns)
+        is_nli = "neutral" in names or "entailment" in names
+        with pytest.raises(ValueError, match="NLIReader reads such a file; " if is_nli else "no scores; name a column"):
+            load_sts(source)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "scores"),
+    [
+        (["not_equivalent", "equivalent"], [1, 0, 1], [1, 0, 1]),  # MRPC
+        (["0", "1"], [0, 1], [0, 1]),  # PAWS
+        (["1", "2", "3.5"], [2, 0, 1], [2, 0, 1]),  # the order is that of the names
+    ],
+)
+def test_classes_whose_order_is_similarity_are_scores(tmp_path, names, labels, scores):
+    for source in _scored(tmp_path, names, labels):
+        assert load_sts(source).scores == scores
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+@pytest.mark.parametrize("labels", [[0, 1, 2], [2, -1, 1, 0, 2]])
+def test_numbers_as_nli_data_have_them_are_scores_if_they_are_said_to_be(tmp_path, name, labels):
+    rows = [{"sentence1": "A", "sentence2": "B", "label": label} for label in labels]
+    lines = ["sentence1,sentence2,label", *(",".join(map(str, row.values())) for row in rows)]
+    path = _write(tmp_path, name, "\n".join(map(json.dumps, rows) if name == "a.jsonl" else lines))
+    with pytest.raises(ValueError, match=r"0, 1 and 2.*as NLI data.*NLIReader reads .*pass columns="):
+        load_sts(path)
+    assert load_sts(path, columns=["sentence1", "sentence2", "label"]).scores == labels
+    for others in ([0, 1], [0, 1, 2, 3], [0, 0.5, 1, 2]):
+        table = "".join(f"A,B,{label}\n" for label in others)
+        assert load_sts(_write(tmp_path, "b.csv", f"sentence1,sentence2,label\n{table}")).scores == others
+    with pytest.raises(ValueError, match="empty.csv: nothing to read"):
+        load_sts(_write(tmp_path, "empty.csv", ""))
+    path = _write(tmp_path, "c.csv", "sentence1,sentence2,score\n" + "".join(f"A,B,{label}\n" for label in labels))
+    assert load_sts(path).scores == labels
+
+
+@pytest.mark.parametrize("label", ["entailment", "CONTRADICTION", "contradictory", "neutral"])
+def test_nli_labels_in_words_are_no_scores(tmp_path, label):
+    path = _write(tmp_path, "a.tsv", f"sentence1\tsentence2\tlabel\nA\tB\t{label}\n")
+    message = f"line 2, column 'label': '{label}' is an NLI label, no score; NLIReader reads such a file; "
+    with pytest.raises(ValueError, match=message):
+        load_sts(path)
 
 
 def test_rows_of_a_data_set_are_checked(tmp_path, caplog):

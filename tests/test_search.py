@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ from st_simcse.demo import tiny_model
 from st_simcse.fingerprint import fingerprint, text_digest
 from st_simcse.index_folder import IndexFolder
 from st_simcse.neighbours import HNSWIndex, IVFIndex
+from tests.inputs import without_special_tokens
 
 ROOT = Path(__file__).parent.parent
 
@@ -407,6 +409,67 @@ def test_what_cannot_be_searched_is_said(tmp_path, model, sentences):
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(ValueError, match="embeds sentence 0 and 7 more as NaN or infinity"):
         searcher.build_index(sentences, tmp_path / "nan")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_texts_without_a_token_are_named(tmp_path, sentences, pooling):
+    """A zero-width space is no blank for a reader, and no token for BERT's tokenizer."""
+    model = without_special_tokens(tiny_model(sentences, pooling=pooling))
+    searcher = Searcher(model)
+    remedy = "has no token: .* leave it out"
+    for text in ("", "   ", "\u200b"):
+        for texts in (text, ["a dog", text]):
+            row = 0 if isinstance(texts, str) else 1
+            with pytest.raises(ValueError, match=f"text {row}, {re.escape(repr(text))}, {remedy}"):
+                searcher.encode(texts)
+    (tmp_path / "corpus.txt").write_text("\n".join([*sentences, "\u200b", "", "a dog"]), encoding="utf-8")
+    for texts, message in [
+        ([sentences[0], "", "a", " "], "sentence 1, '', and 1 more,"),
+        (tmp_path / "corpus.txt", r"sentence 8, '\\u200b',"),
+    ]:
+        with pytest.raises(ValueError, match=f"{message} {remedy}"):
+            searcher.build_index(texts, tmp_path / "index")
+    searcher.build_index(sentences, tmp_path / "index")  # which nothing of them hinders
+    with pytest.raises(ValueError, match=f"sentence 1, '', {remedy}"):
+        searcher.add_to_index(["a dog", ""])
+    searcher.add_to_index(["a dog"])
+    assert len(searcher.embeddings) == 9
+    for queries, row in [("", 0), (["a dog", ""], 1)]:
+        with pytest.raises(ValueError, match=f"query {row}, '', {remedy}"):
+            searcher.search(queries)
+    with pytest.raises(ValueError, match=f"text 0, '', {remedy}"):
+        searcher.similarity("a dog", "")
+    expected = searcher.search("the woman")
+    model.prompts["query"] = "the woman "
+    assert searcher.search("") == expected
+
+
+def test_empty_texts_of_other_models_are_embedded(model, static_model, sentences):
+    for other in (model.eval(), static_model.eval()):
+        searcher = Searcher(other)
+        assert searcher.encode(["", "a dog"]) == pytest.approx(
+            normalize(other.encode(["", "a dog"], convert_to_tensor=True)).numpy(), abs=1e-6
+        )
+        searcher.build_index([*sentences, ""])
+        assert len(searcher.search("")) == 5
+
+
+def test_the_commands_name_a_text_without_a_token(tmp_path, sentences, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without_special_tokens(tiny_model(sentences)).save_pretrained("model")
+    Path("corpus.txt").write_text("A dog.\n \n\u200b\nA cat.", encoding="utf-8")
+    corpus = ["--model", "model", "--corpus", "corpus.txt"]
+    for words in (["encode", *corpus, "--output_file", "e.npy"], ["index", *corpus, "--output_dir", "index"]):
+        with pytest.raises(
+            SystemExit, match=rf"st-simcse {words[0]}: .*sentence 1, '\\u200b', has no token: .* leave it"
+        ):
+            cli.main(words)
+    Path("corpus.txt").write_text("A dog.\n \nA cat.")  # the same commands go on with the mended file
+    for words in (["encode", *corpus, "--output_file", "e.npy"], ["index", *corpus, "--output_dir", "index"]):
+        cli.main(words)
+    assert len(np.load("e.npy")) == 2
+    with pytest.raises(SystemExit, match="st-simcse search: .*query 1, '', has no token"):
+        cli.main(["search", "--model", "model", "--index", "index", "--queries", "a dog", ""])
 
 
 def _rows(searcher, queries, k=10):

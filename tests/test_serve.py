@@ -19,8 +19,9 @@ from sentence_transformers import SentenceTransformer
 from st_simcse import cli, search
 from st_simcse.checkpoints import load_model
 from st_simcse.demo import tiny_model
-from st_simcse.search import cached_searcher
-from st_simcse.serve import MAX_QUERY_LENGTH, MAX_SESSIONS, launch, search_page
+from st_simcse.search import Searcher, cached_searcher
+from st_simcse.serve import COMPARISON, MAX_QUERY_LENGTH, MAX_SESSIONS, SEARCH, launch, search_page
+from tests.inputs import without_special_tokens
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,19 @@ def test_queries_that_wait_are_embedded_together_and_a_bad_one_fails_alone(url, 
         assert f"[[1.0,{sentence!r}]]".replace("'", '"') in data.replace(": ", ":").replace(", ", ",")
     assert sum(batches) == 24
     assert len(batches) <= 3
+
+
+def test_a_text_without_a_token_finds_nothing_and_fails_alone(sentences):
+    """Where the tokenizer adds no special tokens; the texts of other callers are in the same batch."""
+    model = without_special_tokens(tiny_model(sentences))
+    searcher = Searcher(model)
+    searcher.build_index(sentences)
+    page = search_page(searcher)
+    find, compare = (page.fns[number].fn for number in (SEARCH, COMPARISON))
+    (tables,) = find(["", sentences[0], "\u200b", sentences[1]], [1] * 4, [0.0] * 4)
+    assert tables == [[], [[1.0, sentences[0]]], [], [[1.0, sentences[1]]]]
+    (tables,) = compare([f"\u200b\n{sentences[0]}", sentences[1]], [f"a\n{sentences[0]}", "\u200b"])
+    assert tables == [[[None, "\u200b", "a"], [1.0, sentences[0], sentences[0]]], [[None, sentences[1], "\u200b"]]]
 
 
 def test_half_a_surrogate_is_refused_on_either_side_of_a_comparison_and_a_whole_pair_is_text(url):

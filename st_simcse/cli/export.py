@@ -24,10 +24,13 @@ def run(argv: Sequence[str]) -> str:
     model = load_model(args.model)
     kind = loading_class(model)
     expression = save_transformer(model, args.output_dir)
+    prompts = {name: prompt for name, prompt in model.prompts.items() if prompt}
+    how = f"prompts = {prompts!r}  # put the fitting one before each text: {kind} does not\n" if prompts else ""
     needs_torch = "import torch\n" if "torch." in expression else ""
     print(
         f"saved to {args.output_dir}; the embeddings of texts are\n\n"
         f"{needs_torch}from transformers import AutoTokenizer, {kind}\n\n"
+        f"{how}"
         f'tokenizer, model = (kind.from_pretrained("{args.output_dir}") for kind in (AutoTokenizer, {kind}))\n'
         'inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")\n'
         f"outputs = model(**inputs)\nembeddings = {expression}"
