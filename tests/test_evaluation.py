@@ -260,7 +260,7 @@ def test_mteb_in_chinese(senteval_cn, chinese_bert, monkeypatch):
         task.dataset, task.data_loaded = DatasetDict({split: table for split in task.eval_splits}), True
 
     monkeypatch.setattr("mteb.abstasks.AbsTask.load_data", load_data)
-    words = ["--model", chinese_bert, "--mteb", "--mteb_languages", "zho", "--pooling", "mean"]
+    words = ["--model", chinese_bert, "--mteb", "--pooling", "mean", "--mteb_languages", "zho"]
     found = evaluate.run(words)[chinese_bert]
     assert list(found) == ["ATEC", "BQ", "LCQMC", "PAWSX", "STS-B", "AFQMC", "QBQTC", "Avg."]
     model = build_model(chinese_bert, pooling="mean", device="cpu")
@@ -269,5 +269,10 @@ def test_mteb_in_chinese(senteval_cn, chinese_bert, monkeypatch):
             expected = rows[name](model)[f"{task}_spearman_cosine"]
             assert found[task] == pytest.approx(100 * expected, abs=1e-2)
     assert found["Avg."] == pytest.approx(sum(list(found.values())[:-1]) / 7)
+    both = evaluate.run([*words, "eng"])[chinese_bert]
+    assert {name for name in both if "STS-B" in name or "Avg." in name} == {
+        *("STS-B STS", "STS-B STS zho", "Avg. STS", "Avg. STS zho")
+    }
+    assert both["STS-B STS zho"] == found["STS-B"]
     with pytest.raises(ValueError, match="no STS tasks of MTEB are known here for 'deu': choose eng or zho"):
         mteb_scores(model, "deu")

@@ -7,11 +7,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -20,12 +21,12 @@ from st_simcse.plots import plot_scores
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
     from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, float]
+Results = Mapping[str, float]
 Rows = Mapping[str, Mapping[str, float]]
 
 # Tasks as evaluation.py of princeton-nlp/SimCSE calls them.
@@ -114,79 +115,72 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
 
     sts, transfer = _tasks(args)
     names = list(dict.fromkeys(args.model))
-    evaluators = _evaluators(args, sts, transfer)
+    tables = _tables(args, sts, transfer)
     for name in names[1:]:
         _load(name, args)  # whether it can be, before the work on the first
-    tables: dict[str, dict[str, Row]] = {}
+    printed: dict[str, dict[str, Row]] = {}
     rows: dict[str, Row] = {}
     try:
         for name in names:
             model = _load(name, args)
-            results = _results(model, [task for kind in evaluators.values() for task in kind.evaluators], name)
-            scores = _scores(args, model, results, evaluators)
+            results = _results(model, [task for table in tables.values() for task in table.evaluators], name)
+            scores = {table: row(results) for table, (_, row) in tables.items()} | _mteb(args, model)
             for table, row in scores.items():
-                tables.setdefault(table, {})[name] = row
+                printed.setdefault(table, {})[name] = row
             rows[name] = _one_row(scores)
             if args.mode != "dev" and "MRPC_f1" in results:
                 rows[name][F1] = 100 * results["MRPC_f1"]
     finally:
         if rows:
-            print("\n\n".join(format_table(table) for table in tables.values()))
+            print("\n\n".join(format_table(table) for table in printed.values()))
             _write(rows, args)
     check_defined(rows)
     return rows
 
 
-def _evaluators(args: EvaluateArguments, sts: list[str], transfer: list[str]) -> dict[str, SequentialEvaluator]:
-    """Those of each table, by its name; MTEB has its own."""
-    from st_simcse.evaluation import sts_evaluators, sts_zh_evaluators, transfer_evaluators
+class Table(NamedTuple):
+    """What is measured for a table, and how a model's row of it comes out of the results."""
 
-    found: dict[str, SequentialEvaluator] = {}
+    evaluators: Sequence[Any]
+    row: Callable[[Results], Row]
+
+
+def _tables(args: EvaluateArguments, sts: list[str], transfer: list[str]) -> dict[str, Table]:
+    """The tables by their names; MTEB measures by itself."""
+    from st_simcse.evaluation import (
+        sts_evaluators,
+        sts_scores,
+        sts_zh_evaluators,
+        sts_zh_scores,
+        transfer_evaluators,
+        transfer_scores,
+    )
+
+    tables: dict[str, Table] = {}
+    size, partial = args.batch_size, args.allow_partial
     with named_options(columns="--sts_columns", allow_partial="--allow_partial"):
         if args.sts_zh_dir:
-            found["Chinese STS"] = sts_zh_evaluators(
-                args.sts_zh_dir,
-                args.batch_size,
-                args.tasks,
-                args.sts_zh_splits,
-                args.max_seq_length,
-                args.allow_partial,
+            found = sts_zh_evaluators(
+                args.sts_zh_dir, size, args.tasks, args.sts_zh_splits, args.max_seq_length, partial
             )
+            tables["Chinese STS"] = Table(found.evaluators, lambda results: sts_zh_scores(results, found))
         if sts and not args.mteb:
-            found["STS"] = sts_evaluators(
-                args.sts_dir or args.senteval_dir or "",
-                args.batch_size,
-                sts,
-                args.mode == "dev",
-                parse_columns(args.sts_columns),
-                args.allow_partial,
-            )
+            folder, columns = args.sts_dir or args.senteval_dir or "", parse_columns(args.sts_columns)
+            evaluators = sts_evaluators(folder, size, sts, args.mode == "dev", columns, partial).evaluators
+            tables["STS"] = Table(evaluators, sts_scores)
         if transfer:
             folder = args.senteval_dir or args.sts_dir or ""
-            found["transfer"] = transfer_evaluators(
-                folder, transfer, args.mode, args.batch_size, allow_partial=args.allow_partial
-            )
-    return found
+            evaluators = transfer_evaluators(folder, transfer, args.mode, size, allow_partial=partial).evaluators
+            tables["transfer"] = Table(evaluators, lambda results: transfer_scores(results, args.mode))
+    return tables
 
 
-def _scores(
-    args: EvaluateArguments,
-    model: SentenceTransformer,
-    results: Mapping[str, float],
-    evaluators: Mapping[str, SequentialEvaluator],
-) -> dict[str, Row]:
-    """The model's row of each table."""
-    from st_simcse.evaluation import mteb_scores, sts_scores, sts_zh_scores, transfer_scores
+def _mteb(args: EvaluateArguments, model: SentenceTransformer) -> dict[str, Row]:
+    """The model's row of each language."""
+    from st_simcse.evaluation import mteb_scores
 
-    rows: dict[str, Row] = {}
-    for language in (args.mteb_languages or ["eng"]) if args.mteb else ():
-        rows["STS" if language == "eng" else f"STS {language}"] = mteb_scores(model, language)
-    for table, evaluator in evaluators.items():
-        if table == "Chinese STS":
-            rows[table] = sts_zh_scores(results, evaluator)
-        else:
-            rows[table] = sts_scores(results) if table == "STS" else transfer_scores(results, args.mode)
-    return rows
+    languages = (args.mteb_languages or ["eng"]) if args.mteb else []
+    return {"STS" if language == "eng" else f"STS {language}": mteb_scores(model, language) for language in languages}
 
 
 def _check_languages(args: EvaluateArguments) -> None:
@@ -245,11 +239,10 @@ def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
 
 
 def _one_row(scores: Mapping[str, Row]) -> Row:
-    """The rows of several tables as one, in which their averages are told apart."""
-    if len(scores) == 1:
-        return dict(next(iter(scores.values())))
+    """The rows of several tables as one, in which columns that they share are told apart, such as averages."""
+    shared = Counter(column for row in scores.values() for column in row)
     return {
-        f"{column} {table}" if column == "Avg." else column: value
+        f"{column} {table}" if shared[column] > 1 else column: value
         for table, row in scores.items()
         for column, value in row.items()
     }
@@ -270,9 +263,8 @@ def _results(model: SentenceTransformer, evaluators: list[Any], name: str) -> di
     from st_simcse.lengths import reading_at_most, warn_of_cut_texts
 
     results: dict[str, float] = {}
-    sentences: dict[
-        int | None, list[str]
-    ] = {}  # by the tokens that are read of them; None is as many as the model reads
+    # By the tokens that are read of them; None is as many as the model reads.
+    sentences: dict[int | None, list[str]] = {}
     for task in evaluators:
         texts = task.texts if hasattr(task, "texts") else [*task.sentences1, *task.sentences2]
         sentences.setdefault(getattr(task, "max_length", None), []).extend(texts)
