@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from itertools import cycle
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+from st_simcse.plots import MARKERS, grid_behind, legend_outside, make_figure, save_figure
 
 
 def main() -> None:
@@ -37,15 +38,22 @@ def main() -> None:
         for places, scores in [list(zip(*runs, strict=True))]
     )
     places, means, spreads, names = zip(*points, strict=True)
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.errorbar(places, means, spreads, fmt="o-", capsize=4)
-    if args.by != "dropout":
-        for number, (name, *place) in enumerate(zip(names, places, means, strict=True)):
-            # Above and below in turn, since neighbours would overlap.
-            axes.annotate(name, place, xytext=(4, -12 if number % 2 else 6), textcoords="offset points")
+    figure, axes = make_figure(args.picture)
+    numbers = [f"{mean:.2f} ± {spread:.2f}" for mean, spread in zip(means, spreads, strict=True)]
+    if args.by == "dropout":
+        axes.errorbar(places, means, spreads, fmt="o-", capsize=4)
+        for text, place, mean, spread in zip(numbers, places, means, spreads, strict=True):
+            axes.annotate(text, (place, mean + spread), (0, 6), textcoords="offset points", ha="center")
+        axes.margins(0.12)
+    else:
+        dots = [
+            axes.errorbar(place, mean, spread, fmt=marker, capsize=4)
+            for place, mean, spread, marker in zip(places, means, spreads, cycle(MARKERS), strict=False)
+        ]
+        legend_outside(figure, dots, [f"{name}: {text}" for name, text in zip(names, numbers, strict=True)])
     axes.set(xlabel=f"{args.by} of training", ylabel=f"{score}, mean and spread over seeds")
-    axes.grid(alpha=0.3)
-    figure.savefig(args.picture, dpi=120)
+    grid_behind(axes)
+    save_figure(figure, args.picture)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import logging
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from datasets import Dataset, disable_progress_bars
 from sentence_transformers import SentenceTransformer
@@ -29,7 +28,7 @@ from st_simcse import (
     load_sts,
     set_dropout,
 )
-from st_simcse.plots import plot_alignment_uniformity
+from st_simcse.plots import grid_behind, legend_outside, make_figure, plot_alignment_uniformity, save_figure
 
 MASKS = 100  # of each sentence
 DROPOUTS = (0.1, 0.3)
@@ -77,14 +76,14 @@ def draw_dropout(model: SentenceTransformer, sentences: list[str], path: Path) -
     plane = PCA(2).fit(others)
     print(f"{sum(plane.explained_variance_ratio_):.1%} of the variance are in the plane")
     print(f"cosine with the nearest of {len(sentences) - 1} other sentences: {nearest.mean():.2f} on average")
-    figure, panels = plt.subplots(ncols=len(DROPOUTS), figsize=(12, 5), layout="constrained", sharex=True, sharey=True)
+    figure, panels = make_figure(path, len(DROPOUTS), sharex=True, sharey=True)
     for axes, dropout in zip(panels, DROPOUTS, strict=True):
         set_dropout(model, dropout)
-        axes.scatter(*plane.transform(others).T, s=8, color="lightgrey", label="other sentences, no dropout")
+        handles = [axes.scatter(*plane.transform(others).T, s=8, color="lightgrey")]
         similarities = []
         for sentence in sentences[:6]:
             of_one = views(model, [sentence] * MASKS)
-            axes.scatter(*plane.transform(of_one).T, s=6, alpha=0.5)
+            handles.append(axes.scatter(*plane.transform(of_one).T, s=6, alpha=0.5))
             similarities.append((of_one @ of_one.T)[~torch.eye(MASKS, dtype=torch.bool)])
         pairs = torch.cat(similarities)
         print(
@@ -92,21 +91,23 @@ def draw_dropout(model: SentenceTransformer, sentences: list[str], path: Path) -
         )
         title = f"dropout {dropout}: two views have the cosine {pairs.mean():.2f} on average"
         axes.set(title=title, xticks=[], yticks=[], xlabel="PC 1", ylabel="PC 2")
-        axes.legend(loc="lower right", fontsize="small")
-    figure.savefig(path, dpi=80)
+    views_of = [f"views of sentence {number}" for number in range(1, len(handles))]
+    legend_outside(figure, handles, ["other sentences, no dropout", *views_of])
+    save_figure(figure, path)
 
 
 def draw_temperature(model: SentenceTransformer, sentences: list[str], path: Path) -> None:
     """What the negatives of one batch weigh in the gradient, by their similarity, and the share of the nearest."""
     similarities = views(model, sentences) @ views(model, sentences).T
     negatives = similarities[~torch.eye(len(sentences), dtype=torch.bool)].view(len(sentences), -1)
-    figure, (left, right) = plt.subplots(ncols=2, figsize=(12, 4.5), layout="constrained")
+    figure, (left, right) = make_figure(path, 2)
+    lines = []
     count = negatives.shape[1]
     for temperature in TEMPERATURES:
         weights = (negatives / temperature).softmax(dim=1)
-        left.scatter(negatives[::4], count * weights[::4], s=3, alpha=0.4, label=f"τ = {temperature}")
+        left.scatter(negatives[::4], count * weights[::4], s=3, alpha=0.4)
         shares = weights.sort(dim=1, descending=True).values.cumsum(dim=1).mean(dim=0)
-        right.plot(range(1, count + 1), shares, label=f"τ = {temperature}")
+        lines += right.plot(range(1, count + 1), shares)
         print(f"τ = {temperature}: nearest negative {shares[0]:.0%}, nearest six {shares[5]:.0%} of the weight")
     left.set(
         xlabel="cosine of anchor and negative", ylabel="weight, 1 on average", yscale="log", ylim=(1e-4, 2 * count)
@@ -115,9 +116,9 @@ def draw_temperature(model: SentenceTransformer, sentences: list[str], path: Pat
         xlabel=f"the nearest negatives of an anchor, of {count}", ylabel="their share of the weight", ylim=(0, 1.02)
     )
     for axes in (left, right):
-        axes.grid(alpha=0.3)
-    right.legend()
-    figure.savefig(path, dpi=80)
+        grid_behind(axes)
+    legend_outside(figure, lines, [f"τ = {temperature}" for temperature in TEMPERATURES])
+    save_figure(figure, path)
 
 
 def train(args: argparse.Namespace, sentences: list[str], dropout: float) -> list[dict[str, float]]:

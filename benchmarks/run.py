@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 
+from st_simcse.plots import MARKERS, grid_behind, legend_outside, make_figure, save_figure
 from st_simcse.training_arguments import computes_in_bf16
 
 BF16 = computes_in_bf16(use_cpu=not torch.accelerator.is_available())
@@ -83,18 +83,19 @@ def loss_functions(pairs: int, width: int, plot: Path | None, largest: int) -> N
     peaks = ["matrix product, peak", "ours, peak"]
     table(["rows (both views)", *IMPLEMENTATIONS, "ours / bare", *peaks], *rows)
     if plot:
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+        figure, axes = make_figure(plot, 2)
+        lines = {}
         for axis, values, label in ((axes[0], seconds, "seconds"), (axes[1], memory, "MiB beyond the embeddings")):
-            for name in IMPLEMENTATIONS:
+            for number, name in enumerate(IMPLEMENTATIONS):
                 points = {batch: value for batch, value in values[name].items() if value > 0}
                 if name != "bare products" or axis is axes[0]:
-                    axis.plot(list(points), list(points.values()), marker="o", label=name)
+                    marker, colour = MARKERS[number], f"C{number}"
+                    lines[name] = axis.plot(list(points), list(points.values()), marker=marker, color=colour)[0]
             axis.set(xscale="log", yscale="log", xlabel="rows in the batch (both views)", ylabel=label)
-            axis.grid(alpha=0.3)
-            axis.legend()
+            grid_behind(axis)
         figure.suptitle(f"InfoNCE, forward and backward, d = {width}: {device_name()}")
-        figure.tight_layout()
-        figure.savefig(plot, dpi=120)
+        legend_outside(figure, list(lines.values()), list(lines))
+        save_figure(figure, plot)
         print(f"![growth with the batch]({plot.name})\n")
 
 

@@ -25,4 +25,6 @@ trainer = SimCSETrainer(
 )
 trainer.train()
 trainer.save_model(args.output)  # process 0 writes
-trainer.accelerator.end_training()  # otherwise a process may abort at its exit while others still talk to it
+# A process that exits while others still write, or talk to it, may abort.
+trainer.accelerator.wait_for_everyone()
+trainer.accelerator.end_training()

@@ -12,7 +12,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 from transformers import PreTrainedModel
 
-__all__ = ["fingerprint", "text_digest"]
+__all__ = ["DIGESTS", "fingerprint", "settings", "text_digest"]
+
+# The settings that are hashes, whose values say nothing to a reader.
+DIGESTS = ("tokenizer",)
 
 
 def fingerprint(model: SentenceTransformer) -> str:
@@ -30,6 +33,27 @@ def fingerprint(model: SentenceTransformer) -> str:
         False
     """
     return _sha256(_parts(model))
+
+
+def settings(model: SentenceTransformer) -> dict[str, Any]:
+    """What a message can say of a model: the parts of its fingerprint that are short, by name.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> settings(tiny_model(["Two dogs run."]))["modules"]
+        ['Transformer', 'Pooling (mean)']
+    """
+    modes = [getattr(module, "pooling_mode", None) for module in model]
+    kinds = [type(module).__name__ for module in model]
+    return {
+        "prompts": model.prompts,
+        "default_prompt_name": model.default_prompt_name,
+        "truncate_dim": model.truncate_dim,
+        "max_seq_length": model.max_seq_length,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "modules": [f"{kind} ({mode})" if mode else kind for kind, mode in zip(kinds, modes, strict=True)],
+        "tokenizer": _sha256([_tokenizer_state(model.tokenizer)]),
+    }
 
 
 def text_digest(texts: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, load_datase
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils.sha import sha_fileobj
 from pyarrow.parquet import read_schema
 
 __all__ = ["HubDataset", "class_names", "hub_error", "hub_file"]
@@ -142,11 +142,8 @@ def hub_file(name: str, file: str) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha_fileobj(file).hex()
 
 
 @contextmanager

@@ -17,7 +17,9 @@ import sentence_transformers
 import transformers
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from filelock import FileLock
+from sentence_transformers import SentenceTransformer
 
+from st_simcse.fingerprint import DIGESTS, settings
 from st_simcse.neighbours import INDEXES, ExactIndex, Index, Neighbours
 
 __all__ = ["IndexFolder"]
@@ -61,11 +63,11 @@ class IndexFolder:
             ) from None
         self.description = description
 
-    def create(self, made_by: str) -> None:
+    def create(self, made_by: str, model: SentenceTransformer) -> None:
         """An empty index of the model with this fingerprint; FileExistsError where something else lies."""
         if foreign := sorted({path.name for path in self.path.iterdir()} - {"index.lock", "index.tmp"}):
             raise FileExistsError(f"{self.path} holds no index but {foreign[0]!r}: choose a new folder, or delete it")
-        self.describe(model=made_by, versions=_versions(), texts=[], finished=0)
+        self.describe(model=made_by, settings=settings(model), versions=_versions(), texts=[], finished=0)
 
     def choose(self, index: Index) -> None:
         """How neighbours are found from now on."""
@@ -84,14 +86,25 @@ class IndexFolder:
             part.write_text(json.dumps(self.description, indent=1), encoding="utf-8")
             os.replace(part, self.path / "index.json")
 
-    def check_model(self, fingerprint: str) -> None:
-        """ValueError if a model with another fingerprint made it."""
-        if self.description["model"] != fingerprint:
+    def check_model(self, made_by: str, model: SentenceTransformer) -> None:
+        """ValueError if a model with another fingerprint made it, with what differs."""
+        if self.description["model"] != made_by:
             raise ValueError(
                 f"{self.path} was made by another model, or with other settings or prompts of it: load that one, "
-                f"choose another folder, or delete this one (it was made with {self.description['versions']}; here is "
-                f"{_versions()})"
+                f"choose another folder, or delete this one ({self._difference(model)})"
             )
+
+    def _difference(self, model: SentenceTransformer) -> str:
+        """What tells the model that made the index from this one."""
+        there, here = self.description.get("settings", {}), json.loads(json.dumps(settings(model)))
+        differences = [
+            f"the {name} differs" if name in DIGESTS else f"{name}: {there[name]!r} in the index, {here[name]!r} here"
+            for name in there.keys() & here.keys()
+            if there[name] != here[name]
+        ]
+        if (versions := self.description["versions"]) != _versions():
+            differences.append(f"it was made with {versions}, here is {_versions()}")
+        return "; ".join(sorted(differences)) or "the weights or the configuration of a module differ"
 
     def add(self, sentences: Dataset, digest: str) -> None:
         """Append sentences, or go on with them if they are those whose add was interrupted.
@@ -176,6 +189,7 @@ class IndexFolder:
 
     def write(self, embeddings: np.ndarray) -> None:
         """Append rows; they count once they are on the disk, when the header says so."""
+        # Not with numpy's open_memmap: it cannot grow a file, and on a full disk the program dies of SIGBUS.
         path = self.path / "embeddings.npy"
         begin = self.embedded_rows()
         with _writing(self.path), path.open("r+b" if begin else "w+b") as file:
@@ -197,8 +211,13 @@ def _write_header(file: Any, rows: int, width: int) -> int:
 
 
 def _is_description(value: Any) -> bool:
-    """Whether it has the names and types of what :meth:`IndexFolder.describe` writes; ``finished`` came later."""
+    """Whether it has the names and types that :meth:`IndexFolder.describe` writes.
+
+    ``finished`` and ``settings`` came later.
+    """
     if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("model", "versions")):
+        return False
+    if not isinstance(value.get("settings", {}), dict):
         return False
     texts, index = value.get("texts"), value.get("index", {"kind": ExactIndex.name})
     if not isinstance(texts, list) or value.get("finished", 0) not in range(len(texts) + 1):

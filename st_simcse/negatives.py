@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class NegativesCollator(SentenceTransformerDataCollator):
 
     Args:
         width: so many columns a batch has at least.
+        lists: columns that hold lists also where all rows of a batch have None; others are known by their cells.
 
     Raises:
         ValueError: on a batch, for an empty hard negative.
@@ -43,22 +45,26 @@ class NegativesCollator(SentenceTransformerDataCollator):
     """
 
     width: int = 0
+    lists: tuple[str, ...] = ()
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        lists = [name for name in features[0] if _holds_lists(row[name] for row in features)] if features else []
-        others = [{name: cell for name, cell in row.items() if name not in lists} for row in features]
+        names = features[0] if features else ()
+        lists = [name for name in names if _holds_lists((row[name] for row in features), name in self.lists)]
+        features = [row | {name: row[name] or [] for name in lists} for row in features]
         self._refuse_empty(features)
+        others = [{name: cell for name, cell in row.items() if name not in lists} for row in features]
         batch = super().__call__(others)
         for name in lists:
-            for place in range(max(self.width, *(len(row[name] or []) for row in features))):
-                texts = [dict(enumerate(row[name] or [])).get(place) for row in features]
+            columns = list(zip_longest(*(row[name] for row in features)))
+            columns += [(None,) * len(features)] * (self.width - len(columns))
+            for number, texts in enumerate(columns, start=1):
                 column = super().__call__(
                     [
                         {key: row[key] for key in ("dataset_name",) if key in row} | {name: text or _FILLER}
                         for row, text in zip(features, texts, strict=True)
                     ]
                 )
-                numbered = f"{name}_{place + 1}"
+                numbered = f"{name}_{number}"
                 batch |= {
                     f"{numbered}{key.removeprefix(name)}": value
                     for key, value in column.items()
@@ -80,10 +86,12 @@ class NegativesCollator(SentenceTransformerDataCollator):
                     )
 
 
-def _holds_lists(cells: Iterable[Any]) -> bool:
-    """Whether cells are lists of texts; those of tokens are not."""
+def _holds_lists(cells: Iterable[Any], without_cells: bool) -> bool:
+    """Whether cells are lists of texts; those of tokens are not. ``without_cells`` is the answer where all are None."""
     known = [cell for cell in cells if cell is not None]
-    return bool(known) and all(isinstance(cell, list) and all(isinstance(one, str) for one in cell) for cell in known)
+    if not known:
+        return without_cells
+    return all(isinstance(cell, list) and all(isinstance(one, str) for one in cell) for cell in known)
 
 
 def list_columns(dataset: Any) -> list[str]:

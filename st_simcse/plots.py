@@ -33,6 +33,9 @@ __all__ = [
 Projection = Literal["pca", "umap"]
 
 MAX_CLASSES = 20  # as many colours as matplotlib's largest palette has
+MARKERS = "os^DvP*X"  # as colours alone are lost in print
+DPI = 300  # what journals ask for
+NAME_WIDTH = 70  # characters of a legend's line
 BINS = np.linspace(-1, 1, 101)  # of cosine similarities
 
 
@@ -86,18 +89,23 @@ def plot_alignment_uniformity(
         >>> history = [{"dev_alignment": 0.3, "dev_uniformity": -1.5}, {"dev_alignment": 0.2, "dev_uniformity": -2.0}]
         >>> plot_alignment_uniformity({"cls": history}, getfixture("tmp_path") / "paths.png")
     """
-    figure, axes = _figure(path)
-    lines = []
-    for run, history in runs.items():
+    figure, axes = make_figure(path)
+    lines, names = [], []
+    for number, (run, history) in enumerate(runs.items()):
         points = [point for entry in history if (point := _point(entry, name)) is not None]
         if not points:
             raise ValueError(f"run {run!r} has no metrics that end in {name}_alignment and {name}_uniformity")
-        lines += axes.plot(*zip(*points, strict=True), marker=".")
+        lines += axes.plot(*zip(*points, strict=True), marker=MARKERS[number % len(MARKERS)], markersize=5)
+        uniformity, alignment = points[-1]
+        numbers = f"uniformity {uniformity:.2f}, alignment {alignment:.2f}".replace("-", "−")  # as at the axes
+        names.append(f"{run}: {numbers} at the end")
+        colour = lines[-1].get_color()
         for begin, end in pairwise(points):
-            axes.annotate("", xy=end, xytext=begin, arrowprops={"arrowstyle": "->", "alpha": 0.5})
+            axes.annotate("", xy=end, xytext=begin, arrowprops={"arrowstyle": "-|>", "color": colour})
     axes.set(xlabel="uniformity (less is better)", ylabel="alignment (less is better)")
-    _legend(axes, lines, list(runs))
-    _save(figure, path)
+    grid_behind(axes)
+    legend_outside(figure, lines, names)
+    save_figure(figure, path)
 
 
 def plot_scores(
@@ -106,34 +114,45 @@ def plot_scores(
     label: str,
     spreads: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Numbers by row and column as grouped bars: a group a column, a colour a row.
+    """Numbers by row and column as dots, with the numbers beside them: a group a column, a colour a row.
+
+    The axis shows the range of the numbers, not zero; dots, unlike bars, stand for no length. A number that is nan has
+    no dot, and is written as such.
 
     Args:
         rows: as for :func:`~st_simcse.evaluation.format_table`.
         path: the picture to write.
         label: of the axis.
-        spreads: of each number, drawn as an error bar up and down.
+        spreads: of each number, drawn as an error bar to both sides; nan where there is none.
 
     Raises:
         ImportError: without matplotlib.
         ValueError: for an ending that is no format.
 
     Example:
-        >>> plot_scores({"ours": {"STS-B": 80.0, "Avg.": 78.0}}, getfixture("tmp_path") / "bars.png", "Spearman")
+        >>> plot_scores({"ours": {"STS-B": 80.0, "Avg.": 78.0}}, getfixture("tmp_path") / "dots.png", "Spearman")
     """
-    figure, axes = _figure(path)
-    width = 0.8 / len(rows)
-    bars = []
-    for number, (name, row) in enumerate(rows.items()):
-        places = [group + (number - (len(rows) - 1) / 2) * width for group in range(len(row))]
-        errors = [spreads[name][column] for column in row] if spreads else None
-        bars.append(axes.bar(places, list(row.values()), width, yerr=errors, capsize=3))
     columns = list(next(iter(rows.values())))
-    lowest = min((value for row in rows.values() for value in row.values() if math.isfinite(value)), default=0)
-    axes.set(ylabel=label, xticks=range(len(columns)), xticklabels=columns, ylim=(10 * ((lowest - 1) // 10), None))
-    axes.grid(axis="y", alpha=0.3)
-    _legend(axes, bars, list(rows))
-    _save(figure, path)
+    figure, axes = make_figure(path, height=1.5 + 0.2 * len(columns) * (len(rows) + 1))
+    step = 1 / (len(rows) + 1)
+    dots = []
+    for number, (name, row) in enumerate(rows.items()):
+        values = [row[column] for column in columns]
+        errors = [spreads[name][column] if spreads else math.nan for column in columns]
+        places = [group + (number - (len(rows) - 1) / 2) * step for group in range(len(columns))]
+        marker = MARKERS[number % len(MARKERS)]
+        style = {"fmt": marker, "color": f"C{number}", "capsize": 3, "markersize": 5}
+        dots.append(axes.errorbar(values, places, xerr=errors if spreads else None, **style))
+        for value, error, place in zip(values, errors, places, strict=True):
+            _write_value(axes, value, error, place, f"C{number}")
+    _leave_room(axes, 0.3 if spreads else 0.16)
+    for group in range(1, len(columns), 2):
+        axes.axhspan(group - 0.5, group + 0.5, color="0.95", zorder=0, linewidth=0)
+    axes.set(xlabel=label, yticks=range(len(columns)), yticklabels=columns, ylim=(len(columns) - 0.5, -0.5))
+    axes.tick_params(axis="y", length=0)
+    grid_behind(axes, axis="x")
+    legend_outside(figure, dots, list(rows))
+    save_figure(figure, path)
 
 
 def name_clusters(embeddings: NDArray[Any], texts: Sequence[str], clusters: int) -> list[str]:
@@ -198,7 +217,7 @@ def plot_map(
     if len(sizes) > MAX_CLASSES:
         raise ValueError(f"{len(sizes)} classes are more than the {MAX_CLASSES} that colours tell apart: join some")
     points = {name: _unit(name, rows, len(classes)) for name, rows in embeddings.items()}
-    figure = _figure(path, len(points))[0]
+    figure = make_figure(path, len(points))[0]
     import matplotlib
 
     palette = matplotlib.colormaps["tab10" if len(sizes) <= 10 else "tab20"](range(MAX_CLASSES))
@@ -213,8 +232,8 @@ def plot_map(
         axes.set_aspect("equal", "datalim")
     dots = [axes.scatter([], [], color=colour) for colour in colours.values()]
     names = [f"{name} ({sizes[name]:,})" for name in colours]
-    _legend(figure, dots, names, loc="outside lower center", ncols=2, fontsize="small")
-    _save(figure, path)
+    legend_outside(figure, dots, names)
+    save_figure(figure, path)
 
 
 def plot_similarities(
@@ -248,15 +267,19 @@ def plot_similarities(
         raise ValueError(f"the columns of texts have {', '.join(map(str, lengths))} rows: one a pair")
     names = ["positives", "negatives", "hard negatives"][: len(texts)]
     panels = {name: _histograms(name, columns, texts) for name, columns in embeddings.items()}
-    figure = _figure(path, len(panels), sharex=True, sharey=True)[0]
+    figure = make_figure(path, len(panels), sharex=True, sharey=True)[0]
     for axes, (model, histograms) in zip(figure.axes, panels.items(), strict=True):
-        for name, (counts, mean) in zip(names, histograms, strict=True):
-            density = counts / counts.sum() / np.diff(BINS)
-            axes.stairs(density, BINS, fill=True, alpha=0.5, label=f"{name}, mean {mean:.2f}")
+        for number, (name, (counts, mean)) in enumerate(zip(names, histograms, strict=True)):
+            density, colour = counts / counts.sum() / np.diff(BINS), f"C{number}"
+            axes.stairs(density, BINS, fill=True, alpha=0.4, color=colour, label=f"{name}, mean {mean:.2f}")
+            axes.stairs(density, BINS, color=colour)
         axes.set(title=model, xlabel="cosine similarity", xlim=_range(panels.values()))
-        axes.legend()
+        grid_behind(axes)
+        # Below the axes, since a panel's means are its own.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize="small", frameon=False)
     figure.axes[0].set_ylabel("density")
-    _save(figure, path)
+    figure.axes[0].set_ylim(bottom=0)
+    save_figure(figure, path)
 
 
 def _point(entry: Mapping[str, float], name: str) -> tuple[float, float] | None:
@@ -327,27 +350,75 @@ def _range(panels: Iterable[Sequence[tuple[NDArray[Any], float]]]) -> tuple[floa
     return BINS[full[0]], BINS[full[-1] + 1]
 
 
-def _figure(path: str | os.PathLike[str], panels: int = 1, **options: Any) -> tuple[Figure, Axes]:
+def _write_value(axes: Axes, value: float, error: float, place: float, colour: str) -> None:
+    """The number to the right of its dot and error bar; without a dot at the axis."""
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": "small"}
+    if not math.isfinite(value):
+        of_axis = axes.get_yaxis_transform()
+        axes.annotate(f"{value}", (0, place), (6, 0), xycoords=of_axis, color=colour, **style)
+        return
+    spread = error if math.isfinite(error) else 0.0
+    text = f"{value:.2f} ± {error:.2f}" if math.isfinite(error) else f"{value:.2f}"
+    axes.annotate(text, (value + spread, place), (7, 0), **style)
+
+
+def _leave_room(axes: Axes, share: float) -> None:
+    """Limits of the x axis with room for the numbers to the right of the dots, also where these are almost equal."""
+    low, high = axes.dataLim.intervalx
+    if not math.isfinite(low):
+        low, high = 0.0, 1.0
+    middle, span = (low + high) / 2, max(high - low, 0.01 * max(abs(low), abs(high)))
+    axes.set_xlim(middle - 0.6 * span, middle + (0.5 + share) * span)
+
+
+def make_figure(
+    path: str | os.PathLike[str], panels: int = 1, height: float = 5.0, **options: Any
+) -> tuple[Figure, Any]:
+    """A figure for this file and its axes, side by side if there are several; ``options`` as for ``subplots``.
+
+    Raises:
+        ImportError, ValueError: as :func:`check_picture`.
+    """
     check_picture(path)
     from matplotlib.figure import Figure
 
     # Not pyplot's, which would keep it open, and change how a notebook draws.
-    figure = Figure(figsize=(8 if panels == 1 else 6 * panels, 5), layout="constrained")
+    figure = Figure(figsize=(8 if panels == 1 else 6 * panels, height), layout="constrained")
     return figure, figure.subplots(ncols=panels, **options)
 
 
-def _legend(owner: Figure | Axes, handles: Sequence[Any], names: Sequence[str], **options: Any) -> None:
-    """A legend of all names, also of those with an underscore in front, which matplotlib would leave out."""
-    legend = owner.legend(handles, list(map(str, range(len(names)))), **options)
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(name)
+def grid_behind(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
+    """A grid behind the data, and ticks whose labels are the numbers themselves, without an offset to add."""
+    from matplotlib.ticker import ScalarFormatter
+
+    axes.set_axisbelow(True)
+    axes.grid(axis=axis, color="0.85", linewidth=0.8)
+    for side in (axes.xaxis, axes.yaxis):
+        if isinstance(formatter := side.get_major_formatter(), ScalarFormatter):
+            formatter.set_useOffset(False)
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write the picture with names as they are: `$` would begin mathematics, which few names are."""
+def legend_outside(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend below the axes, where it covers nothing, in as many columns as there is room for.
+
+    Names with an underscore in front are in it too, which matplotlib would leave out.
+    """
+    labels = list(map(str, range(len(names))))
+    shown = ["\n".join(textwrap.wrap(name, NAME_WIDTH)) if len(name) > NAME_WIDTH else name for name in names]
+    for columns in range(min(len(names), 4), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
+        for text, name in zip(legend.get_texts(), shown, strict=True):
+            text.set(text=name, parse_math=False)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write the picture at 300 dpi, with names as they are: `$` would begin mathematics, which few names are."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         if isinstance(text, Text) and "$" in text.get_text():
             text.set_parse_math(False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=DPI)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -185,6 +186,8 @@ class Reader:
     def _read(self, filename: Name) -> Iterator[Record]:
         """The records of a file, of which there is one at least; what is skipped is counted, and logged at the end."""
         path = filename if isinstance(filename, HubDataset) else Path(self.dataset_folder, filename)
+        if isinstance(path, Path) and not path.exists():
+            raise FileNotFoundError(f"there is no file {path}: check its name and the folder, {path.absolute().parent}")
         self.skipped = Counter()
         seen: set[int] = set()  # hashes: the texts of a large file would fill the memory
         count = 0
@@ -280,18 +283,7 @@ class Reader:
         else:
             wanted, lacking = self.usual_columns(row), " or ".join(str(list(columns)) for columns in self.usual)
         if not wanted or not all(column in row for column in wanted):
-            other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
-            if self.columns is None and all(isinstance(column, int) for column in row):
-                other = "sentences"  # without a header, so that scored pairs were found
-            trains = type(self) in READERS.values()  # the others are for evaluation, which is of one kind
-            remedy = (
-                f"{READERS[other].__name__} (--train_format {other}) reads such a file"
-                if other and trains and not self.columns
-                else f"name the columns to read with {self.argument}=, by their header or, for a file without one, by "
-                "number from 0"
-            )
-            if self.takes_lines and file_format(path) == "txt":  # its lines were found to be a table's
-                remedy += "; or pass format='lines' (--format lines, --train_format lines) to read each as a sentence"
+            remedy = self._column_remedy(path, row)
             raise ValueError(f"{place(path, line)}: no column(s) {lacking}, found {list(row)}; {remedy}")
         unread = [column for column in row if column not in wanted]
         if unread and self.columns is None and len(wanted) < len(self.usual[0]):
@@ -302,6 +294,35 @@ class Reader:
         """What the source itself says of the numbers in one of the found columns."""
         has_features = file_format(path) in ("dataset", "parquet")
         return class_names(path).get(str(self.found_columns[column]), []) if has_features else []
+
+    def _column_remedy(self, path: Source, row: dict[Column, Any]) -> str:
+        """What to do about a table that lacks the wanted columns."""
+        if self.columns is None and all(isinstance(name, str) and _is_text(name) for name in row):
+            numbers = " ".join(map(str, range(len(row))))
+            return (
+                "these are texts, so that the file seems to have no header: name the columns to read by number, "
+                f"such as {numbers}, with {self.argument}="
+            )
+        other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
+        if self.columns is None and all(isinstance(name, int) for name in row):
+            other = "sentences"  # without a header, so that scored pairs were found
+        trains = type(self) in READERS.values()  # the others are for evaluation, which is of one kind
+        if other and trains and not self.columns:
+            remedy = f"{READERS[other].__name__} (--train_format {other}) reads such a file"
+        elif trains and len(row) == 1 and not self._takes(1):
+            (name,) = row
+            remedy = (
+                f"SentenceReader(column={name!r}) (--train_format sentences --columns {shlex.quote(str(name))}) reads "
+                "its one column"
+            )
+        else:
+            remedy = (
+                f"name the columns to read with {self.argument}=, by their header or, for a file without one, by "
+                "number from 0"
+            )
+        if self.takes_lines and file_format(path) == "txt":  # its lines were found to be a table's
+            remedy += "; or pass format='lines' (--format lines, --train_format lines) to read each as a sentence"
+        return remedy
 
     @classmethod
     def _takes(cls, columns: int) -> bool:
@@ -707,6 +728,11 @@ def check_score(path: Source, line: int, column: Column, score: str) -> None:
         )
     if not finite:
         raise ValueError(f"{place(path, line)}, column {column!r}: {score!r} is not a score, expected a number")
+
+
+def _is_text(cell: str) -> bool:
+    """Whether it reads like a sentence or a number, and not like the name of a column."""
+    return len(cell.split()) > 2 or cell[-1:] in (".", "!", "?", "。") or cell.replace(".", "", 1).isdecimal()
 
 
 def _listed(path: Source, line: int, row: dict[Column, Any], column: Column) -> list[tuple[Column, str]]:

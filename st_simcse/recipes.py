@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import shlex
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import yaml
 
-__all__ = ["parse_recipe", "read_recipes", "split_peer"]
+__all__ = ["parse_recipe", "read_recipes", "split_baseline"]
+
+logger = logging.getLogger(__name__)
 
 NULL = "tag:yaml.org,2002:null"
 
@@ -64,20 +67,23 @@ def parse_recipe(text: str) -> tuple[str, list[str]]:
     return _checked(name.strip(), "--recipe"), _words(line, f"--recipe {name!r}")
 
 
-def split_peer(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of ``--peer``, which is no option of train, and the other words.
+def split_baseline(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of ``--baseline`` (once ``--peer``), which is no option of train, and the other words.
 
     Raises:
         SystemExit: without a value.
 
     Example:
-        >>> split_peer(["--peer", "tsdae", "--learning_rate", "1e-5"])
+        >>> split_baseline(["--baseline", "tsdae", "--learning_rate", "1e-5"])
         ('tsdae', ['--learning_rate', '1e-5'])
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="st-simcse compare")
+    parser.add_argument("--baseline")
     parser.add_argument("--peer")
     found, others = parser.parse_known_args(list(words))
-    return found.peer, others
+    if found.peer is not None:
+        logger.warning("--peer is now called --baseline: write that instead")
+    return found.baseline or found.peer, others
 
 
 def _checked(name: str, where: str) -> str:

@@ -39,7 +39,7 @@ from st_simcse.run_folder import (
     sole_run,
     step_of,
 )
-from st_simcse.sharding import WholeWeights, filled, skeleton
+from st_simcse.sharding import UnshardedWeights, with_weights, without_weights
 from st_simcse.trainable import check_model, check_optimizer
 
 __all__ = ["ResumableTrainer"]
@@ -53,7 +53,7 @@ ADAPTER_FILES = (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
 
 
 @contextmanager
-def _naming_damage(checkpoint: str | None, part: str = "", *misfits: type[Exception]) -> Iterator[None]:
+def _damage_is_named(checkpoint: str | None, part: str = "", *misfits: type[Exception]) -> Iterator[None]:
     """Errors of loading, of which ``misfits`` come from another ``part``, say which checkpoint and what to do."""
     try:
         yield
@@ -85,15 +85,15 @@ class ResumableTrainer(SentenceTransformerTrainer):
         check_optimizer(self.model, self._losses(), optimizer)
         if self._fsdp:
             if not isinstance(self.model, FSDPModule):
-                self._skeleton = skeleton(self.model)
-            self._whole_weights = WholeWeights(self._loss_parameters())
-            self._whole_weights.take_out(optimizer)
+                self._without_weights = without_weights(self.model)
+            self._unsharded_weights = UnshardedWeights(self._loss_parameters())
+            self._unsharded_weights.take_out(optimizer)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self._fsdp:  # accelerate has sharded the model since create_optimizer
             assert self.optimizer is not None
-            self._whole_weights.put_back(self.optimizer)
+            self._unsharded_weights.put_back(self.optimizer)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
@@ -209,9 +209,9 @@ class ResumableTrainer(SentenceTransformerTrainer):
         except Exception as error:
             shutil.rmtree(written.parent, ignore_errors=True)
             raise OSError(
-                f"could not save {path}: {error}. {self._room(folder, is_checkpoint=True)} What there was of it has "
-                "been removed; earlier checkpoints are as they were, and training can resume from them once there is "
-                "room to write"
+                f"could not save {path}: {error}. {self._space_needed(folder, is_checkpoint=True)} What there was of "
+                "it has been removed; earlier checkpoints are as they were, and training can resume from them once "
+                "there is room to write"
             ) from error
         finally:
             self._unfinished = None
@@ -226,7 +226,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
         if self._unfinished is None:
             super()._push_from_checkpoint(checkpoint_folder)
 
-    def _room(self, folder: Path, is_checkpoint: bool) -> str:
+    def _space_needed(self, folder: Path, is_checkpoint: bool) -> str:
         """What a checkpoint takes, or the model alone, and what is free."""
         frozen = {name for name, weight in self.model.named_parameters() if not weight.requires_grad}
         left_out = frozen if adapters(self.model) else set()
@@ -277,7 +277,9 @@ class ResumableTrainer(SentenceTransformerTrainer):
                 path.replace(folder / path.name)
         except Exception as error:
             shutil.rmtree(written, ignore_errors=True)
-            message = f"could not save the model to {folder}: {error}. {self._room(folder, is_checkpoint=False)}"
+            message = (
+                f"could not save the model to {folder}: {error}. {self._space_needed(folder, is_checkpoint=False)}"
+            )
             raise OSError(f"{message} {self._save_elsewhere(state_dict)}") from error
         shutil.rmtree(written, ignore_errors=True)
 
@@ -287,7 +289,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
             return
         # ST saves what the model itself holds, and embeds a text for the model's card, in the main process alone.
         sharded, card = self.model, self.model.model_card_data
-        self.model = filled(self._skeleton, weights)
+        self.model = with_weights(self._without_weights, weights)
         card.register_model(self.model)
         try:
             super()._save(folder, weights)
@@ -332,7 +334,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         assert self.optimizer is not None
         folder = output_dir if self.args.should_save else None
-        with self._whole_weights.saving(self.optimizer, self.model, folder) if self._fsdp else nullcontext():
+        with self._unsharded_weights.saving(self.optimizer, self.model, folder) if self._fsdp else nullcontext():
             super()._save_optimizer_and_scheduler(output_dir)
 
     # Resuming restores the loss's weights with the model's, and says which file is damaged.
@@ -348,7 +350,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
                     "or by fewer processes. Train with SimCSETrainer from the start, resume with as many processes, or "
                     "drop resume_from_checkpoint and load the checkpoint as a model"
                 )
-        with _naming_damage(checkpoint_path, "model", RuntimeError):
+        with _damage_is_named(checkpoint_path, "model", RuntimeError):
             if self._fsdp:
                 load_fsdp_model(self._fsdp, self.accelerator, self.model, checkpoint_path)
             else:
@@ -356,7 +358,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
                     super()._load_from_checkpoint(checkpoint_path)
                 if adapters(self.model):
                     restore_adapter(self.model, Path(checkpoint_path, ADAPTER_SAFE_WEIGHTS_NAME))
-        with _naming_damage(checkpoint_path, "loss", RuntimeError, KeyError), torch.no_grad():
+        with _damage_is_named(checkpoint_path, "loss", RuntimeError, KeyError), torch.no_grad():
             for path in files:
                 for name, saved in load_file(path).items():
                     weights[name].copy_(saved)
@@ -372,8 +374,10 @@ class ResumableTrainer(SentenceTransformerTrainer):
         settings = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
         is_sharded = self._fsdp and checkpoint is not None
         with (
-            _naming_damage(checkpoint, "optimizer", ValueError),
-            self._whole_weights.loading(self.optimizer, self.model, str(checkpoint)) if is_sharded else nullcontext(),
+            _damage_is_named(checkpoint, "optimizer", ValueError),
+            self._unsharded_weights.loading(self.optimizer, self.model, str(checkpoint))
+            if is_sharded
+            else nullcontext(),
         ):
             super()._load_optimizer_and_scheduler(checkpoint)
         if any(set(new) - set(group) for new, group in zip(settings, self.optimizer.param_groups, strict=True)):
@@ -381,9 +385,9 @@ class ResumableTrainer(SentenceTransformerTrainer):
                 f"{checkpoint} is of another optimizer than {self.args.optim}, whose state does not fit this one"
             )
         if checkpoint is not None and self._resumes_with_changes():
-            self._take_over(settings)
+            self._use_settings_of_this_run(settings)
 
-    def _take_over(self, settings: list[dict[str, Any]]) -> None:
+    def _use_settings_of_this_run(self, settings: list[dict[str, Any]]) -> None:
         """Learning rate, weight decay and the like of this run, where the loaded optimizer has the earlier run's."""
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
@@ -395,7 +399,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
 
     # A damaged file is named here too.
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _naming_damage(checkpoint):
+        with _damage_is_named(checkpoint):
             super()._load_rng_state(checkpoint)
 
     def _loss_weights(self) -> dict[str, torch.Tensor]:

@@ -183,7 +183,7 @@ class Searcher:
         corpus, made_by = _Corpus.of(texts), fingerprint(self.model)
         with folder.lock():
             folder.read()
-            folder.check_model(made_by)
+            folder.check_model(made_by, self.model)
             self._check_tokens("sentence", corpus.sentences, **DOCUMENT)
             folder.add(*corpus)
             self._complete(folder, batch_size, device)
@@ -213,7 +213,7 @@ class Searcher:
             raise FileNotFoundError(f"{index.path} holds no index: st-simcse index, or build_index, makes one")
         searcher = cls(model)
         index.read()  # as it is now: loading a model takes a while, in which another program may have added texts
-        index.check_model(fingerprint(searcher.model))
+        index.check_model(fingerprint(searcher.model), searcher.model)
         searcher._open(index)
         return searcher
 
@@ -283,9 +283,9 @@ class Searcher:
         with folder.lock():
             if folder.exists():
                 folder.read()  # as it is now: another process may have made it while this one waited
-                folder.check_model(made_by)
+                folder.check_model(made_by, self.model)
             else:
-                folder.create(made_by)
+                folder.create(made_by, self.model)
             if not folder.description["texts"]:
                 self._check_tokens("sentence", corpus.sentences, **DOCUMENT)
                 folder.append(*corpus)

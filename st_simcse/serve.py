@@ -169,6 +169,7 @@ class _Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         path = scope["path"]
+        # Not starlette's CORSMiddleware, which answers a foreign origin and leaves it to the browser to hide that.
         origin = Headers(scope=scope).get("origin")
         if origin is not None and _hostname(origin) not in self.hosts:
             return await PlainTextResponse("foreign origin", 403)(scope, receive, send)

@@ -20,7 +20,7 @@ from st_simcse.lora import adapters
 from st_simcse.losses.base import SimCSELoss
 from st_simcse.own_weights import own_parameters
 
-__all__ = ["WholeWeights", "check_shardable", "filled", "skeleton"]
+__all__ = ["UnshardedWeights", "check_shardable", "with_weights", "without_weights"]
 
 WHOLE_OPTIMIZER_NAME = "loss_optimizer.pt"
 
@@ -80,7 +80,7 @@ def _check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
         )
 
 
-class WholeWeights:
+class UnshardedWeights:
     """The parameters outside the model in an optimizer whose other parameters are sharded.
 
     Accelerate knows the model's parameters alone, so that it must not see the others when it exchanges the optimizer's
@@ -153,16 +153,16 @@ class WholeWeights:
         return [group for group in optimizer.param_groups if id(group["params"][0]) in self.ids]
 
 
-def skeleton(model: SentenceTransformer) -> SentenceTransformer:
+def without_weights(model: SentenceTransformer) -> SentenceTransformer:
     """A copy of a model before it is sharded, which shares its card; its weights have no memory.
 
     Example:
         >>> from st_simcse.demo import tiny_model
         >>> model = tiny_model(["Two dogs run."])
-        >>> bare = skeleton(model)
+        >>> bare = without_weights(model)
         >>> bare.device.type
         'meta'
-        >>> filled(bare, model.state_dict()).encode("Two dogs run.").shape
+        >>> with_weights(bare, model.state_dict()).encode("Two dogs run.").shape
         (64,)
     """
     bare = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
@@ -170,8 +170,8 @@ def skeleton(model: SentenceTransformer) -> SentenceTransformer:
     return copy.deepcopy(model, {**bare, id(card): card})
 
 
-def filled(bare: SentenceTransformer, weights: dict[str, Tensor]) -> SentenceTransformer:
-    """A copy of a skeleton with weights."""
-    model = skeleton(bare)
+def with_weights(bare: SentenceTransformer, weights: dict[str, Tensor]) -> SentenceTransformer:
+    """A copy of what :func:`without_weights` gives, with these weights."""
+    model = without_weights(bare)
     model.load_state_dict(weights, assign=True)
     return model

@@ -24,6 +24,11 @@ _PAIR_NAMES = re.compile(
     "response|passage|document|premise|hypothesis|entailment|contradiction"
 )
 
+_OF_THE_LOSS = (
+    "make it of loss.parameters(), which include the model's, as in "
+    "optimizers=(torch.optim.AdamW(loss.parameters(), lr=3e-5), None)"
+)
+
 
 def check_pair_names(columns: Sequence[str]) -> None:
     """Whether columns are known by their names to be anchors, positives and hard negatives.
@@ -105,7 +110,8 @@ def _without_negatives(loss: SimCSELoss, constant: Mapping[str, str], args: Any)
             f"per_device_train_batch_size (--per_device_train_batch_size) {args.per_device_train_batch_size} leaves no "
             "negatives, which are the other rows of a batch: 2 is the least"
         )
-    for column, text in constant.items():
+    if constant:
+        column, text = next(iter(constant.items()))
         return (
             f"all rows of the training data have one and the same {column}, {text!r}, so that no row has a negative: "
             "two different texts are the least"
@@ -138,13 +144,9 @@ def check_optimizer(model: torch.nn.Module, losses: Mapping[str, torch.nn.Module
     known = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     of_losses = [weight for loss in losses.values() for weight in own_parameters(loss, model)]
     if not any(weight.requires_grad and id(weight) in known for weight in model.parameters()):
-        raise ValueError(
-            "the optimizer has none of the model's trained weights: make it of loss.parameters(), which include the "
-            "model's, as in optimizers=(torch.optim.AdamW(loss.parameters(), lr=3e-5), None)"
-        )
+        raise ValueError(f"the optimizer has none of the model's trained weights: {_OF_THE_LOSS}")
     if not all(id(weight) in known for weight in of_losses):
         raise ValueError(
             "the optimizer lacks weights of the loss, such as its projection head's, which would stay as they were "
-            "drawn: make it of loss.parameters(), which include the model's, as in "
-            "optimizers=(torch.optim.AdamW(loss.parameters(), lr=3e-5), None), without optimizer_cls_and_kwargs"
+            f"drawn: {_OF_THE_LOSS}, without optimizer_cls_and_kwargs"
         )

@@ -229,6 +229,7 @@ class SimCSETrainer(ResumableTrainer):
                 losses, columns = self._losses(), dataset.column_names
                 loss = losses.get(name) or losses[""]
                 check_lists(loss, columns, lists, self.data_collator, self.args.batch_sampler)
+                self.data_collator.lists += tuple(lists)
                 if self.args.world_size > 1:
                     self.data_collator.width = max(self.data_collator.width, longest_list([dataset], lists))
 

@@ -596,7 +596,10 @@ SOME_ROWS = ["--max_steps", "1", "--max_train_samples", "5"]
         (["evaluate", "--model", "x", "--sts_di", "y"], "unknown option --sts_di, did you mean --sts_dir?"),
         (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'\nst-simcse demo --help lists the options"),
         (["evaluate", "--model", "x", "--sts_dir", "/absent"], "st-simcse evaluate: /absent lacks STS12.tsv"),
-        (["train", "--model_name_or_path", "x", "--train_file", "/absent.txt"], "No such file.*/absent.txt"),
+        (
+            ["train", "--model_name_or_path", "x", "--train_file", "/absent.txt"],
+            "there is no file /absent.txt: check its name",
+        ),
         (
             ["train", "--model_name_or_path", "x", "--train_file", "a.txt", "--max_train_samples", "-1"],
             r"--max_train_samples must be 0 \(all rows\) or more, got -1",
@@ -620,7 +623,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, tiny_bert, senten
         ("a.txt", "--own_negative_weight 2", "--own_negative_weight does not go with sentences"),
         ("b.csv", "--dropout_free_negatives", "--dropout_free_negatives does not go with triplets"),
         ("a.txt", "--momentum_queue_momentum 0.9", "--momentum_queue_momentum is part of --momentum_queue: pass that"),
-        ("a.txt", "--momentum_queue 0", "MomentumQueue needs a finite size of at least 1"),
+        ("a.txt", "--momentum_queue 0", "MomentumQueue needs an integer size of at least 1"),
         ("a.txt", "--masked_language_model 0.1 --mini_batch_size 4", "MaskedLanguageModel does not go with mini_batch"),
         ("a.txt", "--directions query_to_fox", "unknown direction"),
         ("a.txt", "--dropout 1", "dropout must be at least 0 and below 1, got 1.0"),

@@ -20,9 +20,9 @@ from transformers import set_seed
 
 from st_simcse import HubDataset, KNNEvaluator, SimCSETrainer, build_model, load_classes, load_retrieval, load_sts
 from st_simcse.cli import compare, runs, train
+from st_simcse.cli.baselines import BASELINES
 from st_simcse.cli.inputs import identities
-from st_simcse.cli.peers import PEERS
-from st_simcse.recipes import read_recipes
+from st_simcse.recipes import read_recipes, split_baseline
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_runs_in_processes_are_what_train_does_alone(words, tmp_path, sentences,
     assert dev["dev"] != 100 * alone["before"]["dev"]
 
 
-@pytest.mark.parametrize("more", ["", " --peer mnrl"])
+@pytest.mark.parametrize("more", ["", " --baseline mnrl"])
 def test_no_epochs_are_the_model_as_it_was(words, tiny_bert, monkeypatch, more):
     monkeypatch.setattr(runs, "in_a_process", lambda one, keep_model: runs.train_and_measure(one))
     numbers = compare.run([*words, "--recipe", f"before: --num_train_epochs 0{more}", "--seeds", "0"])
@@ -174,12 +174,15 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
         (["--recipe", "a: --symmetric", "--seeds", "1", "1"], "--seeds 1 1 names a seed twice"),
         (["--recipe", "a:", "--sts_dir", "."], "lacks STS12.tsv"),
         (["--recipe", "a:", "--knn_dev_file", "dev/pairs.tsv"], "no column.s. .*'text', 'label'"),
-        (["--recipe", "a:", "b: --peer x"], "recipe 'b': unknown peer 'x': choose one of mnrl, gist, tsdae, ct"),
-        (["--recipe", "a: --peer mnrl --symmetric"], "--symmetric is an option of our losses"),
-        (["--recipe", "a: --peer mnrl --no-mask-duplicates"], "--mask_duplicates is an option of our losses"),
-        (["--recipe", "a: --peer mnrl --views crops"], "leave --views, --tokenize_once, --streaming out"),
-        (["--recipe", "a: --peer gist"], "the peer gist, and no other, needs one --teacher"),
-        (["--recipe", "a: --peer ct --teacher x"], "the peer gist, and no other, needs one --teacher"),
+        (
+            ["--recipe", "a:", "b: --baseline x"],
+            "recipe 'b': unknown baseline 'x': choose one of mnrl, gist, tsdae, ct",
+        ),
+        (["--recipe", "a: --baseline mnrl --symmetric"], "--symmetric is an option of our losses"),
+        (["--recipe", "a: --baseline mnrl --no-mask-duplicates"], "--mask_duplicates is an option of our losses"),
+        (["--recipe", "a: --baseline mnrl --views crops"], "leave --views, --tokenize_once, --streaming out"),
+        (["--recipe", "a: --baseline gist"], "the baseline gist, and no other, needs one --teacher"),
+        (["--recipe", "a: --baseline ct --teacher x"], "the baseline gist, and no other, needs one --teacher"),
         (["--recipe", "a:", "--plot_file", "a.doc"], "a.doc: the ending says the format"),
         (["--recipe_file", "a.txt"], "a.txt holds no recipes"),
         (["--recipe", "_unfinished:"], "'_unfinished' has the name of a file or folder that compare itself writes"),
@@ -283,15 +286,15 @@ def test_a_damaged_result_file_is_named(words, trained, text):
     assert trained == [("a", 0)] * 2
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_peers_train(words, name, tiny_bert, sentences, monkeypatch):
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_train(words, name, tiny_bert, sentences, monkeypatch):
     trainers = []
     init = SentenceTransformerTrainer.__init__
     monkeypatch.setattr(
         SentenceTransformerTrainer, "__init__", lambda self, **given: trainers.append(self) or init(self, **given)
     )
     teacher = ["--teacher", tiny_bert] if name == "gist" else []
-    train.run([*words, *teacher, "--logging_steps", "1", "--max_steps", "2"], PEERS[name])
+    train.run([*words, *teacher, "--logging_steps", "1", "--max_steps", "2"], BASELINES[name])
     (trainer,) = trainers
     assert not isinstance(trainer, SimCSETrainer)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -305,7 +308,7 @@ def test_peers_train(words, name, tiny_bert, sentences, monkeypatch):
 
 
 def test_sts_recipe_is_the_one_that_its_users_write(words, sentences, tiny_bert):
-    train.run([*words, "--max_steps", "2", "--seed", "5"], PEERS["mnrl"])
+    train.run([*words, "--max_steps", "2", "--seed", "5"], BASELINES["mnrl"])
     set_seed(5)
     model = build_model(tiny_bert, "mean", device="cpu")
     options = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01, "use_cpu": True, "seed": 5}
@@ -317,12 +320,17 @@ def test_sts_recipe_is_the_one_that_its_users_write(words, sentences, tiny_bert)
         torch.testing.assert_close(weight, model.state_dict()[name])
 
 
-def test_peers_pair_and_damage_sentences_as_their_papers_do(model, tiny_bert):
+def test_the_former_name_of_baseline_works_with_a_note(caplog):
+    assert split_baseline(["--peer", "ct", "--symmetric"]) == ("ct", ["--symmetric"])
+    assert "--peer is now called --baseline" in caplog.text
+
+
+def test_baselines_pair_and_damage_sentences_as_their_papers_do(model, tiny_bert):
     texts = [" ".join(f"{row}.{word}" for word in range(10)) for row in range(400)]
     model = build_model(tiny_bert, device="cpu")
-    data, _ = PEERS["ct"](model, Dataset.from_dict({"sentence": texts}), [], SimpleNamespace(seed=0))
+    data, _ = BASELINES["ct"](model, Dataset.from_dict({"sentence": texts}), [], SimpleNamespace(seed=0))
     assert sum(row["first"] == row["second"] for row in data) == pytest.approx(400 / 8, abs=20)
-    data, _ = PEERS["tsdae"](model, Dataset.from_dict({"sentence": texts}), [], None)
+    data, _ = BASELINES["tsdae"](model, Dataset.from_dict({"sentence": texts}), [], None)
     first, second = data[:], data[:]
     assert first["text"] == texts
     assert sum(len(text.split()) for text in first["damaged"]) == pytest.approx(0.4 * 4000, abs=150)

@@ -802,7 +802,7 @@ _NUMBERS = [
 @pytest.mark.parametrize(("option", "name"), _NUMBERS, ids=[f"{option.__name__}-{name}" for option, name in _NUMBERS])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_no_number_of_an_option_is_nan_or_infinite(option, name, value):
-    needed = {one.name: 1.0 for one in dataclasses.fields(option) if one.default is dataclasses.MISSING}
+    needed = {one.name: 1 for one in dataclasses.fields(option) if one.default is dataclasses.MISSING}
     option(**needed)
     with pytest.raises(ValueError, match=f"got .*{value}"):
         option(**needed | {name: value})

@@ -56,6 +56,21 @@ def test_loss_and_gradients_are_those_of_the_negatives_that_there_are(model, sen
             assert torch.allclose(weight.grad, gradient, atol=1e-10), name
 
 
+@pytest.mark.parametrize("nothing", [None, []])
+@pytest.mark.parametrize("rows_without", [[0, 1, 2, 3, 4, 5], [1, 3]])
+def test_rows_without_negatives_in_a_batch(model, sentences, tmp_path, nothing, rows_without):
+    """Also where all of a batch have none; a column of texts has the same name in another dataset."""
+    rows = [row | ({"negatives": []} if place in rows_without else {}) for place, row in enumerate(_rows(sentences))]
+    data = Dataset.from_list(_rows(sentences))
+    trainer = SimCSETrainer(model.double().eval(), Arguments(str(tmp_path), use_cpu=True), data)
+    batch = trainer.data_collator([row | {"negatives": row["negatives"] or nothing} for row in rows])
+    with torch.no_grad():
+        value = SupSimCSELoss(model, temperature=0.5)(trainer.collect_features(batch)[0]).item()
+        assert value == pytest.approx(_loop(model, rows, 0.5).item(), abs=1e-10)
+    texts = trainer.data_collator([{"anchor": "a", "positive": "dog", "negatives": "two dogs"}])
+    assert torch.equal(texts["negatives_input_ids"], model.preprocess(["two dogs"])["input_ids"])
+
+
 @pytest.mark.parametrize("tokenize_once", [False, True])
 def test_training_takes_a_column_of_lists(model, sentences, tmp_path, tokenize_once):
     """With a prompt of the column, which is that of all its texts."""

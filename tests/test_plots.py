@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
@@ -50,24 +50,29 @@ def test_paths_have_uniformity_on_x_and_alignment_on_y(tmp_path, drawn):
         plot_alignment_uniformity({"c": history[:1]}, tmp_path / "none.png")
 
 
-def test_bars_are_the_numbers(tmp_path, drawn):
+def test_dots_are_the_numbers(tmp_path, drawn):
     plot_scores(
         {"a": {"STS-B": 80.0, "Avg.": 70.0}, "b": {"STS-B": 81.0, "Avg.": 71.5}}, tmp_path / "b.svg", "Spearman"
     )
-    heights = [[bar.get_height() for bar in bars] for bars in drawn[0][1].containers]
-    assert heights == [[80.0, 70.0], [81.0, 71.5]]
-    assert [label.get_text() for label in drawn[0][1].get_xticklabels()] == ["STS-B", "Avg."]
+    places = [dots.lines[0].get_xdata().tolist() for dots in drawn[0][1].containers]
+    assert places == [[80.0, 70.0], [81.0, 71.5]]
+    assert [label.get_text() for label in drawn[0][1].get_yticklabels()] == ["STS-B", "Avg."]
+    assert [text.get_text() for text in drawn[0][1].texts] == ["80.00", "70.00", "81.00", "71.50"]
     assert "<svg" in (tmp_path / "b.svg").read_text()
     spreads = {"a": {"STS-B": 1.0, "Avg.": 2.0}}
     plot_scores({"a": {"STS-B": 80.0, "Avg.": 70.0}}, tmp_path / "c.png", "Spearman", spreads)
-    bars = next(one for one in drawn[1][1].containers if isinstance(one, ErrorbarContainer))
-    ends = [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()]
+    (bars,) = drawn[1][1].containers
+    ends = [segment[:, 0].tolist() for segment in bars.lines[2][0].get_segments()]
     assert ends == [[79.0, 81.0], [68.0, 72.0]]
+    assert [text.get_text() for text in drawn[1][1].texts] == ["80.00 ± 1.00", "70.00 ± 2.00"]
 
 
-def test_a_number_that_is_nan_has_no_bar(tmp_path, drawn):
+def test_a_number_that_is_nan_has_no_dot(tmp_path, drawn):
     plot_scores({"a": {"STS-B": float("nan")}, "b": {"STS-B": 81.0}}, tmp_path / "b.png", "Spearman")
-    assert drawn[0][1].get_ylim()[0] == 80.0
+    assert [text.get_text() for text in drawn[0][1].texts] == ["nan", "81.00"]
+    low, high = drawn[0][1].get_xlim()
+    assert 80 < low < 81 < high < 82
+    plot_scores({"a": {"STS-B": float("nan")}}, tmp_path / "b.png", "Spearman")
     with pytest.raises(ValueError, match=r"b.doc: the ending says the format"):
         plot_scores({"a": {"STS-B": 81.0}}, tmp_path / "b.doc", "Spearman")
 
@@ -171,7 +176,7 @@ def test_histograms_of_similarities_against_a_loop(tmp_path, drawn):
             "hard negatives": [cosine(anchors[row], hard[row]) for row in range(5)],
         }
         assert len(values["negatives"]) == 25 - 2 * 3 - 2 - 1 - 2
-        for steps, (name, expected) in zip(axes.patches, values.items(), strict=True):
+        for steps, (name, expected) in zip(axes.patches[::2], values.items(), strict=True):
             assert steps.get_label() == f"{name}, mean {sum(expected) / len(expected):.2f}"
             counts = Counter(int((value + 1) // 0.02) for value in expected)
             density = [counts[place] / len(expected) / 0.02 for place in range(100)]
@@ -182,6 +187,54 @@ def test_histograms_of_similarities_against_a_loop(tmp_path, drawn):
         plot_similarities({"one": embeddings}, texts[:2], tmp_path / "none.png")
     with pytest.raises(ValueError, match="texts have 5, 4 rows"):
         plot_similarities({"one": embeddings[:2]}, [texts[0], texts[1][:4]], tmp_path / "none.png")
+
+
+def _every_kind(folder):
+    """A picture of each kind, with many and long names, and numbers that differ little."""
+    draw = np.random.default_rng(0)
+    names = ["a model of a name that is longer than the line of a legend can be, so that it is broken", *"abcdefgh"]
+    columns = ["STS12", "STS-B", "Avg."]
+    scores = {name: {column: 82.03 + draw.random() / 1000 for column in columns} for name in names}
+    spreads = {name: dict.fromkeys(columns, 0.001) for name in names}
+    plot_scores(scores, folder / "scores.png", "Spearman", spreads)
+    points = draw.normal(size=(9, 4, 2)) / 1e5 + 3
+    paths = [[{"uniformity": -x, "alignment": y} for x, y in path] for path in points]
+    plot_alignment_uniformity(dict(zip(names, paths, strict=True)), folder / "paths.png")
+    rows = draw.normal(size=(90, 4))
+    plot_map({"before": rows, "after": rows[:, ::-1]}, names * 10, folder / "map.png")
+    texts = [[f"{row} {column}" for row in range(30)] for column in range(3)]
+    plot_similarities({"before": rows.reshape(3, 30, 4)}, texts, folder / "similarities.png")
+
+
+def test_pictures_are_fit_to_publish(tmp_path, drawn):
+    _every_kind(tmp_path)
+    for path in tmp_path.iterdir():
+        header = path.read_bytes()[:200]
+        at = header.index(b"pHYs") + 4
+        assert int.from_bytes(header[at : at + 4], "big") == pytest.approx(300 / 0.0254, abs=1), path
+    for figure, _ in drawn:
+        FigureCanvasAgg(figure).draw()
+        whole = figure.get_tightbbox()
+        assert whole.x0 >= -0.02
+        assert whole.x1 <= figure.get_figwidth() + 0.02
+        legends = [*figure.legends, *(axes.legend_ for axes in figure.axes if axes.legend_)]
+        assert legends
+        for axes in figure.axes:
+            covered = [legend.get_window_extent() for legend in legends]
+            assert not any(box.overlaps(axes.get_window_extent()) for box in covered)
+            if len(axes.get_xticks()):  # a map has neither ticks nor a grid
+                assert axes.xaxis.get_gridlines()[0].get_visible()
+                assert axes.get_axisbelow() is True
+            assert axes.xaxis.get_offset_text().get_text() == axes.yaxis.get_offset_text().get_text() == ""
+    scores, _, _, similarities = (figure.axes[0] for figure, _ in drawn)
+    low, high = scores.get_xlim()
+    boxes = [text.get_window_extent() for text in scores.texts]
+    assert len(boxes) == 27
+    assert low < 82.03 < high
+    inside = scores.get_window_extent()
+    assert all(inside.x0 < box.x0 and box.x1 < inside.x1 for box in boxes)
+    assert not any(one.overlaps(other) for row, one in enumerate(boxes) for other in boxes[:row])
+    assert similarities.get_ylim()[0] == 0
 
 
 ODD = ["_base", "$\\frac$ and $", "cost $5_6$", "a\\$b", "__"]
@@ -199,11 +252,12 @@ def test_names_are_drawn_as_they_are_written(tmp_path, drawn):
     plot_similarities({name: [rows, rows] for name, rows in points.items()}, texts, paths[3])
     legends = [figure.legends or figure.axes[0].get_children() for figure, _ in drawn]
     legends = [next(one for one in some if isinstance(one, Legend)) for some in legends]
-    assert [text.get_text() for text in legends[0].get_texts()] == ODD
+    numbers = "uniformity −3.00, alignment 0.10 at the end"
+    assert [text.get_text() for text in legends[0].get_texts()] == [f"{name}: {numbers}" for name in ODD]
     assert [text.get_text() for text in legends[1].get_texts()] == ODD
     assert [text.get_text() for text in legends[2].get_texts()] == [f"{name} (1)" for name in ODD]
-    assert [label.get_text() for label in drawn[1][1].get_xticklabels()] == ODD
-    assert drawn[1][1].get_ylabel() == "$x$"
+    assert [label.get_text() for label in drawn[1][1].get_yticklabels()] == ODD
+    assert drawn[1][1].get_xlabel() == "$x$"
     for figure, _ in (drawn[2], drawn[3]):
         assert [axes.get_title() for axes in figure.axes] == ODD
     for path, (figure, _) in zip(paths, drawn, strict=True):

@@ -243,7 +243,7 @@ def test_a_resumed_run_has_the_queue_of_an_undisturbed_one(sentences, tmp_path):
     assert not any("queue" in name for name, _ in saved.named_parameters())
 
 
-@pytest.mark.parametrize("options", [{"size": 0}, {"size": 4, "momentum": 1.5}])
+@pytest.mark.parametrize("options", [{"size": 0}, {"size": 2.5}, {"size": "4"}, {"size": 4, "momentum": 1.5}])
 def test_bad_options(options):
-    with pytest.raises(ValueError, match="MomentumQueue needs a finite (size|momentum) of at least"):
+    with pytest.raises(ValueError, match="MomentumQueue needs (an integer size|a finite momentum) of at least"):
         MomentumQueue(**options)

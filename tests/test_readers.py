@@ -1209,3 +1209,42 @@ def test_columns_whose_names_are_numbers(tmp_path):
     path.write_text('{"0": "Two dogs run.", "1": "A cat sleeps."}\n')
     for column in (1, "1"):
         assert list(SentenceReader(column=column).get_dataset(path)["sentence"]) == ["A cat sleeps."]
+
+
+@pytest.mark.parametrize(
+    ("reader", "content", "remedy"),
+    [
+        (
+            TripletReader(),
+            "body\nA dog runs.\n",
+            "SentenceReader(column='body') (--train_format sentences --columns body) reads its one column",
+        ),
+        (
+            TripletReader(),
+            "A dog runs.,A hound runs.,A cat sleeps.\nA bird sings.,A finch sings.,A dog barks.\n",
+            "these are texts, so that the file seems to have no header: name the columns to read by number, such as "
+            "0 1 2, with columns=",
+        ),
+        (
+            SentenceReader(),
+            "1,A dog runs\n2,A cat sleeps\n",
+            "these are texts, so that the file seems to have no header: name the columns to read by number, such as "
+            "0 1, with column=",
+        ),
+        (
+            TripletReader(),
+            "id,body\n1,A dog runs.\n",
+            "name the columns to read with columns=, by their header or, for a file without one, by number from 0",
+        ),
+    ],
+)
+def test_a_table_without_the_usual_columns_says_what_to_pass(tmp_path, reader, content, remedy):
+    with pytest.raises(ValueError, match=f"; {re.escape(remedy)}$"):
+        reader.get_examples(_write(tmp_path, "a.csv", content))
+
+
+def test_a_missing_file_gets_a_sentence(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=f"^there is no file {re.escape(str(tmp_path / 'a.csv'))}: check its name"
+    ):
+        TripletReader(tmp_path).get_dataset("a.csv")

@@ -316,10 +316,21 @@ def test_who_waited_for_the_folder_takes_what_is_there_then(tmp_path, model, sen
 
 def test_another_model_is_refused(tmp_path, sentences):
     Searcher(tiny_model(sentences)).build_index(sentences, tmp_path)
-    for change in (_longer, _prompt, _weight, _dtype, _pooling, _activation, _truncation, _padding):
+    rest = "the weights or the configuration of a module differ"
+    pooling = r"modules: \['Transformer', 'Pooling \(mean\)'\] in the index, \['Transformer', 'Pooling \(max\)'\] here"
+    for change, difference in (
+        (_longer, "max_seq_length: 64 in the index, 3 here"),
+        (_prompt, "prompts: .* in the index, .*'document': 'dog '.* here"),
+        (_weight, rest),
+        (_dtype, "dtype: 'float32' in the index, 'bfloat16' here"),
+        (_pooling, pooling),
+        (_activation, rest),
+        (_truncation, "the tokenizer differs"),
+        (_padding, "the tokenizer differs"),
+    ):
         changed = tiny_model(sentences)
         change(changed)
-        with pytest.raises(ValueError, match="was made by another model, or with other settings or prompts"):
+        with pytest.raises(ValueError, match=rf"by another model, .* delete this one \({difference}\)$"):
             Searcher.load(tmp_path, changed)
         with pytest.raises(ValueError, match="was made by another model, or with other settings or prompts"):
             Searcher(changed).build_index(sentences, tmp_path)
@@ -764,3 +775,15 @@ def test_what_the_commands_cannot_do_is_a_line(tmp_path, tiny_bert, monkeypatch)
     ]:
         with pytest.raises(SystemExit, match=f"st-simcse {words[0]}: .*{message}"):
             cli.main(words)
+
+
+def test_an_index_of_an_earlier_release_names_the_versions_if_they_differ(tmp_path, sentences):
+    Searcher(tiny_model(sentences)).build_index(sentences, tmp_path)
+    changed = tiny_model(sentences)
+    _weight(changed)
+    description = json.loads((tmp_path / "index.json").read_text())
+    del description["settings"]
+    description["versions"] = "sentence-transformers 5.0.0, transformers 4.50.0"
+    (tmp_path / "index.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"\(it was made with sentence-transformers 5\.0\.0, .*, here is sentence-tra"):
+        Searcher.load(tmp_path, changed)

@@ -6,7 +6,7 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 from st_simcse import MaskedLanguageModel, MomentumQueue, SimCSETrainingArguments, UnsupSimCSELoss
-from st_simcse.sharding import WholeWeights, check_shardable
+from st_simcse.sharding import UnshardedWeights, check_shardable
 
 
 def _fsdp(**options):
@@ -45,7 +45,7 @@ def test_what_does_not_train_as_one_process_does_is_refused(model, tmp_path, plu
 def test_an_optimizer_is_as_before_after_its_whole_weights_were_taken_out():
     model, head = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     groups = [{"params": [model.weight, head.weight], "lr": 0.1}, {"params": [model.bias, head.bias], "lr": 0.2}]
-    optimizer, whole = torch.optim.AdamW(groups), WholeWeights(head.parameters())
+    optimizer, whole = torch.optim.AdamW(groups), UnshardedWeights(head.parameters())
     whole.take_out(optimizer)
     assert [group["params"] for group in optimizer.param_groups] == [[model.weight], [model.bias]]
     whole.put_back(optimizer)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from st_simcse.cli.parsing import check_outputs, check_seeds, option_of, parse_known
-from st_simcse.recipes import parse_recipe, read_recipes, split_peer
+from st_simcse.recipes import parse_recipe, read_recipes, split_baseline
 
 if TYPE_CHECKING:
     from st_simcse.cli.runs import Result, Run
@@ -33,8 +33,8 @@ class CompareArguments:
     recipe: list[str] = field(
         default_factory=list,
         metadata={
-            "help": '"NAME: --option value ...", options of st-simcse train; again for each. --peer mnrl, gist, tsdae, '
-            "ct, ct-in-batch or mlm trains another loss, on sentence-transformers' own trainer.",
+            "help": '"NAME: --option value ...", options of st-simcse train; again for each. --baseline mnrl, gist, '
+            "tsdae, ct, ct-in-batch or mlm trains another loss, on sentence-transformers' own trainer.",
             "action": "extend",
         },
     )
@@ -163,7 +163,7 @@ def _recipes(args: CompareArguments) -> dict[str, list[str]]:
 def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bool) -> None:
     """What can be known of the recipes before any of them is trained."""
     from st_simcse.cli import train
-    from st_simcse.cli.peers import check_peer
+    from st_simcse.cli.baselines import check_baseline
 
     for name, words, refused in (
         ("", common, OURS),
@@ -177,10 +177,10 @@ def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bo
     for name, words in recipes.items():
         logging.disable(logging.WARNING)  # each run says it again
         try:
-            peer, options = split_peer([*common, *words])
+            baseline, options = split_baseline([*common, *words])
             _, data_args, _, training_args = train.parse_train(options)
-            if peer:
-                check_peer(peer, words, data_args, training_args)
+            if baseline:
+                check_baseline(baseline, words, data_args, training_args)
         except (SystemExit, ValueError) as error:
             raise SystemExit(f"st-simcse compare: recipe {name!r}: {error}") from error
         finally:

@@ -85,7 +85,9 @@ class EvaluateArguments:
     batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
     json_file: str | None = field(default=None, metadata={"help": "Write the numbers here too, as JSON."})
     csv_file: str | None = field(default=None, metadata={"help": "The same as CSV."})
-    plot_file: str | None = field(default=None, metadata={"help": "Draw a bar chart of them (.png, .svg, .pdf)."})
+    plot_file: str | None = field(
+        default=None, metadata={"help": "Draw them as dots, a group a task (.png, .svg, .pdf)."}
+    )
     sts_columns: list[str] | None = field(
         default=None,
         metadata={"help": "Of the STS tables: sentence, sentence, score; names, or numbers from 0, if not the usual."},
@@ -303,9 +305,9 @@ def _write(rows: Rows, args: EvaluateArguments) -> None:
             writer.writeheader()
             writer.writerows({"model": _no_formula(name), **row} for name, row in rows.items())
     if args.plot_file:
-        bars = {name: {task: value for task, value in row.items() if task != F1} for name, row in rows.items()}
+        dots = {name: {task: value for task, value in row.items() if task != F1} for name, row in rows.items()}
         is_sts = bool(args.sts_zh_dir) or (args.task_set in (None, "sts") and not args.tasks)
-        plot_scores(bars, args.plot_file, "Spearman's correlation × 100" if is_sts else "score × 100")
+        plot_scores(dots, args.plot_file, "Spearman's correlation × 100" if is_sts else "score × 100")
 
 
 def _no_formula(text: str) -> str:

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from st_simcse.cli import train
-from st_simcse.recipes import split_peer
+from st_simcse.recipes import split_baseline
 
 Kind = Literal["model", "dataset", "file"]
 
@@ -24,7 +24,7 @@ def identities(options: Sequence[str], tests: dict[str, Any]) -> dict[str, str |
     None if that is not known, because the hub does not answer and the cache has no copy.
 
     Args:
-        options: of ``st-simcse train``, with or without ``--peer``.
+        options: of ``st-simcse train``, with or without ``--baseline``.
         tests: the comparison's own options that say what is measured.
     """
     return {
@@ -36,7 +36,7 @@ def identities(options: Sequence[str], tests: dict[str, Any]) -> dict[str, str |
 def _named(options: Sequence[str], tests: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
     logging.disable(logging.WARNING)  # the run itself says it
     try:
-        model_args, data_args, _, _ = train.parse_train(split_peer(options)[1])
+        model_args, data_args, _, _ = train.parse_train(split_baseline(options)[1])
     finally:
         logging.disable(logging.NOTSET)
     yield from (("model", name) for name in (model_args.model_name_or_path, *(data_args.teacher or [])))

@@ -27,11 +27,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli import train
+from st_simcse.cli.baselines import BASELINES
 from st_simcse.cli.inputs import identities
 from st_simcse.cli.parsing import named_options, parse_columns
-from st_simcse.cli.peers import PEERS
 from st_simcse.evaluation import check_defined, load_classes, load_retrieval, sts_evaluators, transfer_evaluators
-from st_simcse.recipes import split_peer
+from st_simcse.recipes import split_baseline
 from st_simcse.run_folder import checkpoint_folders
 from st_simcse.stop_on_signal import Stopped
 
@@ -112,11 +112,11 @@ def train_and_measure(run: Run) -> Result | None:
     """None for a run that was stopped."""
     cost = Cost()
     before = identities(run.options, run.tests)
-    peer, options = split_peer(run.options)
+    baseline, options = split_baseline(run.options)
     argv = [*options, "--seed", str(run.seed), "--output_dir", str(run.model)]
     try:
         with redirect_stdout(sys.stderr):  # the table is what is printed
-            scores = train.run(argv, PEERS[peer] if peer else None, [cost], before=False)
+            scores = train.run(argv, BASELINES[baseline] if baseline else None, [cost], before=False)
     except Stopped:
         return None
     data_args = train.parse_train(argv)[1]

@@ -21,9 +21,9 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.checkpoints import load_model
+from st_simcse.cli.baselines import Baseline, BaselineTrainer
 from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns, parse_format
-from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.formats import FileFormat, found_format
 from st_simcse.hub import HubDataset
@@ -189,13 +189,16 @@ class DataArguments:
 
 
 def run(
-    argv: Sequence[str], peer: Peer | None = None, callbacks: Sequence[TrainerCallback] = (), before: bool = True
+    argv: Sequence[str],
+    baseline: Baseline | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    before: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Train, save the model to ``output_dir``, and print Spearman's correlation before and after.
 
     Args:
         argv: the words behind the command.
-        peer: makes data and loss for ST's own trainer, in place of ours.
+        baseline: makes data and loss for ST's own trainer, in place of ours.
         callbacks: for the trainer.
         before: whether to measure the model as it was too.
 
@@ -211,13 +214,13 @@ def run(
     arguments = parse_train(argv)
     training_args = arguments[-1]
     with sole_run(str(training_args.output_dir), training_args.should_save):
-        return _run(argv, arguments, peer, callbacks, before)
+        return _run(argv, arguments, baseline, callbacks, before)
 
 
 def _run(
     argv: Sequence[str],
     arguments: tuple[Any, ...],
-    peer: Peer | None,
+    baseline: Baseline | None,
     callbacks: Sequence[TrainerCallback],
     before: bool,
 ) -> dict[str, dict[str, float]]:
@@ -227,13 +230,13 @@ def _run(
     stopped: Stopped | None = None
     try:
         if not data_args.seeds:
-            results = _train_once(argv, arguments, peer, callbacks, before)
+            results = _train_once(argv, arguments, baseline, callbacks, before)
         for seed in data_args.seeds or []:
             folder = Path(training_args.output_dir, f"seed-{seed}")
             once = parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
             if not checkpoint_folders(folder):  # resuming a run that had not come to this seed
                 once[-1].resume_from_checkpoint = None
-            scores = _train_once(argv, once, peer, callbacks, before and not results)
+            scores = _train_once(argv, once, baseline, callbacks, before and not results)
             after = scores.pop("after")
             results |= scores
             results[f"seed {seed}"] = after
@@ -269,7 +272,7 @@ def parse_train(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, Any
 def _train_once(
     argv: Sequence[str],
     arguments: tuple[Any, ...],
-    peer: Peer | None,
+    baseline: Baseline | None,
     callbacks: Sequence[TrainerCallback],
     before: bool,
 ) -> dict[str, dict[str, float]]:
@@ -315,14 +318,14 @@ def _train_once(
     if model_args.include_prompt is not None:
         model.set_pooling_include_prompt(model_args.include_prompt)
     _check_length(model, args.max_length)
-    if peer:
-        dataset, loss = peer(model, dataset, data_args.teacher or [], args)
+    if baseline:
+        dataset, loss = baseline(model, dataset, data_args.teacher or [], args)
     else:
         loss = make_loss(model, len(dataset.column_names), loss_args)
         dataset = _with_teacher(dataset, loss, data_args.teacher or [], args.device)
     if has_dev:
         _keep_the_best(args, dataset, f"eval_{evaluators[0].name}_spearman_cosine")
-    trainer = (PeerTrainer if peer else SimCSETrainer)(
+    trainer = (BaselineTrainer if baseline else SimCSETrainer)(
         model=model,
         args=args,
         train_dataset=dataset,
@@ -330,7 +333,7 @@ def _train_once(
         evaluator=during_training or None,
         callbacks=[stop := StopOnSignal(), *callbacks],
     )
-    if not peer:
+    if not baseline:
         own_card(model).command = shown_command(["st-simcse", "train", *argv])
     results = {"before": _spearman(evaluators, model)} if before else {}
     resume = args.resume_from_checkpoint

@@ -15,7 +15,7 @@ from sentence_transformers.base.evaluation import SequentialEvaluator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
-from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedKFold, cross_validate
 
 from st_simcse.data import Example, transfer_examples
 from st_simcse.evaluation.base import RecordingEvaluator
@@ -185,23 +185,24 @@ class TransferEvaluator(RecordingEvaluator):
         if "dev" in features:
             x, y = (np.concatenate([part["train"], part["dev"]]) for part in (features, labels))
             is_dev = np.r_[np.full(len(labels["train"]), -1), np.zeros(len(labels["dev"]), int)]
-            strength, dev_accuracy = _search(x, y, STRENGTHS, PredefinedSplit(is_dev))
+            search = _search(STRENGTHS, PredefinedSplit(is_dev), refit=False).fit(x, y)
+            classifier = LogisticRegression(**search.best_params_).fit(features["train"], labels["train"])
         else:
-            strength, dev_accuracy = _search(features["train"], labels["train"], STRENGTHS_OF_TRAIN, self._folds())
-        predicted = _classifier(strength).fit(features["train"], labels["train"]).predict(features["test"])
-        metrics = {"accuracy": float(accuracy_score(labels["test"], predicted)), "dev_accuracy": dev_accuracy}
+            search = classifier = _search(STRENGTHS_OF_TRAIN, self._folds()).fit(features["train"], labels["train"])
+        predicted = classifier.predict(features["test"])
+        accuracy = float(accuracy_score(labels["test"], predicted))
+        metrics = {"accuracy": accuracy, "dev_accuracy": float(search.best_score_)}
         classes = sorted(set(labels["train"]))
         if len(classes) == 2:
             metrics["f1"] = float(f1_score(labels["test"], predicted, pos_label=classes[1]))
         return metrics
 
     def _in_folds(self, features: Array, labels: Array) -> dict[str, float]:
-        found, accuracies = [], []
-        for train, test in self._folds().split(features, labels):
-            found.append(_search(features[train], labels[train], STRENGTHS, self._folds()))
-            classifier = _classifier(found[-1][0]).fit(features[train], labels[train])
-            accuracies.append(classifier.score(features[test], labels[test]))
-        return {"accuracy": float(np.mean(accuracies)), "dev_accuracy": float(np.mean([best for _, best in found]))}
+        search = _search(STRENGTHS, self._folds())
+        options: dict[str, Any] = {"cv": self._folds(), "return_estimator": True, "error_score": "raise"}
+        found = cross_validate(search, features, labels, **options)
+        dev_accuracies = [fold.best_score_ for fold in found["estimator"]]
+        return {"accuracy": float(np.mean(found["test_score"])), "dev_accuracy": float(np.mean(dev_accuracies))}
 
     def _folds(self) -> StratifiedKFold:
         return StratifiedKFold(FOLDS[self.mode], shuffle=True, random_state=self.seed)
@@ -222,12 +223,7 @@ def _order(example: Example) -> tuple[list[int], str]:
     return [len(text.split()) for text in texts], label
 
 
-def _classifier(strength: float = 1.0) -> LogisticRegression:
+def _search(strengths: list[float], splits: Any, refit: bool = True) -> GridSearchCV:
+    """For the C with the best accuracy, on average over the splits; of equals the smallest."""
     # Of 100 steps at most, which is scikit-learn's default, as SentEval's: run to the end, TREC differs by 3 of 500.
-    return LogisticRegression(C=strength)
-
-
-def _search(features: Array, labels: Array, strengths: list[float], splits: Any) -> tuple[float, float]:
-    """The C with the best accuracy, on average over the splits, and that accuracy; of equals the smallest."""
-    search = GridSearchCV(_classifier(), {"C": strengths}, cv=splits, refit=False).fit(features, labels)
-    return search.best_params_["C"], float(search.best_score_)
+    return GridSearchCV(LogisticRegression(), {"C": strengths}, cv=splits, refit=refit)

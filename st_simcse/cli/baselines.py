@@ -29,16 +29,16 @@ from st_simcse.cli.parsing import option_of
 from st_simcse.losses import MaskedLanguageModel
 from st_simcse.model_card import ModelCardCallback
 
-__all__ = ["PEERS", "Peer", "PeerTrainer", "check_peer"]
+__all__ = ["BASELINES", "Baseline", "BaselineTrainer", "check_baseline"]
 
 
-class PeerTrainer(SentenceTransformerTrainer):
+class BaselineTrainer(SentenceTransformerTrainer):
     """ST's trainer, but with our model card, which shows no texts of the training data."""
 
     model_card_callback_class = ModelCardCallback
 
 
-Peer = Callable[[SentenceTransformer, Dataset, list[str], Any], tuple[Dataset, nn.Module]]
+Baseline = Callable[[SentenceTransformer, Dataset, list[str], Any], tuple[Dataset, nn.Module]]
 
 
 def _doubled(dataset: Dataset) -> Dataset:
@@ -50,7 +50,7 @@ def _doubled(dataset: Dataset) -> Dataset:
 
 def _sentences(dataset: Dataset) -> list[str]:
     if len(dataset.column_names) > 1:
-        raise ValueError(f"this peer trains on sentences, the data has {', '.join(dataset.column_names)}")
+        raise ValueError(f"this baseline trains on sentences, the data has {', '.join(dataset.column_names)}")
     return list(dataset[dataset.column_names[0]])
 
 
@@ -107,7 +107,7 @@ class _MLMLoss(nn.Module):
             return self.term.of_texts(list(sentence_features))
 
 
-PEERS: dict[str, Peer] = {
+BASELINES: dict[str, Baseline] = {
     "mnrl": _ranking,
     "gist": _gist,
     "tsdae": _tsdae,
@@ -117,19 +117,21 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def check_peer(name: str, words: Sequence[str], data_args: Any, args: Any) -> None:
-    """Refuse before any run what a peer would ignore.
+def check_baseline(name: str, words: Sequence[str], data_args: Any, args: Any) -> None:
+    """Refuse before any run what a baseline would ignore.
 
     Raises:
-        ValueError: for an unknown peer, an option of our losses among ``words``, which are the recipe's own, and what
-            our trainer does and ST's does not.
+        ValueError: for an unknown baseline, an option of our losses among ``words``, which are the recipe's own, and
+            what our trainer does and ST's does not.
     """
-    if name not in PEERS:
-        raise ValueError(f"unknown peer {name!r}: choose one of {', '.join(PEERS)}")
+    if name not in BASELINES:
+        raise ValueError(f"unknown baseline {name!r}: choose one of {', '.join(BASELINES)}")
     given = {option_of(word).removeprefix("no_") for word in words}
     if ours := given & {field.name for field in fields(LossArguments)}:
-        raise ValueError(f"--{min(ours)} is an option of our losses, which the peer {name} has not")
+        raise ValueError(f"--{min(ours)} is an option of our losses, which the baseline {name} has not")
     if args.views or args.tokenize_once or data_args.streaming:
-        raise ValueError(f"the peer {name} is trained by ST's trainer: leave --views, --tokenize_once, --streaming out")
+        raise ValueError(
+            f"the baseline {name} is trained by ST's trainer: leave --views, --tokenize_once, --streaming out"
+        )
     if (len(data_args.teacher or []) != 1) if name == "gist" else data_args.teacher:
-        raise ValueError("the peer gist, and no other, needs one --teacher")
+        raise ValueError("the baseline gist, and no other, needs one --teacher")
