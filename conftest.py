@@ -27,7 +27,7 @@ from sentence_transformers.sentence_transformer.modules import Dropout, StaticEm
 from transformers import set_seed
 
 from st_simcse.corpus import generate_corpus
-from st_simcse.data import TREC_CLASSES
+from st_simcse.data import STS_ZH_ROWS, TREC_CLASSES
 from st_simcse.demo import save_tiny_transformer, tiny_model
 from st_simcse.evaluation import STS_TASKS
 
@@ -133,6 +133,45 @@ def senteval(tmp_path_factory):
         pairs = [(text(3), text(3 + (row % 3 == 0)), row % 3 > 0) for row in range(size)]
         rows = [f"{int(same)}\t1\t2\t{first}\t{second}" for first, second, same in pairs]
         write(f"MRPC/msr_paraphrase_{split}.txt", "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", *rows)
+    return folder
+
+
+CHINESE = [
+    "一个女孩在梳头。",
+    "有人在弹吉他",
+    "两只狗在公园里跑",
+    "怎么还款",
+    "如何更改银行卡",
+    "孩子们在街上唱歌。",
+    "飞机起飞了",
+]
+
+
+@pytest.fixture(scope="session")
+def chinese_bert(tmp_path_factory):
+    """Folder of a tiny BERT with random weights, whose vocabulary is Chinese characters."""
+    folder = tmp_path_factory.mktemp("chinese_bert")
+    set_seed(0)
+    save_tiny_transformer(folder, CHINESE, width=32, layers=2)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def senteval_cn(tmp_path_factory):
+    """The five Chinese tasks in the layout of senteval_cn, a few generated pairs a split."""
+    folder = tmp_path_factory.mktemp("senteval_cn")
+    draw = random.Random(0)
+    characters = sorted(set("".join(CHINESE)))
+
+    def text():
+        return "".join(draw.choices(characters, k=draw.randint(3, 12)))
+
+    for task, splits in STS_ZH_ROWS.items():
+        (folder / task).mkdir()
+        for size, split in enumerate(splits, start=1):
+            pairs = [(text(), text(), draw.randint(0, 5 if task == "STS-B" else 1)) for _ in range(20 * size)]
+            lines = [f"{one}\t{two}\t{score}\n" for one, two, score in pairs]
+            (folder / task / f"{task}.{split}.data").write_text("".join(lines), encoding="utf-8")
     return folder
 
 

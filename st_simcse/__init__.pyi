@@ -8,6 +8,7 @@ from .evaluation import (
     load_classes,
     load_retrieval,
     sts_evaluators,
+    sts_zh_evaluators,
     transfer_evaluators,
 )
 from .hub import HubDataset
@@ -91,6 +92,7 @@ __all__ = [
     "save_transformer",
     "set_dropout",
     "sts_evaluators",
+    "sts_zh_evaluators",
     "sup_simcse_loss",
     "transfer_evaluators",
     "unsup_simcse_loss",

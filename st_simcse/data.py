@@ -26,6 +26,7 @@ from st_simcse.readers import (
 __all__ = [
     "DATA_SETS",
     "STS_ROWS",
+    "STS_ZH_ROWS",
     "Example",
     "PublicFile",
     "SentEvalReader",
@@ -47,13 +48,24 @@ MAX_FILES, MAX_BYTES = 10_000, 2**30
 STS_ROWS = {"STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927}
 STS_DEV_ROWS = {"STS-B": 1500, "SICK-R": 500}
 
+# The scored pairs of the five Chinese tasks of senteval_cn, which C-MTEB has too. STS-B is a translation of the English
+# one, of which CNSD's lacks pairs that others, such as stsb_multi_mt's, have.
+STS_ZH_ROWS: dict[str, dict[str, tuple[int, ...]]] = {
+    "ATEC": {"train": (62_477,), "valid": (20_000,), "test": (20_000,)},
+    "BQ": {"train": (100_000,), "valid": (10_000,), "test": (10_000,)},
+    "LCQMC": {"train": (238_766,), "valid": (8_802,), "test": (12_500,)},
+    "PAWSX": {"train": (49_401,), "valid": (2_000,), "test": (2_000,)},
+    "STS-B": {"train": (5_231, 5_749), "valid": (1_458, 1_500), "test": (1_361, 1_379)},
+}
+
 
 @dataclass(frozen=True)
 class PublicFile:
     """A file that :func:`download` makes.
 
     Attributes:
-        path: where it goes. ``.txt`` holds sentences, ``.csv`` triplets, ``.tsv`` scored pairs.
+        path: where it goes. ``.txt`` holds sentences, ``.csv`` triplets, ``.tsv`` scored pairs, and ``.data`` those
+            without a header.
         rows: how many it must have; None for SentEval's data, whose fourteen tasks have numbers of their own.
         source: a data set whose rows it gets, a file of the authors of SimCSE, or the folder of SentEval's data
             (for the test set of SICK-R).
@@ -77,6 +89,15 @@ DATA_SETS = {
         PublicFile("sts/STSB-test.tsv", STS_ROWS["STS-B"], HubDataset("mteb/stsbenchmark-sts", split="test")),
         PublicFile("senteval", None, "senteval.tar"),
         PublicFile("sts/SICKR-test.tsv", STS_ROWS["SICK-R"], Path("senteval")),
+    ],
+    "sts_zh": [
+        PublicFile(
+            f"senteval_cn/{task}/{task}.{split}.data",
+            rows[0],
+            HubDataset(f"C-MTEB/{task.replace('-', '')}", split="validation" if split == "valid" else split),
+        )
+        for task, splits in STS_ZH_ROWS.items()
+        for split, rows in splits.items()
     ],
     "wiki1m": [PublicFile("wiki1m_for_simcse.txt", 1_000_000, "wiki1m_for_simcse.txt")],
     "nli": [PublicFile("nli_for_simcse.csv", 275_601, "nli_for_simcse.csv")],
@@ -132,8 +153,9 @@ def download(folder: str | os.PathLike[str], sets: Sequence[str] = tuple(DATA_SE
 
     Args:
         folder: where they go.
-        sets: some of ``sts`` (the tables of the seven STS tasks, and SentEval's data in its own layout), ``wiki1m``
-            and ``nli`` (the paper's training data), ``all-nli`` (triplets of the whole of SNLI and MultiNLI).
+        sets: some of ``sts`` (the tables of the seven STS tasks, and SentEval's data in its own layout), ``sts_zh``
+            (the five Chinese STS tasks from C-MTEB, in the layout of senteval_cn), ``wiki1m`` and ``nli`` (the paper's
+            training data), ``all-nli`` (triplets of the whole of SNLI and MultiNLI).
 
     Yields:
         Each file's path and its number of rows.
@@ -198,20 +220,23 @@ def _extract(archive: Path, target: Path) -> None:
 
 
 def _write_table(dataset: Any, target: Path) -> None:
-    scored = target.suffix == ".tsv"
+    scored = target.suffix in (".tsv", ".data")
     columns = ["sentence1", "sentence2", "score"] if scored else ["anchor", "positive", "negative"]
     frame = dataset.select_columns(columns).to_pandas()
     if scored:
         # In tsv files nothing is quoted, and a cell is one line.
         frame = frame.replace(r"[\t\r\n]+", " ", regex=True)
-        frame.to_csv(target, sep="\t", index=False, quoting=csv.QUOTE_NONE)
+        frame.to_csv(target, sep="\t", index=False, quoting=csv.QUOTE_NONE, header=target.suffix == ".tsv")
     else:
         frame.to_csv(target, index=False)
 
 
 def _count(path: Path) -> int:
     """The rows of a file as its reader finds them, also those that it skips."""
-    reader = {".txt": SentenceReader, ".csv": TripletReader, ".tsv": STSReader}[path.suffix]()
+    if path.suffix in (".tsv", ".data"):
+        reader: Reader = STSReader(delimiter="\t")
+    else:
+        reader = {".txt": SentenceReader, ".csv": TripletReader}[path.suffix]()
     return sum(1 for _ in reader._read(path)) + sum(reader.skipped.values())
 
 

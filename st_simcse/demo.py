@@ -29,7 +29,7 @@ def tiny_model(
     """A BERT of random weights whose vocabulary is the words of ``sentences``; trains in seconds on a CPU.
 
     Args:
-        sentences: texts, split at white space and punctuation, lower-cased.
+        sentences: texts, split at white space, punctuation and each Chinese character, lower-cased.
         pooling: as in :func:`~st_simcse.build_model`.
         width: hidden size d.
         layers: number of transformer layers.
@@ -47,7 +47,7 @@ def tiny_model(
 
 def save_tiny_transformer(folder: str | Path, sentences: Iterable[str], width: int, layers: int) -> None:
     """The transformer of :func:`tiny_model` as transformers saves it."""
-    normalizer, splitter = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     words = {
         word for sentence in sentences for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(sentence))
     }

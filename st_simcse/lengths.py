@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,14 @@ from sentence_transformers.sentence_transformer.modules.tokenizer import WordTok
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["count_longer", "rows_unknown", "texts_without_tokens", "warn_of_cut_texts", "warn_of_cut_training_texts"]
+__all__ = [
+    "count_longer",
+    "reading_at_most",
+    "rows_unknown",
+    "texts_without_tokens",
+    "warn_of_cut_texts",
+    "warn_of_cut_training_texts",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +54,29 @@ def count_longer(model: SentenceTransformer, texts: Sequence[str], limit: int, *
         counts = _token_counts(model, texts[begin : begin + BATCH], **options | {"max_length": limit + 1})
         longer += sum(count > limit for count in counts)
     return longer
+
+
+@contextmanager
+def reading_at_most(model: SentenceTransformer, limit: int) -> Iterator[None]:
+    """For a while, texts are cut after so many tokens, if the model reads more; static embeddings read all of them.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run."])
+        >>> with reading_at_most(model, 32):
+        ...     print(model.max_seq_length)
+        32
+        >>> model.max_seq_length
+        64
+    """
+    before = model.max_seq_length
+    if before is None or (isinstance(before, int) and before > limit):
+        model.max_seq_length = limit
+    try:
+        yield
+    finally:
+        if model.max_seq_length != before:
+            model.max_seq_length = before
 
 
 def texts_without_tokens(

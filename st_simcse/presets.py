@@ -1,4 +1,6 @@
-"""Training recipes, the paper's, two for today's backbones and three of ours, as options of ``st-simcse train``."""
+"""Training recipes, the paper's, two for today's backbones, two for Chinese and three of ours, as options of
+``st-simcse train``.
+"""
 
 from __future__ import annotations
 
@@ -91,6 +93,34 @@ _MODERNBERT = {
     "eval_steps": "250",
 }
 
+# For Chinese, the settings that two repositories share: eval.py and utils.py of github.com/bojone/SimCSE, and
+# simcse_unsup.py and simcse_sup.py of github.com/vdogmcgee/SimCSE-Chinese-Pytorch.
+# - batches of 64, a learning rate of 1e-5 that stays, one epoch, both views anchors against all other rows, temperature
+#   0.05 (bojone's scale of 20), no clipping of gradients: all of them;
+# - 64 tokens: MAXLEN of the second, and of the first for all tasks but PAWSX, which has 128;
+# - 10,000 sentences, drawn at random: the first out of the task's own files (of PAWSX all), the second out of CNSD's;
+# - dropout of 0.3 without supervision: the second's DROPOUT, and the first's example, where it is an argument; the
+#   supervised script leaves it as it is, and so does this;
+# - CLS before the pooler: POOLING of the second, and the first's example, where it is an argument too;
+# - a look at the development set every 10 steps, the best checkpoint kept: the second;
+# - weight decay of 0.01 with supervision: PyTorch's default for AdamW, which the second takes; the first has Adam;
+# - ours: no early stop, which the second has with supervision, after 100 steps without a better score.
+_ZH = {
+    "model_name_or_path": "bert-base-chinese",
+    "pooling": "cls",
+    "max_seq_length": "64",
+    "symmetric": "true",
+    "temperature": "0.05",
+    "num_train_epochs": "1",
+    "per_device_train_batch_size": "64",
+    "learning_rate": "1e-05",
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": "0",
+    "eval_steps": "10",
+}
+_UNSUP_ZH = _ZH | {"dropout": "0.3", "train_format": "sentences", "max_train_samples": "10000"}
+_SUP_ZH = _ZH | {"weight_decay": "0.01"}
+
 # Ours, chosen on development sets; docs/recipes.md has what they were measured with and against.
 # A good model and texts of some sentences each: crops of a text say more about it than dropout does.
 _OWN_DOMAIN = {
@@ -140,6 +170,8 @@ PRESETS: dict[str, dict[str, str]] = {
     **{name: _options(name) for name in _BATCH_AND_LEARNING_RATE},
     "llm2vec": _LLM2VEC,
     "modernbert": _MODERNBERT,
+    "unsup-zh": _UNSUP_ZH,
+    "sup-zh": _SUP_ZH,
     "own-domain": _OWN_DOMAIN,
     "language-model": _LANGUAGE_MODEL,
     "small-from-large": _SMALL_FROM_LARGE,

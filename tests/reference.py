@@ -36,6 +36,18 @@ def sup_loop(embeddings, temperature):
     return total / len(anchors)
 
 
+def sup_zh_loop(embeddings, temperature):
+    """SimCSE-Chinese-Pytorch's simcse_sup.py: rows a0, p0, n0, a1, ...; a and p are each other's label among all."""
+    rows = _rows(embeddings)
+    losses = []
+    for i in range(len(rows)):
+        if i % 3 < 2:
+            logits = {j: _cosine(rows[i], rows[j]) / temperature for j in range(len(rows)) if j != i}
+            label = i + 1 if i % 3 == 0 else i - 1
+            losses.append(math.log(sum(math.exp(logit) for logit in logits.values())) - logits[label])
+    return sum(losses) / len(losses)
+
+
 def info_nce_loop(
     anchors,
     positives,

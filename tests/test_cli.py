@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, T5Config, T5Model
 from transformers.utils.logging import enable_progress_bar
 
+from conftest import CHINESE
 from st_simcse import (
     AngularMargin,
     Comparison,
@@ -158,6 +160,20 @@ def test_train_on_some_rows(tmp_path, tiny_bert, sentences):
     assert any(drawn("--max_train_samples", "3", seed=seed) != some for seed in range(1, 4))
     for most in ("0", "8", "9"):
         assert drawn("--max_train_samples", most) == sentences
+
+
+@pytest.mark.parametrize("separator", ["||", "\t"])
+def test_both_sentences_of_chinese_pairs_without_their_labels(tmp_path, separator):
+    """With the columns' numbers, and without: CNSD's STS-B has an id before them, senteval_cn has none."""
+    has_id = separator == "||"
+    rows = [[f"2012test-{row:04}"] * has_id + [one, two, "1"] for row, (one, two) in enumerate(pairwise(CHINESE))]
+    path = tmp_path / "a.txt"
+    path.write_text("".join(separator.join(row) + "\n" for row in rows), encoding="utf-8")
+    for columns in (["--columns", *(["1", "2"] if has_id else ["0", "1"])], []):
+        argv = ["--model_name_or_path", "x", "--train_file", str(path), "--train_format", "sentences", *columns]
+        _, args, _, _ = train.parse_train(argv)
+        found = train._training_data(args.train_file, args, 0)
+        assert found["sentence"][:] == [text for pair in pairwise(CHINESE) for text in pair]
 
 
 def test_evaluate_several_models(generated, tiny_bert, capsys, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 from huggingface_hub import constants
 
-from st_simcse import HubDataset, TripletReader, build_model, load_sts, sts_evaluators
+from st_simcse import HubDataset, TripletReader, build_model, load_sts, sts_evaluators, sts_zh_evaluators
 from st_simcse.cli import data, main, train
 from st_simcse.data import DATA_SETS, PRINCETON, STS_ROWS, SUBSETS, SentEvalReader, download, transfer_examples
 from st_simcse.evaluation import STS_TASKS
@@ -31,6 +31,17 @@ ROWS = {
     "wiki1m_for_simcse.txt": 1_000_000,
     "nli_for_simcse.csv": 275_601,
     "all_nli_triplets.csv": 557_850,
+}
+
+
+# Train, valid and test: the cards of C-MTEB's ATEC, PAWSX and STSB, that of hellonlp/promcse-bert-large-zh for all
+# five, and mteb's descriptive statistics of the splits that it evaluates.
+CHINESE_ROWS = {
+    "ATEC": (62_477, 20_000, 20_000),
+    "BQ": (100_000, 10_000, 10_000),
+    "LCQMC": (238_766, 8_802, 12_500),
+    "PAWSX": (49_401, 2_000, 2_000),
+    "STS-B": (5_231, 1_458, 1_361),
 }
 
 
@@ -217,7 +228,46 @@ def small(monkeypatch):
 
 
 def test_the_rows_that_files_must_have():
-    assert {file.path: file.rows for files in DATA_SETS.values() for file in files} == ROWS
+    rows = {file.path: file.rows for files in DATA_SETS.values() for file in files}
+    assert {path: rows.pop(path) for path in list(rows) if path.startswith("senteval_cn")} == {
+        f"senteval_cn/{task}/{task}.{split}.data": count
+        for task, counts in CHINESE_ROWS.items()
+        for split, count in zip(("train", "valid", "test"), counts, strict=True)
+    }
+    assert rows == ROWS
+
+
+def test_chinese_tasks_from_the_hub(tmp_path, monkeypatch):
+    """C-MTEB's repositories as folders, in their layout; what is fetched is what --sts_zh_dir reads."""
+    monkeypatch.chdir(tmp_path)
+    files = DATA_SETS["sts_zh"]
+    small = [file if "STS-B" in file.path else replace(file, rows=4 + number) for number, file in enumerate(files)]
+    monkeypatch.setitem(DATA_SETS, "sts_zh", small)
+    texts = ["怎么\t还款", "如何\n还钱", '"花呗"怎么还款', "2019年"]
+    for file in small:
+        folder, split = tmp_path / file.source.name, file.source.split
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        rows = range(file.rows)
+        columns = {"sentence1": [texts[row % 4] for row in rows], "sentence2": [f"第{row}句" for row in rows]}
+        table = Dataset.from_dict(columns | {"score": [row % 2 for row in rows]})
+        table.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+        splits = "".join(f"  - split: {name}\n    path: data/{name}-*\n" for name in ("train", "validation", "test"))
+        (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{splits}---\n")
+    assert {path.name for path in (tmp_path / "C-MTEB").iterdir()} == {"ATEC", "BQ", "LCQMC", "PAWSX", "STSB"}
+    assert [rows for _, rows in download("data", ["sts_zh"])] == [file.rows for file in small]
+    lines = (tmp_path / "data/senteval_cn/ATEC/ATEC.valid.data").read_text().splitlines()
+    assert lines == [
+        f"{text}\t第{row}句\t{row % 2}"
+        for row, text in enumerate(["怎么 还款", "如何 还钱", '"花呗"怎么还款', "2019年", "怎么 还款"])
+    ]
+    evaluators = sts_zh_evaluators("data/senteval_cn", allow_partial=True).evaluators
+    assert [(evaluator.name, len(evaluator.scores)) for evaluator in evaluators] == [
+        (file.path.split("/")[2].removesuffix(".data").replace(".", "-"), file.rows) for file in small
+    ]
+    assert evaluators[0].sentences1[:3] == ["怎么 还款", "如何 还钱", '"花呗"怎么还款']
+    monkeypatch.setitem(DATA_SETS, "sts_zh", [replace(small[0], rows=3)])
+    with pytest.raises(ValueError, match="ATEC.train.data has 4 rows, expected 3: delete it to fetch it again"):
+        list(download("data", ["sts_zh"]))
 
 
 def test_sts_from_the_hub(hub):
@@ -434,7 +484,7 @@ def test_without_a_network_the_error_comes_at_once(tmp_path, monkeypatch, name):
     repository = source.name if isinstance(source, HubDataset) else PRINCETON
     with pytest.raises(OSError, match=f"{repository} is no folder here, and the Hugging Face hub cannot be reached"):
         list(download(tmp_path, [name]))
-    assert not list(tmp_path.iterdir()) or name == "sts"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_command_downloads_and_tells(hub, small, capsys):

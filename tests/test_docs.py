@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gzip
 import itertools
+import json
 import os
 import re
 import runpy
@@ -21,15 +22,26 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, LlamaConfig, ModernBertConfig, Qwen3Config, set_seed
 
 import st_simcse
+from conftest import CHINESE
 from st_simcse import cli
 from st_simcse.cli import runs
 from st_simcse.cli.loss import LossArguments
 from st_simcse.demo import save_tiny_transformer
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "README.zh.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-CHINESE = ["一个男人在弹吉他。", "有人在演奏音乐。", "两只狗在公园里跑。", "一个女人在看书。"]
-
+CHINESE_PAGES = ["README.zh.md", *sorted(f"docs/zh/{path.name}" for path in (ROOT / "docs/zh").glob("*.md"))]
+PAGES = ["README.md", *CHINESE_PAGES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+# The sections of README.md, and what they are called in README.zh.md, which has one more.
+SECTIONS = {
+    "Unsupervised: any file of sentences": "无监督：任意的句子文件",
+    "Supervised: anchor, positive, hard negative": "有监督：句子、正例、难负例",
+    "Encode": "编码",
+    "Command line": "命令行",
+    "Options": "选项",
+    "Measured": "实测",
+    "Read on": "延伸阅读",
+}
+OF_CHINESE = "中文任务：数据、配方和评测"
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99}
 MODERN = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
@@ -41,7 +53,7 @@ NAMES = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, sentences, generated, senteval):
+def folder(tmp_path, monkeypatch, sentences, generated, senteval, senteval_cn):
     """The working folder of somebody who follows the page."""
     monkeypatch.chdir(tmp_path)
     set_seed(0)
@@ -62,7 +74,7 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval):
             Path("old", path.name).symlink_to(path.absolute())
     for name in ("sentences.txt", "paragraphs.txt", "wiki1m_for_simcse.txt"):
         Path(name).write_text("\n".join(sentences))
-    Path("zh.txt").write_text("\n".join(CHINESE))
+    _write_chinese()
     pairs = zip(sentences, sentences[3:] + sentences[:3], strict=True)
     rows = [f"{a}\t{b}\t{score}" for score, (a, b) in enumerate(pairs)]
     for name in ("STSB-dev.tsv", "STSB-test.tsv"):
@@ -75,11 +87,42 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval):
         Path(f"part-{part}.txt.gz").write_bytes(gzip.compress("\n".join(sentences).encode()))
     # The page's reader has the whole of them.
     monkeypatch.setattr("st_simcse.data.check_rows", lambda *args, **options: None)
-    monkeypatch.setattr("st_simcse.evaluation.sts.check_rows", lambda *args, **options: None)
+    for module in ("sts", "sts_zh"):
+        monkeypatch.setattr(f"st_simcse.evaluation.{module}.check_rows", lambda *args, **options: None)
+    Path("senteval_cn").symlink_to(senteval_cn)
     Path("sts").symlink_to(generated / "sts/raw")
     Path("senteval").symlink_to(senteval)
     Path("examples").symlink_to(ROOT / "examples")
     return tmp_path
+
+
+def _write_chinese():
+    """Sentences, questions with answers, and CNSD's files where SimCSE-Chinese-Pytorch has them."""
+    Path("zh.txt").write_text("\n".join(CHINESE), encoding="utf-8")
+    Path("saved_model").mkdir()
+    weights = AutoModel.from_pretrained("bert-base-chinese").state_dict()
+    weights["embeddings.position_ids"] = torch.arange(512)[None]  # which transformers saved at that time
+    torch.save({f"bert.{name}": weight + 0 for name, weight in weights.items()}, "saved_model/simcse_sup.pt")
+    pairs = list(itertools.permutations(CHINESE, 2))
+    answers = ["question\tanswer", *("\t".join(pair) for pair in pairs)]
+    Path("faq.tsv").write_text("\n".join(answers), encoding="utf-8")
+    for name in ("cnsd-snli", "STS-B"):
+        Path("datasets", name).mkdir(parents=True)
+    for name in ("train", "dev", "test"):
+        rows = [f"2012{name}-{row:04}||{one}||{two}||{row % 6}" for row, (one, two) in enumerate(pairs)]
+        Path(f"datasets/STS-B/cnsd-sts-{name}.txt").write_text("\n".join(rows), encoding="utf-8")
+    rows = [
+        {"sentence1": one, "sentence2": two, "gold_label": label}
+        for one, two in pairs
+        for label in ("entailment", "neutral", "contradiction")
+    ]
+    triplets = [
+        dict(zip(("origin", "entailment", "contradiction"), triplet, strict=True))
+        for triplet in itertools.permutations(CHINESE[:4], 3)
+    ]
+    for name, objects in (("cnsd_snli_v1.0.train.jsonl", rows), ("train.txt", triplets)):
+        lines = [json.dumps(row, ensure_ascii=False) for row in objects]
+        Path("datasets/cnsd-snli", name).write_text("\n".join(lines), encoding="utf-8")
 
 
 def _blocks(page, language):
@@ -126,6 +169,8 @@ def _run(words):
     match words:
         case ["pip", *_] | ["make", *_]:
             pass  # what CI does before it comes here
+        case ["cat", *_]:
+            subprocess.run(" ".join(words), shell=True, check=True)
         case ["st-simcse", "serve" | "demo" | "data", *_]:
             pass  # test_serve, test_demo, test_data
         case ["st-simcse", "train", *options]:
@@ -231,6 +276,10 @@ def test_links_of_the_site_lead_to_its_pages_or_to_the_repository():
     assert rewritten("index.md", "[a](docs/pooling.md#look-at-the-space)") == "[a](pooling.md#look-at-the-space)"
     assert rewritten("pooling.md", "[a](../README.md) [b](migrate.md)") == "[a](index.md) [b](migrate.md)"
     assert rewritten("index.md", "[a](examples/distributed.py)") == "[a](examples.md#distributedpy)"
+    assert (
+        rewritten("zh/migrate.md", "[a](../pooling.md) [b](../../README.zh.md)") == "[a](../pooling.md) [b](index.md)"
+    )
+    assert rewritten("zh/index.md", "[a](docs/zh/migrate.md) [b](README.md)") == "[a](migrate.md) [b](../index.md)"
     assert rewritten("pooling.md", "![a](../benchmarks/growth.png)") == "![a](benchmarks/growth.png)"
     source = "[a](../tests/combinations.py)"
     assert rewritten("variants.md", source) == "a"
@@ -240,7 +289,35 @@ def test_links_of_the_site_lead_to_its_pages_or_to_the_repository():
     assert rewritten("index.md", "[a](https://arxiv.org) `x[0](y)`") == "[a](https://arxiv.org) `x[0](y)`"
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.zh.md")))
+def _sections(page):
+    """Each section's heading, and what its code has: languages, our names, commands."""
+    names = set(st_simcse.__all__)
+    for section in (ROOT / page).read_text(encoding="utf-8").split("\n## ")[1:]:
+        languages = re.findall(r"```(\w+)\n", section)
+        code = "".join(re.findall(r"```.*?```", section, re.DOTALL))
+        commands = re.findall(r"^st-simcse \w+", code, re.MULTILINE)
+        yield section.partition("\n")[0], (languages, commands, names & set(re.findall(r"\w+", code)))
+
+
+def test_the_chinese_readme_has_the_sections_and_the_code_of_the_english_one():
+    english = {SECTIONS[heading]: code for heading, code in _sections("README.md")}
+    chinese = dict(_sections("README.zh.md"))
+    assert chinese.pop(OF_CHINESE)[1] == [f"st-simcse {command}" for command in ("data", "train", "train", "evaluate")]
+    assert list(chinese) == list(english) == list(SECTIONS.values())
+    assert chinese == english
+
+
+def test_chinese_pages_are_in_the_site_and_say_their_language():
+    hooks = runpy.run_path(str(ROOT / "docs/mkdocs/hooks.py"))
+    pages = re.findall(r"zh/\w+\.md", (ROOT / "mkdocs.yml").read_text())
+    assert {"README.zh.md", *(f"docs/{page}" for page in pages[1:])} == set(CHINESE_PAGES)
+    assert hooks["PAGES"]["README.zh.md"] == pages[0]
+    for page, language in (("zh/migrate.md", "zh-Hans"), ("migrate.md", "en")):
+        found = hooks["on_post_page"]('<html lang="en">', SimpleNamespace(file=SimpleNamespace(src_uri=page)), None)
+        assert found == f'<html lang="{language}">'
+
+
+@pytest.mark.parametrize("page", CHINESE_PAGES)
 def test_chinese_pages_are_set_as_chinese_is(page):
     """Full-width punctuation beside Chinese characters, and no line breaks inside paragraphs, which would be spaces."""
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)

@@ -47,7 +47,7 @@ from st_simcse.losses.encoder import BatchEncoder
 from st_simcse.losses.lookup import looked_up_once
 from st_simcse.views import VIEWS
 from tests.inputs import without_dropout
-from tests.reference import info_nce_loop
+from tests.reference import info_nce_loop, sup_zh_loop, unsup_loop
 
 
 def _weights(module):
@@ -932,3 +932,16 @@ def test_labels_that_tell_no_rows_apart_are_no_scores(model, sentences):
     columns = [model.preprocess(texts) for texts in (sentences, sentences[::-1])]
     model.eval()
     torch.testing.assert_close(loss(columns, torch.zeros(len(sentences), dtype=torch.long)), loss(columns, None))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_chinese_repositories_losses(model, rows):
+    """bojone's Keras loss, and both of SimCSE-Chinese-Pytorch, are `symmetric=True` at a temperature of 1 / 20."""
+    columns = [torch.randn(rows, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    views, triplets = (torch.stack(columns[:n], dim=1).flatten(0, 1) for n in (2, 3))
+    unsupervised = UnsupSimCSELoss(model, symmetric=True).compute_loss_from_embeddings(columns[:2])
+    supervised = SupSimCSELoss(model, symmetric=True).compute_loss_from_embeddings(columns)
+    assert float(unsupervised) == pytest.approx(unsup_loop(views, 1 / 20), abs=1e-9)
+    assert float(supervised) == pytest.approx(sup_zh_loop(triplets, 1 / 20), abs=1e-9)
+    paper = SupSimCSELoss(model).compute_loss_from_embeddings(columns)
+    assert abs(float(paper) - float(supervised)) > 1e-3 or rows == 1

@@ -1,5 +1,9 @@
+import json
+import shutil
+
 import pytest
 
+from conftest import CHINESE
 from st_simcse import cli
 from st_simcse.cli import train
 from st_simcse.presets import PRESETS, preset_options
@@ -48,6 +52,57 @@ def test_llm2vec_and_modernbert():
     assert (arguments.per_device_train_batch_size, arguments.learning_rate, loss.mini_batch_size) == (512, 8e-5, 16)
     assert (arguments.num_train_epochs, arguments.warmup_steps, loss.temperature) == (1, 0.05, 0.05)
     assert PRESETS["llm2vec"]["bf16"] == PRESETS["modernbert"]["bf16"] == "true"
+
+
+def test_chinese():
+    """The constants of SimCSE-Chinese-Pytorch's scripts and of bojone/SimCSE's eval.py, as their files have them."""
+    for name in ("unsup-zh", "sup-zh"):
+        argv = ["--preset", name, "--train_file", "x", "--bf16", "false"]
+        model, data, loss, arguments = train.parse_train(argv)
+        assert (model.model_name_or_path, model.pooling, model.dense) == ("bert-base-chinese", "cls", False)
+        assert (loss.symmetric, loss.temperature, loss.projection_head) == (True, 1 / 20, False)
+        assert (arguments.per_device_train_batch_size, arguments.learning_rate, arguments.max_length) == (64, 1e-5, 64)
+        assert (arguments.num_train_epochs, arguments.lr_scheduler_type, arguments.warmup_steps) == (1, "constant", 0)
+        assert (arguments.max_grad_norm, arguments.eval_steps) == (0, 10)
+        unsupervised = name == "unsup-zh"
+        assert (model.dropout, data.max_train_samples) == ((0.3, 10_000) if unsupervised else (None, None))
+        assert (data.train_format, arguments.weight_decay) == (("sentences", 0) if unsupervised else ("auto", 0.01))
+
+
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.data)], ids=["generated", "real STS-B"])
+def test_chinese_from_files_to_scores(request, real, tmp_path, senteval_cn, chinese_bert, capsys):
+    """In folders as those users have them. Random weights of a tiny model: mechanics, no quality."""
+    folder = shutil.copytree(senteval_cn, tmp_path / "senteval_cn") / "STS-B"
+    splits = {"valid": ("dev", 60), "test": ("test", 60)}
+    if real:
+        shared = request.getfixturevalue("shared")
+        for split, (name, _) in splits.items():
+            lines = (shared / f"sts/zh/STSB-{name}.tsv").read_text(encoding="utf-8").splitlines()[1:]
+            (folder / f"STS-B.{split}.data").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            splits[split] = name, len(lines)
+    for split, (name, _) in splits.items():
+        lines = (folder / f"STS-B.{split}.data").read_text(encoding="utf-8").splitlines()
+        rows = [f"2012{name}-{row:04}||" + line.replace("\t", "||") for row, line in enumerate(lines)]
+        (tmp_path / f"cnsd-sts-{name}.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    train_file = tmp_path / "cnsd-sts-dev.txt"
+    origin = {"origin": CHINESE[0], "entailment": CHINESE[1], "contradiction": CHINESE[2]}
+    triplets = [dict(zip(origin, CHINESE[row:] + CHINESE[:row], strict=False)) for row in range(len(CHINESE))]
+    (tmp_path / "train.txt").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in triplets))
+    options = ["--model_name_or_path", chinese_bert, "--dev_file", str(folder / "STS-B.valid.data"), "--test_file"]
+    options += [str(tmp_path / "cnsd-sts-test.txt"), "--report_to", "none", "--use_cpu", "--bf16", "false"]
+    for preset, file in (("unsup-zh", train_file), ("sup-zh", tmp_path / "train.txt")):
+        output = tmp_path / preset
+        scores = train.run(["--preset", preset, "--train_file", str(file), "--output_dir", str(output), *options])
+        state = json.loads(next(output.glob("checkpoint-*/trainer_state.json")).read_text())
+        sentences = 2 * splits["valid"][1] if preset == "unsup-zh" else len(triplets)
+        assert state["max_steps"] == -(-sentences // 64)
+        assert scores["before"].keys() == scores["after"].keys() == {"STS-B", "cnsd-sts-test"}
+        cli.main(["evaluate", "--model", str(output), "--sts_zh_dir", str(folder.parent), "--allow_partial"])
+        table = capsys.readouterr().out.splitlines()
+        assert table[-3].split(" | ")[-3:-1] == ["STS-B-test", "Avg."]
+        # The same pairs and texts shorter than 64 tokens: what training printed of the saved model.
+        measured = float(table[-1].split(" | ")[-3])
+        assert measured == pytest.approx(100 * scores["after"]["cnsd-sts-test"], abs=0.05 if real else 0.5)
 
 
 def test_own_domain_and_language_model():

@@ -18,6 +18,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+from conftest import CHINESE
 from st_simcse import (
     Crops,
     RankDistillation,
@@ -109,6 +110,37 @@ def test_views_are_made_of_whole_texts_behind_the_prompt(model, paragraphs, tiny
         assert len(set(features["text_key"].tolist())) == half
         assert not torch.equal(features["input_ids"][:half], features["input_ids"][half:])  # equal texts, other views
     assert max(seen) > 30  # behind what training sees of a text that is not cropped
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_of_chinese(chinese_bert, name):
+    """Their tokens are characters: crops are spans of the text, repetition doubles some, cutoff leaves some out."""
+    model = SentenceTransformer(chinese_bert, device="cpu")
+    texts = ["".join(CHINESE[place:] + CHINESE[:place]) for place in range(len(CHINESE))]
+    batch = view_collator(model, SentenceTransformerDataCollator(model.preprocess), VIEWS[name](), seed=0)(
+        [{"text": text} for text in texts]
+    )
+    first, second = (
+        [text.replace(" ", "") for text in model.tokenizer.batch_decode(batch[key], skip_special_tokens=True)]
+        for key in ("text_first_input_ids", "text_second_input_ids")
+    )
+    assert first != second
+    for text, one, two in zip(texts, first, second, strict=True):
+        if name == "crops":
+            assert one in text
+            assert two in text
+            assert all(8 <= len(view) <= len(text) / 2 + 1 for view in (one, two))
+        elif name == "word_repetition":
+            assert one == text
+            left = iter(two)
+            assert all(character in left for character in text)  # in their order
+            assert len(text) <= len(two) <= 1.32 * len(text)
+            assert set(two) == set(text)
+        else:
+            for view in (one, two):
+                left = iter(text)
+                assert all(character in left for character in view)
+                assert len(view) == len(text) - round(0.15 * len(text))
 
 
 def test_a_prompt_whose_space_goes_to_the_text_keeps_no_token_of_it(tiny_bert, tmp_path, sentences):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 # Where files that are not in docs/ are in the site.
 PAGES = {
     "README.md": "index.md",
-    "README.zh.md": "zh.md",
+    "README.zh.md": "zh/index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
@@ -48,6 +48,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         lambda link: _link(link, posixpath.dirname(source), here, config.repo_url),
         markdown,
     )
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Chinese pages say that they are: browsers choose the shapes of characters by it, and screen readers the voice."""
+    is_chinese = page.file.src_uri.startswith("zh/")
+    return output.replace('<html lang="en"', '<html lang="zh-Hans"', 1) if is_chinese else output
 
 
 def _formula(formula: re.Match[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from st_simcse.cli.parsing import parse
 
-SETS = ["sts", "wiki1m", "nli", "all-nli"]
+SETS = ["sts", "sts_zh", "wiki1m", "nli", "all-nli"]
 
 
 @dataclass
@@ -18,8 +18,8 @@ class DownloadArguments:
         default_factory=SETS.copy,
         metadata={
             "choices": SETS,
-            "help": "sts: the seven STS tasks, and SentEval's data; wiki1m, nli: the paper's training data; all-nli: "
-            "all triplets of SNLI and MultiNLI.",
+            "help": "sts: the seven STS tasks, and SentEval's data; sts_zh: five Chinese ones, as in senteval_cn; "
+            "wiki1m, nli: the paper's training data; all-nli: all triplets of SNLI and MultiNLI.",
         },
     )
 

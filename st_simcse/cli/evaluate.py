@@ -7,10 +7,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Row = dict[str, float]
+Results = Mapping[str, float]
 Rows = Mapping[str, Mapping[str, float]]
 
 # Tasks as evaluation.py of princeton-nlp/SimCSE calls them.
@@ -45,11 +48,26 @@ class EvaluateArguments:
         default=None,
         metadata={"help": "Folder with SentEval's data, for the transfer tasks, and for STS without --sts_dir."},
     )
+    sts_zh_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the five Chinese STS tasks in the layout of senteval_cn (st-simcse data --sets sts_zh "
+            "makes one), instead of the English ones."
+        },
+    )
+    sts_zh_splits: list[str] | None = field(
+        default=None,
+        metadata={"help": "Some of train valid test; those that each task has when left out."},
+    )
     task_set: Literal["sts", "transfer", "full"] | None = field(
         default=None, metadata={"help": "The seven STS tasks, the seven transfer tasks, or both; sts when left out."}
     )
     tasks: list[str] | None = field(
-        default=None, metadata={"help": "Some of them instead, such as STS-B SICK-R MR CR SUBJ MPQA SST2 TREC MRPC."}
+        default=None,
+        metadata={
+            "help": "Some of them instead, such as STS-B SICK-R MR CR SUBJ MPQA SST2 TREC MRPC; with --sts_zh_dir of "
+            "ATEC BQ LCQMC PAWSX STS-B."
+        },
     )
     mode: Literal["test", "fasttest", "dev"] = field(
         default="test",
@@ -58,7 +76,10 @@ class EvaluateArguments:
     pooling: Literal[
         "as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"
     ] = field(default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."})
-    max_seq_length: int | None = field(default=None, metadata={"help": "Texts are cut off after so many tokens."})
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={"help": "Texts are cut off after so many tokens; the Chinese tasks' after 64, PAWSX's after 128."},
+    )
     prompt: str | None = field(default=None, metadata={"help": "Put before every text; the model's default if none."})
     prompt_name: str | None = field(default=None, metadata={"help": "Instead of a text: one of the model's own."})
     batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
@@ -75,6 +96,10 @@ class EvaluateArguments:
         default=False, metadata={"help": "Evaluate on sets that are smaller than the released ones."}
     )
     mteb: bool = field(default=False, metadata={"help": "MTEB's tasks on the data that the package mteb downloads."})
+    mteb_languages: list[str] | None = field(
+        default=None,
+        metadata={"help": "Of MTEB's STS tasks: eng, zho (C-MTEB's), or both; eng when left out."},
+    )
 
 
 def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -88,70 +113,105 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     check_positive(args, "batch_size", "max_seq_length")
     check_outputs(args)
 
-    from st_simcse.evaluation import (
-        check_defined,
-        format_table,
-        mteb_scores,
-        sts_evaluators,
-        sts_scores,
-        transfer_evaluators,
-        transfer_scores,
-    )
+    from st_simcse.evaluation import check_defined, format_table
 
     sts, transfer = _tasks(args)
     names = list(dict.fromkeys(args.model))
-    evaluators: list[Any] = []
-    if sts and not args.mteb:
-        columns = parse_columns(args.sts_columns)
-        with named_options(columns="--sts_columns", allow_partial="--allow_partial"):
-            evaluators += sts_evaluators(
-                args.sts_dir or args.senteval_dir,
-                args.batch_size,
-                sts,
-                args.mode == "dev",
-                columns,
-                args.allow_partial,
-            ).evaluators
-    if transfer:
-        folder = args.senteval_dir or args.sts_dir
-        with named_options(allow_partial="--allow_partial"):
-            evaluators += transfer_evaluators(
-                folder, transfer, args.mode, args.batch_size, allow_partial=args.allow_partial
-            ).evaluators
+    tables = _tables(args, sts, transfer)
     for name in names[1:]:
         _load(name, args)  # whether it can be, before the work on the first
-    tables: dict[str, dict[str, Row]] = {"STS": {}, "transfer": {}}
+    printed: dict[str, dict[str, Row]] = {}
     rows: dict[str, Row] = {}
     try:
         for name in names:
             model = _load(name, args)
-            results = _results(model, evaluators, name)
-            scores = {}
-            if sts:
-                scores["STS"] = mteb_scores(model) if args.mteb else sts_scores(results)
-            if transfer:
-                scores["transfer"] = transfer_scores(results, args.mode)
+            results = _results(model, [task for table in tables.values() for task in table.evaluators], name)
+            scores = {table: row(results) for table, (_, row) in tables.items()} | _mteb(args, model)
             for table, row in scores.items():
-                tables[table][name] = row
+                printed.setdefault(table, {})[name] = row
             rows[name] = _one_row(scores)
             if args.mode != "dev" and "MRPC_f1" in results:
                 rows[name][F1] = 100 * results["MRPC_f1"]
     finally:
         if rows:
-            print("\n\n".join(format_table(table) for table in tables.values() if table))
+            print("\n\n".join(format_table(table) for table in printed.values()))
             _write(rows, args)
     check_defined(rows)
     return rows
 
 
+class Table(NamedTuple):
+    """What is measured for a table, and how a model's row of it comes out of the results."""
+
+    evaluators: Sequence[Any]
+    row: Callable[[Results], Row]
+
+
+def _tables(args: EvaluateArguments, sts: list[str], transfer: list[str]) -> dict[str, Table]:
+    """The tables by their names; MTEB measures by itself."""
+    from st_simcse.evaluation import (
+        sts_evaluators,
+        sts_scores,
+        sts_zh_evaluators,
+        sts_zh_scores,
+        transfer_evaluators,
+        transfer_scores,
+    )
+
+    tables: dict[str, Table] = {}
+    size, partial = args.batch_size, args.allow_partial
+    with named_options(columns="--sts_columns", allow_partial="--allow_partial"):
+        if args.sts_zh_dir:
+            found = sts_zh_evaluators(
+                args.sts_zh_dir, size, args.tasks, args.sts_zh_splits, args.max_seq_length, partial
+            )
+            tables["Chinese STS"] = Table(found.evaluators, lambda results: sts_zh_scores(results, found))
+        if sts and not args.mteb:
+            folder, columns = args.sts_dir or args.senteval_dir or "", parse_columns(args.sts_columns)
+            evaluators = sts_evaluators(folder, size, sts, args.mode == "dev", columns, partial).evaluators
+            tables["STS"] = Table(evaluators, sts_scores)
+        if transfer:
+            folder = args.senteval_dir or args.sts_dir or ""
+            evaluators = transfer_evaluators(folder, transfer, args.mode, size, allow_partial=partial).evaluators
+            tables["transfer"] = Table(evaluators, lambda results: transfer_scores(results, args.mode))
+    return tables
+
+
+def _mteb(args: EvaluateArguments, model: SentenceTransformer) -> dict[str, Row]:
+    """The model's row of each language."""
+    from st_simcse.evaluation import mteb_scores
+
+    languages = (args.mteb_languages or ["eng"]) if args.mteb else []
+    return {"STS" if language == "eng" else f"STS {language}": mteb_scores(model, language) for language in languages}
+
+
+def _check_languages(args: EvaluateArguments) -> None:
+    """ValueError for what does not go with the Chinese tasks, and for languages without them."""
+    from st_simcse.evaluation import MTEB_LANGUAGES
+
+    if args.sts_zh_dir is None and args.sts_zh_splits:
+        raise ValueError("--sts_zh_splits are those of the Chinese tasks: pass --sts_zh_dir too")
+    others = ("sts_dir", "senteval_dir", "task_set", "sts_columns", "mteb")
+    given = [f"--{name}" for name in others if getattr(args, name)] + ["--mode"] * (args.mode != "test")
+    if args.sts_zh_dir and given:
+        raise ValueError(f"--sts_zh_dir is a table of its own, without {', '.join(given)}: call evaluate once for each")
+    if args.mteb_languages and not args.mteb:
+        raise ValueError("--mteb_languages are those of --mteb: pass that too")
+    if unknown := [language for language in args.mteb_languages or () if language not in MTEB_LANGUAGES]:
+        raise ValueError(f"--mteb_languages: {', '.join(unknown)} is unknown, choose among {', '.join(MTEB_LANGUAGES)}")
+
+
 def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
-    """The STS and the transfer tasks that are asked for.
+    """The English STS and the transfer tasks that are asked for.
 
     Raises:
         ValueError: for tasks that are unknown or not there in the mode, and for data that nobody names.
     """
     from st_simcse.evaluation import STS_DEV_TASKS, STS_TASKS, TRANSFER_TASKS
 
+    _check_languages(args)
+    if args.sts_zh_dir:
+        return [], []
     if args.task_set and args.tasks:
         raise ValueError("pass --task_set or --tasks, not both")
     known = [*(STS_DEV_TASKS if args.mode == "dev" else STS_TASKS), *TRANSFER_TASKS]
@@ -173,16 +233,18 @@ def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
     if transfer and not (args.senteval_dir or args.sts_dir):
         raise ValueError("the transfer tasks need --senteval_dir with the folder of SentEval's data")
     if (args.sts_dir is None and args.senteval_dir is None) != args.mteb:
-        raise ValueError("pass either --sts_dir with the folder of the data, or --mteb for MTEB's own")
+        raise ValueError(
+            "pass either --sts_dir with the folder of the data (--sts_zh_dir for the Chinese tasks), or --mteb for "
+            "MTEB's own"
+        )
     return sts, transfer
 
 
 def _one_row(scores: Mapping[str, Row]) -> Row:
-    """The rows of several tables as one, in which their averages are told apart."""
-    if len(scores) == 1:
-        return dict(next(iter(scores.values())))
+    """The rows of several tables as one, in which columns that they share are told apart, such as averages."""
+    shared = Counter(column for row in scores.values() for column in row)
     return {
-        f"{column} {table}" if column == "Avg." else column: value
+        f"{column} {table}" if shared[column] > 1 else column: value
         for table, row in scores.items()
         for column, value in row.items()
     }
@@ -200,16 +262,18 @@ def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
 def _results(model: SentenceTransformer, evaluators: list[Any], name: str) -> dict[str, float]:
     """What the evaluators find, under a bar that counts their sentences."""
     from st_simcse.evaluation import TransferEvaluator
-    from st_simcse.lengths import warn_of_cut_texts
+    from st_simcse.lengths import reading_at_most, warn_of_cut_texts
 
     results: dict[str, float] = {}
-    sentences = [
-        text
-        for task in evaluators
-        for text in (task.texts if hasattr(task, "texts") else [*task.sentences1, *task.sentences2])
-    ]
-    warn_of_cut_texts(model, sentences)
-    with tqdm(total=len(sentences), unit=" sentences", leave=False, disable=None) as bar:
+    # By the tokens that are read of them; None is as many as the model reads.
+    sentences: dict[int | None, list[str]] = {}
+    for task in evaluators:
+        texts = task.texts if hasattr(task, "texts") else [*task.sentences1, *task.sentences2]
+        sentences.setdefault(getattr(task, "max_length", None), []).extend(texts)
+    for limit, texts in sentences.items():
+        with reading_at_most(model, limit) if limit else nullcontext():
+            warn_of_cut_texts(model, texts)
+    with tqdm(total=sum(map(len, sentences.values())), unit=" sentences", leave=False, disable=None) as bar:
 
         def count(module: nn.Module, inputs: tuple[Any, ...], output: dict[str, Tensor]) -> None:
             bar.update(len(output["sentence_embedding"]))
@@ -242,7 +306,7 @@ def _write(rows: Rows, args: EvaluateArguments) -> None:
             writer.writerows({"model": _no_formula(name), **row} for name, row in rows.items())
     if args.plot_file:
         dots = {name: {task: value for task, value in row.items() if task != F1} for name, row in rows.items()}
-        is_sts = args.task_set in (None, "sts") and not args.tasks
+        is_sts = bool(args.sts_zh_dir) or (args.task_set in (None, "sts") and not args.tasks)
         plot_scores(dots, args.plot_file, "Spearman's correlation × 100" if is_sts else "score × 100")
 
 

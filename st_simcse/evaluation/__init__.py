@@ -2,14 +2,26 @@
 
 from st_simcse.evaluation.domain import KNNEvaluator, load_classes, load_retrieval
 from st_simcse.evaluation.space import AlignmentUniformityEvaluator
-from st_simcse.evaluation.sts import MTEB_TASKS, STS_DEV_TASKS, STS_TASKS, mteb_scores, sts_evaluators, sts_scores
+from st_simcse.evaluation.sts import (
+    MTEB_LANGUAGES,
+    MTEB_TASKS,
+    STS_DEV_TASKS,
+    STS_TASKS,
+    mteb_scores,
+    sts_evaluators,
+    sts_scores,
+)
+from st_simcse.evaluation.sts_zh import STS_ZH_SPLITS, STS_ZH_TASKS, sts_zh_evaluators, sts_zh_scores
 from st_simcse.evaluation.table import check_defined, format_table
 from st_simcse.evaluation.transfer import TRANSFER_TASKS, TransferEvaluator, transfer_evaluators, transfer_scores
 
 __all__ = [
+    "MTEB_LANGUAGES",
     "MTEB_TASKS",
     "STS_DEV_TASKS",
     "STS_TASKS",
+    "STS_ZH_SPLITS",
+    "STS_ZH_TASKS",
     "TRANSFER_TASKS",
     "AlignmentUniformityEvaluator",
     "KNNEvaluator",
@@ -21,6 +33,8 @@ __all__ = [
     "mteb_scores",
     "sts_evaluators",
     "sts_scores",
+    "sts_zh_evaluators",
+    "sts_zh_scores",
     "transfer_evaluators",
     "transfer_scores",
 ]

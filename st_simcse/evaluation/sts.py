@@ -25,6 +25,12 @@ STS_TASKS = {
 }
 
 MTEB_TASKS = STS_TASKS | {"STS-B": "STSBenchmark", "SICK-R": "SICK-R"}
+# By the code of ISO 639-3, zho for Chinese, of which MTEB's cmn is Mandarin.
+MTEB_LANGUAGES = {
+    "eng": MTEB_TASKS,
+    "zho": {name: name for name in ("ATEC", "BQ", "LCQMC", "PAWSX")}
+    | {"STS-B": "STSB", "AFQMC": "AFQMC", "QBQTC": "QBQTC"},
+}
 
 # Those that have a dev set.
 STS_DEV_TASKS = {"STS-B": "STSB-dev", "SICK-R": "SICKR-dev"}
@@ -108,18 +114,31 @@ def sts_scores(results: Mapping[str, float]) -> dict[str, float]:
     return scores | {"Avg.": sum(scores.values()) / len(scores)}
 
 
-def mteb_scores(model: SentenceTransformer) -> dict[str, float]:
-    """The same row as MTEB computes it, with the data that the package mteb downloads. Its SICK-R has all splits.
+def mteb_scores(model: SentenceTransformer, language: str = "eng") -> dict[str, float]:
+    """The STS tasks of a language as MTEB computes them, with the data that the package mteb downloads.
+
+    Args:
+        model: the model.
+        language: ``eng``, the same row as :func:`sts_scores` (its SICK-R has all splits), or ``zho``, the seven Chinese
+            STS tasks of C-MTEB (the benchmark ``MTEB(cmn, v1)``) on the splits that it has chosen.
 
     Raises:
         ImportError: without the package mteb.
+        ValueError: for another language.
     """
+    if language not in MTEB_LANGUAGES:
+        raise ValueError(f"no STS tasks of MTEB are known here for {language!r}: choose {' or '.join(MTEB_LANGUAGES)}")
     try:
         import mteb
     except ImportError as error:
         raise ImportError('MTEB needs its package: pip install "st_simcse[mteb]"') from error
 
-    tasks = mteb.get_tasks(tasks=list(MTEB_TASKS.values()), languages=["eng"])
+    names = MTEB_LANGUAGES[language]
+    if language == "eng":
+        tasks = list(mteb.get_tasks(tasks=list(names.values()), languages=[language]))
+    else:
+        benchmark = mteb.get_benchmark("MTEB(cmn, v1)")
+        tasks = [task for task in benchmark.tasks if task.metadata.name in names.values()]
     results = {result.task_name: result for result in mteb.evaluate(model, tasks, cache=None).task_results}
-    scores = {task: 100 * results[name].get_score() for task, name in MTEB_TASKS.items()}
+    scores = {task: 100 * results[name].get_score() for task, name in names.items()}
     return scores | {"Avg.": sum(scores.values()) / len(scores)}

@@ -1,0 +1,160 @@
+"""The five Chinese STS tasks of bojone/SimCSE, and their table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, SequentialEvaluator
+
+from st_simcse.data import STS_ZH_ROWS, check_rows
+from st_simcse.lengths import reading_at_most
+from st_simcse.readers import STSReader, sts_evaluator
+
+__all__ = ["STS_ZH_SPLITS", "STS_ZH_TASKS", "CutEvaluator", "sts_zh_evaluators", "sts_zh_scores"]
+
+STS_ZH_TASKS = tuple(STS_ZH_ROWS)
+STS_ZH_SPLITS = ("train", "valid", "test")
+
+# Where a split lies: in senteval_cn, and as LCQMC and CNSD's STS-B are released.
+_FILES = {
+    split: (f"{{task}}.{split}.data", f"{released}.txt", f"{released}.tsv", f"cnsd-sts-{released}.txt")
+    for split, released in (("train", "train"), ("valid", "dev"), ("test", "test"))
+}
+
+
+class CutEvaluator(EmbeddingSimilarityEvaluator):
+    """ST's evaluator of scored pairs, whose texts are cut after so many tokens if the model reads more.
+
+    Args:
+        sentences1, sentences2: the texts of the pairs.
+        scores: one a pair.
+        max_length: tokens of a text, the tokenizer's own among them.
+        **options: for :class:`EmbeddingSimilarityEvaluator`.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run."])
+        >>> evaluator = CutEvaluator(["Two dogs run."], ["Two dogs."], [5.0], max_length=4)
+        >>> bool((evaluator.embed_inputs(model, "Two dogs run.") == model.encode("Two dogs")).all())
+        True
+    """
+
+    def __init__(
+        self, sentences1: list[str], sentences2: list[str], scores: list[float], max_length: int, **options: Any
+    ) -> None:
+        super().__init__(sentences1, sentences2, scores, **options)
+        self.max_length = max_length
+
+    def embed_inputs(self, model: SentenceTransformer, sentences: Any, **options: Any) -> Any:
+        with reading_at_most(model, self.max_length):
+            return super().embed_inputs(model, sentences, **options)
+
+
+def sts_zh_evaluators(
+    folder: str | os.PathLike[str],
+    batch_size: int = 64,
+    tasks: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+    max_length: int | None = None,
+    allow_partial: bool = False,
+) -> SequentialEvaluator:
+    """The Chinese STS tasks, each of their splits, as one evaluator whose main score is the plain average.
+
+    The tasks and their lengths are those of bojone/SimCSE, whose training data without labels are a task's own
+    sentences, so that it reports all three splits: Spearman's correlation of the cosine, texts cut after 64 tokens,
+    those of PAWSX after 128.
+
+    Args:
+        folder: holds a folder a task, in it ``ATEC.train.data``, ``ATEC.valid.data`` and ``ATEC.test.data``, as
+            senteval_cn and ``st-simcse data --sets sts_zh`` have them: sentence, sentence and score between tabs,
+            without a header. ``train.txt`` and ``dev.tsv`` of LCQMC and ``cnsd-sts-dev.txt`` of CNSD are found too.
+        batch_size: sentences a forward pass.
+        tasks: some of ``STS_ZH_TASKS`` instead of all.
+        splits: some of ``STS_ZH_SPLITS``; those that each task has when left out.
+        max_length: tokens of a text instead of 64, or 128 for PAWSX.
+        allow_partial: whether files may have fewer pairs than the released ones, for sets that are meant to be smaller.
+
+    Returns:
+        An evaluator; called with a model it gives ``{"ATEC-train_spearman_cosine": ..., "sequential_score": ...}``.
+
+    Raises:
+        FileNotFoundError: naming the tasks, or the splits, that the folder lacks.
+        ValueError: for an unknown task or split, a row that does not fit, naming file and line, and a file with another
+            number of pairs than it must have.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> folder = getfixture("tmp_path")
+        >>> (folder / "BQ").mkdir()
+        >>> _ = (folder / "BQ" / "BQ.test.data").write_text("怎么还款\\t如何还钱\\t1\\n怎么还款\\t今天下雨\\t0\\n")
+        >>> evaluator = sts_zh_evaluators(folder, tasks=["BQ"], allow_partial=True)
+        >>> results = evaluator(tiny_model(["怎么如何还款钱今天下雨"]))
+        >>> list(sts_zh_scores(results, evaluator))  # in percent, for format_table
+        ['BQ-test', 'Avg.', 'Weighted avg.']
+    """
+    for what, asked, known in (("task", tasks, STS_ZH_TASKS), ("split", splits, STS_ZH_SPLITS)):
+        if unknown := [name for name in asked or () if name not in known]:
+            raise ValueError(f"no Chinese STS {what} is {', '.join(unknown)}: choose among {', '.join(known)}")
+    evaluators = []
+    for (task, split), path in _paths(Path(folder), tasks, splits).items():
+        reader = STSReader(delimiter="||" if path.name.startswith("cnsd-sts-") else "\t")
+        pairs = sts_evaluator(reader, path, f"{task}-{split}", batch_size=batch_size)
+        rows = len(pairs.scores) + sum(reader.skipped.values())
+        check_rows(path, rows, STS_ZH_ROWS[task][split], allow_partial)
+        limit = max_length or (128 if task == "PAWSX" else 64)
+        texts = pairs.sentences1, pairs.sentences2, pairs.scores
+        evaluators.append(CutEvaluator(*texts, limit, name=pairs.name, batch_size=batch_size, main_similarity="cosine"))
+    return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
+
+
+def _paths(folder: Path, tasks: Sequence[str] | None, splits: Sequence[str] | None) -> dict[tuple[str, str], Path]:
+    """The file of each task and split that is asked for, or is there."""
+    tasks = STS_ZH_TASKS if tasks is None else tasks
+    found = {
+        (task, split): path
+        for task in tasks
+        for split in splits or STS_ZH_SPLITS
+        for path in [_path(folder / task, task, split)]
+        if path
+    }
+    if missing := [task for task in tasks if not any((task, split) in found for split in STS_ZH_SPLITS)]:
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}, of each a folder with such as {_expected(missing[0], splits)}: "
+            "`st-simcse data --sets sts_zh` fetches all five; or choose those that are there with tasks= (--tasks)"
+        )
+    lacking = [
+        f"{task}/{_expected(task, [split])}" for task in tasks for split in splits or () if (task, split) not in found
+    ]
+    if lacking:
+        raise FileNotFoundError(f"{folder} lacks {', '.join(lacking)}")
+    return found
+
+
+def _path(folder: Path, task: str, split: str) -> Path | None:
+    places = [folder / name.format(task=task) for name in _FILES[split]]
+    return next((place for place in places if place.exists()), None)
+
+
+def _expected(task: str, splits: Sequence[str] | None) -> str:
+    return _FILES[(splits or STS_ZH_SPLITS[-1:])[0]][0].format(task=task)
+
+
+def sts_zh_scores(results: Mapping[str, float], evaluator: SequentialEvaluator) -> dict[str, float]:
+    """A row of the table: Spearman × 100 by task and split, their average, and the one weighted with the pairs of each.
+
+    Args:
+        results: what the evaluator found.
+        evaluator: of :func:`sts_zh_evaluators`.
+    """
+    tasks: Sequence[Any] = evaluator.evaluators
+    scores = {task.name: 100 * results[f"{task.name}_spearman_cosine"] for task in tasks}
+    values, sizes = list(scores.values()), [len(task.scores) for task in tasks]
+    return scores | {
+        "Avg.": float(np.average(values)),
+        "Weighted avg.": float(np.average(values, weights=sizes)),
+    }
