@@ -319,9 +319,8 @@ def _train_once(
         trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
     if stop.has_stopped:
         if trainer.is_world_process_zero():
-            print(
-                f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}, after saving a checkpoint;"
-            )
+            state = trainer.state
+            print(f"stopped at step {state.global_step} of {state.max_steps}, after saving a checkpoint;")
             print("the same command with --resume_from_checkpoint last goes on from there")
         raise Stopped(stop.number, results)
     results["after"] = _spearman(evaluators, model)
