@@ -54,6 +54,7 @@ def _trainer(sentences, folder, trainer=SimCSETrainer, head=True, **options):
     ("trainer", "tokenize_once"), [(SimCSETrainer, False), (SimCSETrainer, True), (SentenceTransformerTrainer, False)]
 )
 def test_training_cuts_texts_shorter_than_the_saved_model(sentences, tmp_path, trainer, tokenize_once, caplog):
+    caplog.set_level("INFO", "st_simcse")
     model = tiny_model(sentences, width=32).to("cpu")
     widths = []
     model[0].register_forward_pre_hook(lambda module, inputs: widths.append(inputs[0]["input_ids"].shape[1]))
@@ -69,6 +70,7 @@ def test_training_cuts_texts_shorter_than_the_saved_model(sentences, tmp_path, t
 
 
 def test_training_reads_no_more_than_the_model(sentences, tmp_path, caplog):
+    caplog.set_level("INFO", "st_simcse")
     model = tiny_model(sentences, width=32).to("cpu")
     model.max_seq_length = 6
     arguments = SimCSETrainingArguments(str(tmp_path), report_to="none")
