@@ -15,7 +15,7 @@ from st_simcse.cli.corpus import CorpusArguments, EmbedArguments
 from st_simcse.cli.parsing import check_outputs, parse
 
 if TYPE_CHECKING:
-    from st_simcse import Searcher
+    from st_simcse.search import Searcher
 
 
 @dataclass
