@@ -89,10 +89,11 @@ def sts_zh_evaluators(
 
     Example:
         >>> from st_simcse.demo import tiny_model
-        >>> folder = getfixture("tmp_path")
-        >>> (folder / "BQ").mkdir()
-        >>> _ = (folder / "BQ" / "BQ.test.data").write_text("怎么还款\\t如何还钱\\t1\\n怎么还款\\t今天下雨\\t0\\n")
-        >>> evaluator = sts_zh_evaluators(folder, tasks=["BQ"], allow_partial=True)
+        >>> from pathlib import Path
+        >>> Path("senteval_cn/BQ").mkdir(parents=True)
+        >>> rows = "怎么还款\\t如何还钱\\t1\\n怎么还款\\t今天下雨\\t0\\n"
+        >>> _ = Path("senteval_cn/BQ/BQ.test.data").write_text(rows, encoding="utf-8")
+        >>> evaluator = sts_zh_evaluators("senteval_cn", tasks=["BQ"], allow_partial=True)
         >>> results = evaluator(tiny_model(["怎么如何还款钱今天下雨"]))
         >>> list(sts_zh_scores(results, evaluator))  # in percent, for format_table
         ['BQ-test', 'Avg.', 'Weighted avg.']
