@@ -52,3 +52,11 @@ def test_sdist(built):
 def test_the_citation_is_of_this_version():
     version = re.search('^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_make_says_how_long_the_tests_take_and_why_some_are_skipped():
+    before, _ = (ROOT / "Makefile").read_text().split("\t.venv/bin/pytest -n auto")
+    said = "\n".join(line for line in before.splitlines()[-2:] if line.startswith("\t@echo"))
+    assert re.search(r"a quarter of an hour on two cores.*skipped without it.*which, why", said, re.DOTALL)
+    options = (ROOT / "pyproject.toml").read_text().split("addopts = ")[1].splitlines()[0]
+    assert "-ra" in options  # the reasons, at the end
