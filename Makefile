@@ -15,6 +15,8 @@ test: .venv/bin/python
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	@echo 'Now the tests: a quarter of an hour on two cores. Those of real data are skipped without it; the end says which, why,'
+	@echo 'and what fetches it. For one file while you work: .venv/bin/pytest tests/test_losses.py'
 	.venv/bin/pytest -n auto --dist worksteal
 
 docs: .venv/bin/python

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -198,6 +199,38 @@ def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, t
     for folder in (senteval, generated / "sts/raw"):
         with pytest.raises(ValueError, match=r"rows, expected .*, or pass --allow_partial if it is meant"):
             evaluate.run([*model, "--sts_dir", str(folder), "--tasks", "SST2" if folder == senteval else "STS-B"])
+
+
+def test_evaluate_says_how_far_the_transfer_tasks_are(senteval, generated, tiny_bert, tmp_path, monkeypatch, caplog):
+    """What is left is told by the work of the tasks, of which each takes a second here."""
+    clock = iter(range(100))
+    monkeypatch.setattr(evaluate, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(TransferEvaluator, "work", property(lambda task: {"SST2": 10, "TREC": 6, "MRPC": 4}[task.name]))
+    build_model(tiny_bert, "mean").save_pretrained(str(tmp_path / "model"))
+    folders = ["--sts_dir", str(generated / "sts/raw"), "--senteval_dir", str(senteval), "--allow_partial"]
+    caplog.set_level("INFO", logger="st_simcse.cli.evaluate")
+    tasks = ["--tasks", "STS-B", "SST2", "TREC", "MRPC", "--mode", "fasttest"]
+    evaluate.run(["--model", str(tmp_path / "model"), *folders, *tasks])
+    said = [text.removeprefix(f"{tmp_path / 'model'}: ") for text in caplog.messages if "transfer tasks" in text]
+    assert said == [
+        "the classifiers of the 3 transfer tasks take longer than the embeddings; --mode fasttest has the fewest",
+        "SST2 is done, 1 of 3 transfer tasks, after 1 s; about 1 s to go",
+        "TREC is done, 2 of 3 transfer tasks, after 2 s; about 0 s to go",
+        "MRPC is done, 3 of 3 transfer tasks, after 3 s",
+    ]
+
+
+def test_the_work_of_a_task_is_counted(senteval, monkeypatch):
+    """Against the rows that scikit-learn's classifiers are trained on."""
+    rows = []
+    fit = LogisticRegression.fit
+    monkeypatch.setattr(LogisticRegression, "fit", lambda self, x, y: rows.append(len(x)) or fit(self, x, y))
+    for task in ("CR", "TREC", "SST2"):
+        evaluator = TransferEvaluator(transfer_examples(senteval, task, True), task, "fasttest")
+        rows.clear()
+        evaluator._metrics(np.random.default_rng(0).normal(size=(len(evaluator.texts), 4)))
+        # The best of a search is trained once more on all of its rows.
+        assert evaluator.work == pytest.approx(sum(rows), rel=0.2)
 
 
 @pytest.mark.parametrize(

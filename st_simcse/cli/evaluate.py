@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor, nn
 
+    from st_simcse.evaluation import TransferEvaluator
+
 logger = logging.getLogger(__name__)
 
 Row = dict[str, float]
@@ -279,16 +281,33 @@ def _results(model: SentenceTransformer, evaluators: list[Any], name: str) -> di
             bar.update(len(output["sentence_embedding"]))
 
         counter = model[-1].register_forward_hook(count)
-        began = time.monotonic()
-        for done, task in enumerate(evaluators, start=1):
+        transfer = [task for task in evaluators if isinstance(task, TransferEvaluator)]
+        done, began = 0, 0.0
+        for task in evaluators:
             bar.set_description(f"{name}, {task.name}")
-            results |= task(model)
             # The classifiers of a transfer task take minutes, in which the bar stands still.
-            if isinstance(task, TransferEvaluator):
-                seconds = time.monotonic() - began
-                logger.info("%s: %s is done, %d of %d tasks, %.0f s", name, task.name, done, len(evaluators), seconds)
+            if task in transfer and not done:
+                began = time.monotonic()
+                logger.info(
+                    "%s: the classifiers of the %d transfer tasks take longer than the embeddings; --mode fasttest has "
+                    "the fewest",
+                    name,
+                    len(transfer),
+                )
+            results |= task(model)
+            if task in transfer:
+                done += 1
+                _log_progress(name, transfer, done, time.monotonic() - began)
         counter.remove()
     return results
+
+
+def _log_progress(name: str, tasks: Sequence[TransferEvaluator], done: int, seconds: float) -> None:
+    """How many transfer tasks are done, and how long the others will take if they take as long for their work."""
+    work = [task.work for task in tasks]
+    left = f"; about {seconds * sum(work[done:]) / sum(work[:done]):.0f} s to go" if done < len(tasks) else ""
+    message = "%s: %s is done, %d of %d transfer tasks, after %.0f s%s"
+    logger.info(message, name, tasks[done - 1].name, done, len(tasks), seconds, left)
 
 
 def _write(rows: Rows, args: EvaluateArguments) -> None:

@@ -158,6 +158,21 @@ class TransferEvaluator(RecordingEvaluator):
                 f"{FOLDS[self.mode]} folds needs one: {least} are the least"
             )
 
+    @property
+    def work(self) -> int:
+        """How many rows the classifiers are trained on, counted each time: tasks take about as long as they have of it.
+
+        Example:
+            >>> TransferEvaluator({"all": [(("A dog runs.",), "dog"), (("A cat sleeps.",), "cat")] * 50}).work
+            48600
+        """
+        folds = FOLDS[self.mode]
+        if len(self.splits) == 1:  # of each fold the rest, and of that rest again the rest of each fold
+            rows = len(next(iter(self.splits.values())))
+            return round(rows * (folds - 1) ** 2 * len(STRENGTHS))
+        rows = len(self.splits["train"])
+        return rows * len(STRENGTHS) if "dev" in self.splits else rows * (folds - 1) * len(STRENGTHS_OF_TRAIN)
+
     def measure(self, model: SentenceTransformer) -> dict[str, float]:
         embeddings = model.encode(self.texts, batch_size=self.batch_size, show_progress_bar=False)
         return self._metrics(np.asarray(embeddings))
