@@ -17,7 +17,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -27,6 +27,7 @@ from pyarrow.parquet import ParquetFile
 
 from st_simcse.encodings import check_encoding, fitting_encodings, is_utf8, reads_as_utf8
 from st_simcse.hub import HubDataset
+from st_simcse.remedies import DataError
 
 __all__ = [
     "LACKING",
@@ -70,6 +71,9 @@ _SEPARATORS = {"\t": "tabs", "||": "||", ",": "commas", ";": "semicolons"}
 
 # The column that a line is, where lines are sentences.
 LINE = "sentence"
+
+# What a reader of sentences says to do about lines that it takes for a table.
+AS_LINES = "pass format='lines' to read each line as a sentence"
 
 # What is looked at to find a file's format: so many lines with text, and no more than so many bytes.
 _HEAD_LINES, _HEAD_BYTES = 20, 2**20
@@ -140,9 +144,18 @@ class FileFormat:
             raise ValueError(f"max_row_bytes must be 1 or more, got {self.max_row_bytes}")
 
     @property
-    def is_given(self) -> bool:
-        """Whether it says more of the file than how long rows may be."""
-        return self != FileFormat(max_row_bytes=self.max_row_bytes)
+    def given(self) -> list[str]:
+        """What it says of the file, besides how long rows may be, as it would be written in Python."""
+        return [
+            f"{option.name}={value!r}"
+            for option in fields(self)
+            if option.name != "max_row_bytes" and (value := getattr(self, option.name)) is not None
+        ]
+
+    @property
+    def is_quoted(self) -> bool:
+        """Whether cells may stand in quotes."""
+        return self.delimiter in (",", ";") if self.quoting is None else self.quoting != csv.QUOTE_NONE
 
 
 def place(path: Source, line: int) -> str:
@@ -158,7 +171,7 @@ def file_format(path: Source) -> str:
     return _BY_ENDING.get(suffixes[-1] if suffixes else "", "txt")
 
 
-def open_rows(path: Source, how: FileFormat, numbered: bool | None) -> tuple[str, Iterator[Row]]:
+def open_rows(path: Source, how: FileFormat, numbered: bool | None, as_lines: str | None) -> tuple[str, Iterator[Row]]:
     """What the source is found to be, and its rows; blank lines are empty rows.
 
     Args:
@@ -166,6 +179,7 @@ def open_rows(path: Source, how: FileFormat, numbered: bool | None) -> tuple[str
         how: what is known of the file.
         numbered: the rows of a csv or tsv file go by the numbers of their cells; else its first row is a header. None
             leaves it to the first row, which is no header if it is a scored pair between tabs or ``||``.
+        as_lines: for messages, what to do if the lines are sentences; None where nobody takes them for that.
 
     Returns:
         ``lines``, ``csv`` (any separator), ``jsonl``, ``parquet`` or ``dataset``, and the rows.
@@ -176,15 +190,15 @@ def open_rows(path: Source, how: FileFormat, numbered: bool | None) -> tuple[str
     """
     kind = file_format(path)
     if isinstance(path, HubDataset) or kind == "parquet":
-        if how.is_given:
-            raise ValueError(f"{path}: format=, delimiter=, encoding= and quoting= are for text files: leave them out")
+        if how.given:
+            raise ValueError(f"{path}: {' and '.join(how.given)} is for text files: leave it out")
         return kind, enumerate(_dataset_rows(path) if isinstance(path, HubDataset) else _parquet_rows(path), start=1)
-    found, pieces = _open(path, how)
+    found, pieces = _open(path, how, as_lines)
     if found.format == "jsonl":
         return "jsonl", _json_rows(path, found, pieces)
     if found.format == "lines":
         return "lines", ((n, {LINE: text} if text.strip() else {}) for n, text in _decoded(path, found, pieces))
-    return "csv", _csv_rows(path, found, pieces, numbered)
+    return "csv", _csv_rows(path, found, pieces, numbered, as_lines)
 
 
 def found_format(path: Path, how: FileFormat) -> str:
@@ -192,11 +206,11 @@ def found_format(path: Path, how: FileFormat) -> str:
     named = file_format(path)
     if named in ("dataset", "parquet") or not path.is_file():
         return "lines" if named == "txt" else named
-    found = _open(path, how)[0].format
+    found = _open(path, how, AS_LINES)[0].format
     return "csv" if found == "tsv" else str(found)
 
 
-def _open(path: Path, how: FileFormat) -> tuple[FileFormat, Iterator[bytes]]:
+def _open(path: Path, how: FileFormat, as_lines: str | None) -> tuple[FileFormat, Iterator[bytes]]:
     """Format and delimiter, and the file's lines; long ones in pieces."""
     pieces = _pieces(path)
     head: list[bytes] = []
@@ -214,15 +228,15 @@ def _open(path: Path, how: FileFormat) -> tuple[FileFormat, Iterator[bytes]]:
     lines = text.split("\n")
     if size > _HEAD_BYTES:
         lines = lines[:-1]  # of which the end is not there
-    found = _find(path, [line.rstrip("\r") for line in lines if line.strip()], text, how)
+    found = _find(path, [line.rstrip("\r") for line in lines if line.strip()], text, how, as_lines)
     return found, chain(head, pieces)
 
 
-def _find(path: Path, lines: Sequence[str], text: str, how: FileFormat) -> FileFormat:
+def _find(path: Path, lines: Sequence[str], text: str, how: FileFormat, as_lines: str | None) -> FileFormat:
     """What the file is by its first lines; ValueError if that is ambiguous or contradicts its name."""
     named = file_format(path)
     if how.format is None and how.delimiter is None and named == "txt":
-        found = _by_content(path, lines, text)
+        found = _by_content(path, lines, text, as_lines)
         if found.format != "lines":
             what = "JSON objects" if found.format == "jsonl" else f"cells separated by {_named(found.delimiter)}"
             logger.info("%s is read as %s", path, what)
@@ -236,12 +250,10 @@ def _find(path: Path, lines: Sequence[str], text: str, how: FileFormat) -> FileF
     return replace(how, format=kind, delimiter=delimiter)
 
 
-def _by_content(path: Path, lines: Sequence[str], text: str) -> FileFormat:
+def _by_content(path: Path, lines: Sequence[str], text: str, as_lines: str | None) -> FileFormat:
     if _is_markup(lines):
-        raise ValueError(
-            f"{path}: its lines are XML or HTML, which no reader takes: extract the sentences, or pass format='lines' "
-            "(--format lines, --train_format lines) if they are to be read as sentences"
-        )
+        remedies = ["extract the sentences", *filter(None, [as_lines])]
+        raise DataError(f"{path}: its lines are XML or HTML, which no reader takes", *remedies)
     if _ARRAY.match(text):
         return FileFormat("jsonl")
     shares = {"JSON objects": sum(map(_is_object, lines)) / max(1, len(lines))}
@@ -255,11 +267,15 @@ def _by_content(path: Path, lines: Sequence[str], text: str) -> FileFormat:
     uniform += [mark for mark in (",", ";") if lines and mark in lines[0] and _is_header(lines[0].split(mark))]
     if len(uniform) == 1:
         return FileFormat("csv", uniform[0])
-    if mostly := [what for what, share in shares.items() if share > 0.5] if not uniform else map(_named, uniform):
-        raise ValueError(
+    mostly = [what for what, share in shares.items() if share > 0.5] if not uniform else [*map(_named, uniform)]
+    if mostly:
+        passed = [f"delimiter={mark!r}" for mark, name in _SEPARATORS.items() if name in mostly]
+        passed += ["format='jsonl'"] if "JSON objects" in mostly else []
+        raise DataError(
             f"{path}: most of its first {len(lines)} lines have {' and '.join(mostly)}, but not all of them alike, so "
-            "that it may be sentences or a table: pass format='lines' (--format lines, --train_format lines) for "
-            "sentences, delimiter= (--delimiter, --train_delimiter) for cells, or format='jsonl'"
+            "that it may be sentences or a table",
+            *filter(None, [as_lines]),
+            *(f"pass {argument} to read it as a table" for argument in passed),
         )
     return FileFormat("lines")
 
@@ -267,7 +283,7 @@ def _by_content(path: Path, lines: Sequence[str], text: str) -> FileFormat:
 def _check_separator(path: Path, lines: Sequence[str], delimiter: str) -> None:
     """ValueError if the name promises cells that this delimiter separates, and the lines have others."""
     if lines and all(map(_is_object, lines)):
-        raise ValueError(f"{path}: its lines are JSON objects: name it .jsonl, or pass format='jsonl'")
+        raise DataError(f"{path}: its lines are JSON objects", "name it .jsonl", "pass format='jsonl'")
     try:
         widths = {len(cells) for cells in csv.reader(lines, delimiter=delimiter)}
     except csv.Error:  # which the rows will raise with their line
@@ -278,10 +294,11 @@ def _check_separator(path: Path, lines: Sequence[str], delimiter: str) -> None:
         # Commas and semicolons are in sentences too; in one line, or by chance in as many of a few.
         least = 1 if other in ("\t", "||") else 2
         if len(lines) >= least and _is_uniform(lines, other) and not (other in ",;" and delimiter in "".join(lines)):
-            remedy = {"\t": "name it .tsv", ",": "name it .csv"}.get(other)
-            raise ValueError(
-                f"{path}: the cells of its lines are separated by {_named(other)}, not by {_named(delimiter)}: "
-                f"{remedy + ', or ' if remedy else ''}pass delimiter={other!r} (--delimiter, --train_delimiter)"
+            ending = {"\t": ".tsv", ",": ".csv"}.get(other)
+            raise DataError(
+                f"{path}: the cells of its lines are separated by {_named(other)}, not by {_named(delimiter)}",
+                *([f"name it {ending}"] if ending else []),
+                f"pass delimiter={other!r}",
             )
 
 
@@ -330,9 +347,10 @@ def _check_unchanged(path: Path, file: io.BufferedReader, before: os.stat_result
 
 
 def too_long(path: Source, line: int, max_row_bytes: int) -> ValueError:
-    return ValueError(
-        f"{place(path, line)}: longer than {max_row_bytes:,} bytes; look for an unclosed quote or a file without line "
-        "ends, or raise the reader's max_row_bytes"
+    return DataError(
+        f"{place(path, line)}: longer than {max_row_bytes:,} bytes",
+        "look for an unclosed quote or a file without line ends",
+        "raise max_row_bytes=",
     )
 
 
@@ -420,25 +438,20 @@ def _undecodable(
     path: Path, number: int, error: UnicodeDecodeError, lines: Sequence[bytes], had_others: bool
 ) -> ValueError:
     utf8 = is_utf8(error.encoding)
-    fitting = {} if b"\0" in lines[0] else fitting_encodings(lines)
+    name = "UTF-8" if utf8 else error.encoding
+    problem = f"{path}, line {number}, byte {error.start + 1}: not {name} ({error.reason})"
     if b"\0" in b"".join(lines):  # no other encoding of text has zero bytes
-        remedy = f"it may be {_UTF16}"
-    elif utf8 and had_others:
-        remedy = "the lines before it are, with letters beyond ASCII, so that this one is damaged: mend or delete it"
-    elif fitting:
+        return DataError(problem, f"it may be {_UTF16}")
+    if utf8 and had_others:
+        told = "the lines before it are, with letters beyond ASCII, so that this one is damaged"
+        return DataError(f"{problem}; {told}", "mend or delete it")
+    if fitting := fitting_encodings(lines):
         first = next(iter(fitting))
         described = " or ".join(f"{name} ({language})" for name, language in fitting.items())
-        remedy = (
-            f"its bytes fit {described}: pass encoding={first!r} (--encoding, --train_encoding), or convert it with "
-            f"iconv -f {first.upper()} -t UTF-8"
-        )
-    else:
-        remedy = (
-            "no encoding that is known here fits: find out which it is, and pass encoding= (--encoding, "
-            "--train_encoding), or convert it with iconv -t UTF-8"
-        )
-    name = "UTF-8" if utf8 else error.encoding
-    return ValueError(f"{path}, line {number}, byte {error.start + 1}: not {name} ({error.reason}); {remedy}")
+        remedies = [f"pass encoding={first!r}", f"convert it with iconv -f {first.upper()} -t UTF-8"]
+        return DataError(f"{problem}; its bytes fit {described}", *remedies)
+    remedies = ["find out which it is and pass encoding=", "convert it with iconv -t UTF-8"]
+    return DataError(f"{problem}; no encoding that is known here fits", *remedies)
 
 
 _GZIP = b"\x1f\x8b"
@@ -548,9 +561,10 @@ def _array_rows(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterato
     for piece in pieces:
         content += piece
         if len(content) > limit:
-            raise ValueError(
-                f"{path}: a JSON array of more than {limit:,} bytes, which is read at once: write an object a line "
-                "instead, for example with jq -c '.[]', or raise the reader's max_row_bytes"
+            raise DataError(
+                f"{path}: a JSON array of more than {limit:,} bytes, which is read at once",
+                "write an object a line instead, for example with jq -c '.[]'",
+                "raise max_row_bytes=",
             )
     text = "".join(text for _, text in _decoded(path, replace(how, max_row_bytes=limit), iter(io.BytesIO(content))))
     line, end, mark = 1, 0, _OPENING
@@ -574,7 +588,9 @@ def _array_rows(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterato
         raise ValueError(f"{path}, line {line}: not JSON, expected ',' or the array's end, got {rest[:40]!r}")
 
 
-def _csv_rows(path: Path, how: FileFormat, pieces: Iterator[bytes], numbered: bool | None) -> Iterator[Row]:
+def _csv_rows(
+    path: Path, how: FileFormat, pieces: Iterator[bytes], numbered: bool | None, as_lines: str | None
+) -> Iterator[Row]:
     """The rows under a header, or by the numbers of their cells."""
     header: list[str] | None = None
     first: list[str] | None = None
@@ -601,19 +617,25 @@ def _csv_rows(path: Path, how: FileFormat, pieces: Iterator[bytes], numbered: bo
             if twice := [name for name, count in Counter(header).items() if count > 1]:
                 raise ValueError(f"{path}, line {line}: the header names {twice} more than once")
         elif len(cells := _without_empty_end(cells, len(header))) > len(header):
-            raise ValueError(
-                f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)} columns; if cells are "
-                "quoted in this file, pass quoting=csv.QUOTE_MINIMAL (--quoting, --train_quoting minimal)"
-            )
+            problem = f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)} columns"
+            raise DataError(problem, _for_separators_in_cells(how))
         else:
             any_row = True
             yield line, dict(zip_longest(header, cells, fillvalue=LACKING))
     if header is not None and not any_row:
-        raise ValueError(
+        raise DataError(
             f"{path}: nothing to read below the header {header}, the cells of its only line, separated by "
-            f"{_named(how.delimiter)}; for a file without a header name the columns by number from 0, for lines that "
-            "are sentences pass format='lines' (--format lines, --train_format lines)"
+            f"{_named(how.delimiter)}",
+            "name the columns by number from 0 if this is no header",
+            *filter(None, [as_lines]),
         )
+
+
+def _for_separators_in_cells(how: FileFormat) -> str:
+    """What to do about a row with more cells than it should have."""
+    if how.is_quoted:
+        return "put quotes around a cell that contains the separator"
+    return "pass quoting=csv.QUOTE_MINIMAL if cells are quoted in this file"
 
 
 def _is_scored_pair(cells: Sequence[str], how: FileFormat) -> bool:
@@ -642,9 +664,7 @@ def _split(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterator[tup
                 raise too_long(path, line, how.max_row_bytes)
             yield text
 
-    quoting = how.quoting
-    if quoting is None:
-        quoting = csv.QUOTE_MINIMAL if delimiter in ",;" else csv.QUOTE_NONE
+    quoting = how.quoting if how.quoting is not None else csv.QUOTE_MINIMAL if how.is_quoted else csv.QUOTE_NONE
     # strict, since a lenient parser lets one unbalanced quote swallow the rest of the file
     reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
     while True:
@@ -654,10 +674,8 @@ def _split(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterator[tup
         except csv.Error as error:
             # csv's own words on a lone \\r are meant for who calls it.
             told = "a line end \\r inside an unquoted cell" if "new-line" in str(error) else str(error)
-            raise ValueError(
-                f"{path}, line {line}: {told}; if quotes are ordinary characters in this file, pass "
-                "quoting=csv.QUOTE_NONE (--quoting, --train_quoting none)"
-            ) from None
+            remedy = "pass quoting=csv.QUOTE_NONE if quotes are ordinary characters in this file"
+            raise DataError(f"{path}, line {line}: {told}", *([remedy] if how.is_quoted else [])) from None
         if cells is None:
             return
         yield line, cells
@@ -667,16 +685,17 @@ def _check_width(path: Path, line: int, cells: list[str], first: list[str], how:
     """ValueError for a row with more or fewer cells than the first; empty ones at the end count for nothing."""
     least, most = len(_without_empty_end(list(first), 1)), len(first)
     if len(_without_empty_end(list(cells), most)) > most or len(cells) < least:
-        raise ValueError(
+        raise DataError(
             f"{path}, line {line}: {len(cells)} cells, but the first row has {len(first)}, separated by "
-            f"{_named(how.delimiter)}; put quotes around a cell that contains the separator, or pass delimiter= "
-            "(--delimiter, --train_delimiter) and quoting= as the file has them"
+            f"{_named(how.delimiter)}",
+            _for_separators_in_cells(how),
+            "pass delimiter= if another separates them",
         )
 
 
 def _quote_checker(path: Path, how: FileFormat) -> Callable[[int, list[str]], None]:
     """Refuses rows whose first cell with quotes is as csv writers put it: in quotes, with those inside doubled."""
-    undecided = how.quoting is None and str(how.delimiter) not in ",;"
+    undecided = how.quoting is None and not how.is_quoted
 
     def check(line: int, cells: list[str]) -> None:
         nonlocal undecided
@@ -685,10 +704,11 @@ def _quote_checker(path: Path, how: FileFormat) -> Callable[[int, list[str]], No
             if '"' in cell and not (cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")):
                 undecided = False  # a writer would have quoted it
             elif '""' in inner:
-                raise ValueError(
+                raise DataError(
                     f"{path}, line {line}: the cell {cell[:60]!r} has doubled quotes, as pandas and spreadsheets write "
-                    "them: pass quoting=csv.QUOTE_MINIMAL (--quoting, --train_quoting minimal) if the file's cells "
-                    "are quoted, quoting=csv.QUOTE_NONE (none) if quotes are ordinary characters in it"
+                    "them",
+                    "pass quoting=csv.QUOTE_MINIMAL if the file's cells are quoted",
+                    "quoting=csv.QUOTE_NONE if quotes are ordinary characters in it",
                 )
 
     return check

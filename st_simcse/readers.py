@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from sentence_transformers import InputExample
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
 from st_simcse.formats import (
+    AS_LINES,
     LACKING,
     Column,
     FileFormat,
@@ -37,6 +37,7 @@ from st_simcse.formats import (
     too_long,
 )
 from st_simcse.hub import HubDataset, class_names
+from st_simcse.remedies import DataError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -51,6 +52,8 @@ Name = str | os.PathLike[str] | HubDataset
 # The columns that say which split a row belongs to, and the splits, in lower case.
 _SPLIT_COLUMNS = {"split", "splits", "partition", "set", "subset", "semeval_set"}
 _SPLITS = {"train", "training", "dev", "development", "valid", "validation", "val", "test", "testing", "trial"}
+
+_WITH_SENTENCE_READER = "read each line as a sentence with SentenceReader(format='lines')"
 
 # By their spelling in lower case. Data sets differ in what they number 0, 1 and 2.
 _NLI_LABELS = {
@@ -85,6 +88,7 @@ class Reader:
         of_pairs: what is read of a scored pair without a header, whose last three columns are sentence, sentence and
             score; None refuses such a file.
         takes_lines: whether a file may hold a sentence a line instead of a table.
+        as_lines: what messages say to do about lines that are sentences; None for readers of scores and classes.
         scores: which of the wanted columns, by their places, have numbers; true is 1 there, and false 0.
 
     Raises:
@@ -96,6 +100,7 @@ class Reader:
     argument: ClassVar[str] = "columns"
     of_pairs: ClassVar[slice | None] = None
     takes_lines: ClassVar[bool] = False
+    as_lines: ClassVar[str | None] = None
     scores: ClassVar[Container[int]] = ()
 
     def __init__(
@@ -109,7 +114,7 @@ class Reader:
     ) -> None:
         if columns is not None and (isinstance(columns, str) or not self._takes(len(columns))):
             expected = " or ".join(str(list(usual)) for usual in self.usual)
-            hint = "; SentenceReader (--train_format sentences) reads one column" if len(columns) == 1 else ""
+            hint = "; SentenceReader reads one column" if len(columns) == 1 and self._trains() else ""
             raise ValueError(f"expected a list as long as {expected} for columns=, got {columns!r}{hint}")
         self.dataset_folder = dataset_folder
         self.columns = columns
@@ -217,6 +222,7 @@ class Reader:
                 continue
             if not wanted:
                 self.found_columns = wanted = self._choose_columns(path, line, row)
+                self._read_classes(path)
                 names = row.keys()
                 splits = _Splits(path, line, row, wanted, self.split)
             elif self.columns is None and row.keys() != names and len(self.usual_columns(row)) > len(wanted):
@@ -245,19 +251,20 @@ class Reader:
     def _rows(self, path: Source) -> Iterator[Row]:
         """The rows with the line they begin on; blank lines are empty rows."""
         numbered = None if self.columns is None else all(isinstance(column, int) for column in self.columns)
-        kind, rows = open_rows(path, self.how, numbered)
+        kind, rows = open_rows(path, self.how, numbered, self.as_lines)
         if kind == "lines" and not self.takes_lines:
-            raise ValueError(
+            raise DataError(
                 f"{path}: its lines are no table; expected a .csv, .tsv, .jsonl or .parquet file (or one of the first "
-                "three with .gz), or lines of JSON objects or of cells with tabs or || between them; other separators "
-                "go into delimiter= (--delimiter, --train_delimiter)"
+                "three with .gz), or lines of JSON objects or of cells with tabs or || between them",
+                "pass delimiter= if another separates its cells",
+                *filter(None, [self.as_lines]),
             )
         if kind == "lines" and self.split is not None:
-            raise ValueError(f"{path}: a text file has a sentence a line and no column of splits: leave split= out")
+            raise DataError(f"{path}: a text file has a sentence a line and no column of splits", "leave split= out")
         if kind == "lines" and self.columns is not None:
-            raise ValueError(
-                f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose; if its lines "
-                "have cells, pass delimiter= (--delimiter, --train_delimiter)"
+            raise DataError(
+                f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose",
+                "pass delimiter= if its lines have cells",
             )
         yield from rows
 
@@ -283,46 +290,48 @@ class Reader:
         else:
             wanted, lacking = self.usual_columns(row), " or ".join(str(list(columns)) for columns in self.usual)
         if not wanted or not all(column in row for column in wanted):
-            remedy = self._column_remedy(path, row)
-            raise ValueError(f"{place(path, line)}: no column(s) {lacking}, found {list(row)}; {remedy}")
+            problem = f"{place(path, line)}: no column(s) {lacking}, found {list(row)}"
+            raise DataError(problem, *self._column_remedies(path, row))
         unread = [column for column in row if column not in wanted]
         if unread and self.columns is None and len(wanted) < len(self.usual[0]):
             logger.warning("%s: only the columns %s are read, not %s", path, list(wanted), unread)
         return wanted
+
+    def _read_classes(self, path: Source) -> None:
+        """For readers of classes: what the source says of them, once the columns are found."""
 
     def _class_names(self, path: Source, column: int) -> list[str]:
         """What the source itself says of the numbers in one of the found columns."""
         has_features = file_format(path) in ("dataset", "parquet")
         return class_names(path).get(str(self.found_columns[column]), []) if has_features else []
 
-    def _column_remedy(self, path: Source, row: dict[Column, Any]) -> str:
+    def _column_remedies(self, path: Source, row: dict[Column, Any]) -> list[str]:
         """What to do about a table that lacks the wanted columns."""
         if self.columns is None and all(isinstance(name, str) and _is_text(name) for name in row):
-            numbers = " ".join(map(str, range(len(row))))
-            return (
-                "these are texts, so that the file seems to have no header: name the columns to read by number, "
-                f"such as {numbers}, with {self.argument}="
-            )
+            number: int | list[int] = 0 if self.argument == "column" else list(range(len(row)))
+            told = "to read by number: these are texts, so that the file seems to have no header"
+            return [f"pass {self.argument}={number!r} {told}"]
+        remedies = []
         other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
         if self.columns is None and all(isinstance(name, int) for name in row):
             other = "sentences"  # without a header, so that scored pairs were found
-        trains = type(self) in READERS.values()  # the others are for evaluation, which is of one kind
-        if other and trains and not self.columns:
-            remedy = f"{READERS[other].__name__} (--train_format {other}) reads such a file"
-        elif trains and len(row) == 1 and not self._takes(1):
-            (name,) = row
-            remedy = (
-                f"SentenceReader(column={name!r}) (--train_format sentences --columns {shlex.quote(str(name))}) reads "
-                "its one column"
-            )
-        else:
-            remedy = (
+        if other and self._trains() and not self.columns:
+            remedies.append(f"{READERS[other].__name__} reads such a file")
+        elif self._trains() and len(row) == 1 and not self._takes(1):
+            remedies.append(f"SentenceReader(column={next(iter(row))!r}) reads its one column")
+        if any(map(self._takes, range(len(row) + 1))):
+            remedies.append(
                 f"name the columns to read with {self.argument}=, by their header or, for a file without one, by "
                 "number from 0"
             )
-        if self.takes_lines and file_format(path) == "txt":  # its lines were found to be a table's
-            remedy += "; or pass format='lines' (--format lines, --train_format lines) to read each as a sentence"
-        return remedy
+        if self.as_lines and file_format(path) == "txt":  # its lines were found to be a table's
+            remedies.append(self.as_lines)
+        return remedies
+
+    @classmethod
+    def _trains(cls) -> bool:
+        """Whether it reads training data, of which there are several kinds."""
+        return cls in READERS.values()
 
     @classmethod
     def _takes(cls, columns: int) -> bool:
@@ -356,10 +365,8 @@ class _Splits:
         columns = [name for name in row if name not in wanted and _may_name_splits(name)]
         named = [name for name in columns if _split_name(row, name).lower() in _SPLITS]
         if split is not None and not columns:
-            raise ValueError(
-                f"{place(path, line)}: no column of splits (split, partition, set or SemEval_set), found {list(row)}; "
-                "leave split= out"
-            )
+            told = f"no column of splits (split, partition, set or SemEval_set), found {list(row)}"
+            raise DataError(f"{place(path, line)}: {told}", "leave split= out")
         self.path, self.split = path, split
         self.columns = (named or columns)[:1] if split is not None else columns
         self.first: dict[Column, str] = {}
@@ -371,10 +378,11 @@ class _Splits:
             if self.split is not None:
                 return "" if name.lower() == self.split.lower() else name or "(none)"
             if name.lower() in _SPLITS and self.first.setdefault(column, name) != name:
-                raise ValueError(
+                raise DataError(
                     f"{place(self.path, line)}: a row of the split {name!r} (column {column!r}) behind rows of the "
-                    f"split {self.first[column]!r}; pass split= to choose one, or keep "
-                    "one split in a file of its own"
+                    f"split {self.first[column]!r}",
+                    "pass split= to choose one",
+                    "keep one split in a file of its own",
                 )
         return ""
 
@@ -419,6 +427,7 @@ class SentenceReader(Reader):
     of_pairs = slice(-3, -1)
     argument = "column"
     takes_lines = True
+    as_lines = AS_LINES
 
     def __init__(
         self,
@@ -475,6 +484,7 @@ class TripletReader(Reader):
         ("query", "pos", "neg"),
     )
     optional = 1
+    as_lines = _WITH_SENTENCE_READER
 
     @classmethod
     def _takes(cls, columns: int) -> bool:
@@ -485,10 +495,12 @@ class TripletReader(Reader):
         for line, record in self._cells(path):
             width = width or len(record)
             if len(record) != width:
-                raise ValueError(
-                    f"{place(path, line)}: {len(record) - 2} negatives, but the first row has {width - 2}; every row "
-                    "needs as many: cut the longer lists, or pass SimCSETrainer a Dataset with one column of lists, as "
-                    'in Dataset.from_list([{"anchor": ..., "positive": ..., "negatives": [...]}])'
+                raise DataError(
+                    f"{place(path, line)}: {len(record) - 2} negatives, but the first row has {width - 2}, and every "
+                    "row needs as many",
+                    "cut the longer lists",
+                    "pass SimCSETrainer train_dataset= with one column of lists, as in "
+                    'Dataset.from_list([{"anchor": ..., "positive": ..., "negatives": [...]}])',
                 )
             yield record
 
@@ -540,6 +552,7 @@ class NLIReader(Reader):
         ("sentence_A", "sentence_B", "entailment_label"),
         ("sentence_A", "sentence_B", "entailment_judgment"),
     )
+    as_lines = _WITH_SENTENCE_READER
 
     def __init__(
         self, *others: Any, labels: Sequence[str] | Mapping[str | int, str] | None = None, **options: Any
@@ -548,14 +561,13 @@ class NLIReader(Reader):
         given: dict[Any, str] = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels or ()))
         if isinstance(labels, str) or not all(str(meaning).lower() in _NLI_LABELS for meaning in given.values()):
             raise ValueError(f"expected entailment, neutral, contradiction, or - for none, in labels=, got {labels!r}")
+        self._meanings: dict[str, str] = {}
         self._given = {str(spelled).lower(): _NLI_LABELS[meaning.lower()] for spelled, meaning in given.items()}
 
     def _records(self, path: Source) -> Iterator[Record]:
         premises: dict[str, dict[str, list[str]]] = {}
-        meanings: dict[str, str] = {}
         for line, (premise, hypothesis, spelled) in self._cells(path):
-            meanings = meanings or self._meanings(path)
-            label = meanings.get(spelled.lower())
+            label = self._meanings.get(spelled.lower())
             if label is None:
                 raise self._unknown_label(path, line, spelled)
             if label in ("neutral", "without a gold label"):
@@ -570,8 +582,8 @@ class NLIReader(Reader):
             for positive, negative in zip(positives, negatives, strict=False):
                 yield premise, positive, negative
 
-    def _meanings(self, path: Source) -> dict[str, str]:
-        """What the labels of a source mean, by their spelling in lower case."""
+    def _read_classes(self, path: Source) -> None:
+        """What the labels of the source mean, by their spelling in lower case."""
         words = _NLI_LABELS | self._given
         names = {str(number): name.lower() for number, name in enumerate(self._class_names(path, 2))}
         declared = {number: words[name] for number, name in names.items() if name in words}
@@ -581,19 +593,19 @@ class NLIReader(Reader):
                     f"{path}: the data set says that the label {number} is {meaning}, and labels= says "
                     f"{self._given[number]}: leave it out"
                 )
-        return words | declared
+        self._meanings = words | declared
 
     def _unknown_label(self, path: Source, line: int, spelled: str) -> ValueError:
+        remedy = "say so with labels= if it means one of these"
         if not spelled.replace(".", "", 1).isdecimal():
-            told, remedy = f"unknown label {spelled!r}", "if it means one of these, say so with labels="
+            told = f"unknown label {spelled!r}"
         elif names := self._class_names(path, 2)[int(float(spelled)) :]:
-            told, remedy = f"unknown label {names[0]!r}", "if it means one of these, say so with labels="
+            told = f"unknown label {names[0]!r}"
         else:
             told = f"nothing says what the label {spelled} means, since data sets differ in their numbers"
             remedy = "pass labels= with the meanings in the order of the numbers"
-        return ValueError(
-            f"{place(path, line)}: {told}; expected entailment, neutral, contradiction, or - for none; {remedy}"
-        )
+        expected = "expected entailment, neutral, contradiction, or - for none"
+        return DataError(f"{place(path, line)}: {told}; {expected}", remedy)
 
     def _names(self, width: int) -> Sequence[str]:
         return ["anchor", "positive", "negative"]
@@ -618,30 +630,31 @@ class STSReader(Reader):
     def _records(self, path: Source) -> Iterator[Record]:
         scores: set[str] = set()
         for line, (sentence1, sentence2, score) in self._cells(path):
-            if not scores:
-                self._check_classes(path)
             check_score(path, line, self.found_columns[2], score)
             if len(scores) < 5:  # more are no NLI labels
                 scores.add(score)
             yield sentence1, sentence2, score
         looks_like_nli = scores - {"-1"} == {"0", "1", "2"} and self.found_columns[2] == "label"
         if looks_like_nli and self.columns is None and not self._class_names(path, 2):
-            raise ValueError(
+            raise DataError(
                 f"{path}: the column 'label' has the numbers 0, 1 and 2 alone, as NLI data have them for entailment, "
-                "neutral and contradiction; NLIReader reads such a file; if they are scores, pass columns="
+                "neutral and contradiction",
+                "NLIReader reads such a file",
+                f"pass columns={list(self.found_columns)} if they are scores",
             )
 
-    def _check_classes(self, path: Source) -> None:
+    def _read_classes(self, path: Source) -> None:
         """ValueError if the source declares classes in the column of scores whose order is not that of similarity."""
         names = [name.lower() for name in self._class_names(path, 2)]
         is_nli = not _NLI_LABELS.keys().isdisjoint(names)
         # Of two, the second is the similar pairs' unless it denies the first: not_duplicate.
         is_pair = len(names) == 2 and not names[1].endswith(names[0])
         if names and (is_nli or not (is_pair or _rise(names))):
-            remedy = "NLIReader reads such a file; or name" if is_nli else "name"
-            raise ValueError(
+            raise DataError(
                 f"{path}: the numbers in the column {self.found_columns[2]!r} are classes ({', '.join(names)}), no "
-                f"scores; {remedy} a column of scores with columns="
+                "scores",
+                *(["NLIReader reads such a file"] if is_nli else []),
+                "name a column of scores with columns=",
             )
 
 
@@ -722,9 +735,10 @@ def check_score(path: Source, line: int, column: Column, score: str) -> None:
     except ValueError:
         finite = False
     if not finite and score.lower() in _NLI_LABELS:
-        raise ValueError(
-            f"{place(path, line)}, column {column!r}: {score!r} is an NLI label, no score; NLIReader reads such a "
-            "file; or name a column of scores with columns="
+        raise DataError(
+            f"{place(path, line)}, column {column!r}: {score!r} is an NLI label, no score",
+            "NLIReader reads such a file",
+            "name a column of scores with columns=",
         )
     if not finite:
         raise ValueError(f"{place(path, line)}, column {column!r}: {score!r} is not a score, expected a number")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse, parse_columns
+from st_simcse.cli.files import check_has_file, file_flags, file_options, table_arguments
+from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse
 from st_simcse.plots import plot_scores
 
 if TYPE_CHECKING:
@@ -67,14 +68,13 @@ class EvaluateArguments:
     plot_file: str | None = field(
         default=None, metadata={"help": "Draw them as dots, a group a task (.png, .svg, .pdf)."}
     )
-    sts_columns: list[str] | None = field(
-        default=None,
-        metadata={"help": "Of the STS tables: sentence, sentence, score; names, or numbers from 0, if not the usual."},
-    )
     allow_partial: bool = field(
         default=False, metadata={"help": "Evaluate on sets that are smaller than the released ones."}
     )
     mteb: bool = field(default=False, metadata={"help": "MTEB's tasks on the data that the package mteb downloads."})
+
+
+StsArguments = table_arguments("sts_", "Of the STS tables: sentence, sentence, score, if not the usual ones.")
 
 
 def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -84,7 +84,9 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         ValueError: at once for options that do not fit; at the end for a model without a score.
         OSError: at once for a file that cannot be written, and for a model that cannot be loaded.
     """
-    (args,) = parse("evaluate", argv, EvaluateArguments, example="st-simcse evaluate --model output --sts_dir sts")
+    args, table = parse(
+        "evaluate", argv, EvaluateArguments, StsArguments, example="st-simcse evaluate --model output --sts_dir sts"
+    )
     check_positive(args, "batch_size", "max_seq_length")
     check_outputs(args)
 
@@ -99,18 +101,18 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     )
 
     sts, transfer = _tasks(args)
+    check_has_file(vars(table), "sts_", "--sts_dir and its STS tables", has_file=bool(sts) and not args.mteb)
     names = list(dict.fromkeys(args.model))
     evaluators: list[Any] = []
     if sts and not args.mteb:
-        columns = parse_columns(args.sts_columns)
-        with named_options(columns="--sts_columns", allow_partial="--allow_partial"):
+        with named_options(**file_flags(vars(table), "sts_"), allow_partial="--allow_partial"):
             evaluators += sts_evaluators(
                 args.sts_dir or args.senteval_dir,
                 args.batch_size,
                 sts,
                 args.mode == "dev",
-                columns,
-                args.allow_partial,
+                allow_partial=args.allow_partial,
+                **file_options(vars(table), "sts_"),
             ).evaluators
     if transfer:
         folder = args.senteval_dir or args.sts_dir
@@ -166,8 +168,6 @@ def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
     transfer = [task for task in TRANSFER_TASKS if task in wanted and task_set != "sts"]
     if args.mteb and (transfer or args.tasks or args.mode != "test"):
         raise ValueError("--mteb has the seven STS tasks' test sets: leave --tasks, --task_set and --mode out")
-    if args.sts_columns and (args.mteb or not sts):
-        raise ValueError("--sts_columns are those of the STS tables: leave them out")
     if args.mteb and args.allow_partial:
         raise ValueError("--mteb has data of its own, which are complete: leave --allow_partial out")
     if transfer and not (args.senteval_dir or args.sts_dir):

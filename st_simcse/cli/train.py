@@ -21,8 +21,9 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.checkpoints import load_model
+from st_simcse.cli.files import check_has_file, file_flags, file_options
 from st_simcse.cli.loss import LossArguments, make_loss
-from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns, parse_format
+from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns
 from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
 from st_simcse.formats import FileFormat, found_format
@@ -161,6 +162,9 @@ class DataArguments:
     dev_columns: list[str] | None = field(
         default=None, metadata={"help": "Sentence, sentence, score: names, or numbers from 0, if not the usual ones."}
     )
+    dev_format: Literal["csv", "tsv", "jsonl"] | None = field(
+        default=None, metadata={"help": "What the file is; if none, what its name and first lines say."}
+    )
     dev_delimiter: str | None = field(default=None, metadata={"help": "As --train_delimiter."})
     dev_encoding: str | None = field(default=None, metadata={"help": "As --train_encoding."})
     dev_quoting: Literal["minimal", "none"] | None = field(default=None, metadata={"help": "As --train_quoting."})
@@ -169,6 +173,9 @@ class DataArguments:
     test_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
     test_split: str | None = field(default=None, metadata={"help": "Which split; of a data set test when left out."})
     test_columns: list[str] | None = field(default=None, metadata={"help": "As --dev_columns."})
+    test_format: Literal["csv", "tsv", "jsonl"] | None = field(
+        default=None, metadata={"help": "What the file is; if none, what its name and first lines say."}
+    )
     test_delimiter: str | None = field(default=None, metadata={"help": "As --train_delimiter."})
     test_encoding: str | None = field(default=None, metadata={"help": "As --train_encoding."})
     test_quoting: Literal["minimal", "none"] | None = field(default=None, metadata={"help": "As --train_quoting."})
@@ -462,8 +469,7 @@ def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str |
     file, dataset, subset, split = (getattr(args, f"{name}_{part}") for part in ("file", "dataset", "subset", "split"))
     if file and dataset:
         raise ValueError(f"pass --{name}_file or --{name}_dataset, not both")
-    if not file and (how := _format_options(args, name)):
-        raise ValueError(f"--{name}_{next(iter(how))} goes with --{name}_file: leave it out, or pass that")
+    check_has_file(_of_format(args), f"{name}_", f"--{name}_file", has_file=bool(file))
     if dataset:
         usual = {"train": "train", "dev": "validation", "test": "test"}[name]
         return HubDataset(dataset, subset, split or usual, streaming=args.streaming and name == "train")
@@ -474,14 +480,16 @@ def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str |
     return file
 
 
-def _format_options(args: DataArguments, name: str) -> dict[str, Any]:
-    return parse_format(*(getattr(args, f"{name}_{part}") for part in ("delimiter", "encoding", "quoting")))
+def _of_format(args: DataArguments) -> dict[str, Any]:
+    """The options that say how files are read, in which data sets of the hub have no share."""
+    parts = ("_format", "_delimiter", "_encoding", "_quoting")
+    return {name: word for name, word in vars(args).items() if name.endswith(parts) and name != "train_format"}
 
 
 def _evaluator(source: str | HubDataset, args: DataArguments, name: Literal["dev", "test"]) -> Any:
-    columns = parse_columns(getattr(args, f"{name}_columns"))
-    with named_options(columns=f"--{name}_columns", split=f"--{name}_split"):
-        return load_sts(source, columns=columns, split=_split(source, args, name), **_format_options(args, name))
+    options = file_options(vars(args), f"{name}_") | {"split": _split(source, args, name)}
+    with named_options(**file_flags(vars(args), f"{name}_")):
+        return load_sts(source, **options)
 
 
 def _split(source: str | HubDataset, args: DataArguments, name: str) -> str | None:
@@ -490,8 +498,17 @@ def _split(source: str | HubDataset, args: DataArguments, name: str) -> str | No
     return None if isinstance(source, HubDataset) else split
 
 
+# What the readers' arguments, and the readers themselves, are called in messages on the training data.
+_TRAIN_FLAGS = {
+    **{"column": "--columns", "columns": "--columns", "labels": "--labels", "split": "--train_split"},
+    **{part: f"--train_{part}" for part in ("delimiter", "encoding", "quoting")},
+    **{reader.__name__: f"--train_format {name}" for name, reader in READERS.items()},
+    **dict.fromkeys(("format='lines'", "SentenceReader(format='lines')"), "--train_format lines"),
+}
+
+
 def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> Dataset | IterableDataset:
-    with named_options(column="--columns", columns="--columns", labels="--labels", split="--train_split"):
+    with named_options(**_TRAIN_FLAGS):
         reader = _reader(source, args)
         if not args.streaming:
             return _some_rows(reader.get_dataset(source), args.max_train_samples or 0, seed)
@@ -505,14 +522,15 @@ def _some_rows(dataset: Dataset, most: int, seed: int) -> Dataset:
 
 def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
     columns = parse_columns(args.columns)
-    how = _format_options(args, "train") | {"split": _split(source, args, "train")}
+    of_format = file_options(_of_format(args), "train_")
+    how = of_format | {"split": _split(source, args, "train")}
     train_format: str = args.train_format
     if train_format == "lines":
         train_format, how["format"] = "sentences", "lines"
     elif train_format == "auto" and isinstance(source, HubDataset):
         train_format = _format_of(source, columns)
     elif train_format == "auto":
-        found = found_format(Path(str(source)), FileFormat(**_format_options(args, "train")))
+        found = found_format(Path(str(source)), FileFormat(**of_format))
         train_format = "sentences" if found == "lines" else "triplets"
     if train_format == "nli":
         return NLIReader(columns=columns, labels=_labels(args.labels), **how)
