@@ -291,6 +291,12 @@ class Reader:
             wanted, lacking = self.usual_columns(row), " or ".join(str(list(columns)) for columns in self.usual)
         if not wanted or not all(column in row for column in wanted):
             problem = f"{place(path, line)}: no column(s) {lacking}, found {list(row)}"
+            if self.columns is None and all(isinstance(name, str) and _is_text(name) for name in row):
+                number: int | list[int] = 0 if self.argument == "column" else list(range(len(row)))
+                raise DataError(
+                    f"{problem}, which are texts, so that the file seems to have no header",
+                    f"pass {self.argument}={number!r}, or other numbers from 0, to read it without one",
+                )
             raise DataError(problem, *self._column_remedies(path, row))
         unread = [column for column in row if column not in wanted]
         if unread and self.columns is None and len(wanted) < len(self.usual[0]):
@@ -307,10 +313,6 @@ class Reader:
 
     def _column_remedies(self, path: Source, row: dict[Column, Any]) -> list[str]:
         """What to do about a table that lacks the wanted columns."""
-        if self.columns is None and all(isinstance(name, str) and _is_text(name) for name in row):
-            number: int | list[int] = 0 if self.argument == "column" else list(range(len(row)))
-            told = "to read by number: these are texts, so that the file seems to have no header"
-            return [f"pass {self.argument}={number!r} {told}"]
         remedies = []
         other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
         if self.columns is None and all(isinstance(name, int) for name in row):

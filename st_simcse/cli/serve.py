@@ -45,14 +45,13 @@ def run(argv: Sequence[str]) -> None:
         from st_simcse.serve import check_port, launch, search_page
 
         check_port(args.port)
-        model = load_model(args.model)
         if args.index:
-            searcher = Searcher.load(args.index, model)
+            searcher = Searcher.load(args.index, load_model(args.model))
         else:
             with named_options(**file_flags(vars(file))):
                 reader = SentenceReader(drop_duplicates=True, **file_options(vars(file)))
                 sentences = reader.get_dataset(args.corpus)
-            searcher = cached_searcher(model, sentences, args.cache_dir)
+            searcher = cached_searcher(load_model(args.model), sentences, args.cache_dir)
         page = search_page(searcher)
         launch(page, args.port)
         with suppress(KeyboardInterrupt):
