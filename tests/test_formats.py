@@ -910,7 +910,7 @@ def test_sentevals_files_have_a_layout_of_their_own(tmp_path):
         _write(folder / f"STS.input.{subset}.txt", "Une élève.\tUn café.\n", "cp1252")
         _write(folder / f"STS.gs.{subset}.txt", "1\n")
     read = {"tasks": ["STS12"], "allow_partial": True}
-    with pytest.raises(ValueError, match="leave columns= and split='test' and delimiter='x' out"):
+    with pytest.raises(ValueError, match="leave delimiter='x' and columns= and split='test' out"):
         sts_evaluators(tmp_path, **read, columns=[0, 1, 2], split="test", delimiter="x")
     with pytest.raises(ValueError, match="line 1, byte 5: not UTF-8 .* pass encoding='cp1252'"):
         sts_evaluators(tmp_path, **read)
