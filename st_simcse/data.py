@@ -12,8 +12,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from st_simcse.formats import FileFormat, Source, text_lines
+from st_simcse.formats import FileFormat, Source
 from st_simcse.hub import HubDataset, hub_file
+from st_simcse.lines import text_lines
 from st_simcse.readers import (
     Reader,
     Record,
@@ -322,7 +323,7 @@ def _examples(path: Path, label: str | None = None) -> Iterator[Example]:
     """Those of a file, whose classes are in its lines if ``label`` is None."""
     texts: Sequence[str]
     classes: Sequence[str]
-    for line, text in text_lines(path, otherwise="latin-1"):
+    for line, text in text_lines(path, FileFormat(), otherwise="latin-1"):
         if label is not None:
             texts, found, classes = (text,), label, (label,)
         elif path.parent.name == "TREC":

@@ -32,12 +32,12 @@ from st_simcse.formats import (
     Row,
     Source,
     file_format,
-    open_rows,
     place,
     too_long,
 )
 from st_simcse.hub import HubDataset, class_names
 from st_simcse.remedies import DataError
+from st_simcse.rows import open_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

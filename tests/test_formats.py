@@ -23,7 +23,8 @@ from st_simcse.cli.train import _reader, parse_train
 from st_simcse.data import SUBSETS
 from st_simcse.encodings import fitting_encodings
 from st_simcse.evaluation import load_classes, load_retrieval, sts_evaluators
-from st_simcse.formats import FileFormat, found_format
+from st_simcse.formats import FileFormat
+from st_simcse.layouts import found_format
 from st_simcse.remedies import DataError
 
 PAIRS = [("A dog runs.", "A hound runs.", "4.5"), ("A dog, a cat.", "A car.", "0.5"), ("Two men.", "Two.", "2")]

@@ -26,8 +26,9 @@ from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns
 from st_simcse.cli.peers import Peer, PeerTrainer
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
-from st_simcse.formats import FileFormat, found_format
+from st_simcse.formats import FileFormat
 from st_simcse.hub import HubDataset
+from st_simcse.layouts import found_format
 from st_simcse.lora import adapters, check_peft, merge_lora
 from st_simcse.losses import OPTIONS, SimCSELoss
 from st_simcse.losses.options import option_name
