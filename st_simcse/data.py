@@ -15,14 +15,9 @@ from typing import Any
 from st_simcse.formats import FileFormat, Source
 from st_simcse.hub import HubDataset, hub_file
 from st_simcse.lines import text_lines
-from st_simcse.readers import (
-    Reader,
-    Record,
-    SentenceReader,
-    STSReader,
-    TripletReader,
-    check_score,
-)
+from st_simcse.reader import Reader, Record
+from st_simcse.readers import SentenceReader, TripletReader
+from st_simcse.scored_pairs import STSReader, check_score
 
 __all__ = [
     "DATA_SETS",

@@ -43,7 +43,7 @@ def open_rows(path: Source, how: FileFormat, numbered: bool | None, as_lines: st
     kind = file_format(path)
     if isinstance(path, HubDataset) or kind == "parquet":
         if how.given:
-            raise ValueError(f"{path}: {' and '.join(how.given)} is for text files: leave it out")
+            raise ValueError(f"{path} is no text file, whose layout may vary: leave {' and '.join(how.given)} out")
         return kind, enumerate(_dataset_rows(path) if isinstance(path, HubDataset) else _parquet_rows(path), start=1)
     found, pieces = open_file(path, how, as_lines)
     if found.format == "jsonl":

@@ -430,7 +430,7 @@ def test_formats_that_do_not_go_together(options, message):
 def test_parquet_files_and_data_sets_have_one_format(tmp_path):
     Dataset.from_dict({"text": ["A"]}).to_parquet(tmp_path / "train.parquet")
     for source in (tmp_path / "train.parquet", HubDataset(str(tmp_path))):
-        with pytest.raises(ValueError, match="encoding='gbk' is for text files: leave it out"):
+        with pytest.raises(ValueError, match="is no text file, .*: leave encoding='gbk' out"):
             _sentences(source, encoding="gbk")
 
 
@@ -768,7 +768,7 @@ def test_declared_classes_are_looked_at_once(tmp_path, monkeypatch):
     columns = {"sentence1": ["A"] * 9, "sentence2": ["B"] * 9, "score": list(range(9))}
     Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
     looked = []
-    monkeypatch.setattr("st_simcse.readers.class_names", lambda path: looked.append(path) or {})
+    monkeypatch.setattr("st_simcse.reader.class_names", lambda path: looked.append(path) or {})
     assert load_sts(tmp_path / "a.parquet").scores == list(range(9))
     assert len(looked) == 1
 
@@ -937,3 +937,21 @@ def test_comparisons_measure_on_files_that_are_read_as_told(tmp_path):
     for option, needed in (("sts_encoding", "--sts_dir"), ("retrieval_test_split", "--retrieval_test_file")):
         with pytest.raises(ValueError, match=f"--{option} goes with {needed}: leave it out, or pass that"):
             runs.measures(tests | {option: "gbk"})
+
+
+def test_a_stream_that_breaks_off_while_it_is_trained_on_names_the_option(tmp_path, tiny_bert):
+    """It is read long after the options were."""
+    path = _write(tmp_path / "a.txt", b"A dog runs.\nA cat sleeps.\n" * 4 + "我的狗在公园里跑。\n".encode("gbk"))
+    words = ["train", "--model_name_or_path", tiny_bert, "--train_file", str(path), "--streaming", "--max_steps", "4"]
+    words += ["--output_dir", str(tmp_path / "out"), "--report_to", "none", "--use_cpu"]
+    with pytest.raises(SystemExit, match=r"line 9, byte 1: not UTF-8 .*; pass --train_encoding gb18030, or convert"):
+        cli.main(words)
+
+
+def test_options_of_text_files_are_refused_for_parquet_files_and_data_sets(tmp_path):
+    Dataset.from_dict({"text": ["A"]}).to_parquet(tmp_path / "train.parquet")
+    for source in (["--corpus", str(tmp_path / "train.parquet")], ["--dataset", str(tmp_path)]):
+        with pytest.raises(SystemExit, match=r"is no text file, .*: leave --delimiter '\\t' and --quoting out$"):
+            cli.main(
+                ["encode", "--model", "m", "--output_file", "e.npy", *source, "--delimiter", "\\t", "--quoting", "none"]
+            )

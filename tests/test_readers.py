@@ -37,7 +37,7 @@ from st_simcse import (
 )
 from st_simcse.corpus import generate_corpus
 from st_simcse.formats import file_format
-from st_simcse.readers import STSReader
+from st_simcse.scored_pairs import STSReader
 
 
 def _write(folder, name, content):

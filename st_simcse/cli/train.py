@@ -8,6 +8,7 @@ import logging
 import math
 import statistics
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -36,8 +37,9 @@ from st_simcse.model_card import own_card, shown_command
 from st_simcse.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
-from st_simcse.readers import READERS, NLIReader, Reader, SentenceReader, load_sts
+from st_simcse.readers import READERS, NLIReader, Reader, SentenceReader
 from st_simcse.run_folder import checkpoint_folders, sole_run
+from st_simcse.scored_pairs import load_sts
 from st_simcse.stop_on_signal import StopOnSignal, Stopped
 from st_simcse.teacher import add_teacher_embeddings
 from st_simcse.trainer import SimCSETrainer
@@ -342,7 +344,7 @@ def _train_once(
         own_card(model).command = shown_command(["st-simcse", "train", *argv])
     results = {"before": _spearman(evaluators, model)} if before else {}
     resume = args.resume_from_checkpoint
-    with stop:
+    with stop, named_options(**_TRAIN_FLAGS) if data_args.streaming else nullcontext():
         trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
     is_main = trainer.is_world_process_zero()  # of several processes one writes and prints
     if stop.has_stopped:

@@ -11,8 +11,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
 
 from st_simcse.data import STS_DEV_ROWS, STS_ROWS, SentEvalReader, check_rows, senteval_tasks
-from st_simcse.formats import FileFormat, FormatOptions
-from st_simcse.readers import Column, STSReader, sts_evaluator
+from st_simcse.formats import Column, FileFormat, FormatOptions
+from st_simcse.scored_pairs import STSReader, sts_evaluator
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
