@@ -763,16 +763,6 @@ def test_labels_that_may_be_scores_are_named_as_columns(told):
     assert load_sts("dev.tsv", columns=["text1", "text2", "label"]).scores == [0, 1, 2]
 
 
-def test_declared_classes_are_looked_at_once(tmp_path, monkeypatch):
-    """And not at each row that is read."""
-    columns = {"sentence1": ["A"] * 9, "sentence2": ["B"] * 9, "score": list(range(9))}
-    Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
-    looked = []
-    monkeypatch.setattr("st_simcse.reader.class_names", lambda path: looked.append(path) or {})
-    assert load_sts(tmp_path / "a.parquet").scores == list(range(9))
-    assert len(looked) == 1
-
-
 @pytest.mark.parametrize(
     ("remedy", "options", "expected"),
     [
