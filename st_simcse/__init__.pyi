@@ -39,8 +39,8 @@ from .readers import (
     NLIReader,
     SentenceReader,
     TripletReader,
-    load_sts,
 )
+from .scored_pairs import load_sts
 from .search import Searcher
 from .teacher import add_teacher_embeddings
 from .trainer import SimCSETrainer

@@ -12,16 +12,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from st_simcse.formats import Source, text_lines
+from st_simcse.formats import FileFormat, Source
 from st_simcse.hub import HubDataset, hub_file
-from st_simcse.readers import (
-    Reader,
-    Record,
-    SentenceReader,
-    STSReader,
-    TripletReader,
-    check_score,
-)
+from st_simcse.lines import text_lines
+from st_simcse.reader import Reader, Record
+from st_simcse.readers import SentenceReader, TripletReader
+from st_simcse.scored_pairs import STSReader, check_score
 
 __all__ = [
     "DATA_SETS",
@@ -347,7 +343,7 @@ def _examples(path: Path, label: str | None = None) -> Iterator[Example]:
     """Those of a file, whose classes are in its lines if ``label`` is None."""
     texts: Sequence[str]
     classes: Sequence[str]
-    for line, text in text_lines(path, otherwise="latin-1"):
+    for line, text in text_lines(path, FileFormat(), otherwise="latin-1"):
         if label is not None:
             texts, found, classes = (text,), label, (label,)
         elif path.parent.name == "TREC":
@@ -389,7 +385,7 @@ class SentEvalReader(Reader):
     """
 
     def _records(self, path: Source) -> Iterator[Record]:
-        for file, line, (sentence1, sentence2, score) in _pairs(Path(str(path))):
+        for file, line, (sentence1, sentence2, score) in _pairs(Path(str(path)), self.how):
             if score:
                 check_score(file, line, "score", score)
                 yield sentence1, sentence2, score
@@ -400,17 +396,17 @@ class SentEvalReader(Reader):
         return ["sentence1", "sentence2", "score"]
 
 
-def _pairs(path: Path) -> Iterator[tuple[Path, int, Record]]:
+def _pairs(path: Path, how: FileFormat) -> Iterator[tuple[Path, int, Record]]:
     """File, line, and (sentence1, sentence2, score) of each pair."""
     if path.suffix:
         places, header = ((5, 6, 4), 0) if path.name.startswith("sts-") else ((1, 2, 3), 1)
-        for line, text in text_lines(path):
+        for line, text in text_lines(path, how):
             if line > header:
                 yield path, line, _cells(path, line, text, places)
         return
     for subset in SUBSETS[path.name.removesuffix("-en-test")]:
         inputs, golds = path / f"STS.input.{subset}.txt", path / f"STS.gs.{subset}.txt"
-        for row, gold in zip_longest(text_lines(inputs), text_lines(golds)):
+        for row, gold in zip_longest(text_lines(inputs, how), text_lines(golds, how)):
             if row is None or gold is None:
                 raise ValueError(f"{inputs} and {golds.name} differ in their number of lines")
             line, text = row

@@ -1,59 +1,25 @@
-"""Readers: text, csv, tsv, jsonl and parquet files, and data sets of the hub, to InputExamples, a datasets.Dataset on
-disk, or an STS evaluator.
-
-A reader never drops a row in silence: what it skips it counts in ``skipped`` and logs, and what it cannot read is a
-ValueError that names the file, the line and the column.
-"""
+"""Readers of training data: sentences, triplets and NLI rows."""
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-import shlex
-import tempfile
-from collections import Counter
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
-from functools import cache
-from itertools import chain, islice, pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, Features, IterableDataset, Value
-from datasets.exceptions import DatasetGenerationError
-from sentence_transformers import InputExample
-from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-
-from st_simcse.formats import (
-    LACKING,
-    Column,
-    FileFormat,
-    FormatOptions,
-    Row,
-    Source,
-    file_format,
-    open_rows,
-    place,
-    too_long,
-)
-from st_simcse.hub import HubDataset, class_names
+from st_simcse.formats import AS_LINES, LACKING, Column, FormatOptions, Source, place
+from st_simcse.reader import READERS, Reader, Record, cell_text
+from st_simcse.remedies import DataError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["NLIReader", "SentenceReader", "TripletReader", "load_sts"]
+__all__ = ["NLI_LABELS", "READERS", "NLIReader", "Reader", "SentenceReader", "TripletReader"]
 
-logger = logging.getLogger(__name__)
-
-Record = tuple[str, ...]
-Name = str | os.PathLike[str] | HubDataset
-
-# The columns that say which split a row belongs to, and the splits, in lower case.
-_SPLIT_COLUMNS = {"split", "splits", "partition", "set", "subset", "semeval_set"}
-_SPLITS = {"train", "training", "dev", "development", "valid", "validation", "val", "test", "testing", "trial"}
+_WITH_SENTENCE_READER = "read each line as a sentence with SentenceReader(format='lines')"
 
 # By their spelling in lower case. Data sets differ in what they number 0, 1 and 2.
-_NLI_LABELS = {
+NLI_LABELS = {
     **dict.fromkeys(("entailment", "e"), "entailment"),
     **dict.fromkeys(("neutral", "n"), "neutral"),
     **dict.fromkeys(("contradiction", "contradictory", "c"), "contradiction"),
@@ -61,337 +27,7 @@ _NLI_LABELS = {
 }
 
 
-class Reader:
-    """What the readers share: finding the file, the columns, duplicates, counting, and the three ways out.
-
-    Args:
-        dataset_folder: file names are relative to it.
-        columns: the columns to read, by name (the file has a header) or by number from 0 (it has none); found by
-            their usual names when left out.
-        drop_duplicates: skip, and count, what was read before.
-        split: which split is read, of a table that has several and a column (``split``, ``partition``, ``set``,
-            ``SemEval_set``; without a header the first) that says which; upper and lower case are the same.
-        **how: how the files' bytes become rows, the arguments of :class:`~st_simcse.formats.FileFormat`: ``format``,
-            ``delimiter``, ``encoding``, ``quoting`` and ``max_row_bytes``. A row that is longer than the latter is
-            refused before more of it is in memory (in parquet files, JSON arrays and data sets, once it is loaded).
-            A row is a line, in csv files all the lines of its quoted cells.
-
-    Attributes:
-        skipped: the reasons for which the last file's rows were skipped, with their counts.
-        found_columns: the columns that were read of the last table.
-        usual: the column sets to look for, of which the first that the file has is taken.
-        optional: how many of the last ones it may lack; those that the user names it must have.
-        argument: what the reader calls the columns that the user names.
-        of_pairs: what is read of a scored pair without a header, whose last three columns are sentence, sentence and
-            score; None refuses such a file.
-        takes_lines: whether a file may hold a sentence a line instead of a table.
-        scores: which of the wanted columns, by their places, have numbers; true is 1 there, and false 0.
-
-    Raises:
-        ValueError: for fewer or more columns than the reader takes, and as :class:`~st_simcse.formats.FileFormat`.
-    """
-
-    usual: ClassVar[Sequence[Sequence[Column]]] = ()
-    optional: ClassVar[int] = 0
-    argument: ClassVar[str] = "columns"
-    of_pairs: ClassVar[slice | None] = None
-    takes_lines: ClassVar[bool] = False
-    scores: ClassVar[Container[int]] = ()
-
-    def __init__(
-        self,
-        dataset_folder: str | os.PathLike[str] = "",
-        columns: Sequence[Column] | None = None,
-        *,
-        drop_duplicates: bool = False,
-        split: str | None = None,
-        **how: Unpack[FormatOptions],
-    ) -> None:
-        if columns is not None and (isinstance(columns, str) or not self._takes(len(columns))):
-            expected = " or ".join(str(list(usual)) for usual in self.usual)
-            hint = "; SentenceReader (--train_format sentences) reads one column" if len(columns) == 1 else ""
-            raise ValueError(f"expected a list as long as {expected} for columns=, got {columns!r}{hint}")
-        self.dataset_folder = dataset_folder
-        self.columns = columns
-        self.drop_duplicates = drop_duplicates
-        self.how = FileFormat(**how)
-        self.split = split
-        self.skipped: Counter[str] = Counter()
-        self.found_columns: Sequence[Column] = ()
-
-    def get_examples(self, filename: Name, max_examples: int = 0) -> list[InputExample]:
-        """The file as InputExamples, for ``model.fit``.
-
-        Args:
-            filename: path of the file, relative to ``dataset_folder``; or a :class:`~st_simcse.HubDataset`.
-            max_examples: stop after so many examples; 0 reads them all.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it cannot be read as it should, or has no row to give; names file, line and column.
-        """
-        return [
-            InputExample(guid=f"{Path(str(filename)).name}-{index}", texts=list(self._texts(record)))
-            for index, record in enumerate(islice(self._read(filename), max_examples or None))
-        ]
-
-    def get_dataset(self, filename: Name) -> Dataset:
-        """The file as a Dataset, for ``SentenceTransformerTrainer``.
-
-        Rows stream through Arrow into a temporary file that is deleted when the program ends, so that memory does not
-        grow with the file. Raises what :meth:`get_examples` raises.
-        """
-        try:
-            # The folder is new every time: a cached table would hide both a changed file and what was skipped.
-            return Dataset.from_generator(
-                self._read_dicts, gen_kwargs={"filenames": [filename]}, cache_dir=tempfile.mkdtemp(dir=_scratch().name)
-            )
-        except DatasetGenerationError as error:
-            raise (error.__cause__ or error) from None
-
-    def get_iterable_dataset(self, *filenames: Name) -> IterableDataset:
-        """Files that are read while training goes on, for data that is too large to copy.
-
-        Every file is a shard; ``.shuffle(seed, buffer_size)`` shuffles the files and, within a buffer, their rows. The
-        trainer needs ``max_steps``, because nobody has counted the rows. What is skipped is logged file by file.
-        Raises what :meth:`get_examples` raises, at once for each file's first row, later when it comes to the row; and
-        ValueError for files of different width, for none, and for pipes, which can be read but once.
-        """
-        if not filenames:
-            raise ValueError("no file to read: pass one file name or more")
-        for name in filenames:
-            check_name(name)
-        paths = {str(name): Path(self.dataset_folder, name) for name in filenames if not isinstance(name, HubDataset)}
-        if missing := [name for name, path in paths.items() if not path.exists()]:
-            raise FileNotFoundError(f"no such file(s): {', '.join(missing)}")
-        if pipes := [name for name, path in paths.items() if path.is_fifo()]:
-            raise ValueError(f"{', '.join(pipes)}: a pipe can be read but once; use get_dataset")
-        columns = {str(name): list(self._names(len(next(self._read(name))))) for name in filenames}
-        names = columns[str(filenames[0])]
-        if any(other != names for other in columns.values()):
-            raise ValueError(
-                "the files give different columns: "
-                + ", ".join(f"{file} {found}" for file, found in columns.items())
-                + "; read them apart, or name the columns that all of them have"
-            )
-        return IterableDataset.from_generator(
-            self._read_dicts,
-            features=Features({name: Value("string") for name in names}),
-            gen_kwargs={"filenames": list(filenames)},
-        )
-
-    def _read_dicts(self, filenames: list[Name]) -> Iterator[dict[str, str]]:
-        for filename in filenames:
-            for record in self._read(filename):
-                yield dict(zip(self._names(len(record)), record, strict=True))
-
-    def _read(self, filename: Name) -> Iterator[Record]:
-        """The records of a file, of which there is one at least; what is skipped is counted, and logged at the end."""
-        check_name(filename)
-        path = filename if isinstance(filename, HubDataset) else Path(self.dataset_folder, filename)
-        if isinstance(path, Path) and not path.exists():
-            raise FileNotFoundError(f"there is no file {path}: check its name and the folder, {path.absolute().parent}")
-        self.skipped = Counter()
-        seen: set[int] = set()  # hashes: the texts of a large file would fill the memory
-        count = 0
-        for record in self._records(path):
-            if self.drop_duplicates:
-                key = hash(record)
-                if key in seen:
-                    self.skipped["duplicate"] += 1
-                    continue
-                seen.add(key)
-            count += 1
-            yield record
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.skipped.items())
-        if not count:
-            raise ValueError(f"{path}: nothing to read" + (f", all rows were skipped: {reasons}" if reasons else ""))
-        if reasons:
-            logger.warning("%s: %s read, skipped %s", path, f"{count:,}", reasons)
-
-    def _cells(self, path: Source) -> Iterator[tuple[int, Record]]:
-        """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped."""
-        wanted: Sequence[Column] = ()
-        names: Collection[Column] = ()
-        splits: _Splits | None = None
-        for line, row in self._rows(path):
-            if not row:
-                self.skipped["blank"] += 1
-                continue
-            if not wanted:
-                self.found_columns = wanted = self._choose_columns(path, line, row)
-                names = row.keys()
-                splits = _Splits(path, line, row, wanted, self.split)
-            elif self.columns is None and row.keys() != names and len(self.usual_columns(row)) > len(wanted):
-                raise ValueError(f"{place(path, line)}: the row has {list(row)}, the first one only {list(names)}")
-            if splits and (other := splits.foreign(line, row)):
-                self.skipped[f"of the split {other!r}"] += 1
-                continue
-            for cells in self._choices(path, line, row, wanted):
-                texts = tuple(text for _, text in cells)
-                if sum(map(len, texts)) > self.how.max_row_bytes:
-                    raise too_long(path, line, self.how.max_row_bytes)
-                empty = [column for column, text in cells if not text]
-                if len(empty) == len(cells):
-                    self.skipped["blank"] += 1
-                elif empty:
-                    self.skipped[f"with an empty {empty[0]!r}"] += 1
-                else:
-                    yield line, texts
-
-    def _choices(
-        self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column]
-    ) -> Iterator[list[tuple[Column, str]]]:
-        """The wanted columns and texts of each record that the row gives: of the one."""
-        yield [(column, _text(path, line, row, column, index in self.scores)) for index, column in enumerate(wanted)]
-
-    def _rows(self, path: Source) -> Iterator[Row]:
-        """The rows with the line they begin on; blank lines are empty rows."""
-        numbered = None if self.columns is None else all(isinstance(column, int) for column in self.columns)
-        kind, rows = open_rows(path, self.how, numbered)
-        if kind == "lines" and not self.takes_lines:
-            raise ValueError(
-                f"{path}: its lines are no table; expected a .csv, .tsv, .jsonl or .parquet file (or one of the first "
-                "three with .gz), or lines of JSON objects or of cells with tabs or || between them; other separators "
-                "go into delimiter= (--delimiter, --train_delimiter)"
-            )
-        if kind == "lines" and self.split is not None:
-            raise ValueError(f"{path}: a text file has a sentence a line and no column of splits: leave split= out")
-        if kind == "lines" and self.columns is not None:
-            raise ValueError(
-                f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose; if its lines "
-                "have cells, pass delimiter= (--delimiter, --train_delimiter)"
-            )
-        yield from rows
-
-    @classmethod
-    def usual_columns(cls, names: Container[Column]) -> Sequence[Column]:
-        """Those of the usual columns that a file with these has; none if it lacks some."""
-        for usual in cls.usual:
-            for wanted in (usual, usual[: len(usual) - cls.optional]):
-                if all(column in names for column in wanted):
-                    return wanted
-        return []
-
-    def _choose_columns(self, path: Source, line: int, row: dict[Column, Any]) -> Sequence[Column]:
-        wanted: Sequence[Column]
-        if self.columns is None and self.of_pairs and all(isinstance(column, int) for column in row):
-            wanted = list(row)[self.of_pairs]
-            logger.info("%s holds scored pairs and no header: the columns %s are read, from 0", path, wanted)
-            return wanted
-        if self.columns is not None:
-            # Where columns have names, a number is one.
-            wanted = [column if column in row or str(column) not in row else str(column) for column in self.columns]
-            lacking = str([column for column in wanted if column not in row])
-        else:
-            wanted, lacking = self.usual_columns(row), " or ".join(str(list(columns)) for columns in self.usual)
-        if not wanted or not all(column in row for column in wanted):
-            remedy = self._column_remedy(path, row)
-            raise ValueError(f"{place(path, line)}: no column(s) {lacking}, found {list(row)}; {remedy}")
-        unread = [column for column in row if column not in wanted]
-        if unread and self.columns is None and len(wanted) < len(self.usual[0]):
-            logger.warning("%s: only the columns %s are read, not %s", path, list(wanted), unread)
-        return wanted
-
-    def _class_names(self, path: Source, column: int) -> list[str]:
-        """What the source itself says of the numbers in one of the found columns."""
-        has_features = file_format(path) in ("dataset", "parquet")
-        return class_names(path).get(str(self.found_columns[column]), []) if has_features else []
-
-    def _column_remedy(self, path: Source, row: dict[Column, Any]) -> str:
-        """What to do about a table that lacks the wanted columns."""
-        if self.columns is None and all(isinstance(name, str) and _is_text(name) for name in row):
-            numbers = " ".join(map(str, range(len(row))))
-            return (
-                "these are texts, so that the file seems to have no header: name the columns to read by number, "
-                f"such as {numbers}, with {self.argument}="
-            )
-        other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
-        if self.columns is None and all(isinstance(name, int) for name in row):
-            other = "sentences"  # without a header, so that scored pairs were found
-        trains = type(self) in READERS.values()  # the others are for evaluation, which is of one kind
-        if other and trains and not self.columns:
-            remedy = f"{READERS[other].__name__} (--train_format {other}) reads such a file"
-        elif trains and len(row) == 1 and not self._takes(1):
-            (name,) = row
-            remedy = (
-                f"SentenceReader(column={name!r}) (--train_format sentences --columns {shlex.quote(str(name))}) reads "
-                "its one column"
-            )
-        else:
-            remedy = (
-                f"name the columns to read with {self.argument}=, by their header or, for a file without one, by "
-                "number from 0"
-            )
-        if self.takes_lines and file_format(path) == "txt":  # its lines were found to be a table's
-            remedy += "; or pass format='lines' (--format lines, --train_format lines) to read each as a sentence"
-        return remedy
-
-    @classmethod
-    def _takes(cls, columns: int) -> bool:
-        """Whether the user may name so many columns."""
-        return columns in map(len, cls.usual)
-
-    def _records(self, path: Source) -> Iterator[Record]:
-        """What the rows of a source give, before duplicates are dropped."""
-        for _, record in self._cells(path):
-            yield record
-
-    def _names(self, width: int) -> Sequence[str]:
-        """Names of the Dataset's columns, of records with so many texts."""
-        raise NotImplementedError
-
-    def _texts(self, record: Record) -> Record:
-        """The texts of a record's InputExample."""
-        return record
-
-
-class _Splits:
-    """The column of a table that says which split a row belongs to, if it has one.
-
-    Raises:
-        ValueError: if a split is asked for and there is no such column.
-    """
-
-    def __init__(
-        self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column], split: str | None
-    ) -> None:
-        columns = [name for name in row if name not in wanted and _may_name_splits(name)]
-        named = [name for name in columns if _split_name(row, name).lower() in _SPLITS]
-        if split is not None and not columns:
-            raise ValueError(
-                f"{place(path, line)}: no column of splits (split, partition, set or SemEval_set), found {list(row)}; "
-                "leave split= out"
-            )
-        self.path, self.split = path, split
-        self.columns = (named or columns)[:1] if split is not None else columns
-        self.first: dict[Column, str] = {}
-
-    def foreign(self, line: int, row: dict[Column, Any]) -> str:
-        """The row's split, if it is another than the one that is asked for; ValueError if none is, and rows differ."""
-        for column in self.columns:
-            name = _split_name(row, column)
-            if self.split is not None:
-                return "" if name.lower() == self.split.lower() else name or "(none)"
-            if name.lower() in _SPLITS and self.first.setdefault(column, name) != name:
-                raise ValueError(
-                    f"{place(self.path, line)}: a row of the split {name!r} (column {column!r}) behind rows of the "
-                    f"split {self.first[column]!r}; pass split= to choose one, or keep "
-                    "one split in a file of its own"
-                )
-        return ""
-
-
-def _may_name_splits(column: Column) -> bool:
-    return column == 0 or str(column).lower() in _SPLIT_COLUMNS
-
-
-def _split_name(row: dict[Column, Any], column: Column) -> str:
-    cell = row.get(column)
-    return cell.strip() if isinstance(cell, str) else ""
-
-
-class SentenceReader(Reader):
+class SentenceReader(Reader, kind="sentences"):
     """Single sentences for :class:`~st_simcse.UnsupSimCSELoss`.
 
     Text files (``.txt``, or any other name) hold one sentence a line. Tables (``.csv``, ``.tsv``, ``.jsonl``,
@@ -422,6 +58,7 @@ class SentenceReader(Reader):
     of_pairs = slice(-3, -1)
     argument = "column"
     takes_lines = True
+    as_lines = AS_LINES
 
     def __init__(
         self,
@@ -446,7 +83,7 @@ class SentenceReader(Reader):
         self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column]
     ) -> Iterator[list[tuple[Column, str]]]:
         for column in wanted:
-            yield [(column, _text(path, line, row, column))]
+            yield [(column, cell_text(path, line, row, column))]
 
     def _names(self, width: int) -> Sequence[str]:
         return ["sentence"]
@@ -455,7 +92,7 @@ class SentenceReader(Reader):
         return record * 2
 
 
-class TripletReader(Reader):
+class TripletReader(Reader, kind="triplets"):
     """(anchor, positive, hard negative) rows for :class:`~st_simcse.SupSimCSELoss`.
 
     Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, each also gzipped, ``.parquet`` files and data sets of the hub. The
@@ -478,6 +115,7 @@ class TripletReader(Reader):
         ("query", "pos", "neg"),
     )
     optional = 1
+    as_lines = _WITH_SENTENCE_READER
 
     @classmethod
     def _takes(cls, columns: int) -> bool:
@@ -488,17 +126,19 @@ class TripletReader(Reader):
         for line, record in self._cells(path):
             width = width or len(record)
             if len(record) != width:
-                raise ValueError(
-                    f"{place(path, line)}: {len(record) - 2} negatives, but the first row has {width - 2}; every row "
-                    "needs as many: cut the longer lists, or pass SimCSETrainer a Dataset with one column of lists, as "
-                    'in Dataset.from_list([{"anchor": ..., "positive": ..., "negatives": [...]}])'
+                raise DataError(
+                    f"{place(path, line)}: {len(record) - 2} negatives, but the first row has {width - 2}, and every "
+                    "row needs as many",
+                    "cut the longer lists",
+                    "pass SimCSETrainer train_dataset= with one column of lists, as in "
+                    'Dataset.from_list([{"anchor": ..., "positive": ..., "negatives": [...]}])',
                 )
             yield record
 
     def _choices(
         self, path: Source, line: int, row: dict[Column, Any], wanted: Sequence[Column]
     ) -> Iterator[list[tuple[Column, str]]]:
-        anchor = wanted[0], _text(path, line, row, wanted[0])
+        anchor = wanted[0], cell_text(path, line, row, wanted[0])
         positives, *negatives = (_listed(path, line, row, column) for column in wanted[1:])
         for positive in positives:
             yield [anchor, positive, *chain.from_iterable(negatives)]
@@ -508,7 +148,7 @@ class TripletReader(Reader):
         return ["anchor", "positive", *negatives]
 
 
-class NLIReader(Reader):
+class NLIReader(Reader, kind="nli"):
     """Triplets from premise, hypothesis, label rows: the hypotheses of a premise become positive and hard negative.
 
     The entailments of a premise are paired with its contradictions in file order, as in the paper's
@@ -543,22 +183,22 @@ class NLIReader(Reader):
         ("sentence_A", "sentence_B", "entailment_label"),
         ("sentence_A", "sentence_B", "entailment_judgment"),
     )
+    as_lines = _WITH_SENTENCE_READER
 
     def __init__(
         self, *others: Any, labels: Sequence[str] | Mapping[str | int, str] | None = None, **options: Any
     ) -> None:
         super().__init__(*others, **options)
         given: dict[Any, str] = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels or ()))
-        if isinstance(labels, str) or not all(str(meaning).lower() in _NLI_LABELS for meaning in given.values()):
+        if isinstance(labels, str) or not all(str(meaning).lower() in NLI_LABELS for meaning in given.values()):
             raise ValueError(f"expected entailment, neutral, contradiction, or - for none, in labels=, got {labels!r}")
-        self._given = {str(spelled).lower(): _NLI_LABELS[meaning.lower()] for spelled, meaning in given.items()}
+        self._meanings: dict[str, str] = {}
+        self._given = {str(spelled).lower(): NLI_LABELS[meaning.lower()] for spelled, meaning in given.items()}
 
     def _records(self, path: Source) -> Iterator[Record]:
         premises: dict[str, dict[str, list[str]]] = {}
-        meanings: dict[str, str] = {}
         for line, (premise, hypothesis, spelled) in self._cells(path):
-            meanings = meanings or self._meanings(path)
-            label = meanings.get(spelled.lower())
+            label = self._meanings.get(spelled.lower())
             if label is None:
                 raise self._unknown_label(path, line, spelled)
             if label in ("neutral", "without a gold label"):
@@ -573,9 +213,9 @@ class NLIReader(Reader):
             for positive, negative in zip(positives, negatives, strict=False):
                 yield premise, positive, negative
 
-    def _meanings(self, path: Source) -> dict[str, str]:
-        """What the labels of a source mean, by their spelling in lower case."""
-        words = _NLI_LABELS | self._given
+    def _read_classes(self, path: Source) -> None:
+        """What the labels of the source mean, by their spelling in lower case."""
+        words = NLI_LABELS | self._given
         names = {str(number): name.lower() for number, name in enumerate(self._class_names(path, 2))}
         declared = {number: words[name] for number, name in names.items() if name in words}
         for number, meaning in declared.items():
@@ -584,204 +224,26 @@ class NLIReader(Reader):
                     f"{path}: the data set says that the label {number} is {meaning}, and labels= says "
                     f"{self._given[number]}: leave it out"
                 )
-        return words | declared
+        self._meanings = words | declared
 
     def _unknown_label(self, path: Source, line: int, spelled: str) -> ValueError:
+        remedy = "say so with labels= if it means one of these"
         if not spelled.replace(".", "", 1).isdecimal():
-            told, remedy = f"unknown label {spelled!r}", "if it means one of these, say so with labels="
+            told = f"unknown label {spelled!r}"
         elif names := self._class_names(path, 2)[int(float(spelled)) :]:
-            told, remedy = f"unknown label {names[0]!r}", "if it means one of these, say so with labels="
+            told = f"unknown label {names[0]!r}"
         else:
             told = f"nothing says what the label {spelled} means, since data sets differ in their numbers"
             remedy = "pass labels= with the meanings in the order of the numbers"
-        return ValueError(
-            f"{place(path, line)}: {told}; expected entailment, neutral, contradiction, or - for none; {remedy}"
-        )
+        expected = "expected entailment, neutral, contradiction, or - for none"
+        return DataError(f"{place(path, line)}: {told}; {expected}", remedy)
 
     def _names(self, width: int) -> Sequence[str]:
         return ["anchor", "positive", "negative"]
-
-
-READERS: dict[str, type[Reader]] = {"sentences": SentenceReader, "triplets": TripletReader, "nli": NLIReader}
-
-
-class STSReader(Reader):
-    """(sentence1, sentence2, score) rows, for :func:`load_sts`."""
-
-    usual = (
-        ("sentence1", "sentence2", "score"),
-        ("sentence1", "sentence2", "label"),
-        ("text1", "text2", "score"),
-        ("text1", "text2", "label"),
-        ("sentence_A", "sentence_B", "relatedness_score"),
-    )
-    of_pairs = slice(-3, None)
-    scores = (2,)
-
-    def _records(self, path: Source) -> Iterator[Record]:
-        scores: set[str] = set()
-        for line, (sentence1, sentence2, score) in self._cells(path):
-            if not scores:
-                self._check_classes(path)
-            check_score(path, line, self.found_columns[2], score)
-            if len(scores) < 5:  # more are no NLI labels
-                scores.add(score)
-            yield sentence1, sentence2, score
-        looks_like_nli = scores - {"-1"} == {"0", "1", "2"} and self.found_columns[2] == "label"
-        if looks_like_nli and self.columns is None and not self._class_names(path, 2):
-            raise ValueError(
-                f"{path}: the column 'label' has the numbers 0, 1 and 2 alone, as NLI data have them for entailment, "
-                "neutral and contradiction; NLIReader reads such a file; if they are scores, pass columns="
-            )
-
-    def _check_classes(self, path: Source) -> None:
-        """ValueError if the source declares classes in the column of scores whose order is not that of similarity."""
-        names = [name.lower() for name in self._class_names(path, 2)]
-        is_nli = not _NLI_LABELS.keys().isdisjoint(names)
-        # Of two, the second is the similar pairs' unless it denies the first: not_duplicate.
-        is_pair = len(names) == 2 and not names[1].endswith(names[0])
-        if names and (is_nli or not (is_pair or _rise(names))):
-            remedy = "NLIReader reads such a file; or name" if is_nli else "name"
-            raise ValueError(
-                f"{path}: the numbers in the column {self.found_columns[2]!r} are classes ({', '.join(names)}), no "
-                f"scores; {remedy} a column of scores with columns="
-            )
-
-
-def _rise(names: Sequence[str]) -> bool:
-    """Whether they are numbers, each above the one before."""
-    try:
-        numbers = [float(name) for name in names]
-    except ValueError:
-        return False
-    return all(lower < upper for lower, upper in pairwise(numbers))
-
-
-def load_sts(
-    filename: Name,
-    name: str | None = None,
-    columns: Sequence[Column] | None = None,
-    split: str | None = None,
-    **options: Any,
-) -> EmbeddingSimilarityEvaluator:
-    """Scored sentence pairs as ST's EmbeddingSimilarityEvaluator with Spearman's correlation of the cosine.
-
-    Args:
-        filename: a ``.csv``, ``.tsv`` or ``.jsonl`` file or another with such lines, also gzipped, a ``.parquet`` file
-            or a :class:`~st_simcse.HubDataset`, with the columns ``sentence1, sentence2`` or ``text1, text2`` and
-            ``score`` or ``label``, or SICK's own names. Scores may be on any scale, since only their order counts.
-        name: the evaluator's name; when left out the file's name without endings, or those of data set and split.
-        columns: other columns, see :class:`Reader`.
-        split: see :class:`Reader`; sentence-transformers' ``stsbenchmark.tsv.gz`` needs it.
-        **options: how the file is read, the arguments of :class:`~st_simcse.formats.FileFormat`; any other is for the
-            evaluator, such as ``batch_size``.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a missing column, a score that is no number, an empty file, and rows of several splits without
-            ``split``; names file, line and column. For classes in place of scores: where a ``ClassLabel`` has other
-            names than numbers that rise or two like ``not_equivalent, equivalent``, and for a column ``label`` of 0, 1
-            and 2 alone, unless ``columns`` names it.
-
-    Example:
-        >>> from pathlib import Path
-        >>> rows = "sentence1\\tsentence2\\tscore\\nA dog.\\tA hound.\\t4.5\\nA dog.\\tA car.\\t0.5\\n"
-        >>> _ = Path("sts.tsv").write_text(rows)
-        >>> load_sts("sts.tsv").scores
-        [4.5, 0.5]
-    """
-    how, evaluator_kwargs = split_options(options)
-    reader = STSReader(columns=columns, split=split, **how)
-    return sts_evaluator(reader, filename, evaluator_name(filename, name), **evaluator_kwargs)
-
-
-def split_options(options: dict[str, Any]) -> tuple[FormatOptions, dict[str, Any]]:
-    """Those that say how a file is read, and the others."""
-    how: Any = {name: value for name, value in options.items() if name in FormatOptions.__annotations__}
-    return how, {name: value for name, value in options.items() if name not in how}
-
-
-def evaluator_name(filename: Name, name: str | None) -> str:
-    """The name, or when left out the file's without endings, or those of data set and split."""
-    check_name(filename)
-    if name is not None:
-        return name
-    if isinstance(filename, HubDataset):
-        return f"{Path(filename.name).name}-{filename.split}"
-    return Path(filename).name.split(".")[0]
-
-
-def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs: Any) -> EmbeddingSimilarityEvaluator:
-    """The (sentence1, sentence2, score) records of a reader as an evaluator."""
-    sentences1, sentences2, scores = zip(*reader._read(filename), strict=True)
-    options: dict[str, Any] = {"batch_size": 64, "main_similarity": "cosine"} | evaluator_kwargs
-    return EmbeddingSimilarityEvaluator(
-        list(sentences1), list(sentences2), [float(score) for score in scores], name=name, **options
-    )
-
-
-def check_name(filename: Any) -> None:
-    """ValueError for data in place of the name of a file."""
-    if not isinstance(filename, (str, os.PathLike, HubDataset)):
-        raise ValueError(
-            f"expected the name of a file or a HubDataset, got data of the type {type(filename).__name__}: "
-            "SimCSETrainer takes lists and DataFrames as they are (train_dataset=), EmbeddingSimilarityEvaluator lists "
-            "of sentences and scores"
-        )
-
-
-def check_score(path: Source, line: int, column: Column, score: str) -> None:
-    """ValueError unless it is a finite number."""
-    try:
-        finite = math.isfinite(float(score))
-    except ValueError:
-        finite = False
-    if not finite and score.lower() in _NLI_LABELS:
-        raise ValueError(
-            f"{place(path, line)}, column {column!r}: {score!r} is an NLI label, no score; NLIReader reads such a "
-            "file; or name a column of scores with columns="
-        )
-    if not finite:
-        raise ValueError(f"{place(path, line)}, column {column!r}: {score!r} is not a score, expected a number")
-
-
-def _is_text(cell: str) -> bool:
-    """Whether it reads like a sentence or a number, and not like the name of a column."""
-    return len(cell.split()) > 2 or cell[-1:] in (".", "!", "?", "。") or cell.replace(".", "", 1).isdecimal()
 
 
 def _listed(path: Source, line: int, row: dict[Column, Any], column: Column) -> list[tuple[Column, str]]:
     """The column and the text of its cell, or of each in a list."""
     cell = row.get(column, LACKING)
     rows = [{column: text} for text in cell or [""]] if isinstance(cell, list) else [row]
-    return [(column, _text(path, line, row, column)) for row in rows]
-
-
-def _text(path: Source, line: int, row: dict[Column, Any], column: Column, is_score: bool = False) -> str:
-    cell = row.get(column, LACKING)
-    if cell is LACKING:
-        found = [name for name, cell in row.items() if cell is not LACKING]
-        raise ValueError(f"{place(path, line)}: no column {column!r}, the row has {found}")
-    # Labels and scores may be JSON numbers; a null is an empty cell.
-    if cell is None:
-        return ""
-    if is_score and (isinstance(cell, bool) or str(cell).strip().lower() in ("true", "false")):
-        return str(int(str(cell).strip().lower() == "true"))
-    number = isinstance(cell, int) or (isinstance(cell, float) and math.isfinite(cell))
-    if isinstance(cell, bool) or not (number or isinstance(cell, str)):
-        raise ValueError(f"{place(path, line)}, column {column!r}: expected text or a number, got {cell!r}")
-    text = str(cell).strip()
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise ValueError(
-            f"{place(path, line)}, column {column!r}: {half!r} is one half of a character (a lone surrogate); delete it"
-        ) from None
-    return text
-
-
-@cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder that is deleted when the program ends."""
-    return tempfile.TemporaryDirectory(prefix="st_simcse_", ignore_cleanup_errors=True)
+    return [(column, cell_text(path, line, row, column)) for row in rows]

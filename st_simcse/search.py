@@ -336,13 +336,13 @@ class Searcher:
 
 
 def cached_searcher(
-    model: SentenceTransformer, corpus: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
+    model: SentenceTransformer, corpus: Texts, cache_dir: str | os.PathLike[str] | None = None
 ) -> Searcher:
     """A corpus indexed in a cache, or the index of the same texts and model that is there.
 
     Args:
         model: embeds the corpus and the queries.
-        corpus: a file that :class:`~st_simcse.SentenceReader` reads; equal sentences are listed once.
+        corpus: as for :meth:`~st_simcse.Searcher.build_index`.
         cache_dir: the folder for st_simcse in the cache of huggingface_hub (``HF_HOME``) when left out.
 
     Raises:

@@ -41,6 +41,7 @@ from st_simcse import (
 )
 from st_simcse.cli import encode, evaluate, export, plot, train
 from st_simcse.cli.corpus import CorpusArguments
+from st_simcse.cli.files import FileArguments
 from st_simcse.cli.output import MessageHandler
 from st_simcse.evaluation import STS_TASKS
 from st_simcse.losses import OPTIONS
@@ -698,11 +699,12 @@ def test_every_command_takes_columns_by_number(tmp_path):
     (tmp_path / "a.csv").write_text("x,A dog.,A hound.\ny,A cat.,A tomcat.\n")
     name, texts = str(tmp_path / "a.csv"), ["A dog.", "A cat."]
     assert CorpusArguments(corpus=name, column="1").read(drop_duplicates=True)["sentence"][:] == texts
-    args = plot.PlotArguments(["x"], corpus=name, column="1", pairs_file=name, pair_columns=["1", "2"])
-    assert plot._corpus(args) == (texts, None)
-    assert plot._pairs(args) == [texts, ["A hound.", "A tomcat."]]
+    args = plot.PlotArguments(["x"], corpus=name, pairs_file=name)
+    file, pair_file = FileArguments(column="1"), plot.PairArguments(pair_columns=["1", "2"])
+    assert plot._corpus(args, file) == (texts, None)
+    assert plot._pairs(args, pair_file) == [texts, ["A hound.", "A tomcat."]]
     args.class_column = "0"
-    assert plot._corpus(args) == (texts, ["x", "y"])
+    assert plot._corpus(args, file) == (texts, ["x", "y"])
 
 
 def test_the_package_runs_as_a_module():

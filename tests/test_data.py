@@ -570,7 +570,7 @@ def _record(seen):
         (["--train_file", "a.txt", "--train_dataset", "wiki"], "pass --train_file or --train_dataset, not both"),
         (["--train_file", "a.txt", "--train_subset", "x"], "--train_subset and --train_split go with --train_dataset"),
         (["--train_dataset", "wiki", "--dev_split", "x"], "--dev_subset and --dev_split go with --dev_dataset"),
-        (["--train_file", "a.txt", "--train_split", "x"], "a.txt: a text file has .*: leave --train_split out"),
+        (["--train_file", "a.txt", "--train_split", "x"], "a.txt: a text file has .*; leave --train_split out"),
         (["--train_dataset", "wiki", "--dev_columns", "x"], "--dev_columns go with --dev_file or --dev_dataset"),
         (
             ["--train_dataset", "wiki", "--dev_file", "table.csv"],
@@ -588,10 +588,10 @@ def _record(seen):
             ["--train_dataset", "wiki", "--test_file", "table.csv", "--test_columns", "0"],
             "long as .* for --test_columns,",
         ),
-        (["--train_file", "table.csv"], "line 2: no column.*; SentenceReader .--train_format sentences. reads such"),
+        (["--train_file", "table.csv"], "line 2: no column.*; --train_format sentences reads such"),
         (
             ["--train_file", "table.csv", "--train_format", "nli"],
-            "line 2: no column.*; SentenceReader .--train_format sentences. reads such a file",
+            "line 2: no column.*; --train_format sentences reads such a file",
         ),
         (
             ["--train_file", "table.csv", "--train_format", "sentences"],

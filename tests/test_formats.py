@@ -15,13 +15,17 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 
 from st_simcse import HubDataset, NLIReader, SentenceReader, SimCSETrainer, TripletReader, cli, load_sts
-from st_simcse.cli import train
+from st_simcse.cli import compare, evaluate, plot, runs, train
 from st_simcse.cli.corpus import CorpusArguments
-from st_simcse.cli.parsing import parse
+from st_simcse.cli.files import FileArguments
+from st_simcse.cli.parsing import named_options, parse
 from st_simcse.cli.train import _reader, parse_train
+from st_simcse.data import SUBSETS
 from st_simcse.encodings import fitting_encodings
-from st_simcse.evaluation.domain import load_classes, load_retrieval
-from st_simcse.formats import FileFormat, found_format
+from st_simcse.evaluation import load_classes, load_retrieval, sts_evaluators
+from st_simcse.formats import FileFormat
+from st_simcse.layouts import found_format
+from st_simcse.remedies import DataError
 
 PAIRS = [("A dog runs.", "A hound runs.", "4.5"), ("A dog, a cat.", "A car.", "0.5"), ("Two men.", "Two.", "2")]
 OBJECTS = [dict(zip(("sentence1", "sentence2", "score"), pair, strict=True)) for pair in PAIRS]
@@ -110,9 +114,7 @@ def test_scored_pairs_without_a_header(tmp_path, name, separator):
     places = [1, 2] if has_id else [0, 1]
     assert _sentences(path) == _sentences(path, columns=places) == both
     assert [example.texts for example in SentenceReader().get_examples(path)] == [[text, text] for text in both]
-    with pytest.raises(
-        ValueError, match=r"found \[0, 1, 2.*SentenceReader .--train_format sentences. reads such a file"
-    ):
+    with pytest.raises(ValueError, match=r"found \[0, 1, 2.*SentenceReader reads such a file"):
         TripletReader().get_dataset(path)
     width = 3 + has_id
     _write(path, content + separator.join("好" * (width - 1)) + "\n")
@@ -233,7 +235,8 @@ AMBIGUOUS = {
 @pytest.mark.parametrize("content", AMBIGUOUS.values(), ids=AMBIGUOUS)
 def test_what_may_be_sentences_or_a_table_is_refused(tmp_path, content):
     path = _write(tmp_path / "a.txt", content)
-    with pytest.raises(ValueError, match=r"a.txt: most of its first .*format='lines'.*delimiter="):
+    table = "format='jsonl'" if "{" in content else "delimiter="
+    with pytest.raises(ValueError, match=rf"a.txt: most of its first .*format='lines'.*{table}"):
         _sentences(path)
     assert _sentences(path, format="lines") == content.splitlines()
 
@@ -253,7 +256,7 @@ def test_snli_as_it_is_released(tmp_path):
     ]
     path = _write(tmp_path / "snli_1.0_dev.txt", _joined("\t", rows))
     assert NLIReader().get_dataset(path)[0] == {"anchor": "P", "positive": "E", "negative": "C"}
-    with pytest.raises(ValueError, match="NLIReader .--train_format nli. reads such a file"):
+    with pytest.raises(ValueError, match="NLIReader reads such a file"):
         _sentences(path)
 
 
@@ -278,11 +281,11 @@ def test_the_separator_of_a_pipe_is_found(tmp_path):
 
 
 CONTRADICTED = {
-    "tabs in csv": ("a.csv", "\t", "separated by tabs, not by commas: name it .tsv, or pass delimiter="),
-    "bars in csv": ("a.csv", "||", r"separated by \|\|, not by commas: pass delimiter='\|\|'"),
-    "semicolons in csv": ("a.csv", ";", "separated by semicolons, not by commas: pass delimiter=';'"),
-    "commas in tsv": ("a.tsv", ",", "separated by commas, not by tabs: name it .csv, or pass delimiter=','"),
-    "semicolons in tsv": ("a.tsv.gz", ";", "separated by semicolons, not by tabs: pass delimiter=';'"),
+    "tabs in csv": ("a.csv", "\t", "separated by tabs, not by commas; name it .tsv, or pass delimiter="),
+    "bars in csv": ("a.csv", "||", r"separated by \|\|, not by commas; pass delimiter='\|\|'"),
+    "semicolons in csv": ("a.csv", ";", "separated by semicolons, not by commas; pass delimiter=';'"),
+    "commas in tsv": ("a.tsv", ",", "separated by commas, not by tabs; name it .csv, or pass delimiter=','"),
+    "semicolons in tsv": ("a.tsv.gz", ";", "separated by semicolons, not by tabs; pass delimiter=';'"),
 }
 
 
@@ -306,7 +309,7 @@ def test_tabs_of_a_csv_file_whose_sentences_have_commas(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_objects_under_another_name(tmp_path, name):
-    with pytest.raises(ValueError, match="lines are JSON objects: name it .jsonl"):
+    with pytest.raises(ValueError, match="lines are JSON objects; name it .jsonl, or pass format='jsonl'$"):
         _sentences(_write(tmp_path / name, '{"text": "a", "b": 1}\n' * 3))
 
 
@@ -365,7 +368,7 @@ def test_the_encoding_that_the_bytes_fit_is_named_and_taken(tmp_path, name, fits
     path = _write(tmp_path / name, content, written)
     with pytest.raises(ValueError, match=r"a\..*line \d, byte \d+: not UTF-8") as error:
         _sentences(path)
-    assert re.search(rf"its bytes fit {fits} \([\w ,-]+\): pass encoding='{fits}'", str(error.value))  # and no other
+    assert re.search(rf"its bytes fit {fits} \([\w ,-]+\); pass encoding='{fits}'", str(error.value))  # and no other
     assert "LATIN1" not in str(error.value)
     assert _sentences(path, encoding=fits) == lines
 
@@ -427,7 +430,7 @@ def test_formats_that_do_not_go_together(options, message):
 def test_parquet_files_and_data_sets_have_one_format(tmp_path):
     Dataset.from_dict({"text": ["A"]}).to_parquet(tmp_path / "train.parquet")
     for source in (tmp_path / "train.parquet", HubDataset(str(tmp_path))):
-        with pytest.raises(ValueError, match="are for text files: leave them out"):
+        with pytest.raises(ValueError, match="is no text file, .*: leave encoding='gbk' out"):
             _sentences(source, encoding="gbk")
 
 
@@ -482,7 +485,7 @@ def test_lists_of_positives_and_negatives(tmp_path):
     [
         (
             {"query": "Q", "pos": ["P"], "neg": ["N"]},
-            "line 2: 1 negatives, but the first row has 2; .* cut the longer lists, or .* one column of lists, as in",
+            "line 2: 1 negatives, but the first row has 2, .*; cut the longer lists, or .* one column of lists, as in",
         ),
         ({"query": "Q", "pos": ["P"], "neg": [["N"], "M"]}, "line 2, column 'neg': expected text or a number"),
         ({"query": ["Q"], "pos": ["P"], "neg": ["N", "M"]}, "line 2, column 'query': expected text or a number"),
@@ -657,3 +660,288 @@ def test_classes_and_queries_of_other_formats(tmp_path):
     how = {"delimiter": "||", "encoding": "gbk", "columns": [0, 1]}
     assert load_classes(path, k=1, **how).classes == ["动物", "动物", "物"]
     assert sorted(load_retrieval(path, batch_size=2, **how).corpus) == ["动物", "物"]
+
+
+# By command: its words, the option that names a file, and what the file's options begin with.
+_COMPARE = ["compare", "--model_name_or_path", "absent", "--train_file", "absent", "--recipe", "a:"]
+_PLOT = ["plot", "--model", "absent"]
+_TRAIN = ["train", "--model_name_or_path", "absent", "--output_dir", "out"]
+OF_TEXTS = {
+    "encode": (["encode", "--model", "absent", "--output_file", "e.npy"], "--corpus", "--"),
+    "index": (["index", "--model", "absent", "--output_dir", "index"], "--corpus", "--"),
+    "search": (["search", "--model", "absent", "--index", "index"], "--query_file", "--"),
+    "serve": (["serve", "--model", "absent"], "--corpus", "--"),
+    "plot a map": ([*_PLOT, "--map_file", "m.png"], "--corpus", "--"),
+}
+OF_TABLES = {
+    "plot pairs": ([*_PLOT, "--histogram_file", "m.png"], "--pairs_file", "--pair_"),
+    "dev": ([*_TRAIN, "--train_file", "good.txt"], "--dev_file", "--dev_"),
+    "test": ([*_TRAIN, "--train_file", "good.txt"], "--test_file", "--test_"),
+    "knn": (_COMPARE, "--knn_dev_file", "--knn_"),
+    "retrieval": (_COMPARE, "--retrieval_test_file", "--retrieval_"),
+}
+TRAINING = {"train": (_TRAIN, "--train_file", "--train_")}
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch):
+    """A function of a command, the option for its file, that file's name and content: the command's message."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("st_simcse.serve.check_port", lambda port: None)
+    _write(tmp_path / "good.txt", "A dog runs.\nA cat sleeps.\n")
+
+    def message(words, option, name, content, encoding="utf-8"):
+        _write(tmp_path / name, content, encoding)
+        with pytest.raises(SystemExit) as error:
+            cli.main([*words, option, name])
+        return str(error.value)
+
+    return message
+
+
+@pytest.mark.parametrize("command", [*OF_TEXTS, *OF_TABLES, *TRAINING])
+def test_each_command_names_its_own_option_for_the_encoding(told, command):
+    words, option, prefix = (OF_TEXTS | OF_TABLES | TRAINING)[command]
+    said = told(words, option, "a.tsv", "text\tlabel\n我的狗在公园里跑。\t1\n", "gbk")
+    remedies = f"pass {prefix}encoding gb18030, or convert it with iconv -f GB18030 -t UTF-8"
+    assert said.endswith(f"its bytes fit gb18030 (Chinese, GBK); {remedies}")
+
+
+@pytest.mark.parametrize("command", [*OF_TEXTS, *OF_TABLES, *TRAINING])
+def test_each_command_names_its_own_option_for_the_format(told, command):
+    words, option, prefix = (OF_TEXTS | OF_TABLES | TRAINING)[command]
+    said = told(words, option, "a.csv", '{"text": "a", "b": 1}\n' * 3)
+    # --train_format is what the rows are for, so that there the name of the file is all that helps.
+    remedies = "name it .jsonl" + ("" if command == "train" else f", or pass {prefix}format jsonl")
+    assert said.endswith(f"its lines are JSON objects; {remedies}")
+
+
+@pytest.mark.parametrize("command", [*OF_TEXTS, *OF_TABLES, *TRAINING])
+def test_lines_are_offered_where_sentences_are_read(told, command):
+    words, option, prefix = (OF_TEXTS | OF_TABLES | TRAINING)[command]
+    said = told(words, option, "a.txt", "a\tb\tc\nd\te\nf\tg\th\n")
+    lines = "" if command in OF_TABLES else f"pass {prefix}format lines to read each line as a sentence, or "
+    assert said.endswith(f"may be sentences or a table; {lines}pass {prefix}delimiter '\\t' to read it as a table")
+
+
+@pytest.mark.parametrize("command", OF_TEXTS)
+def test_commands_that_read_sentences_offer_no_other_reader(told, command):
+    words, option, _ = OF_TEXTS[command]
+    said = told(words, option, "a.csv", "anchor,positive,negative\nA,B,C\n")
+    named = "name the columns to read with --column, by their header or, for a file without one, by number from 0"
+    assert said.endswith(f"found ['anchor', 'positive', 'negative']; {named}")
+    assert told(words, option, "b.csv", "A dog runs.,x.\n" * 2).endswith(
+        "no header; pass --column 0, or other numbers from 0, to read it without one"
+    )
+
+
+def test_training_names_the_options_of_train(told):
+    words, option, _ = TRAINING["train"]
+    said = told(words, option, "a.csv", "A dog runs.,A hound runs.,A cat sleeps.\n" * 2)
+    assert said.endswith("pass --columns 0 1 2, or other numbers from 0, to read it without one")
+    said = told(words, option, "b.csv", "long name\nA dog runs.\n")
+    assert said.endswith("; --train_format sentences --columns 'long name' reads its one column")
+    said = told(words, option, "c.txt", "anchor,text\n")
+    assert said.endswith("if this is no header, or read each line as a sentence with --train_format lines")
+    said = told(words, option, "d.tsv", 'anchor\tpositive\n"A ""b""."\tB\n')
+    assert said.endswith(
+        "pass --train_quoting minimal if the file's cells are quoted, or --train_quoting none if quotes are ordinary "
+        "characters in it"
+    )
+    said = told([*words, "--train_format", "lines", "--train_delimiter", ","], option, "e.txt", "A\n")
+    assert said.endswith("--train_format lines has no cells to separate: leave --train_delimiter out")
+
+
+def test_labels_that_may_be_scores_are_named_as_columns(told):
+    """And nobody is sent to a reader of training data."""
+    table = "text1\ttext2\tlabel\nA\tB\t0\nA\tC\t1\nA\tD\t2\n"
+    words, option, _ = OF_TABLES["dev"]
+    said = told(words, option, "dev.tsv", table)
+    assert said.endswith("neutral and contradiction; pass --dev_columns text1 text2 label if they are scores")
+    with pytest.raises(ValueError, match=r"pass columns=\['text1', 'text2', 'label'\] if they are scores$"):
+        load_sts("dev.tsv")
+    assert load_sts("dev.tsv", columns=["text1", "text2", "label"]).scores == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("remedy", "options", "expected"),
+    [
+        ("pass columns=['a b', 2]", {"columns": "--columns"}, "pass --columns 'a b' 2"),
+        ("pass columns=[0, 1]", {"columns": "--column --class_column"}, "pass --column 0 --class_column 1"),
+        ("pass columns=", {"columns": "--column --class_column"}, "pass --column and --class_column"),
+        ("pass quoting=csv.QUOTE_NONE", {"quoting": "--quoting"}, "pass --quoting none"),
+        ('pass delimiter="\'"', {"delimiter": "--delimiter"}, "pass --delimiter ''\"'\"''"),
+        ("pass format='lines'", {"format='lines'": "--train_format lines"}, "pass --train_format lines"),
+        ("pass format='csv'", {"format='lines'": "--train_format lines"}, None),
+        ("pass allow_partial=True", {"allow_partial": "--allow_partial"}, "pass --allow_partial"),
+        (
+            "AReader(column='x') reads it",
+            {"AReader": "--kind a", "column": "--columns"},
+            "--kind a --columns x reads it",
+        ),
+        ("AReader(column='x') reads it", {"AReader": "--kind a"}, None),
+        ("raise max_row_bytes=", {}, None),
+        ("mend it", {}, "mend it"),
+    ],
+)
+def test_a_remedy_in_the_words_of_the_command_line(remedy, options, expected):
+    with pytest.raises(DataError) as error, named_options(**options):
+        raise DataError("the cell 'columns= x'", remedy)
+    assert str(error.value) == "the cell 'columns= x'" + (f"; {expected}" if expected else "")
+
+
+def test_queries_are_read_as_the_command_line_says(tmp_path, monkeypatch, capsys):
+    path = _write(tmp_path / "queries.txt", "狗\ttest\n猫\ttrain\n狗\ttest\n", "gbk")
+    asked = []
+
+    class Found:
+        def search(self, queries, *others):
+            asked.extend(queries)
+            return [[] for _ in queries]
+
+    monkeypatch.setattr("st_simcse.search.Searcher.load", lambda index, model: Found())
+    words = ["search", "--model", "m", "--index", "i", "--query_file", str(path), "--encoding", "gbk"]
+    cli.main([*words, "--format", "lines"])
+    cli.main([*words, "--column", "0"])
+    assert asked == ["狗\ttest", "猫\ttrain", "狗\ttest", "狗", "猫", "狗"]
+    with pytest.raises(SystemExit, match="--encoding goes with --query_file: leave it out, or pass that"):
+        cli.main(["search", "--model", "m", "--index", "i", "--queries", "a", "--encoding", "gbk"])
+
+
+def test_the_page_searches_a_corpus_that_is_read_as_told(tmp_path, monkeypatch):
+    path = _write(tmp_path / "corpus.txt", "text||split\n狗||test\n猫||train\n狗||test\n", "gbk")
+    given = []
+
+    def cached(model, corpus, cache_dir):
+        given.extend(corpus["sentence"])
+        raise ValueError("as far as this")
+
+    monkeypatch.setattr("st_simcse.serve.check_port", lambda port: None)
+    monkeypatch.setattr("st_simcse.checkpoints.load_model", lambda name: None)
+    monkeypatch.setattr("st_simcse.search.cached_searcher", cached)
+    words = ["serve", "--model", "m", "--corpus", str(path), "--encoding", "gbk", "--split", "test"]
+    with pytest.raises(SystemExit, match="as far as this"):
+        cli.main(words)
+    assert given == ["狗"]
+    with pytest.raises(SystemExit, match="--encoding goes with --corpus: leave it out, or pass that"):
+        cli.main(["serve", "--model", "m", "--index", "i", "--encoding", "gbk"])
+
+
+def test_plots_are_of_files_that_are_read_as_told(tmp_path):
+    path = _write(tmp_path / "a.txt", "test||狗||犬||x\ntrain||猫||貓||y\n", "gb18030")
+    words = ["--model", "m", "--corpus", str(path), "--map_file", "m.png", "--column", "1", "--class_column", "3"]
+    words += ["--pairs_file", str(path), "--histogram_file", "h.png", "--pair_columns", "1", "2"]
+    words += ["--pair_delimiter", "||", "--pair_encoding", "gb18030", "--pair_split", "train"]
+    words += ["--delimiter", "||", "--encoding", "gb18030", "--split", "test"]
+    args, file, pairs = parse("plot", words, plot.PlotArguments, FileArguments, plot.PairArguments, example="")
+    assert plot._corpus(args, file) == (["狗"], ["x"])
+    assert plot._pairs(args, pairs) == [["猫"], ["貓"]]
+    for option, needed in (("--delimiter", "--corpus"), ("--pair_encoding", "--pairs_file")):
+        other = ["--pairs_file", "a", "--histogram_file", "h.png"] if needed == "--corpus" else ["--corpus", "a"]
+        other += ["--map_file", "m.png"] if needed == "--pairs_file" else []
+        with pytest.raises(SystemExit, match=f"{option} goes with {needed}: leave it out, or pass that"):
+            cli.main(["plot", "--model", "m", *other, option, "||"])
+
+
+SICK = (
+    "pair_ID\tsentence_A\tsentence_B\tentailment_label\trelatedness_score\tSemEval_set\n"
+    "1\tA dog runs.\tA hound runs.\tNEUTRAL\t4.5\tTRAIN\n"
+    "2\tA cat sleeps.\tA dog runs.\tNEUTRAL\t1.5\tTEST\n"
+    "3\tTwo men talk.\tTwo men speak.\tENTAILMENT\t4.9\tTEST\n"
+    "4\tA cat sleeps.\tA cat is asleep.\tENTAILMENT\t5\tTRIAL\n"
+    "5\tA man sings.\tA car stops.\tNEUTRAL\t1.1\tTEST\n"
+)
+SICK_TEST = [("A cat sleeps.", "A dog runs."), ("Two men talk.", "Two men speak."), ("A man sings.", "A car stops.")]
+SICK_SCORES = [1.5, 4.9, 1.1]
+
+
+def _spearman(folder, pairs, scores):
+    model = SentenceTransformer(str(folder), device="cpu")
+    first, second = (model.encode([pair[side] for pair in pairs], convert_to_tensor=True) for side in (0, 1))
+    cosines = torch.nn.functional.cosine_similarity(first, second).tolist()
+    return spearmanr(cosines, scores).statistic
+
+
+def test_the_test_split_of_sick_is_evaluated(tmp_path, tiny_bert):
+    """As its authors publish it, with all three splits in one file."""
+    corpus, sick = _write(tmp_path / "a.txt", "A dog.\nA cat.\n" * 4), _write(tmp_path / "SICK.txt", SICK)
+    words = ["--model_name_or_path", tiny_bert, "--train_file", str(corpus), "--test_file", str(sick), "--use_cpu"]
+    words += ["--output_dir", str(tmp_path / "out"), "--report_to", "none", "--max_steps", "1"]
+    results = train.run([*words, "--test_split", "TEST"])
+    expected = _spearman(tmp_path / "out", SICK_TEST, SICK_SCORES)
+    assert results["after"]["SICK"] == pytest.approx(expected)
+    _write(tmp_path / "SICKR-test.tsv", SICK)
+    words = ["--model", str(tmp_path / "out"), "--sts_dir", str(tmp_path), "--tasks", "SICK-R", "--allow_partial"]
+    scores = evaluate.run([*words, "--sts_split", "TEST"])
+    assert scores[str(tmp_path / "out")]["SICK-R"] == pytest.approx(100 * expected)
+    with pytest.raises(ValueError, match=r"rows of the split 'TRAIN'; pass --sts_split to choose one, or keep"):
+        evaluate.run(words)
+
+
+def test_sts_tables_are_read_as_told(tmp_path):
+    rows = SICK.replace("\t", "||").replace("sentence_A", "sentence_甲")
+    _write(tmp_path / "SICKR-test.tsv", rows, "gbk")
+    evaluator = sts_evaluators(
+        tmp_path,
+        tasks=["SICK-R"],
+        columns=["sentence_甲", "sentence_B", "relatedness_score"],
+        allow_partial=True,
+        split="test",
+        delimiter="||",
+        encoding="gbk",
+    ).evaluators[0]
+    assert list(zip(evaluator.sentences1, evaluator.sentences2, strict=True)) == SICK_TEST
+    assert list(evaluator.scores) == SICK_SCORES
+
+
+def test_sentevals_files_have_a_layout_of_their_own(tmp_path):
+    folder = tmp_path / "STS/STS12-en-test"
+    folder.mkdir(parents=True)
+    for subset in SUBSETS["STS12"]:
+        _write(folder / f"STS.input.{subset}.txt", "Une élève.\tUn café.\n", "cp1252")
+        _write(folder / f"STS.gs.{subset}.txt", "1\n")
+    read = {"tasks": ["STS12"], "allow_partial": True}
+    with pytest.raises(ValueError, match="leave delimiter='x' and columns= and split='test' out"):
+        sts_evaluators(tmp_path, **read, columns=[0, 1, 2], split="test", delimiter="x")
+    with pytest.raises(ValueError, match="line 1, byte 5: not UTF-8 .* pass encoding='cp1252'"):
+        sts_evaluators(tmp_path, **read)
+    evaluator = sts_evaluators(tmp_path, **read, encoding="cp1252").evaluators[0]
+    assert set(evaluator.sentences1) == {"Une élève."}
+
+
+def test_comparisons_measure_on_files_that_are_read_as_told(tmp_path):
+    classes = _write(tmp_path / "news.txt", "".join(f"dev||狗{row}||{row % 2}\n" for row in range(12)), "gbk")
+    with classes.open("ab") as file:
+        file.write("".join(f"test||猫{row}||{row % 2}\n" for row in range(13)).encode("gbk"))
+    words = ["--knn_dev_file", str(classes), "--knn_dev_split", "dev", "--knn_columns", "1", "2"]
+    words += ["--knn_test_file", str(classes), "--knn_test_split", "test", "--knn_delimiter", "||"]
+    words += ["--knn_encoding", "gbk", "--retrieval_dev_file", str(classes), "--retrieval_dev_split", "dev"]
+    words += ["--retrieval_columns", "2", "1", "--retrieval_delimiter", "||", "--retrieval_encoding", "gbk"]
+    groups = parse("compare", words, compare.MeasureArguments, *compare.TABLES, example="")
+    tests = {name: value for group in groups for name, value in vars(group).items()}
+    dev, test, retrieval = (measure.evaluator for measure in runs.measures(tests))
+    assert dev.texts == [f"狗{row}" for row in range(12)]
+    assert test.texts == [f"猫{row}" for row in range(13)]
+    assert test.classes == [str(row % 2) for row in range(13)]
+    assert sorted(retrieval.queries) == ["0", "1"]
+    for option, needed in (("sts_encoding", "--sts_dir"), ("retrieval_test_split", "--retrieval_test_file")):
+        with pytest.raises(ValueError, match=f"--{option} goes with {needed}: leave it out, or pass that"):
+            runs.measures(tests | {option: "gbk"})
+
+
+def test_a_stream_that_breaks_off_while_it_is_trained_on_names_the_option(tmp_path, tiny_bert):
+    """It is read long after the options were."""
+    path = _write(tmp_path / "a.txt", b"A dog runs.\nA cat sleeps.\n" * 4 + "我的狗在公园里跑。\n".encode("gbk"))
+    words = ["train", "--model_name_or_path", tiny_bert, "--train_file", str(path), "--streaming", "--max_steps", "4"]
+    words += ["--output_dir", str(tmp_path / "out"), "--report_to", "none", "--use_cpu"]
+    with pytest.raises(SystemExit, match=r"line 9, byte 1: not UTF-8 .*; pass --train_encoding gb18030, or convert"):
+        cli.main(words)
+
+
+def test_options_of_text_files_are_refused_for_parquet_files_and_data_sets(tmp_path):
+    Dataset.from_dict({"text": ["A"]}).to_parquet(tmp_path / "train.parquet")
+    for source in (["--corpus", str(tmp_path / "train.parquet")], ["--dataset", str(tmp_path)]):
+        with pytest.raises(SystemExit, match=r"is no text file, .*: leave --delimiter '\\t' and --quoting out$"):
+            cli.main(
+                ["encode", "--model", "m", "--output_file", "e.npy", *source, "--delimiter", "\\t", "--quoting", "none"]
+            )

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from st_simcse.cli.files import table_arguments
 from st_simcse.cli.parsing import check_outputs, check_seeds, option_of, parse_known
 from st_simcse.recipes import parse_recipe, read_recipes, split_baseline
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # Options of train that are the comparison's own, and those that have to be the same for all recipes.
 OURS = {"output_dir", "seed", "seeds", "resume_from_checkpoint", "push_to_hub"}
-_PARTS = ("file", "dataset", "subset", "split", "columns", "delimiter", "encoding", "quoting")
+_PARTS = ("file", "dataset", "subset", "split", "columns", "format", "delimiter", "encoding", "quoting")
 SHARED = {f"{name}_{part}" for name in ("dev", "test") for part in _PARTS}
 COSTS = ("seconds", "CPU seconds", "MiB")
 TABLE = "table.md"
@@ -57,9 +58,6 @@ class MeasureArguments:
     senteval_dir: str | None = field(
         default=None, metadata={"help": "That of the seven transfer tasks, in SentEval's folder."}
     )
-    sts_columns: list[str] | None = field(
-        default=None, metadata={"help": "Columns of its tables: sentence, sentence, score, if not the usual ones."}
-    )
     # None, not False, is what comparisons that were run before had.
     allow_partial: bool | None = field(
         default=None,
@@ -68,17 +66,23 @@ class MeasureArguments:
     knn_dev_file: str | None = field(
         default=None, metadata={"help": "Texts and classes: accuracy of the 10 nearest neighbours' vote."}
     )
+    knn_dev_split: str | None = field(default=None, metadata={"help": "Which split, of a table of several."})
     knn_test_file: str | None = field(default=None, metadata={"help": "The same, not to choose by."})
-    knn_columns: list[str] | None = field(
-        default=None, metadata={"help": "Text and class: names, or numbers from 0, where they are not the usual ones."}
-    )
+    knn_test_split: str | None = field(default=None, metadata={"help": "Which split of it."})
     retrieval_dev_file: str | None = field(
         default=None, metadata={"help": "Queries and documents, such as titles and texts: NDCG@10 in finding these."}
     )
+    retrieval_dev_split: str | None = field(default=None, metadata={"help": "Which split, of a table of several."})
     retrieval_test_file: str | None = field(default=None, metadata={"help": "The same, not to choose by."})
-    retrieval_columns: list[str] | None = field(
-        default=None, metadata={"help": "Query and document, as --knn_columns."}
-    )
+    retrieval_test_split: str | None = field(default=None, metadata={"help": "Which split of it."})
+
+
+# How the files above are read.
+TABLES = (
+    table_arguments("sts_", "Of the tables in --sts_dir: sentence, sentence, score, if not the usual ones."),
+    table_arguments("knn_", "Text and class: names, or numbers from 0, if not the usual ones.", has_split=False),
+    table_arguments("retrieval_", "Query and document, as --knn_columns.", has_split=False),
+)
 
 
 def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
@@ -93,10 +97,10 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
         SystemExit: before any run for an option that ``st-simcse train`` does not know.
         OSError: for an output folder that another comparison is writing to.
     """
-    args, tests, common = parse_known(
+    args, *measured, common = parse_known(
         "compare",
         argv,
-        *(CompareArguments, MeasureArguments),
+        *(CompareArguments, MeasureArguments, *TABLES),
         example="st-simcse compare --model_name_or_path bert-base-uncased --train_file a.txt --dev_file dev.tsv "
         '--recipe "base:" --recipe "focal: --focal_margin 0.2"   # and every option of st-simcse train',
     )
@@ -105,13 +109,14 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("compare starts a process a run itself: leave torchrun and accelerate launch out")
+    tests = {name: value for group in measured for name, value in asdict(group).items()}
     recipes = _recipes(args)
     check_outputs(args)
-    has_dev = any(measure.split == "dev" for measure in measures(asdict(tests)))
+    has_dev = any(measure.split == "dev" for measure in measures(tests))
     _check_options(recipes, common, has_dev)
     check_seeds(args.seeds)
     runs = [
-        Run(recipe, seed, [*common, *words], asdict(tests), args.output_dir)
+        Run(recipe, seed, [*common, *words], tests, args.output_dir)
         for seed in args.seeds
         for recipe, words in recipes.items()
     ]

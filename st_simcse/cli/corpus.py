@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from st_simcse.cli.parsing import check_positive, named_options, parse_column, parse_format
+from st_simcse.cli.files import FileArguments, file_flags, file_options
+from st_simcse.cli.parsing import check_positive, named_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -14,7 +15,7 @@ __all__ = ["CorpusArguments", "EmbedArguments"]
 
 
 @dataclass
-class CorpusArguments:
+class CorpusArguments(FileArguments):
     _argument_group_name: ClassVar[str] = "corpus"
 
     corpus: str | None = field(
@@ -27,17 +28,6 @@ class CorpusArguments:
     split: str | None = field(
         default=None,
         metadata={"help": "Which split of a data set (train when left out), or of a table with a column of splits."},
-    )
-    column: str | None = field(
-        default=None, metadata={"help": "Of a table, by name or number from 0; sentence or text if none."}
-    )
-    format: Literal["lines", "csv", "tsv", "jsonl"] | None = field(
-        default=None, metadata={"help": "What the file is; if none, what its name and first lines say."}
-    )
-    delimiter: str | None = field(default=None, metadata={"help": "What separates its cells, such as ||."})
-    encoding: str | None = field(default=None, metadata={"help": "Of the file, such as gb18030; UTF-8 if none."})
-    quoting: Literal["minimal", "none"] | None = field(
-        default=None, metadata={"help": "Whether its cells may stand in quotes; if none, those commas separate may."}
     )
 
     def read(self, drop_duplicates: bool) -> Dataset:
@@ -54,13 +44,11 @@ class CorpusArguments:
         if self.corpus is not None and self.subset:
             raise ValueError("--subset is for --dataset: a file has none")
         source = self.corpus or HubDataset(str(self.dataset), self.subset, self.split or "train")
-        split = self.split if self.corpus is not None else None
-        how = parse_format(self.delimiter, self.encoding, self.quoting)
-        reader = SentenceReader(
-            column=parse_column(self.column), drop_duplicates=drop_duplicates, split=split, format=self.format, **how
-        )
-        with named_options(column="--column", split="--split"):
-            return reader.get_dataset(source)
+        options = file_options(vars(self))
+        if self.corpus is None:  # a data set is loaded a split at a time
+            options.pop("split", None)
+        with named_options(**file_flags(vars(self))):
+            return SentenceReader(drop_duplicates=drop_duplicates, **options).get_dataset(source)
 
 
 @dataclass

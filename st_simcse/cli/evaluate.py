@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse, parse_columns
+from st_simcse.cli.files import check_has_file, file_flags, file_options, table_arguments
+from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse
 from st_simcse.plots import plot_scores
 
 if TYPE_CHECKING:
@@ -90,10 +91,6 @@ class EvaluateArguments:
     plot_file: str | None = field(
         default=None, metadata={"help": "Draw them as dots, a group a task (.png, .svg, .pdf)."}
     )
-    sts_columns: list[str] | None = field(
-        default=None,
-        metadata={"help": "Of the STS tables: sentence, sentence, score; names, or numbers from 0, if not the usual."},
-    )
     allow_partial: bool = field(
         default=False, metadata={"help": "Evaluate on sets that are smaller than the released ones."}
     )
@@ -104,6 +101,9 @@ class EvaluateArguments:
     )
 
 
+StsArguments = table_arguments("sts_", "Of the STS tables: sentence, sentence, score, if not the usual ones.")
+
+
 def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     """Print the table and return it; to files too where asked. Models that are done are in it whatever happens next.
 
@@ -111,15 +111,18 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
         ValueError: at once for options that do not fit; at the end for a model without a score.
         OSError: at once for a file that cannot be written, and for a model that cannot be loaded.
     """
-    (args,) = parse("evaluate", argv, EvaluateArguments, example="st-simcse evaluate --model output --sts_dir sts")
+    args, table = parse(
+        "evaluate", argv, EvaluateArguments, StsArguments, example="st-simcse evaluate --model output --sts_dir sts"
+    )
     check_positive(args, "batch_size", "max_seq_length")
     check_outputs(args)
 
     from st_simcse.evaluation import check_defined, format_table
 
     sts, transfer = _tasks(args)
+    check_has_file(vars(table), "sts_", "--sts_dir and its STS tables", has_file=bool(sts) and not args.mteb)
     names = list(dict.fromkeys(args.model))
-    tables = _tables(args, sts, transfer)
+    tables = _tables(args, table, sts, transfer)
     for name in names[1:]:
         _load(name, args)  # whether it can be, before the work on the first
     printed: dict[str, dict[str, Row]] = {}
@@ -149,7 +152,7 @@ class Table(NamedTuple):
     row: Callable[[Results], Row]
 
 
-def _tables(args: EvaluateArguments, sts: list[str], transfer: list[str]) -> dict[str, Table]:
+def _tables(args: EvaluateArguments, file: Any, sts: list[str], transfer: list[str]) -> dict[str, Table]:
     """The tables by their names; MTEB measures by itself."""
     from st_simcse.evaluation import (
         sts_evaluators,
@@ -162,16 +165,16 @@ def _tables(args: EvaluateArguments, sts: list[str], transfer: list[str]) -> dic
 
     tables: dict[str, Table] = {}
     size, partial = args.batch_size, args.allow_partial
-    with named_options(columns="--sts_columns", allow_partial="--allow_partial"):
+    with named_options(**file_flags(vars(file), "sts_"), allow_partial="--allow_partial"):
         if args.sts_zh_dir:
             found = sts_zh_evaluators(
                 args.sts_zh_dir, size, args.tasks, args.sts_zh_splits, args.max_seq_length, partial
             )
             tables["Chinese STS"] = Table(found.evaluators, lambda results: sts_zh_scores(results, found))
         if sts and not args.mteb:
-            folder, columns = args.sts_dir or args.senteval_dir or "", parse_columns(args.sts_columns)
-            evaluators = sts_evaluators(folder, size, sts, args.mode == "dev", columns, partial).evaluators
-            tables["STS"] = Table(evaluators, sts_scores)
+            folder, options = args.sts_dir or args.senteval_dir or "", file_options(vars(file), "sts_")
+            english = sts_evaluators(folder, size, sts, args.mode == "dev", allow_partial=partial, **options)
+            tables["STS"] = Table(english.evaluators, sts_scores)
         if transfer:
             folder = args.senteval_dir or args.sts_dir or ""
             evaluators = transfer_evaluators(folder, transfer, args.mode, size, allow_partial=partial).evaluators
@@ -193,7 +196,7 @@ def _check_languages(args: EvaluateArguments) -> None:
 
     if args.sts_zh_dir is None and args.sts_zh_splits:
         raise ValueError("--sts_zh_splits are those of the Chinese tasks: pass --sts_zh_dir too")
-    others = ("sts_dir", "senteval_dir", "task_set", "sts_columns", "mteb")
+    others = ("sts_dir", "senteval_dir", "task_set", "mteb")
     given = [f"--{name}" for name in others if getattr(args, name)] + ["--mode"] * (args.mode != "test")
     if args.sts_zh_dir and given:
         raise ValueError(f"--sts_zh_dir is a table of its own, without {', '.join(given)}: call evaluate once for each")
@@ -228,8 +231,6 @@ def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
     transfer = [task for task in TRANSFER_TASKS if task in wanted and task_set != "sts"]
     if args.mteb and (transfer or args.tasks or args.mode != "test"):
         raise ValueError("--mteb has the seven STS tasks' test sets: leave --tasks, --task_set and --mode out")
-    if args.sts_columns and (args.mteb or not sts):
-        raise ValueError("--sts_columns are those of the STS tables: leave them out")
     if args.mteb and args.allow_partial:
         raise ValueError("--mteb has data of its own, which are complete: leave --allow_partial out")
     if transfer and not (args.senteval_dir or args.sts_dir):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
+import ast
 import dataclasses
 import difflib
 import os
 import re
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, overload
@@ -17,6 +18,7 @@ from typing import Any, NoReturn, overload
 from transformers.hf_argparser import HfArgumentParser
 
 from st_simcse.plots import check_picture
+from st_simcse.remedies import DataError
 
 __all__ = [
     "check_outputs",
@@ -26,7 +28,6 @@ __all__ = [
     "parse",
     "parse_column",
     "parse_columns",
-    "parse_format",
     "parse_known",
 ]
 
@@ -131,26 +132,6 @@ def parse_column(word: str | None) -> str | int | None:
     return int(word) if word and word.isdecimal() else word
 
 
-def parse_format(delimiter: str | None, encoding: str | None, quoting: str | None) -> dict[str, Any]:
-    """How a file is read, as the readers take it; nothing of what is None.
-
-    Args:
-        delimiter: ``\\t`` is a tab, which few shells let one type.
-        encoding: a codec's name.
-        quoting: ``minimal`` or ``none``.
-
-    Example:
-        >>> parse_format("\\\\t", None, "none") == {"delimiter": "\\t", "quoting": csv.QUOTE_NONE}
-        True
-    """
-    values = {
-        "delimiter": "\t" if delimiter == "\\t" else delimiter,
-        "encoding": encoding,
-        "quoting": {"minimal": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE, None: None}[quoting],
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def parse_columns(words: Sequence[str] | None) -> list[str | int] | None:
     """Several of them; None if there are none.
 
@@ -161,25 +142,74 @@ def parse_columns(words: Sequence[str] | None) -> list[str | int] | None:
     return [parse_column(word) for word in words or []] or None
 
 
+# In the library's messages: a reader, with arguments perhaps, and an argument, with a value perhaps.
+_STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_VALUE = rf"{_STRING}|\[(?:{_STRING}|[^]'\"])*\]|csv\.QUOTE_\w+|True|\d+"
+_MENTION = re.compile(
+    r"\b(?P<reader>[A-Z]\w*Reader)\b(?:\((?P<arguments>[^()]*)\))?"
+    rf"|\b(?P<name>[a-z]\w*)=(?P<value>{_VALUE})?(?=[\s,;:.)]|$)"
+)
+
+
 @contextmanager
 def named_options(**options: str) -> Iterator[None]:
     """Errors that tell a caller in Python to pass an argument tell a user of the command line to pass the option.
 
+    A remedy for which the command has no option is left out.
+
     Args:
-        **options: what an argument is called here.
+        **options: what an argument, an argument with a certain value, or a reader is called here. Several options for
+            the items of a list have spaces between them.
 
     Example:
         >>> with named_options(columns="--dev_columns"):
-        ...     raise ValueError("a.csv: pass columns= to name them")
+        ...     raise DataError("a.csv: no column 'score'", "pass columns=[0, 1, 2]", "NLIReader reads such a file")
         Traceback (most recent call last):
         ...
-        ValueError: a.csv: pass --dev_columns to name them
+        st_simcse.remedies.DataError: a.csv: no column 'score'; pass --dev_columns 0 1 2
     """
     try:
         yield
+    except DataError as error:  # only remedies name arguments; what is wrong may quote data that look like them
+        remedies = (_translated(remedy, options) for remedy in error.remedies)
+        raise DataError(error.problem, *(told for told, is_known in remedies if is_known)) from error
     except ValueError as error:
-        message = re.sub(r"\b(\w+)=(?=[\s,;:]|$)", lambda found: options.get(found[1], found[0]), str(error))
-        raise ValueError(message) from error
+        raise ValueError(_translated(str(error), options)[0]) from error
+
+
+def _translated(message: str, options: Mapping[str, str]) -> tuple[str, bool]:
+    """The message with the command's options, and whether it has one for everything that is mentioned."""
+    is_known = True
+
+    def option(found: re.Match[str]) -> str:
+        nonlocal is_known
+        name = found["reader"] or found["name"]
+        if found[0] in options:
+            return options[found[0]]
+        if name not in options:
+            is_known = False
+            return found[0]
+        if found["reader"]:
+            told, arguments_are_known = _translated(found["arguments"] or "", options)
+            is_known = is_known and arguments_are_known
+            return f"{options[name]} {told}".rstrip()
+        return _with_value(options[name].split(), found["value"])
+
+    return _MENTION.sub(option, message), is_known
+
+
+def _with_value(flags: Sequence[str], value: str | None) -> str:
+    """Options as they are typed with a value of Python's, each item of which is for one of several options."""
+    if value is None:
+        return " and ".join(flags)
+    if value.startswith("csv."):
+        return f"{flags[0]} {value.removeprefix('csv.QUOTE_').lower()}"
+    given = ast.literal_eval(value)
+    items = given if isinstance(given, list) else [] if given is True else [given]
+    words = [shlex.quote(str(item).replace("\t", "\\t")) for item in items]
+    if len(flags) == len(words):
+        return " ".join(f"{flag} {word}" for flag, word in zip(flags, words, strict=True))
+    return " ".join([*flags, *words])
 
 
 def option_of(word: str) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse, parse_column, parse_columns
+from st_simcse.cli.files import FileArguments, check_has_file, file_flags, file_options, table_arguments
+from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse, parse_column
 from st_simcse.plots import MAX_CLASSES, check_projection, name_clusters, plot_map, plot_similarities
 
 
@@ -20,9 +21,6 @@ class PlotArguments:
     )
     corpus: str | None = field(
         default=None, metadata={"help": "Texts for the map: .txt, or a table with the column sentence or text."}
-    )
-    column: str | None = field(
-        default=None, metadata={"help": "The column of the texts, by name or number from 0, if another."}
     )
     class_column: str | None = field(
         default=None, metadata={"help": "Colour the map by this column (then --column is needed), not by clusters."}
@@ -40,11 +38,11 @@ class PlotArguments:
         default=None,
         metadata={"help": "Pairs or triplets: sent0, sent1(, hard_neg) or anchor, positive(, negative), as for train."},
     )
-    pair_columns: list[str] | None = field(
-        default=None, metadata={"help": "The columns of --pairs_file, by names or numbers, if others."}
-    )
     max_texts: int = field(default=5000, metadata={"help": "Of longer files so many rows, drawn at random."})
     batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
+
+
+PairArguments = table_arguments("pair_", "Of --pairs_file: anchor, positive and perhaps hard negative, if others.")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -55,13 +53,16 @@ def run(argv: Sequence[str]) -> None:
         OSError: at once for a file that cannot be read or written, and for a model that cannot be loaded.
     """
     example = "st-simcse plot --model bert-base-uncased output --corpus sentences.txt --map_file map.png"
-    (args,) = parse("plot", argv, PlotArguments, example=example)
-    _check(args)
+    args, file, pair_file = parse("plot", argv, PlotArguments, FileArguments, PairArguments, example=example)
+    _check(args, file)
+    check_has_file(vars(pair_file), "pair_", "--pairs_file", has_file=args.pairs_file is not None)
+    if pair_file.pair_columns is not None and len(pair_file.pair_columns) not in (2, 3):
+        raise ValueError("--pair_columns are those of anchor, positive and perhaps hard negative")
 
     from st_simcse.checkpoints import load_model
 
-    texts, classes = _corpus(args) if args.map_file else ([], None)
-    pairs = _pairs(args) if args.histogram_file else []
+    texts, classes = _corpus(args, file) if args.map_file else ([], None)
+    pairs = _pairs(args, pair_file) if args.histogram_file else []
     maps, similarities = {}, {}
     for name, title in zip(args.model, _titles(args.model), strict=True):
         model = load_model(name)
@@ -80,7 +81,7 @@ def run(argv: Sequence[str]) -> None:
         plot_similarities(similarities, pairs, args.histogram_file)
 
 
-def _check(args: PlotArguments) -> None:
+def _check(args: PlotArguments, file: FileArguments) -> None:
     check_positive(args, "clusters", "max_texts", "batch_size")
     for picture, data in (("map_file", "corpus"), ("histogram_file", "pairs_file")):
         if (getattr(args, picture) is None) != (getattr(args, data) is None):
@@ -89,42 +90,40 @@ def _check(args: PlotArguments) -> None:
         raise ValueError("nothing to draw: pass --corpus and --map_file, --pairs_file and --histogram_file, or all")
     if len(set(args.model)) < len(args.model):
         raise ValueError("--model names a model twice")
-    if args.class_column is not None and args.column is None:
+    if args.class_column is not None and file.column is None:
         raise ValueError("--class_column needs --column, the column of the texts")
     if args.class_column is not None and args.clusters is not None:
         raise ValueError("colours are those of --class_column or of --clusters, not both")
-    for name, data in (("column", "corpus"), ("clusters", "corpus"), ("pair_columns", "pairs_file")):
-        if getattr(args, name) is not None and getattr(args, data) is None:
-            raise ValueError(f"--{name} needs --{data}")
-    if args.pair_columns is not None and len(args.pair_columns) not in (2, 3):
-        raise ValueError("--pair_columns are those of anchor, positive and perhaps hard negative")
+    if args.clusters is not None and args.corpus is None:
+        raise ValueError("--clusters needs --corpus")
+    check_has_file(vars(file), "", "--corpus", has_file=args.corpus is not None)
     check_outputs(args)
     check_projection(args.projection)
 
 
-def _corpus(args: PlotArguments) -> tuple[list[str], list[str] | None]:
+def _corpus(args: PlotArguments, file: FileArguments) -> tuple[list[str], list[str] | None]:
     """Texts, and their classes if there is a column of them."""
     from st_simcse.readers import SentenceReader, TripletReader
 
-    column, class_column = parse_column(args.column), parse_column(args.class_column)
-    if column is None or class_column is None:
-        with named_options(column="--column"):
-            (texts,) = _columns(SentenceReader(column=column), args.corpus, args.max_texts)
+    options, flags = file_options(vars(file)), file_flags(vars(file))
+    if args.class_column is None:
+        with named_options(**flags):
+            (texts,) = _columns(SentenceReader(**options), args.corpus, args.max_texts)
         return texts, None
     # A pair as any other: both cells have to be there.
-    with named_options(columns="--column and --class_column"):
-        texts, classes = _columns(TripletReader(columns=[column, class_column]), args.corpus, args.max_texts)
+    both = [options.pop("column"), parse_column(args.class_column)]
+    with named_options(**flags, columns="--column --class_column"):
+        texts, classes = _columns(TripletReader(columns=both, **options), args.corpus, args.max_texts)
     if (found := len(set(classes))) > MAX_CLASSES:
         raise ValueError(f"--class_column {args.class_column}: {found} classes, colours tell {MAX_CLASSES} apart")
     return texts, classes
 
 
-def _pairs(args: PlotArguments) -> list[list[str]]:
+def _pairs(args: PlotArguments, file: Any) -> list[list[str]]:
     from st_simcse.readers import TripletReader
 
-    columns = parse_columns(args.pair_columns)
-    with named_options(columns="--pair_columns"):
-        return _columns(TripletReader(columns=columns), args.pairs_file, args.max_texts)
+    with named_options(**file_flags(vars(file), "pair_")):
+        return _columns(TripletReader(**file_options(vars(file), "pair_")), args.pairs_file, args.max_texts)
 
 
 def _columns(reader: Any, filename: str | None, max_rows: int) -> list[list[str]]:

@@ -28,8 +28,9 @@ from transformers.utils.logging import disable_progress_bar
 from st_simcse.checkpoints import load_model
 from st_simcse.cli import train
 from st_simcse.cli.baselines import BASELINES
+from st_simcse.cli.files import check_has_file, file_flags, file_options
 from st_simcse.cli.inputs import identities
-from st_simcse.cli.parsing import named_options, parse_columns
+from st_simcse.cli.parsing import named_options
 from st_simcse.evaluation import check_defined, load_classes, load_retrieval, sts_evaluators, transfer_evaluators
 from st_simcse.recipes import split_baseline
 from st_simcse.run_folder import checkpoint_folders
@@ -172,18 +173,20 @@ def measures(tests: dict[str, Any]) -> list[Measure]:
     found = []
     splits: tuple[Literal["dev", "test"], ...] = ("dev", "test")
     for kind, load in (("knn", load_classes), ("retrieval", load_retrieval)):
-        columns = parse_columns(tests[f"{kind}_columns"])
-        for split in splits:
-            if file := tests[f"{kind}_{split}_file"]:
-                with named_options(columns=f"--{kind}_columns"):
-                    found.append(Measure(f"{kind} {split}", split, load(file, f"{kind} {split}", columns)))
-    if tests["sts_columns"] and not tests["sts_dir"]:
-        raise ValueError("--sts_columns are those of the tables in --sts_dir: pass that too, or leave them out")
+        options, flags = file_options(tests, f"{kind}_"), file_flags(tests, f"{kind}_")
+        files = [tests[f"{kind}_{split}_file"] for split in splits]
+        check_has_file(tests, f"{kind}_", f"--{kind}_dev_file or --{kind}_test_file", has_file=any(files))
+        for split, file in zip(splits, files, strict=True):
+            check_has_file(tests, f"{kind}_{split}_", f"--{kind}_{split}_file", has_file=bool(file))
+            if file:
+                options["split"] = tests[f"{kind}_{split}_split"]
+                with named_options(**flags, split=f"--{kind}_{split}_split"):
+                    found.append(Measure(f"{kind} {split}", split, load(file, f"{kind} {split}", **options)))
+    check_has_file(tests, "sts_", "--sts_dir", has_file=bool(tests["sts_dir"]))
     partial = bool(tests["allow_partial"])
-    with named_options(columns="--sts_columns", allow_partial="--allow_partial"):
+    with named_options(**file_flags(tests, "sts_"), allow_partial="--allow_partial"):
         if folder := tests["sts_dir"]:
-            columns = parse_columns(tests["sts_columns"])
-            evaluator = sts_evaluators(folder, columns=columns, allow_partial=partial)
+            evaluator = sts_evaluators(folder, allow_partial=partial, **file_options(tests, "sts_"))
             found.append(Measure("STS avg.", "test", evaluator))
         if folder := tests["senteval_dir"]:
             found.append(Measure("transfer avg.", "test", transfer_evaluators(folder, allow_partial=partial)))

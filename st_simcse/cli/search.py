@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from st_simcse.cli.files import FileArguments, check_has_file, file_flags, file_options
 from st_simcse.cli.output import printable
-from st_simcse.cli.parsing import check_positive, parse
+from st_simcse.cli.parsing import check_positive, named_options, parse
 
 QUERIES_AT_ONCE = 1_000
 
@@ -30,15 +31,19 @@ def run(argv: Sequence[str]) -> None:
         ValueError: for options that do not fit, and as :meth:`~st_simcse.Searcher.load`.
     """
     example = 'st-simcse search --model output --index index --queries "A man plays a guitar."'
-    (args,) = parse("search", argv, SearchArguments, example=example)
+    args, file = parse("search", argv, SearchArguments, FileArguments, example=example)
     check_positive(args, "top_k")
     if (args.queries is None) == (args.query_file is None):
         raise ValueError("pass either --queries with texts, or --query_file with a file of them")
+    check_has_file(vars(file), "", "--query_file", has_file=args.query_file is not None)
 
     from st_simcse.readers import SentenceReader
     from st_simcse.search import Searcher
 
-    queries = args.queries or list(SentenceReader().get_dataset(args.query_file)["sentence"])
+    queries = args.queries
+    if queries is None:
+        with named_options(**file_flags(vars(file))):
+            queries = list(SentenceReader(**file_options(vars(file))).get_dataset(args.query_file)["sentence"])
     searcher = Searcher.load(args.index, args.model)
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         some = queries[start : start + QUERIES_AT_ONCE]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from st_simcse.cli.parsing import parse
+from st_simcse.cli.files import FileArguments, check_has_file, file_flags, file_options
+from st_simcse.cli.parsing import named_options, parse
 
 
 @dataclass
@@ -29,24 +30,28 @@ class ServeArguments:
 def run(argv: Sequence[str]) -> None:
     """Serve it until interrupted."""
     example = "st-simcse serve --model output --corpus sentences.txt"
-    (args,) = parse("serve", argv, ServeArguments, example=example)
+    args, file = parse("serve", argv, ServeArguments, FileArguments, example=example)
 
     if (args.corpus is None) == (args.index is None):
         raise ValueError("pass either --corpus with a file of sentences, or --index with a folder of st-simcse index")
     if args.index and args.cache_dir:
         raise ValueError("--cache_dir is for --corpus: an index has its embeddings in its folder")
+    check_has_file(vars(file), "", "--corpus", has_file=args.corpus is not None)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         from st_simcse.checkpoints import load_model
+        from st_simcse.readers import SentenceReader
         from st_simcse.search import Searcher, cached_searcher
         from st_simcse.serve import check_port, launch, search_page
 
         check_port(args.port)
-        model = load_model(args.model)
         if args.index:
-            searcher = Searcher.load(args.index, model)
+            searcher = Searcher.load(args.index, load_model(args.model))
         else:
-            searcher = cached_searcher(model, args.corpus, args.cache_dir)
+            with named_options(**file_flags(vars(file))):
+                reader = SentenceReader(drop_duplicates=True, **file_options(vars(file)))
+                sentences = reader.get_dataset(args.corpus)
+            searcher = cached_searcher(load_model(args.model), sentences, args.cache_dir)
         page = search_page(searcher, args.model, args.index or args.corpus)
         launch(page, args.port)
         with suppress(KeyboardInterrupt):

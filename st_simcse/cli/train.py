@@ -8,6 +8,7 @@ import logging
 import math
 import statistics
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,12 +23,14 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from st_simcse.checkpoints import load_model
 from st_simcse.cli.baselines import Baseline, BaselineTrainer
+from st_simcse.cli.files import check_has_file, file_flags, file_options
 from st_simcse.cli.loss import LossArguments, make_loss
-from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns, parse_format
+from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns
 from st_simcse.cli.views import ViewArguments, make_view
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
-from st_simcse.formats import FileFormat, found_format
+from st_simcse.formats import FileFormat
 from st_simcse.hub import HubDataset
+from st_simcse.layouts import found_format
 from st_simcse.lora import adapters, check_peft, merge_lora
 from st_simcse.losses import OPTIONS, SimCSELoss
 from st_simcse.losses.options import option_name
@@ -35,8 +38,9 @@ from st_simcse.model_card import own_card, shown_command
 from st_simcse.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
-from st_simcse.readers import READERS, NLIReader, Reader, SentenceReader, load_sts
+from st_simcse.readers import READERS, NLIReader, Reader, SentenceReader
 from st_simcse.run_folder import checkpoint_folders, sole_run
+from st_simcse.scored_pairs import load_sts
 from st_simcse.stop_on_signal import StopOnSignal, Stopped
 from st_simcse.teacher import add_teacher_embeddings
 from st_simcse.trainer import SimCSETrainer
@@ -162,6 +166,9 @@ class DataArguments:
     dev_columns: list[str] | None = field(
         default=None, metadata={"help": "Sentence, sentence, score: names, or numbers from 0, if not the usual ones."}
     )
+    dev_format: Literal["csv", "tsv", "jsonl"] | None = field(
+        default=None, metadata={"help": "What the file is; if none, what its name and first lines say."}
+    )
     dev_delimiter: str | None = field(default=None, metadata={"help": "As --train_delimiter."})
     dev_encoding: str | None = field(default=None, metadata={"help": "As --train_encoding."})
     dev_quoting: Literal["minimal", "none"] | None = field(default=None, metadata={"help": "As --train_quoting."})
@@ -170,6 +177,9 @@ class DataArguments:
     test_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
     test_split: str | None = field(default=None, metadata={"help": "Which split; of a data set test when left out."})
     test_columns: list[str] | None = field(default=None, metadata={"help": "As --dev_columns."})
+    test_format: Literal["csv", "tsv", "jsonl"] | None = field(
+        default=None, metadata={"help": "What the file is; if none, what its name and first lines say."}
+    )
     test_delimiter: str | None = field(default=None, metadata={"help": "As --train_delimiter."})
     test_encoding: str | None = field(default=None, metadata={"help": "As --train_encoding."})
     test_quoting: Literal["minimal", "none"] | None = field(default=None, metadata={"help": "As --train_quoting."})
@@ -315,7 +325,7 @@ def _train_once(
         own_card(model).command = shown_command(["st-simcse", "train", *argv])
     results = {"before": _spearman(evaluators, model)} if before else {}
     resume = args.resume_from_checkpoint
-    with stop:
+    with stop, named_options(**_TRAIN_FLAGS) if data_args.streaming else nullcontext():
         trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
     if stop.has_stopped:
         if trainer.is_world_process_zero():
@@ -480,8 +490,7 @@ def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str |
     file, dataset, subset, split = (getattr(args, f"{name}_{part}") for part in ("file", "dataset", "subset", "split"))
     if file and dataset:
         raise ValueError(f"pass --{name}_file or --{name}_dataset, not both")
-    if not file and (how := _format_options(args, name)):
-        raise ValueError(f"--{name}_{next(iter(how))} goes with --{name}_file: leave it out, or pass that")
+    check_has_file(_of_format(args), f"{name}_", f"--{name}_file", has_file=bool(file))
     if dataset:
         usual = {"train": "train", "dev": "validation", "test": "test"}[name]
         return HubDataset(dataset, subset, split or usual, streaming=args.streaming and name == "train")
@@ -492,8 +501,10 @@ def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str |
     return file
 
 
-def _format_options(args: DataArguments, name: str) -> dict[str, Any]:
-    return parse_format(*(getattr(args, f"{name}_{part}") for part in ("delimiter", "encoding", "quoting")))
+def _of_format(args: DataArguments) -> dict[str, Any]:
+    """The options that say how files are read, in which data sets of the hub have no share."""
+    parts = ("_format", "_delimiter", "_encoding", "_quoting")
+    return {name: word for name, word in vars(args).items() if name.endswith(parts) and name != "train_format"}
 
 
 def _evaluators(sources: dict[str, Any], args: DataArguments) -> list[EmbeddingSimilarityEvaluator]:
@@ -506,9 +517,9 @@ def _evaluators(sources: dict[str, Any], args: DataArguments) -> list[EmbeddingS
 
 
 def _evaluator(source: str | HubDataset, args: DataArguments, name: Literal["dev", "test"]) -> Any:
-    columns = parse_columns(getattr(args, f"{name}_columns"))
-    with named_options(columns=f"--{name}_columns", split=f"--{name}_split"):
-        return load_sts(source, columns=columns, split=_split(source, args, name), **_format_options(args, name))
+    options = file_options(vars(args), f"{name}_") | {"split": _split(source, args, name)}
+    with named_options(**file_flags(vars(args), f"{name}_")):
+        return load_sts(source, **options)
 
 
 def _split(source: str | HubDataset, args: DataArguments, name: str) -> str | None:
@@ -517,8 +528,17 @@ def _split(source: str | HubDataset, args: DataArguments, name: str) -> str | No
     return None if isinstance(source, HubDataset) else split
 
 
+# What the readers' arguments, and the readers themselves, are called in messages on the training data.
+_TRAIN_FLAGS = {
+    **{"column": "--columns", "columns": "--columns", "labels": "--labels", "split": "--train_split"},
+    **{part: f"--train_{part}" for part in ("delimiter", "encoding", "quoting")},
+    **{reader.__name__: f"--train_format {name}" for name, reader in READERS.items()},
+    **dict.fromkeys(("format='lines'", "SentenceReader(format='lines')"), "--train_format lines"),
+}
+
+
 def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> Dataset | IterableDataset:
-    with named_options(column="--columns", columns="--columns", labels="--labels", split="--train_split"):
+    with named_options(**_TRAIN_FLAGS):
         reader = _reader(source, args)
         if not args.streaming:
             return _some_rows(reader.get_dataset(source), args.max_train_samples or 0, seed)
@@ -532,14 +552,15 @@ def _some_rows(dataset: Dataset, most: int, seed: int) -> Dataset:
 
 def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
     columns = parse_columns(args.columns)
-    how = _format_options(args, "train") | {"split": _split(source, args, "train")}
+    of_format = file_options(_of_format(args), "train_")
+    how = of_format | {"split": _split(source, args, "train")}
     train_format: str = args.train_format
     if train_format == "lines":
         train_format, how["format"] = "sentences", "lines"
     elif train_format == "auto" and isinstance(source, HubDataset):
         train_format = _format_of(source, columns)
     elif train_format == "auto":
-        found = found_format(Path(str(source)), FileFormat(**_format_options(args, "train")))
+        found = found_format(Path(str(source)), FileFormat(**of_format))
         train_format = "sentences" if found == "lines" else "triplets"
     if train_format == "nli":
         return NLIReader(columns=columns, labels=_labels(args.labels), **how)

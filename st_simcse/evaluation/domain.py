@@ -13,7 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from st_simcse.evaluation.base import RecordingEvaluator
 from st_simcse.formats import Column, FormatOptions
-from st_simcse.readers import Name, Reader, evaluator_name, split_options
+from st_simcse.reader import Name, Reader
+from st_simcse.scored_pairs import evaluator_name, split_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

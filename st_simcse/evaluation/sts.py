@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
 
 from st_simcse.data import STS_DEV_ROWS, STS_ROWS, SentEvalReader, check_rows, senteval_tasks
-from st_simcse.readers import Column, STSReader, sts_evaluator
+from st_simcse.formats import Column, FileFormat, FormatOptions
+from st_simcse.scored_pairs import STSReader, sts_evaluator
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["mteb_scores", "sts_evaluators", "sts_scores"]
 
@@ -44,6 +49,8 @@ def sts_evaluators(
     dev: bool = False,
     columns: Sequence[Column] | None = None,
     allow_partial: bool = False,
+    split: str | None = None,
+    **how: Unpack[FormatOptions],
 ) -> SequentialEvaluator:
     """The seven STS tasks as one evaluator whose main score is their average.
 
@@ -60,6 +67,10 @@ def sts_evaluators(
         columns: of the tables, where they have other names; as for :func:`~st_simcse.load_sts`.
         allow_partial: whether a task may have fewer pairs than the released one, for sets that are meant to be
             smaller.
+        split: which split of the tables, where a column says it, such as ``SemEval_set`` in SICK's own file; as for
+            :func:`~st_simcse.load_sts`.
+        **how: how the tables are read, the arguments of :class:`~st_simcse.formats.FileFormat`. SentEval's files have
+            ``encoding`` alone.
 
     Returns:
         An evaluator; called with a model it gives ``{"STS12_spearman_cosine": ..., ..., "sequential_score": ...}``.
@@ -90,9 +101,9 @@ def sts_evaluators(
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(missing)}" + ("" if senteval else ", and has no STS/STS12-en-test of SentEval")
         )
-    if senteval and columns is not None:
-        raise ValueError(f"{folder} is SentEval's, whose files have no columns to choose: leave columns= out")
-    reader = SentEvalReader() if senteval else STSReader(columns=columns)
+    reader = (
+        _senteval_reader(folder, columns, split, how) if senteval else STSReader(columns=columns, split=split, **how)
+    )
     evaluators = []
     for task, path in paths.items():
         evaluator = sts_evaluator(reader, path, task, batch_size=batch_size)
@@ -100,6 +111,20 @@ def sts_evaluators(
         check_rows(path, len(evaluator.scores), (rows,), allow_partial)
         evaluators.append(evaluator)
     return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
+
+
+def _senteval_reader(
+    folder: str | os.PathLike[str], columns: Sequence[Column] | None, split: str | None, how: FormatOptions
+) -> SentEvalReader:
+    layout = [given for given in FileFormat(**how).given if not given.startswith("encoding=")]
+    layout += ["columns="] if columns is not None else []
+    layout += [f"split={split!r}"] if split is not None else []
+    if layout:
+        raise ValueError(
+            f"{folder} is SentEval's, whose files have a layout of their own and no columns to choose: leave "
+            f"{' and '.join(layout)} out"
+        )
+    return SentEvalReader(**how)
 
 
 def sts_scores(results: Mapping[str, float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 
 from st_simcse.data import STS_ZH_ROWS, check_rows
 from st_simcse.lengths import reading_at_most
-from st_simcse.readers import STSReader, sts_evaluator
+from st_simcse.scored_pairs import STSReader, sts_evaluator
 
 __all__ = ["STS_ZH_SPLITS", "STS_ZH_TASKS", "CutEvaluator", "sts_zh_evaluators", "sts_zh_scores"]
 
