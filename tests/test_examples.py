@@ -9,8 +9,10 @@ from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 from sentence_transformers import SentenceTransformer
 
 from st_simcse import build_model, load_sts
@@ -18,6 +20,7 @@ from st_simcse.corpus import generate_corpus
 from st_simcse.demo import save_tiny_transformer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+NOTEBOOK = EXAMPLES / "own_domain.ipynb"
 
 
 def _run(tmp_path, script, *options):
@@ -73,24 +76,36 @@ def test_chinese(pretrained, tmp_path):
     assert 0.1 < before != after < 1
 
 
-def test_the_notebook(tmp_path, monkeypatch):
-    notebook = json.loads((EXAMPLES / "own_domain.ipynb").read_text())
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    code = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     monkeypatch.chdir(tmp_path)
     shown = []
-    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(Image=shown.append))
-    save_tiny_transformer("tiny", generate_corpus().sentences, width=32, layers=2)
+    image = SimpleNamespace(Image=lambda path, width: shown.append(path))
+    monkeypatch.setitem(sys.modules, "IPython.display", image)
+    texts = generate_corpus().sentences[:400]
+    for folder in ("sentence-transformers/all-MiniLM-L6-v2", "fancyzhx/ag_news/data"):
+        Path(folder).mkdir(parents=True)
+    save_tiny_transformer("sentence-transformers/all-MiniLM-L6-v2", texts, width=32, layers=2)
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["World", "Sports"])})
+    news = Dataset.from_dict({"text": texts, "label": [len(text) % 2 for text in texts]}, features=features)
+    news.to_parquet("fancyzhx/ag_news/data/test-00000-of-00001.parquet")
     namespace = {}
     for number, cell in enumerate(code):
         exec(compile("".join(cell["source"]), f"cell {number}", "exec"), namespace)
         if number == 0:  # the parameters
-            namespace |= {"MODEL": "tiny", "SENTENCES": 320}
+            namespace |= {"ROWS": 320}
     assert [Path(name).read_bytes()[:4] for name in shown] == [b"\x89PNG"]
-    assert namespace["spearman"]["before"] != namespace["spearman"]["after"]
+    assert namespace["classes"] == [["World", "Sports"][len(text) % 2] for text in namespace["texts"]]
+    assert list(namespace["accuracy"]) == ["before", "after"]
     before, after = namespace["embeddings"].values()
     assert before.shape == after.shape == (320, 32)
     assert abs(after - before).max() > 1e-5
+    unit = after / np.linalg.norm(after, axis=1, keepdims=True)
+    similarities = unit @ unit[7]
+    nearest = sorted((similarities[row] for row in range(320) if row != 7), reverse=True)[:3]
+    hits = namespace["neighbours"](after, 7)
+    assert 7 not in [hit["corpus_id"] for hit in hits]
+    assert [hit["score"] for hit in hits] == pytest.approx(nearest, abs=1e-5)
     weights, saved = namespace["trainer"].model.state_dict(), SentenceTransformer("output", device="cpu").state_dict()
     assert all(torch.equal(weights[name], saved[name]) for name in weights.keys() | saved.keys())
 
