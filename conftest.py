@@ -27,7 +27,7 @@ from sentence_transformers.sentence_transformer.modules import Dropout, StaticEm
 from transformers import set_seed
 
 from st_simcse.corpus import generate_corpus
-from st_simcse.data import STS_ZH_ROWS, TREC_CLASSES
+from st_simcse.data.senteval import STS_ZH_ROWS, TREC_CLASSES
 from st_simcse.demo import save_tiny_transformer, tiny_model
 from st_simcse.evaluation import STS_TASKS
 

@@ -54,7 +54,7 @@ def generate(args: argparse.Namespace) -> dict[str, float]:
 
 def build(args: argparse.Namespace) -> dict[str, float]:
     from st_simcse import Searcher
-    from st_simcse.neighbours import INDEXES
+    from st_simcse.search.neighbours import INDEXES
 
     searcher = Searcher(str(args.folder / "model"))
     index = INDEXES[args.kind]
@@ -70,7 +70,7 @@ def build(args: argparse.Namespace) -> dict[str, float]:
 
 def query(args: argparse.Namespace) -> dict[str, float]:
     from st_simcse import Searcher
-    from st_simcse.neighbours import INDEXES
+    from st_simcse.search.neighbours import INDEXES
 
     description = args.folder / "index" / "index.json"
     described = json.loads(description.read_text())

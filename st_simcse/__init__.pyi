@@ -1,6 +1,13 @@
-from .batching import LengthGroupedBatchSampler
-from .checkpoints import load_simcse, save_transformer
-from .dropout import model_dropout, set_dropout
+from .data.batching import LengthGroupedBatchSampler
+from .data.hub_dataset import HubDataset
+from .data.readers import (
+    NLIReader,
+    SentenceReader,
+    TripletReader,
+)
+from .data.scored_pairs import load_sts
+from .data.teacher import add_teacher_embeddings
+from .data.views import Crops, TokenCutoff, WordRepetition
 from .evaluation import (
     AlignmentUniformityEvaluator,
     KNNEvaluator,
@@ -11,8 +18,6 @@ from .evaluation import (
     sts_zh_evaluators,
     transfer_evaluators,
 )
-from .hub import HubDataset
-from .lora import merge_lora
 from .losses import (
     DimensionContrast,
     DropoutFreeNegatives,
@@ -25,7 +30,10 @@ from .losses import (
     SupSimCSELoss,
     UnsupSimCSELoss,
 )
-from .modeling import build_model
+from .models.checkpoints import load_simcse, save_transformer
+from .models.dropout import model_dropout, set_dropout
+from .models.lora import merge_lora
+from .models.modeling import build_model
 from .objective import Batch, Comparison, info_nce, sup_simcse_loss, unsup_simcse_loss
 from .objective.edits import (
     AngularMargin,
@@ -35,17 +43,9 @@ from .objective.edits import (
     OwnNegativeWeight,
     SimilarityThreshold,
 )
-from .readers import (
-    NLIReader,
-    SentenceReader,
-    TripletReader,
-)
-from .scored_pairs import load_sts
-from .search import Searcher
-from .teacher import add_teacher_embeddings
-from .trainer import SimCSETrainer
-from .training_arguments import SimCSETrainingArguments
-from .views import Crops, TokenCutoff, WordRepetition
+from .search.searcher import Searcher
+from .training.trainer import SimCSETrainer
+from .training.training_arguments import SimCSETrainingArguments
 
 __all__ = [
     "AlignmentUniformityEvaluator",

@@ -17,8 +17,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_see
 
 from st_simcse.corpus import Corpus, generate_corpus
 from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss
-from st_simcse.modeling import PoolingMode, build_model
-from st_simcse.trainer import SimCSETrainer
+from st_simcse.models.modeling import PoolingMode, build_model
+from st_simcse.training.trainer import SimCSETrainer
 
 __all__ = ["run_demo", "tiny_model"]
 

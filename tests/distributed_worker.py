@@ -35,9 +35,9 @@ from st_simcse import (
     build_model,
 )
 from st_simcse.cli import train
-from st_simcse.distributed import averaged_gradients
+from st_simcse.losses.collectives import averaged_gradients
 from st_simcse.objective import cross_entropy
-from st_simcse.run_folder import LOCK, UNFINISHED
+from st_simcse.training.run_folder import LOCK, UNFINISHED
 from tests.inputs import without_dropout
 
 ROWS = [f"{first} {second}" for first in SENTENCES for second in SENTENCES][::3]

@@ -16,7 +16,7 @@ from st_simcse import (
     SupSimCSELoss,
     UnsupSimCSELoss,
 )
-from st_simcse.batching import token_collator, tokenize
+from st_simcse.data.batching import token_collator, tokenize
 from st_simcse.demo import tiny_model
 
 
@@ -152,7 +152,7 @@ def test_group_by_length_reaches_the_trainer(sentences, tmp_path):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bf16_is_on_where_it_is_fast_and_can_be_turned_off(monkeypatch, tmp_path, caplog, fast):
-    monkeypatch.setattr("st_simcse.training_arguments.computes_in_bf16", lambda use_cpu: fast)
+    monkeypatch.setattr("st_simcse.training.training_arguments.computes_in_bf16", lambda use_cpu: fast)
     caplog.set_level(logging.INFO)
     assert SimCSETrainingArguments(str(tmp_path)).bf16 is fast
     assert [message.startswith("Training in bf16") for message in caplog.messages] == [True] * fast

@@ -10,8 +10,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
 from st_simcse import Searcher, build_model, cli, load_simcse, save_transformer
-from st_simcse.checkpoints import load_model
 from st_simcse.demo import tiny_model
+from st_simcse.models.checkpoints import load_model
 
 
 @pytest.fixture(params=["bert", "roberta"])

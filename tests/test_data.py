@@ -13,7 +13,8 @@ from huggingface_hub import constants
 
 from st_simcse import HubDataset, TripletReader, build_model, load_sts, sts_evaluators, sts_zh_evaluators
 from st_simcse.cli import data, main, train
-from st_simcse.data import DATA_SETS, PRINCETON, STS_ROWS, SUBSETS, SentEvalReader, download, transfer_examples
+from st_simcse.data.download import DATA_SETS, PRINCETON, download
+from st_simcse.data.senteval import STS_ROWS, SUBSETS, SentEvalReader, transfer_examples
 from st_simcse.evaluation import STS_TASKS
 
 # What the releases have, and what mteb's descriptive statistics and the authors' repositories say.
@@ -387,7 +388,7 @@ def _version(path):
 def test_a_second_call_goes_on(hub, small, monkeypatch):
     """Stopped in the middle of a file, nothing half done has a file's name, and what is complete stays."""
     with monkeypatch.context() as stopping:
-        stopping.setattr("st_simcse.data.shutil.copyfile", lambda _, target: target.write_text("On") and 1 / 0)
+        stopping.setattr("st_simcse.data.download.shutil.copyfile", lambda _, target: target.write_text("On") and 1 / 0)
         with pytest.raises(ZeroDivisionError):
             list(download("data", ["all-nli", "wiki1m"]))
     assert not (hub / "data/wiki1m_for_simcse.txt").exists()
@@ -479,7 +480,7 @@ def test_without_a_network_the_error_comes_at_once(tmp_path, monkeypatch, name):
     # A closed local port refuses the connection, as a machine without a network does.
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
     for loader in ("load_dataset", "hf_hub_download"):  # which would try again and again
-        monkeypatch.setattr(f"st_simcse.hub.{loader}", None)
+        monkeypatch.setattr(f"st_simcse.data.hub_dataset.{loader}", None)
     source = DATA_SETS[name][0].source
     repository = source.name if isinstance(source, HubDataset) else PRINCETON
     with pytest.raises(OSError, match=f"{repository} is no folder here, and the Hugging Face hub cannot be reached"):

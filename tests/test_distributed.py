@@ -18,7 +18,7 @@ from sentence_transformers.base.sampler import (
 from torch.utils.data import ConcatDataset
 
 from st_simcse import LengthGroupedBatchSampler
-from st_simcse.distributed import EvenBatchSampler, RoundSampler
+from st_simcse.training.samplers import EvenBatchSampler, RoundSampler
 
 ROOT = Path(__file__).parent.parent
 

@@ -86,7 +86,7 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval, senteval_cn):
     for part in range(2):
         Path(f"part-{part}.txt.gz").write_bytes(gzip.compress("\n".join(sentences).encode()))
     # The page's reader has the whole of them.
-    monkeypatch.setattr("st_simcse.data.check_rows", lambda *args, **options: None)
+    monkeypatch.setattr("st_simcse.data.senteval.check_rows", lambda *args, **options: None)
     for module in ("sts", "sts_zh"):
         monkeypatch.setattr(f"st_simcse.evaluation.{module}.check_rows", lambda *args, **options: None)
     Path("senteval_cn").symlink_to(senteval_cn)

@@ -1,7 +1,7 @@
 import torch
 
 from st_simcse import build_model
-from st_simcse.losses.duplicates import text_keys
+from st_simcse.data.duplicates import text_keys
 from st_simcse.objective import KnownPositives
 from tests.inputs import flattened
 

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from conftest import CHINESE
 from st_simcse import AlignmentUniformityEvaluator, build_model, load_sts, sts_evaluators, sts_zh_evaluators
 from st_simcse.cli import evaluate
-from st_simcse.data import STS_ZH_ROWS
+from st_simcse.data.senteval import STS_ZH_ROWS
 from st_simcse.evaluation import MTEB_LANGUAGES, STS_TASKS, STS_ZH_TASKS, format_table, mteb_scores, sts_scores
 from tests.reference import alignment_loop, uniformity_loop
 

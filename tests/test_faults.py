@@ -17,10 +17,12 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from st_simcse import SimCSETrainer, SimCSETrainingArguments, build_model, cli, data, hub
+from st_simcse import SimCSETrainer, SimCSETrainingArguments, build_model, cli
 from st_simcse.cli import train
+from st_simcse.data import download as data
+from st_simcse.data import hub_dataset as hub
 from st_simcse.demo import save_tiny_transformer
-from st_simcse.run_folder import checkpoint_folders, last_complete_checkpoint, rotate, sole_run
+from st_simcse.training.run_folder import checkpoint_folders, last_complete_checkpoint, rotate, sole_run
 
 STEPS = 30
 

@@ -20,12 +20,12 @@ from st_simcse.cli.corpus import CorpusArguments
 from st_simcse.cli.files import FileArguments
 from st_simcse.cli.parsing import named_options, parse
 from st_simcse.cli.train import _reader, parse_train
-from st_simcse.data import SUBSETS
-from st_simcse.encodings import fitting_encodings
+from st_simcse.data.encodings import fitting_encodings
+from st_simcse.data.formats import FileFormat
+from st_simcse.data.layouts import found_format
+from st_simcse.data.remedies import DataError
+from st_simcse.data.senteval import SUBSETS
 from st_simcse.evaluation import load_classes, load_retrieval, sts_evaluators
-from st_simcse.formats import FileFormat
-from st_simcse.layouts import found_format
-from st_simcse.remedies import DataError
 
 PAIRS = [("A dog runs.", "A hound runs.", "4.5"), ("A dog, a cat.", "A car.", "0.5"), ("Two men.", "Two.", "2")]
 OBJECTS = [dict(zip(("sentence1", "sentence2", "score"), pair, strict=True)) for pair in PAIRS]
@@ -687,7 +687,7 @@ TRAINING = {"train": (_TRAIN, "--train_file", "--train_")}
 def told(tmp_path, monkeypatch):
     """A function of a command, the option for its file, that file's name and content: the command's message."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("st_simcse.serve.check_port", lambda port: None)
+    monkeypatch.setattr("st_simcse.search.page.check_port", lambda port: None)
     _write(tmp_path / "good.txt", "A dog runs.\nA cat sleeps.\n")
 
     def message(words, option, name, content, encoding="utf-8"):
@@ -799,7 +799,7 @@ def test_queries_are_read_as_the_command_line_says(tmp_path, monkeypatch, capsys
             asked.extend(queries)
             return [[] for _ in queries]
 
-    monkeypatch.setattr("st_simcse.search.Searcher.load", lambda index, model: Found())
+    monkeypatch.setattr("st_simcse.search.searcher.Searcher.load", lambda index, model: Found())
     words = ["search", "--model", "m", "--index", "i", "--query_file", str(path), "--encoding", "gbk"]
     cli.main([*words, "--format", "lines"])
     cli.main([*words, "--column", "0"])
@@ -816,9 +816,9 @@ def test_the_page_searches_a_corpus_that_is_read_as_told(tmp_path, monkeypatch):
         given.extend(corpus["sentence"])
         raise ValueError("as far as this")
 
-    monkeypatch.setattr("st_simcse.serve.check_port", lambda port: None)
-    monkeypatch.setattr("st_simcse.checkpoints.load_model", lambda name: None)
-    monkeypatch.setattr("st_simcse.search.cached_searcher", cached)
+    monkeypatch.setattr("st_simcse.search.page.check_port", lambda port: None)
+    monkeypatch.setattr("st_simcse.models.checkpoints.load_model", lambda name: None)
+    monkeypatch.setattr("st_simcse.search.searcher.cached_searcher", cached)
     words = ["serve", "--model", "m", "--corpus", str(path), "--encoding", "gbk", "--split", "test"]
     with pytest.raises(SystemExit, match="as far as this"):
         cli.main(words)

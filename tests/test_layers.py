@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModel
 
 from conftest import SENTENCES
 from st_simcse import build_model
-from tests.architectures import ARCHITECTURES
+from tests.backbones import ARCHITECTURES
 
 
 @pytest.mark.parametrize("name", ["BERT", "DistilBERT", "ModernBERT", "Qwen3", "T5 encoder"])

@@ -8,8 +8,9 @@ from sentence_transformers.sentence_transformer.modules import BoW, StaticEmbedd
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from st_simcse import Searcher, SimCSETrainer, SimCSETrainingArguments, lengths
+from st_simcse import Searcher, SimCSETrainer, SimCSETrainingArguments
 from st_simcse.cli import encode, evaluate, index, train
+from st_simcse.data import lengths
 
 # Tokens of a text: its words and the two that the tokenizer adds.
 OTHERS = ["dogs run", "cat sleeps", "woman reads", "dogs"]

@@ -27,7 +27,7 @@ from st_simcse import (
     merge_lora,
     save_transformer,
 )
-from st_simcse.checkpoints import load_model
+from st_simcse.models.checkpoints import load_model
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1)
 

@@ -41,11 +41,11 @@ from st_simcse import (
     SupSimCSELoss,
     UnsupSimCSELoss,
 )
+from st_simcse.data.views import VIEWS
 from st_simcse.demo import tiny_model
 from st_simcse.losses import OPTIONS, EncoderOption, Option, check_wrappers
 from st_simcse.losses.encoder import BatchEncoder
 from st_simcse.losses.lookup import looked_up_once
-from st_simcse.views import VIEWS
 from tests.inputs import without_dropout
 from tests.reference import info_nce_loop, sup_zh_loop, unsup_loop
 

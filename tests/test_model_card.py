@@ -27,7 +27,7 @@ from st_simcse import (
     cli,
 )
 from st_simcse.demo import tiny_model
-from st_simcse.model_card import shown_command
+from st_simcse.training.model_card import shown_command
 
 
 @pytest.mark.parametrize("columns", [["sentence"], ["anchor", "positive"]])

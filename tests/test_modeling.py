@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from st_simcse import MomentumQueue, ProjectionHead, UnsupSimCSELoss, build_model, save_transformer
-from st_simcse.checkpoints import load_model
+from st_simcse.models.checkpoints import load_model
 
 
 def _hidden_states(folder, sentences):

@@ -7,7 +7,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments as Argume
 from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 
 from st_simcse import MaskedLanguageModel, SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss
-from st_simcse.negatives import NegativesCollator, longest_list
+from st_simcse.training.negatives import NegativesCollator, longest_list
 
 NUMBERS = [2, 0, 1, 3, 0, 1]
 

@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model, set_s
 
 from st_simcse import SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.cli import evaluate, train
+from st_simcse.data.duplicates import text_keys
+from st_simcse.data.prompts import set_prompt
 from st_simcse.demo import tiny_model
-from st_simcse.losses.duplicates import text_keys
-from st_simcse.prompts import set_prompt
 from tests.inputs import flattened, without_dropout
 
 WAYS = {

@@ -37,9 +37,9 @@ from st_simcse import (
     load_sts,
 )
 from st_simcse.corpus import generate_corpus
+from st_simcse.data.formats import file_format
+from st_simcse.data.scored_pairs import STSReader
 from st_simcse.evaluation import load_classes
-from st_simcse.formats import file_format
-from st_simcse.scored_pairs import STSReader
 
 
 def _write(folder, name, content):
@@ -1202,7 +1202,7 @@ def test_an_unreachable_hub_is_an_error_at_once(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     # A closed local port refuses the connection, as a machine without a network does.
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("st_simcse.hub.load_dataset", None)  # which would try again and again
+    monkeypatch.setattr("st_simcse.data.hub_dataset.load_dataset", None)  # which would try again and again
     with pytest.raises(OSError, match=r"nobody/nothing is no folder here, and .* cannot be reached"):
         HubDataset("nobody/nothing").load()
 

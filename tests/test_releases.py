@@ -17,8 +17,8 @@ from sentence_transformers import SentenceTransformerTrainer
 from transformers.integrations import peft as transformers_peft
 
 from st_simcse import SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss, build_model
-from st_simcse.checkpoints import load_model
 from st_simcse.losses import st_internals as embedding
+from st_simcse.models.checkpoints import load_model
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -24,14 +24,15 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from torch.nn.functional import normalize
 
-from st_simcse import Searcher, build_model, cli, search
-from st_simcse.checkpoints import load_model
+from st_simcse import Searcher, build_model, cli
 from st_simcse.cli import encode
 from st_simcse.corpus import generate_corpus
 from st_simcse.demo import tiny_model
-from st_simcse.fingerprint import fingerprint, text_digest
-from st_simcse.index_folder import IndexFolder
-from st_simcse.neighbours import HNSWIndex, IVFIndex
+from st_simcse.models.checkpoints import load_model
+from st_simcse.search import searcher as search
+from st_simcse.search.fingerprint import fingerprint, text_digest
+from st_simcse.search.index_folder import IndexFolder
+from st_simcse.search.neighbours import HNSWIndex, IVFIndex
 from tests.inputs import without_special_tokens
 
 ROOT = Path(__file__).parent.parent

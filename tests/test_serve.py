@@ -16,11 +16,11 @@ from gradio.state_holder import SessionState
 from gradio_client import Client
 from sentence_transformers import SentenceTransformer
 
-from st_simcse import cli, search
-from st_simcse.checkpoints import load_model
+from st_simcse import cli
 from st_simcse.demo import tiny_model
-from st_simcse.search import Searcher, cached_searcher
-from st_simcse.serve import (
+from st_simcse.models.checkpoints import load_model
+from st_simcse.search import searcher as search
+from st_simcse.search.page import (
     COMPARISON,
     MAX_QUERY_LENGTH,
     MAX_SESSIONS,
@@ -30,6 +30,7 @@ from st_simcse.serve import (
     launch,
     search_page,
 )
+from st_simcse.search.searcher import Searcher, cached_searcher
 from tests.inputs import without_special_tokens
 
 
@@ -278,7 +279,7 @@ def test_an_impossible_port_is_a_line(options, port):
 
 
 def test_a_taken_port_is_found_before_the_model_is_loaded(options, monkeypatch):
-    monkeypatch.setattr("st_simcse.checkpoints.load_model", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr("st_simcse.models.checkpoints.load_model", lambda name: pytest.fail("loaded"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -337,7 +338,7 @@ def test_an_interrupted_start_is_a_line(options, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("st_simcse.search.Searcher", interrupted)
+    monkeypatch.setattr("st_simcse.search.searcher.Searcher", interrupted)
     with pytest.raises(SystemExit, match="st-simcse serve: interrupted before the page was up"):
         cli.main(["serve", *options, "--port", str(_free_port())])
     assert signal.getsignal(signal.SIGTERM) is before

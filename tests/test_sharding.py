@@ -6,7 +6,7 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 from st_simcse import MaskedLanguageModel, MomentumQueue, SimCSETrainingArguments, UnsupSimCSELoss
-from st_simcse.sharding import UnshardedWeights, check_shardable
+from st_simcse.training.sharding import UnshardedWeights, check_shardable
 
 
 def _fsdp(**options):

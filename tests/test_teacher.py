@@ -18,9 +18,9 @@ from st_simcse import (
     UnsupSimCSELoss,
     add_teacher_embeddings,
 )
+from st_simcse.data.teacher import check_teacher_columns, teacher_embeddings
 from st_simcse.demo import tiny_model
 from st_simcse.objective import Batch, cross_entropy, info_nce
-from st_simcse.teacher import check_teacher_columns, teacher_embeddings
 
 
 def _columns(rows=5, width=4, count=2, seed=0):

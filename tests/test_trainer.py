@@ -29,8 +29,8 @@ from st_simcse import (
 )
 from st_simcse.demo import tiny_model
 from st_simcse.losses import TermOption
-from st_simcse.resume import describe_run
-from st_simcse.trainer import texts_without_embedding
+from st_simcse.training.resume import describe_run
+from st_simcse.training.trainer import texts_without_embedding
 from tests.inputs import flattened
 
 

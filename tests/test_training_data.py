@@ -15,7 +15,7 @@ from st_simcse import (
     build_model,
     cli,
 )
-from st_simcse.training_data import as_dataset
+from st_simcse.data.training_data import as_dataset
 
 PAIRS = [("A dog.", "A hound."), ("A cat.", "A feline.")]
 COLUMNS = {"anchor": ["A dog.", "A cat."], "positive": ["A hound.", "A feline."]}

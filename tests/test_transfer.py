@@ -9,7 +9,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from st_simcse import TransferEvaluator, build_model, transfer_evaluators
 from st_simcse.cli import evaluate
-from st_simcse.data import transfer_examples
+from st_simcse.data.senteval import transfer_examples
 from st_simcse.evaluation import STS_TASKS, TRANSFER_TASKS, transfer_scores
 
 

@@ -31,8 +31,8 @@ from st_simcse import (
     add_teacher_embeddings,
 )
 from st_simcse.cli import train
+from st_simcse.data.views import VIEWS, view_collator
 from st_simcse.demo import tiny_model
-from st_simcse.views import VIEWS, view_collator
 
 
 def test_views_are_what_they_say():

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (ImportError, OSError, ValueError, SafetensorError) as error:
             sys.exit(printable(f"st-simcse {command}: {error}", lines=True))
         except Exception as error:
-            from st_simcse.hub import is_network_error
+            from st_simcse.models.hub import is_network_error
 
             if not is_network_error(error):
                 raise

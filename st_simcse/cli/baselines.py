@@ -23,11 +23,11 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import Tensor, nn
 
-from st_simcse.checkpoints import load_model
 from st_simcse.cli.loss import LossArguments
 from st_simcse.cli.parsing import option_of
 from st_simcse.losses import MaskedLanguageModel
-from st_simcse.model_card import ModelCardCallback
+from st_simcse.models.checkpoints import load_model
+from st_simcse.training.model_card import ModelCardCallback
 
 __all__ = ["BASELINES", "Baseline", "BaselineTrainer", "check_baseline"]
 

@@ -105,7 +105,7 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
         '--recipe "base:" --recipe "focal: --focal_margin 0.2"   # and every option of st-simcse train',
     )
     from st_simcse.cli.runs import Run, in_a_process, measures
-    from st_simcse.run_folder import sole_run
+    from st_simcse.training.run_folder import sole_run
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("compare starts a process a run itself: leave torchrun and accelerate launch out")
@@ -148,7 +148,7 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
 def _recipes(args: CompareArguments) -> dict[str, list[str]]:
     recipes = read_recipes(args.recipe_file) if args.recipe_file else []
     recipes += map(parse_recipe, args.recipe)
-    from st_simcse.run_folder import LOCK, UNFINISHED
+    from st_simcse.training.run_folder import LOCK, UNFINISHED
 
     names = [name for name, _ in recipes]
     if reserved := [name for name in names if name.lower() in (LOCK, UNFINISHED, TABLE)]:

@@ -36,8 +36,8 @@ class CorpusArguments(FileArguments):
         Raises:
             ValueError: unless it is a file or a data set; and as the reader.
         """
-        from st_simcse.hub import HubDataset
-        from st_simcse.readers import SentenceReader
+        from st_simcse.data.hub_dataset import HubDataset
+        from st_simcse.data.readers import SentenceReader
 
         if (self.corpus is None) == (self.dataset is None):
             raise ValueError("pass either --corpus with a file, or --dataset with a data set's name")

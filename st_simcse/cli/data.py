@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> dict[Path, int]:
     """Download, print each file with its number of rows, and return them."""
     (args,) = parse("data", argv, DownloadArguments, example="st-simcse data --output_dir data --sets sts wiki1m")
 
-    from st_simcse.data import download
+    from st_simcse.data.download import download
 
     files = {}
     for path, files[path] in download(args.output_dir, args.sets):

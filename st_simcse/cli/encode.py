@@ -15,7 +15,7 @@ from st_simcse.cli.corpus import CorpusArguments, EmbedArguments
 from st_simcse.cli.parsing import check_outputs, parse
 
 if TYPE_CHECKING:
-    from st_simcse.search import Searcher
+    from st_simcse.search.searcher import Searcher
 
 
 @dataclass
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> None:
     options = embed.options()
     sentences = corpus.read(drop_duplicates=False)
 
-    from st_simcse.search import Searcher
+    from st_simcse.search.searcher import Searcher
 
     searcher = Searcher(args.model)
     folder, done = (output.with_name(f"{output.name}.{ending}") for ending in ("part", "part-done"))

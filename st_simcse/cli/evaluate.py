@@ -254,8 +254,8 @@ def _one_row(scores: Mapping[str, Row]) -> Row:
 
 
 def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
-    from st_simcse.checkpoints import load_model
-    from st_simcse.prompts import set_prompt
+    from st_simcse.data.prompts import set_prompt
+    from st_simcse.models.checkpoints import load_model
 
     model = load_model(name, None if args.pooling == "as saved" else args.pooling, args.max_seq_length)
     set_prompt(model, args.prompt, args.prompt_name)
@@ -264,8 +264,8 @@ def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
 
 def _results(model: SentenceTransformer, evaluators: list[Any], name: str) -> dict[str, float]:
     """What the evaluators find, under a bar that counts their sentences."""
+    from st_simcse.data.lengths import reading_at_most, warn_of_cut_texts
     from st_simcse.evaluation import TransferEvaluator
-    from st_simcse.lengths import reading_at_most, warn_of_cut_texts
 
     results: dict[str, float] = {}
     # By the tokens that are read of them; None is as many as the model reads.

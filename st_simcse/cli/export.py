@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> str:
     example = "st-simcse export --model output --output_dir for-automodel"
     (args,) = parse("export", argv, ExportArguments, example=example)
 
-    from st_simcse.checkpoints import load_model, loading_class, save_transformer
+    from st_simcse.models.checkpoints import load_model, loading_class, save_transformer
 
     model = load_model(args.model)
     kind = loading_class(model)

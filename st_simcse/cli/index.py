@@ -10,7 +10,7 @@ from st_simcse.cli.corpus import CorpusArguments, EmbedArguments
 from st_simcse.cli.parsing import parse
 
 if TYPE_CHECKING:
-    from st_simcse.neighbours import Index
+    from st_simcse.search.neighbours import Index
 
 
 @dataclass
@@ -36,7 +36,7 @@ class NeighbourArguments:
 
     def index(self) -> Index:
         """ValueError for an option of another type."""
-        from st_simcse.neighbours import INDEXES
+        from st_simcse.search.neighbours import INDEXES
 
         kind = INDEXES[self.index_type]
         given = {name: value for name, value in vars(self).items() if name != "index_type" and value is not None}
@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError("--add keeps the way neighbours are found: leave the options of that out")
     options, index = embed.options(), neighbours.index()
 
-    from st_simcse.search import Searcher
+    from st_simcse.search.searcher import Searcher
 
     if args.add:
         searcher = Searcher.load(args.output_dir, args.model)

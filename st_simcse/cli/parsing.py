@@ -17,8 +17,8 @@ from typing import Any, NoReturn, overload
 
 from transformers.hf_argparser import HfArgumentParser
 
+from st_simcse.data.remedies import DataError
 from st_simcse.plots import check_picture
-from st_simcse.remedies import DataError
 
 __all__ = [
     "check_outputs",
@@ -166,7 +166,7 @@ def named_options(**options: str) -> Iterator[None]:
         ...     raise DataError("a.csv: no column 'score'", "pass columns=[0, 1, 2]", "NLIReader reads such a file")
         Traceback (most recent call last):
         ...
-        st_simcse.remedies.DataError: a.csv: no column 'score'; pass --dev_columns 0 1 2
+        st_simcse.data.remedies.DataError: a.csv: no column 'score'; pass --dev_columns 0 1 2
     """
     try:
         yield

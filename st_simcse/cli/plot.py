@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
     if pair_file.pair_columns is not None and len(pair_file.pair_columns) not in (2, 3):
         raise ValueError("--pair_columns are those of anchor, positive and perhaps hard negative")
 
-    from st_simcse.checkpoints import load_model
+    from st_simcse.models.checkpoints import load_model
 
     texts, classes = _corpus(args, file) if args.map_file else ([], None)
     pairs = _pairs(args, pair_file) if args.histogram_file else []
@@ -103,7 +103,7 @@ def _check(args: PlotArguments, file: FileArguments) -> None:
 
 def _corpus(args: PlotArguments, file: FileArguments) -> tuple[list[str], list[str] | None]:
     """Texts, and their classes if there is a column of them."""
-    from st_simcse.readers import SentenceReader, TripletReader
+    from st_simcse.data.readers import SentenceReader, TripletReader
 
     options, flags = file_options(vars(file)), file_flags(vars(file))
     if args.class_column is None:
@@ -120,7 +120,7 @@ def _corpus(args: PlotArguments, file: FileArguments) -> tuple[list[str], list[s
 
 
 def _pairs(args: PlotArguments, file: Any) -> list[list[str]]:
-    from st_simcse.readers import TripletReader
+    from st_simcse.data.readers import TripletReader
 
     with named_options(**file_flags(vars(file), "pair_")):
         return _columns(TripletReader(**file_options(vars(file), "pair_")), args.pairs_file, args.max_texts)

@@ -25,16 +25,16 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
-from st_simcse.checkpoints import load_model
 from st_simcse.cli import train
 from st_simcse.cli.baselines import BASELINES
 from st_simcse.cli.files import check_has_file, file_flags, file_options
 from st_simcse.cli.inputs import identities
 from st_simcse.cli.parsing import named_options
 from st_simcse.evaluation import check_defined, load_classes, load_retrieval, sts_evaluators, transfer_evaluators
+from st_simcse.models.checkpoints import load_model
 from st_simcse.recipes import split_baseline
-from st_simcse.run_folder import checkpoint_folders
-from st_simcse.stop_on_signal import Stopped
+from st_simcse.training.run_folder import checkpoint_folders
+from st_simcse.training.stop_on_signal import Stopped
 
 Result = dict[str, Any]
 

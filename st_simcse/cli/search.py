@@ -37,8 +37,8 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError("pass either --queries with texts, or --query_file with a file of them")
     check_has_file(vars(file), "", "--query_file", has_file=args.query_file is not None)
 
-    from st_simcse.readers import SentenceReader
-    from st_simcse.search import Searcher
+    from st_simcse.data.readers import SentenceReader
+    from st_simcse.search.searcher import Searcher
 
     queries = args.queries
     if queries is None:

@@ -39,10 +39,10 @@ def run(argv: Sequence[str]) -> None:
     check_has_file(vars(file), "", "--corpus", has_file=args.corpus is not None)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        from st_simcse.checkpoints import load_model
-        from st_simcse.readers import SentenceReader
-        from st_simcse.search import Searcher, cached_searcher
-        from st_simcse.serve import check_port, launch, search_page
+        from st_simcse.data.readers import SentenceReader
+        from st_simcse.models.checkpoints import load_model
+        from st_simcse.search.page import check_port, launch, search_page
+        from st_simcse.search.searcher import Searcher, cached_searcher
 
         check_port(args.port)
         if args.index:

@@ -21,30 +21,30 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from st_simcse.checkpoints import load_model
 from st_simcse.cli.baselines import Baseline, BaselineTrainer
 from st_simcse.cli.files import check_has_file, file_flags, file_options
 from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns
 from st_simcse.cli.views import ViewArguments, make_view
+from st_simcse.data.formats import FileFormat
+from st_simcse.data.hub_dataset import HubDataset
+from st_simcse.data.layouts import found_format
+from st_simcse.data.readers import READERS, NLIReader, Reader, SentenceReader
+from st_simcse.data.scored_pairs import load_sts
+from st_simcse.data.teacher import add_teacher_embeddings
 from st_simcse.evaluation import AlignmentUniformityEvaluator, check_defined, format_table
-from st_simcse.formats import FileFormat
-from st_simcse.hub import HubDataset
-from st_simcse.layouts import found_format
-from st_simcse.lora import adapters, check_peft, merge_lora
 from st_simcse.losses import OPTIONS, SimCSELoss
 from st_simcse.losses.options import option_name
-from st_simcse.model_card import own_card, shown_command
-from st_simcse.modeling import PoolingMode, build_model
+from st_simcse.models.checkpoints import load_model
+from st_simcse.models.lora import adapters, check_peft, merge_lora
+from st_simcse.models.modeling import PoolingMode, build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
-from st_simcse.readers import READERS, NLIReader, Reader, SentenceReader
-from st_simcse.run_folder import checkpoint_folders, sole_run
-from st_simcse.scored_pairs import load_sts
-from st_simcse.stop_on_signal import StopOnSignal, Stopped
-from st_simcse.teacher import add_teacher_embeddings
-from st_simcse.trainer import SimCSETrainer
-from st_simcse.training_arguments import SimCSETrainingArguments
+from st_simcse.training.model_card import own_card, shown_command
+from st_simcse.training.run_folder import checkpoint_folders, sole_run
+from st_simcse.training.stop_on_signal import StopOnSignal, Stopped
+from st_simcse.training.trainer import SimCSETrainer
+from st_simcse.training.training_arguments import SimCSETrainingArguments
 
 logger = logging.getLogger(__name__)
 

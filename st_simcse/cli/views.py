@@ -6,7 +6,7 @@ from dataclasses import make_dataclass
 from typing import Any, ClassVar
 
 from st_simcse.cli.flags import as_fields, field_flags, given_values
-from st_simcse.views import VIEWS, View
+from st_simcse.data.views import VIEWS, View
 
 __all__ = ["ViewArguments", "make_view"]
 

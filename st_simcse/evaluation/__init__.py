@@ -1,7 +1,7 @@
 """The paper's evaluation as ST evaluators: STS and transfer tasks with their tables, alignment and uniformity."""
 
-from st_simcse.evaluation.domain import KNNEvaluator, load_classes, load_retrieval
-from st_simcse.evaluation.space import AlignmentUniformityEvaluator
+from st_simcse.evaluation.alignment_uniformity import AlignmentUniformityEvaluator
+from st_simcse.evaluation.knn_retrieval import KNNEvaluator, load_classes, load_retrieval
 from st_simcse.evaluation.sts import (
     MTEB_LANGUAGES,
     MTEB_TASKS,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import SequentialEvaluator
 
-from st_simcse.data import STS_DEV_ROWS, STS_ROWS, SentEvalReader, check_rows, senteval_tasks
-from st_simcse.formats import Column, FileFormat, FormatOptions
-from st_simcse.scored_pairs import STSReader, sts_evaluator
+from st_simcse.data.formats import Column, FileFormat, FormatOptions
+from st_simcse.data.scored_pairs import STSReader, sts_evaluator
+from st_simcse.data.senteval import STS_DEV_ROWS, STS_ROWS, SentEvalReader, check_rows, senteval_tasks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -59,8 +59,8 @@ def sts_evaluators(
 
     Args:
         folder: holds STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv with the columns sentence1, sentence2,
-            score; or SentEval's own data as :func:`~st_simcse.data.senteval_tasks` finds it, in which pairs without
-            a gold score are left out, counted and logged.
+            score; or SentEval's own data as :func:`~st_simcse.data.senteval.senteval_tasks` finds it, in which pairs
+            without a gold score are left out, counted and logged.
         batch_size: sentences a forward pass.
         tasks: some of ``STS_TASKS`` instead of all.
         dev: the dev sets instead, which STS-B and SICK-R alone have: STSB-dev.tsv and SICKR-dev.tsv.
@@ -69,8 +69,8 @@ def sts_evaluators(
             smaller.
         split: which split of the tables, where a column says it, such as ``SemEval_set`` in SICK's own file; as for
             :func:`~st_simcse.load_sts`.
-        **how: how the tables are read, the arguments of :class:`~st_simcse.formats.FileFormat`. SentEval's files have
-            ``encoding`` alone.
+        **how: how the tables are read, the arguments of :class:`~st_simcse.data.formats.FileFormat`. SentEval's files
+            have ``encoding`` alone.
 
     Returns:
         An evaluator; called with a model it gives ``{"STS12_spearman_cosine": ..., ..., "sequential_score": ...}``.

@@ -11,9 +11,9 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator, SequentialEvaluator
 
-from st_simcse.data import STS_ZH_ROWS, check_rows
-from st_simcse.lengths import reading_at_most
-from st_simcse.scored_pairs import STSReader, sts_evaluator
+from st_simcse.data.lengths import reading_at_most
+from st_simcse.data.scored_pairs import STSReader, sts_evaluator
+from st_simcse.data.senteval import STS_ZH_ROWS, check_rows
 
 __all__ = ["STS_ZH_SPLITS", "STS_ZH_TASKS", "CutEvaluator", "sts_zh_evaluators", "sts_zh_scores"]
 

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedKFold, cross_validate
 
-from st_simcse.data import Example, transfer_examples
+from st_simcse.data.senteval import Example, transfer_examples
 from st_simcse.evaluation.base import RecordingEvaluator
 
 __all__ = ["TRANSFER_TASKS", "Mode", "TransferEvaluator", "transfer_evaluators", "transfer_scores"]

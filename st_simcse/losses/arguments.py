@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from st_simcse.losses.options import EncoderOption, SourceOption, TermOption, check_compatible
-from st_simcse.unwrapping import unwrapped
+from st_simcse.models.unwrapping import unwrapped
 
 __all__ = ["check_arguments", "check_labels", "check_model"]
 

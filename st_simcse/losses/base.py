@@ -11,19 +11,19 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from st_simcse.distributed import check_in_step
+from st_simcse.data.duplicates import keys_of_columns, without_text_key
+from st_simcse.data.teacher import teacher_embeddings
 from st_simcse.losses.arguments import check_arguments, check_labels
+from st_simcse.losses.collectives import check_in_step
 from st_simcse.losses.columns import Columns
-from st_simcse.losses.duplicates import keys_of_columns, without_text_key
 from st_simcse.losses.encoder import BatchEncoder, TokenizedBatch
 from st_simcse.losses.heads import projection_head_of
 from st_simcse.losses.options import EncoderOption, Option, Source, SourceOption, TermOption, built
 from st_simcse.losses.precision import ObservedPrecision
 from st_simcse.losses.wrappers import Wrappers
+from st_simcse.models.unwrapping import unwrapped
 from st_simcse.objective import Comparison, Direction, Edit, info_nce
 from st_simcse.objective.functional import CITATION, check_temperature
-from st_simcse.teacher import teacher_embeddings
-from st_simcse.unwrapping import unwrapped
 
 __all__ = ["SimCSELoss"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from st_simcse.distributed import gather_rows, world_size
+from st_simcse.losses.collectives import gather_rows, world_size
 from st_simcse.objective import Batch
 
 __all__ = ["Columns"]

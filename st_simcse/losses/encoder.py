@@ -19,7 +19,7 @@ from st_simcse.losses.st_internals import (
     has_static_embedding_input,
     merge_feature_batches,
 )
-from st_simcse.unwrapping import unwrapped
+from st_simcse.models.unwrapping import unwrapped
 
 __all__ = ["BatchEncoder", "TokenizedBatch"]
 

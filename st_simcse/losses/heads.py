@@ -5,7 +5,7 @@ from __future__ import annotations
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from st_simcse.initialisation import initialise
+from st_simcse.models.initialisation import initialise
 
 __all__ = ["ProjectionHead", "projection_head_of", "trained_dimension"]
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from accelerate.utils import has_compiled_regions, is_compiled_module
 from torch import Tensor, nn
 
-from st_simcse.unwrapping import unwrapped
+from st_simcse.models.unwrapping import unwrapped
 
 __all__ = ["looked_up_once"]
 

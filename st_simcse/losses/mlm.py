@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
 
 from st_simcse.losses.options import SHARDED, Term, TermOption
-from st_simcse.unwrapping import unwrapped
+from st_simcse.models.unwrapping import unwrapped
 
 __all__ = ["MaskedLanguageModel"]
 

@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from st_simcse.data.teacher import teacher_embeddings
 from st_simcse.losses.options import TermOption
 from st_simcse.objective import normalize
-from st_simcse.teacher import teacher_embeddings
 
 __all__ = ["RankConsistency", "RankDistillation"]
 

@@ -13,10 +13,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
-from st_simcse.layers import transformer_layers
-from st_simcse.losses.duplicates import text_keys
+from st_simcse.data.duplicates import text_keys
 from st_simcse.losses.encoder import BatchEncoder, TokenizedBatch
 from st_simcse.losses.options import EncoderOption
+from st_simcse.models.layers import transformer_layers
 
 __all__ = ["SharedEncoder", "SharedLayers", "SharedPass"]
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from st_simcse.dropout import dropout_remedy
+from st_simcse.data.duplicates import text_keys
 from st_simcse.losses.base import SimCSELoss
-from st_simcse.losses.duplicates import text_keys
+from st_simcse.models.dropout import dropout_remedy
 
 __all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
 

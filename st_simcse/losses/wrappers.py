@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from st_simcse.losses.options import check_compatible
 from st_simcse.losses.st_internals import CachedLossDecorator, ForwardDecorator, TransformerDecorator
-from st_simcse.unwrapping import unwrapped
+from st_simcse.models.unwrapping import unwrapped
 
 __all__ = ["Wrappers", "check_wrappers"]
 

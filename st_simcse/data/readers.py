@@ -1,0 +1,249 @@
+"""Readers of training data: sentences, triplets and NLI rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from st_simcse.data.formats import AS_LINES, LACKING, Column, FileOrDataset, FormatOptions, place
+from st_simcse.data.reader import READERS, Reader, Record, cell_text
+from st_simcse.data.remedies import DataError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["NLI_LABELS", "READERS", "NLIReader", "Reader", "SentenceReader", "TripletReader"]
+
+_WITH_SENTENCE_READER = "read each line as a sentence with SentenceReader(format='lines')"
+
+# By their spelling in lower case. Data sets differ in what they number 0, 1 and 2.
+NLI_LABELS = {
+    **dict.fromkeys(("entailment", "e"), "entailment"),
+    **dict.fromkeys(("neutral", "n"), "neutral"),
+    **dict.fromkeys(("contradiction", "contradictory", "c"), "contradiction"),
+    **dict.fromkeys(("-", "-1"), "without a gold label"),
+}
+
+
+class SentenceReader(Reader, kind="sentences"):
+    """Single sentences for :class:`~st_simcse.UnsupSimCSELoss`.
+
+    Text files (``.txt``, or any other name) hold one sentence a line. Tables (``.csv``, ``.tsv``, ``.jsonl``,
+    ``.parquet``, data sets of the hub, and text files in which all of the first lines are JSON objects or have the same
+    number of tabs or ``||``) hold it in the column ``sentence`` or ``text``, or in those given. A table of scored pairs
+    without a header gives both texts of each row. Each but parquet may be gzipped (``.gz``). Examples come doubled,
+    ``texts=[s, s]``, as ``fit`` needs them; the Dataset has the single column ``sentence``.
+
+    Args:
+        dataset_folder: file names are relative to it.
+        column: name or number of the column.
+        columns: several of them instead, each cell of which is a sentence.
+        drop_duplicates: skip, and count, sentences that were read before.
+        split: see :class:`Reader`.
+        **how: see :class:`Reader`; ``format="lines"`` reads a sentence a line, whatever is in it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("corpus.txt").write_text("A man plays a guitar.\\n\\nTwo dogs run.\\n")
+        >>> reader = SentenceReader()
+        >>> [example.texts for example in reader.get_examples("corpus.txt")]
+        [['A man plays a guitar.', 'A man plays a guitar.'], ['Two dogs run.', 'Two dogs run.']]
+        >>> reader.skipped
+        Counter({'blank': 1})
+    """
+
+    usual = (("sentence",), ("text",))
+    of_pairs = slice(-3, -1)
+    argument = "column"
+    takes_lines = True
+    as_lines = AS_LINES
+
+    def __init__(
+        self,
+        dataset_folder: str | os.PathLike[str] = "",
+        column: Column | None = None,
+        *,
+        columns: Sequence[Column] | None = None,
+        drop_duplicates: bool = False,
+        split: str | None = None,
+        **how: Unpack[FormatOptions],
+    ) -> None:
+        if column is not None and columns is not None:
+            raise ValueError(f"pass column={column!r} or columns={columns!r}, not both")
+        columns = columns if column is None else [column]
+        super().__init__(dataset_folder, columns, drop_duplicates=drop_duplicates, split=split, **how)
+
+    @classmethod
+    def _takes(cls, columns: int) -> bool:
+        return columns >= 1
+
+    def _choices(
+        self, path: FileOrDataset, line: int, row: dict[Column, Any], wanted: Sequence[Column]
+    ) -> Iterator[list[tuple[Column, str]]]:
+        for column in wanted:
+            yield [(column, cell_text(path, line, row, column))]
+
+    def _names(self, width: int) -> Sequence[str]:
+        return ["sentence"]
+
+    def _texts(self, record: Record) -> Record:
+        return record * 2
+
+
+class TripletReader(Reader, kind="triplets"):
+    """(anchor, positive, hard negative) rows for :class:`~st_simcse.SupSimCSELoss`.
+
+    Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, each also gzipped, ``.parquet`` files and data sets of the hub. The
+    header says ``sent0, sent1, hard_neg`` (the layout of the paper's ``nli_for_simcse.csv``), ``anchor, positive,
+    negative``, ``origin, entailment, contradiction`` or ``query, pos, neg``; a file without the third column gives
+    pairs. Other names, numbers for a file without a header, and several hard negatives go into ``columns``. Where a
+    cell is a list, as in FlagEmbedding's files, each positive of a row has a record, with all of the row's negatives.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("nli.csv").write_text('sent0,sent1,hard_neg\\n"Hi, you.",Hello.,Bye.\\n')
+        >>> TripletReader().get_dataset("nli.csv")[0]
+        {'anchor': 'Hi, you.', 'positive': 'Hello.', 'negative': 'Bye.'}
+    """
+
+    usual = (
+        ("sent0", "sent1", "hard_neg"),
+        ("anchor", "positive", "negative"),
+        ("origin", "entailment", "contradiction"),
+        ("query", "pos", "neg"),
+    )
+    optional = 1
+    as_lines = _WITH_SENTENCE_READER
+
+    @classmethod
+    def _takes(cls, columns: int) -> bool:
+        return columns >= 2
+
+    def _records(self, path: FileOrDataset) -> Iterator[Record]:
+        width = 0
+        for line, record in self._cells(path):
+            width = width or len(record)
+            if len(record) != width:
+                raise DataError(
+                    f"{place(path, line)}: {len(record) - 2} negatives, but the first row has {width - 2}, and every "
+                    "row needs as many",
+                    "cut the longer lists",
+                    "pass SimCSETrainer train_dataset= with one column of lists, as in "
+                    'Dataset.from_list([{"anchor": ..., "positive": ..., "negatives": [...]}])',
+                )
+            yield record
+
+    def _choices(
+        self, path: FileOrDataset, line: int, row: dict[Column, Any], wanted: Sequence[Column]
+    ) -> Iterator[list[tuple[Column, str]]]:
+        anchor = wanted[0], cell_text(path, line, row, wanted[0])
+        positives, *negatives = (_listed(path, line, row, column) for column in wanted[1:])
+        for positive in positives:
+            yield [anchor, positive, *chain.from_iterable(negatives)]
+
+    def _names(self, width: int) -> Sequence[str]:
+        negatives = ["negative"] if width == 3 else [f"negative_{index + 1}" for index in range(width - 2)]
+        return ["anchor", "positive", *negatives]
+
+
+class NLIReader(Reader, kind="nli"):
+    """Triplets from premise, hypothesis, label rows: the hypotheses of a premise become positive and hard negative.
+
+    The entailments of a premise are paired with its contradictions in file order, as in the paper's
+    ``nli_for_simcse.csv``; those left over, neutral hypotheses and rows without a gold label are skipped and counted.
+    The header says ``premise, hypothesis, label`` or ``sentence1, sentence2, gold_label`` (SNLI, MNLI), ``sentence1,
+    sentence2, label`` or SICK's own names. Labels are ``entailment``, ``neutral``, ``contradiction`` (or
+    ``contradictory``) or their first letters, in any case; ``-`` and -1 mean that the annotators did not agree. Data
+    sets differ in the order of their numbers: a number means what the data set's own ``ClassLabel`` says, or
+    ``labels``. The whole file is held in memory, because a premise's rows may lie apart.
+
+    Args:
+        *others: as for :class:`Reader`.
+        labels: the meanings of the numbers 0, 1, ... in their order, such as ``("entailment", "neutral",
+            "contradiction")``, or of numbers and words by name, such as ``{"not_entailment": "contradiction"}``.
+        **options: as for :class:`Reader`.
+
+    Raises:
+        ValueError: for ``labels`` that name another meaning than these.
+
+    Example:
+        >>> from pathlib import Path
+        >>> rows = ["premise\\thypothesis\\tlabel", "A dog runs.\\tAn animal moves.\\tentailment"]
+        >>> _ = Path("nli.tsv").write_text("\\n".join([*rows, "A dog runs.\\tA dog sleeps.\\tcontradiction"]))
+        >>> NLIReader().get_examples("nli.tsv")[0].texts
+        ['A dog runs.', 'An animal moves.', 'A dog sleeps.']
+    """
+
+    usual = (
+        ("premise", "hypothesis", "label"),
+        ("sentence1", "sentence2", "gold_label"),
+        ("sentence1", "sentence2", "label"),
+        ("sentence_A", "sentence_B", "entailment_label"),
+        ("sentence_A", "sentence_B", "entailment_judgment"),
+    )
+    as_lines = _WITH_SENTENCE_READER
+
+    def __init__(
+        self, *others: Any, labels: Sequence[str] | Mapping[str | int, str] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*others, **options)
+        given: dict[Any, str] = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels or ()))
+        if isinstance(labels, str) or not all(str(meaning).lower() in NLI_LABELS for meaning in given.values()):
+            raise ValueError(f"expected entailment, neutral, contradiction, or - for none, in labels=, got {labels!r}")
+        self._meanings: dict[str, str] = {}
+        self._given = {str(spelled).lower(): NLI_LABELS[meaning.lower()] for spelled, meaning in given.items()}
+
+    def _records(self, path: FileOrDataset) -> Iterator[Record]:
+        premises: dict[str, dict[str, list[str]]] = {}
+        for line, (premise, hypothesis, spelled) in self._cells(path):
+            label = self._meanings.get(spelled.lower())
+            if label is None:
+                raise self._unknown_label(path, line, spelled)
+            if label in ("neutral", "without a gold label"):
+                self.skipped[label] += 1
+                continue
+            hypotheses = premises.setdefault(premise, {"entailment": [], "contradiction": []})
+            hypotheses[label].append(hypothesis)
+        for premise, hypotheses in premises.items():
+            positives, negatives = hypotheses["entailment"], hypotheses["contradiction"]
+            if unpaired := abs(len(positives) - len(negatives)):
+                self.skipped["entailments or contradictions of a premise that lacks the other"] += unpaired
+            for positive, negative in zip(positives, negatives, strict=False):
+                yield premise, positive, negative
+
+    def _read_classes(self, path: FileOrDataset) -> None:
+        """What the labels of the source mean, by their spelling in lower case."""
+        words = NLI_LABELS | self._given
+        names = {str(number): name.lower() for number, name in enumerate(self._class_names(path, 2))}
+        declared = {number: words[name] for number, name in names.items() if name in words}
+        for number, meaning in declared.items():
+            if self._given.get(number, meaning) != meaning:
+                raise ValueError(
+                    f"{path}: the data set says that the label {number} is {meaning}, and labels= says "
+                    f"{self._given[number]}: leave it out"
+                )
+        self._meanings = words | declared
+
+    def _unknown_label(self, path: FileOrDataset, line: int, spelled: str) -> ValueError:
+        remedy = "say so with labels= if it means one of these"
+        if not spelled.replace(".", "", 1).isdecimal():
+            told = f"unknown label {spelled!r}"
+        elif names := self._class_names(path, 2)[int(float(spelled)) :]:
+            told = f"unknown label {names[0]!r}"
+        else:
+            told = f"nothing says what the label {spelled} means, since data sets differ in their numbers"
+            remedy = "pass labels= with the meanings in the order of the numbers"
+        expected = "expected entailment, neutral, contradiction, or - for none"
+        return DataError(f"{place(path, line)}: {told}; {expected}", remedy)
+
+    def _names(self, width: int) -> Sequence[str]:
+        return ["anchor", "positive", "negative"]
+
+
+def _listed(path: FileOrDataset, line: int, row: dict[Column, Any], column: Column) -> list[tuple[Column, str]]:
+    """The column and the text of its cell, or of each in a list."""
+    cell = row.get(column, LACKING)
+    rows = [{column: text} for text in cell or [""]] if isinstance(cell, list) else [row]
+    return [(column, cell_text(path, line, row, column)) for row in rows]

@@ -1,0 +1,60 @@
+"""Tables that hold several splits: which column says of a row to which it belongs, and which of them is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from st_simcse.data.formats import Column, FileOrDataset, place
+from st_simcse.data.remedies import DataError
+
+__all__ = ["Splits"]
+
+# The columns that say which split a row belongs to, and the splits, in lower case.
+_SPLIT_COLUMNS = {"split", "splits", "partition", "set", "subset", "semeval_set"}
+
+_SPLITS = {"train", "training", "dev", "development", "valid", "validation", "val", "test", "testing", "trial"}
+
+
+class Splits:
+    """The column of a table that says which split a row belongs to, if it has one.
+
+    Raises:
+        ValueError: if a split is asked for and there is no such column.
+    """
+
+    def __init__(
+        self, path: FileOrDataset, line: int, row: dict[Column, Any], wanted: Sequence[Column], split: str | None
+    ) -> None:
+        columns = [name for name in row if name not in wanted and _may_name_splits(name)]
+        named = [name for name in columns if _split_name(row, name).lower() in _SPLITS]
+        if split is not None and not columns:
+            told = f"no column of splits (split, partition, set or SemEval_set), found {list(row)}"
+            raise DataError(f"{place(path, line)}: {told}", "leave split= out")
+        self.path, self.split = path, split
+        self.columns = (named or columns)[:1] if split is not None else columns
+        self.first: dict[Column, str] = {}
+
+    def foreign(self, line: int, row: dict[Column, Any]) -> str:
+        """The row's split, if it is another than the one that is asked for; ValueError if none is, and rows differ."""
+        for column in self.columns:
+            name = _split_name(row, column)
+            if self.split is not None:
+                return "" if name.lower() == self.split.lower() else name or "(none)"
+            if name.lower() in _SPLITS and self.first.setdefault(column, name) != name:
+                raise DataError(
+                    f"{place(self.path, line)}: a row of the split {name!r} (column {column!r}) behind rows of the "
+                    f"split {self.first[column]!r}",
+                    "pass split= to choose one",
+                    "keep one split in a file of its own",
+                )
+        return ""
+
+
+def _may_name_splits(column: Column) -> bool:
+    return column == 0 or str(column).lower() in _SPLIT_COLUMNS
+
+
+def _split_name(row: dict[Column, Any], column: Column) -> str:
+    cell = row.get(column)
+    return cell.strip() if isinstance(cell, str) else ""

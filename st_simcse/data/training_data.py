@@ -1,0 +1,156 @@
+"""Training data as users hold it, lists and DataFrames, as a datasets.Dataset; a cell that is no text is named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
+from sentence_transformers import InputExample
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+
+from st_simcse.data.readers import TripletReader
+
+__all__ = ["LABEL_COLUMNS", "as_dataset", "check_texts"]
+
+# The columns that ST's data collator takes for labels.
+LABEL_COLUMNS: list[str] = SentenceTransformerDataCollator(preprocess_fn=dict).valid_label_columns
+
+
+def as_dataset(data: Any, argument: str) -> Any:
+    """What a trainer takes for its data: a Dataset or IterableDataset, or several by name.
+
+    Args:
+        data: that; or a DataFrame, or a list of texts, of tuples of texts, of dicts, or of InputExamples (or another
+            sequence, such as a column of a table); or several of these by name. None stays None.
+        argument: how the caller names it, for errors.
+
+    Raises:
+        ValueError: for the name of a file, for a list of other or of different items, for a column of different types,
+            for data without a row, and for other objects.
+
+    Example:
+        >>> as_dataset([("A dog.", "A hound."), ("A cat.", "A feline.")], "train_dataset")[0]
+        {'anchor': 'A dog.', 'positive': 'A hound.'}
+    """
+    if data is None or isinstance(data, (Dataset, IterableDataset, DatasetDict, IterableDatasetDict)):
+        return data
+    if isinstance(data, Mapping):
+        return {name: as_dataset(part, f"{argument}[{name!r}]") for name, part in data.items()}
+    if isinstance(data, pd.DataFrame):
+        return _from_columns(data, argument)
+    if isinstance(data, (str, os.PathLike)):
+        raise ValueError(
+            f"{argument} is {str(data)!r}, expected data: read the file with SentenceReader().get_dataset"
+            f"({str(data)!r}), or with TripletReader or NLIReader if it is a table"
+        )
+    if hasattr(data, "column_names"):
+        return data
+    if isinstance(data, (pd.Series, np.ndarray)):
+        data = data.tolist()
+    if isinstance(data, Sequence):
+        return _from_list(list(data), argument)
+    raise ValueError(
+        f"{argument} is of the type {type(data).__name__}: pass a datasets.Dataset, a DataFrame, or a list of texts or "
+        "of tuples of texts"
+    )
+
+
+def _from_list(items: list[Any], argument: str) -> Dataset:
+    if not items:
+        raise ValueError(f"{argument} is empty: pass one text at least")
+    first = items[0]
+    for row, item in enumerate(items):
+        if type(item) is not type(first) or (isinstance(item, (tuple, list)) and len(item) != len(first)):
+            raise ValueError(f"{argument}: item {row} is {item!r}, and item 0 is {first!r}: make all of them alike")
+    if isinstance(first, str):
+        return Dataset.from_dict({"sentence": items})
+    if isinstance(first, Mapping):
+        names = dict.fromkeys(name for item in items for name in item)
+        return _from_columns({name: [item.get(name) for item in items] for name in names}, argument)
+    if isinstance(first, InputExample):
+        columns = _columns([example.texts for example in items], argument)
+        labels = [example.label for example in items]
+        # InputExample labels what has no label with 0.
+        return _from_columns(columns | ({"label": labels} if any(labels) else {}), argument)
+    if isinstance(first, (tuple, list)):
+        return _from_columns(_columns(items, argument), argument)
+    raise ValueError(f"{argument}: item 0 is {first!r}, expected a text, a tuple of texts, a dict or an InputExample")
+
+
+def _from_columns(columns: pd.DataFrame | Mapping[str, Sequence[Any]], argument: str) -> Dataset:
+    try:
+        if isinstance(columns, pd.DataFrame):
+            return Dataset.from_pandas(columns, preserve_index=False)
+        return Dataset.from_dict(dict(columns))
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        for name, cells in columns.items():
+            _check_alike(cells, f"column {name!r}", argument)
+        raise
+
+
+def _check_alike(cells: Iterable[Any], column: str, argument: str) -> None:
+    """ValueError for the first cell that is of another type than the first one; None is of any."""
+    first = None
+    for row, cell in enumerate(cells):
+        first = cell if first is None else first
+        if cell is not None and type(cell) is not type(first):
+            raise ValueError(
+                f"{argument}, row {row}, {column}: {cell!r} beside {first!r}: make all of them texts"
+            ) from None
+
+
+def _columns(rows: list[Any], argument: str) -> dict[str, list[Any]]:
+    width = len(rows[0])
+    for row, texts in enumerate(rows):
+        if len(texts) != width:
+            raise ValueError(f"{argument}: item {row} has {len(texts)} texts, and item 0 has {width}")
+    names = ["sentence"] if width == 1 else TripletReader()._names(width)
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def check_texts(data: Any, argument: str, label_columns: Collection[str]) -> None:
+    """Whether the columns of a dataset hold texts or lists of texts; columns of other media are not looked at.
+
+    Args:
+        data: what :func:`as_dataset` returns. The rows of streams are not known yet.
+        argument: how the caller names it, for errors.
+        label_columns: the columns that may hold numbers.
+
+    Raises:
+        ValueError: for data without a row, a column of numbers, and a row without a text; names column, row and remedy.
+
+    Example:
+        >>> check_texts(Dataset.from_dict({"sentence": ["A dog.", None]}), "train_dataset", [])
+        Traceback (most recent call last):
+        ...
+        ValueError: train_dataset, row 1, column 'sentence': no text (None): fill it in or drop the row
+    """
+    if isinstance(data, Mapping):
+        for name, part in data.items():
+            check_texts(part, f"{argument}[{name!r}]", label_columns)
+    if not isinstance(data, (Dataset, IterableDataset)):
+        return
+    if isinstance(data, Dataset) and not len(data):
+        raise ValueError(f"{argument} has no row: pass one at least")
+    for name, feature in (data.features or {}).items():
+        inner = getattr(feature, "feature", feature)  # of a list
+        if name in label_columns or not isinstance(inner, Value):
+            continue
+        if inner.dtype not in ("string", "large_string", "string_view", "null"):
+            kind = "values" if inner is feature else "lists"
+            raise ValueError(
+                f"{argument}, column {name!r}: {inner.dtype} {kind}, expected texts: remove the column with "
+                f"dataset.remove_columns({name!r}), or call it label if a loss reads it"
+            )
+        # The table may have rows that were selected out of the dataset.
+        if inner is feature and isinstance(data, Dataset) and data.data.column(name).null_count:
+            empty = next((row for row, text in enumerate(data[name]) if text is None), None)
+            if empty is not None:
+                raise ValueError(
+                    f"{argument}, row {empty}, column {name!r}: no text (None): fill it in or drop the row"
+                )

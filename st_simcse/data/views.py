@@ -1,0 +1,242 @@
+"""Two views of a text that differ by more than dropout, made afresh for every batch."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.data_collator import BaseDataCollator
+from transformers import TrainerCallback
+
+from st_simcse.data.batching import pad, token_ids
+from st_simcse.data.duplicates import TEXT_KEY, text_keys
+from st_simcse.models.unwrapping import unwrapped
+from st_simcse.objective.bounds import Bounded
+
+__all__ = ["VIEWS", "Crops", "TokenCutoff", "View", "ViewCallback", "WordRepetition", "view_collator", "whole_texts"]
+
+# More tokens than any text has: a view is made of the whole text, and cut afterwards.
+NO_LIMIT = 2**20
+
+
+class View(Protocol):
+    """Makes two views of a text out of its tokens, without the tokenizer's own and without a prompt's."""
+
+    def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
+        """The tokens of both, in which nothing but ``rng`` is random."""
+
+
+@dataclass(frozen=True)
+class Crops(Bounded):
+    """Two random spans of the text, which may overlap, each of a random share of its tokens.
+
+    For texts of several sentences: crops of one abstract are a better pair than one text under two dropout masks
+    (González-Márquez et al., TMLR 2026, whose crops are two whole sentences each; mean pooling, batches of 64, learning
+    rate 2e-5, two epochs). Spans of random lengths are the independent cropping of Contriever (Izacard et al., TMLR
+    2022), whose scripts have these shares.
+
+    Args:
+        shortest, longest: the shares are drawn uniformly between these, 0 < shortest ≤ longest ≤ 1.
+        least: tokens that a crop has where the text has them.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    Example:
+        >>> Crops(least=2)(list(range(20)), random.Random(0))
+        ([6, 7, 8, 9, 10, 11, 12, 13, 14], [16, 17])
+    """
+
+    shortest: float = field(default=0.1, metadata={"above": 0, "help": "Least share of a text that a crop has."})
+    longest: float = field(default=0.5, metadata={"most": 1, "help": "Largest share of a text that a crop has."})
+    least: int = field(default=8, metadata={"least": 1, "help": "Tokens that a crop has where the text has them."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shortest > self.longest:
+            raise ValueError(f"Crops needs a shortest share of at most the longest, got {self}")
+
+    def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
+        return self._crop(tokens, rng), self._crop(tokens, rng)
+
+    def _crop(self, tokens: list[int], rng: random.Random) -> list[int]:
+        length = max(round(rng.uniform(self.shortest, self.longest) * len(tokens)), self.least)
+        begin = rng.randint(0, max(0, len(tokens) - length))
+        return tokens[begin : begin + length]
+
+
+@dataclass(frozen=True)
+class WordRepetition(Bounded):
+    """The text, and the text with some of its tokens twice: ESimCSE (Wu et al., COLING 2022, section 3.1).
+
+    Otherwise the two views would always be of one length, which is then learned as what makes texts alike. Of N tokens
+    a number drawn uniformly from 0 to max(2, share N) is repeated.
+
+    Args:
+        share: between 0 and 1; 0.32 in ESimCSE.
+
+    Raises:
+        ValueError: for a share out of range.
+
+    Example:
+        >>> WordRepetition()([5, 6, 7, 8, 9], random.Random(0))
+        ([5, 6, 7, 8, 9], [5, 6, 7, 8, 8, 9])
+    """
+
+    share: float = field(default=0.32, metadata={"least": 0, "below": 1, "help": "Largest share of repeated tokens."})
+
+    def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
+        most = min(len(tokens), max(2, int(self.share * len(tokens))))
+        twice = set(rng.sample(range(len(tokens)), rng.randint(0, most)))
+        repeated = [token for place, token in enumerate(tokens) for _ in range(1 + (place in twice))]
+        return tokens, repeated
+
+
+@dataclass(frozen=True)
+class TokenCutoff(Bounded):
+    """The text twice, each time without a random share of its tokens, of which at least one stays.
+
+    The token cutoff of ConSERT (Yan et al., ACL 2021), which blanks the embeddings of the tokens instead.
+
+    Args:
+        share: between 0 and 1.
+
+    Raises:
+        ValueError: for a share out of range.
+
+    Example:
+        >>> TokenCutoff(0.4)([5, 6, 7, 8, 9], random.Random(0))
+        ([5, 8, 9], [6, 7, 8])
+    """
+
+    share: float = field(default=0.15, metadata={"least": 0, "below": 1, "help": "Share of the tokens that are cut."})
+
+    def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
+        return self._cut(tokens, rng), self._cut(tokens, rng)
+
+    def _cut(self, tokens: list[int], rng: random.Random) -> list[int]:
+        left = max(min(1, len(tokens)), len(tokens) - round(self.share * len(tokens)))
+        return [tokens[place] for place in sorted(rng.sample(range(len(tokens)), left))]
+
+
+# As `views` of the training arguments names them.
+VIEWS: dict[str, type[Any]] = {"crops": Crops, "word_repetition": WordRepetition, "token_cutoff": TokenCutoff}
+
+
+class ViewMaker:
+    """Tokenizes texts, or takes token ids of whole texts, and gives two padded views of each.
+
+    What is random depends on nothing but the seed, the epoch, the text and its place in the batch, so that a resumed
+    run, workers and other processes need no state of a generator.
+
+    Args:
+        model: the model that the views are for.
+        view: what makes them.
+        seed: of the run.
+    """
+
+    def __init__(self, model: SentenceTransformer, view: View, seed: int) -> None:
+        self.model = model
+        self.view = view
+        self.seed = seed
+        self.epoch = 0
+
+    def __call__(self, rows: list[Any], **options: Any) -> dict[str, Any]:
+        """Both views' features, under ``first_`` and ``second_``, and the keys of the whole texts in both.
+
+        A view keeps the tokens that every text has before and behind its own: the prompt's and the tokenizer's.
+        """
+        whole = options | {"max_length": NO_LIMIT}
+        ids: list[list[int]] = rows if isinstance(rows[0], list) else token_ids(self.model, rows, **whole)
+        empty, point = token_ids(self.model, ["", "."], **whole)
+        before = _begin_alike(empty, point)
+        after = _begin_alike(empty[before:][::-1], point[before:][::-1])
+        longest = (options.get("max_length") or self.model.max_seq_length or NO_LIMIT) - before - after
+        if longest < 1:
+            raise ValueError(
+                f"views of {longest + before + after} tokens have none of the text beside the {before + after} that "
+                f"come with every text: raise max_length (--max_seq_length) to {before + after + 1} or more"
+            )
+        keys = _keys(ids)
+        views: list[list[list[int]]] = [[], []]
+        for place, (row, key) in enumerate(zip(ids, keys.tolist(), strict=True)):
+            rng = random.Random(f"{self.seed} {self.epoch} {place} {key}")
+            end = len(row) - after
+            for made, tokens in zip(views, self.view(row[before:end], rng), strict=True):
+                made.append([*row[:before], *tokens[:longest], *row[end:]])
+        features: dict[str, Any] = {}
+        for name, made in zip(("first", "second"), views, strict=True):
+            features |= {f"{name}_{key}": value for key, value in pad(self.model, made, **options).items()}
+            features[f"{name}_{TEXT_KEY}"] = keys
+        return features
+
+
+def _begin_alike(one: list[int], other: list[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (first, second) in pairs if first != second), min(len(one), len(other)))
+
+
+def _keys(ids: list[list[int]]) -> torch.Tensor:
+    flat = torch.tensor([token for row in ids for token in row])
+    offsets = torch.tensor([0, *accumulate(len(row) for row in ids)][:-1])
+    keys = text_keys({"input_ids": flat, "offsets": offsets})
+    assert keys is not None
+    return keys
+
+
+def view_collator(
+    model: SentenceTransformer, collator: BaseDataCollator, view: View | str, seed: int
+) -> BaseDataCollator:
+    """A collator like the one given, which makes two columns of a column of texts, or of token ids of whole texts.
+
+    Args:
+        model: the model that the views are for.
+        collator: says which prompt, route and length the column has.
+        view: what makes the views, or its name in ``VIEWS``.
+        seed: of the run.
+
+    Raises:
+        ValueError: for an unknown name; for a model whose inputs are no rows of tokens; for a length of training that
+            leaves no token of a text.
+
+    Example:
+        >>> from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run in the park."])
+        >>> collator = view_collator(model, SentenceTransformerDataCollator(model.preprocess), Crops(least=3), seed=0)
+        >>> [(name, ids.tolist()) for name, ids in collator([{"sentence": "Two dogs run in the park."}]).items()
+        ...     if name.endswith("input_ids")]
+        [('sentence_first_input_ids', [[2, 11, 6, 9, 3]]), ('sentence_second_input_ids', [[2, 10, 8, 5, 3]])]
+    """
+    if isinstance(view, str) and view not in VIEWS:
+        raise ValueError(f"unknown views {view!r}: choose from {', '.join(VIEWS)}")
+    made: View = VIEWS[view]() if isinstance(view, str) else view
+    maker = ViewMaker(unwrapped(model), made, seed)
+    limit = {"max_length": collator.max_length} if isinstance(collator.max_length, int) else {}
+    maker(["."], **limit)  # now, not at the first batch
+    return replace(collator, preprocess_fn=maker)
+
+
+def whole_texts(collator: BaseDataCollator) -> BaseDataCollator:
+    """The collator without a limit to the length of texts."""
+    return replace(collator, max_length=NO_LIMIT)
+
+
+class ViewCallback(TrainerCallback):
+    """Tells the collator which epoch it is."""
+
+    def __init__(self, collator: BaseDataCollator) -> None:
+        self.maker: Any = collator.preprocess_fn
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.has_begun = False
+
+    def on_epoch_begin(self, args: Any, state: Any, *others: Any, **kwargs: Any) -> None:
+        # Of a stream nobody knows what share of an epoch a step is.
+        self.maker.epoch = self.maker.epoch + 1 if self.has_begun else int(state.epoch or 0)
+        self.has_begun = True

@@ -1,0 +1,1 @@
+"""A SentenceTransformer with the paper's poolings: made, loaded, adapted and saved."""

@@ -1,0 +1,476 @@
+"""A SentenceTransformer to train: as it was saved, or with one of SimCSE's poolers, made of ST's own modules."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    Transformer,
+    WeightedLayerPooling,
+)
+from sentence_transformers.util import batch_to_device
+from torch import nn
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
+
+from st_simcse.models.dropout import set_dropout
+from st_simcse.models.hub import hub_error
+from st_simcse.models.initialisation import initialise
+from st_simcse.models.layers import keep_layers
+from st_simcse.models.lora import adapters, add_lora, check_peft, restore_adapter, train_adapter
+from st_simcse.models.model_files import cached_file, full_name, weights_file
+from st_simcse.models.original import MLP_NAMES, recognise, trained_dense
+from st_simcse.models.pickling import make_picklable
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+__all__ = ["build_model", "load_pooled"]
+
+logger = logging.getLogger(__name__)
+
+# What a tokenizer says that knows no length is larger.
+_UNKNOWN_LENGTH = 10**9
+
+PoolingMode = Literal["cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
+
+
+def build_model(
+    name_or_path: str | os.PathLike[str],
+    pooling: PoolingMode | None = None,
+    max_seq_length: int | None = None,
+    dense: bool = False,
+    device: str | None = None,
+    *,
+    layers: int | None = None,
+    dropout: float | None = None,
+    bidirectional: bool = False,
+    lora: PeftConfig | None = None,
+    supervised: bool | None = None,
+    dtype: torch.dtype | str | None = None,
+    **options: Any,
+) -> SentenceTransformer:
+    """A SentenceTransformer to train: as it was saved, or a pretrained transformer with one of the paper's poolings.
+
+    What was saved as a SentenceTransformer comes with all its modules, prompts and length. Code that comes with a model
+    is not run unless ``trust_remote_code=True`` is passed: weights are read from safetensors files, and where there is
+    only a pickle (``pytorch_model.bin``) from that as plain tensors (``weights_only=True``), which is logged.
+
+    A decoder whose tokenizer has no padding token gets its end token as one. Where an architecture counts positions
+    from the padding (GPT-2), padding on the left goes to the right, which is logged.
+
+    Args:
+        name_or_path: a folder, or a model's name on the Hugging Face hub.
+        pooling: None is the pooling that the model was saved with, that of a checkpoint of the original SimCSE code
+            (:func:`~st_simcse.load_simcse`), and ``cls`` for any other bare transformer, which is logged. ``cls`` the
+            last layer's first token, before BERT's own pooler; ``pooler`` that token behind it, the layer (Linear +
+            Tanh) that BERT was pretrained with, as a Dense module; ``mean`` the average of the last layer's tokens;
+            ``lasttoken`` its last one and ``weightedmean`` their average with weights 1, 2, 3, ... (SGPT), for causal
+            decoders; ``first_last_avg`` and ``last2_avg`` the tokens' average over the first and the last, or the last
+            two layers (section 6.3). The first layer is the first transformer layer, as in the authors' code of today;
+            the paper does not say, and its numbers are older than that (docs/pooling.md). Another one than the model
+            was saved with takes the place of all modules behind the transformer, which is logged.
+        max_seq_length: how many tokens of a text the model reads, here and once it is saved; at most those that it has
+            positions for. None is what the model was saved with, and 128 for a bare transformer, or less if it reads
+            less. Training may cut texts shorter: ``SimCSETrainingArguments(max_length=32)``.
+        dense: append the MLP (Linear + Tanh) as a Dense module that stays at inference, as in the paper's supervised
+            models; a final Normalize stays the last. For an MLP in training only leave it out and pass
+            ``projection_head=True`` to the loss.
+        device: where the model is put; ST chooses when left out.
+        layers: keep so many of the transformer's layers, the lowest: a small fast model to train, for instance with the
+            whole one as its teacher. None keeps all.
+        dropout: the share of values that training drops, whatever the architecture calls it
+            (:func:`~st_simcse.set_dropout`); the saved model keeps the checkpoint's own. None is the checkpoint's own.
+        bidirectional: let the tokens of a decoder see those behind them too (``is_causal=False`` in its configuration,
+            which what is saved keeps; an adapter saved alone does not, see ``lora``).
+        lora: a ``peft.LoraConfig`` (``pip install "st_simcse[lora]"``): adapters are trained, and the transformer's
+            weights are left as they are. Checkpoints and ``save_pretrained`` write the adapter alone, which
+            SentenceTransformer loads beside the model that it was trained on, without what was set here:
+            ``build_model`` has to set it again. :func:`~st_simcse.merge_lora` makes a plain model of both. When left
+            out, an adapter that was saved is trained on.
+        supervised: whether a checkpoint of the original SimCSE code keeps its MLP; told from its name when left out.
+        dtype: the precision of the weights, such as ``"bfloat16"``. None is float32, whatever they were saved in, which
+            is logged: in bfloat16 and float16 most steps of a small learning rate round to nothing. Mixed precision
+            (``bf16=True``) is for speed and goes with float32 weights. With an adapter None is what the model was saved
+            in, because its weights are frozen. The model is saved in the precision that it has then.
+        **options: for SentenceTransformer, such as ``config_kwargs={"layer_norm_eps": 1e-6}`` or ``revision``.
+
+    Raises:
+        ValueError: for an unknown pooling, a transformer too shallow for it or without a trained pooler, ``dense``
+            behind one, ``layers`` that it does not have or that
+            the model's own pooling averages, CLS pooling of a causal decoder, ``bidirectional`` of an architecture that
+            ignores it, ``lora`` of a model that has an adapter, a model without token embeddings, a max_seq_length
+            below 1, a dropout outside [0, 1) or beside one in ``config_kwargs``, a pickle of more than tensors, and a
+            checkpoint of the original SimCSE code that does not tell its pooler, unless ``supervised`` or ``pooling``
+            does.
+        ImportError: for an adapter without peft, or with a peft that transformers does not take.
+        OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
+
+    Example:
+        >>> model = build_model("sentence-transformers/all-MiniLM-L6-v2", pooling="first_last_avg")
+        >>> model.encode(["A man plays a guitar.", "Two dogs run."]).shape
+        (2, 384)
+    """
+    twice = [name for name in options.get("config_kwargs") or {} if "drop" in name]
+    if dropout is not None and twice:
+        raise ValueError(f"dropout={dropout} is for {', '.join(twice)} of config_kwargs too: pass one or the other")
+    if dense and pooling == "pooler":
+        raise ValueError("pooling='pooler' is an MLP already, which is trained on: leave dense (--dense) out")
+    if dtype is not None:
+        options["model_kwargs"] = (options.get("model_kwargs") or {}) | {"dtype": dtype}
+    model = load_pooled(
+        name_or_path,
+        pooling,
+        max_seq_length,
+        device,
+        layers=layers,
+        bidirectional=bidirectional,
+        supervised=supervised,
+        **options,
+    )
+    if not _asks_for_precision(options) and lora is None and not adapters(model):
+        _set_float32(model, name_or_path)
+    if dropout is not None:
+        set_dropout(model, dropout)
+    if dense:
+        width = cast(int, model.get_embedding_dimension())
+        mlp = Dense(width, width, activation_function=nn.Tanh())
+        initialise(mlp.linear)
+        model.insert(len(model) - isinstance(model[-1], Normalize), mlp.to(model.device, model.dtype))
+    if lora is not None:
+        add_lora(model, lora)
+    elif adapters(model):
+        train_adapter(model, cached_file(name_or_path, ADAPTER_SAFE_WEIGHTS_NAME, **options))
+    return model
+
+
+def load_pooled(
+    name_or_path: str | os.PathLike[str],
+    pooling: PoolingMode | None = None,
+    max_seq_length: int | None = None,
+    device: str | None = None,
+    *,
+    layers: int | None = None,
+    bidirectional: bool = False,
+    supervised: bool | None = None,
+    **options: Any,
+) -> SentenceTransformer:
+    """What :func:`build_model` and :func:`~st_simcse.models.checkpoints.load_model` share: the same embeddings in both.
+
+    Arguments and errors are those of :func:`build_model`.
+
+    Example:
+        >>> load_pooled("sentence-transformers/all-MiniLM-L6-v2").max_seq_length
+        256
+    """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise ValueError(
+            f"expected the folder of a model or its name on the hub, got an object of the type "
+            f"{type(name_or_path).__name__}"
+        )
+    if pooling is not None and pooling not in get_args(PoolingMode):
+        *modes, last = get_args(PoolingMode)
+        raise ValueError(f"unknown pooling {pooling!r}: choose {', '.join(modes)} or {last}")
+    if pooling in ("first_last_avg", "last2_avg"):
+        options["config_kwargs"] = (options.get("config_kwargs") or {}) | {"output_hidden_states": True}
+    model = _load(name_or_path, device, **options)
+    was_saved = cached_file(name_or_path, "modules.json", **options) is not None
+    if supervised is not None and (was_saved or pooling is not None):
+        reason = (
+            f"pooling={pooling!r} is asked for" if pooling else f"{name_or_path} was saved as a SentenceTransformer"
+        )
+        raise ValueError(f"{reason}, which says where the embeddings come from: leave supervised out")
+    if layers is not None:
+        if pooling is None and any(isinstance(module, WeightedLayerPooling) for module in model):
+            raise ValueError(f"{name_or_path} averages layers, of which layers={layers} drops some: pass pooling too")
+        keep_layers(model, layers)
+    pools = any(isinstance(module, Pooling) for module in model)
+    if pooling is not None:
+        if not (pools and isinstance(model[0], Transformer)):
+            raise ValueError(f"pooling needs a transformer's token embeddings, {name_or_path} has {_kinds(model)}")
+        behind = [] if pooling != "pooler" or _has_pooler(model) else [_pooler(model, name_or_path, options)]
+        _set_pooling(model, pooling, f"{name_or_path} was saved with" if was_saved else None, behind)
+    elif pools and not was_saved:
+        _pool_bare(model, name_or_path, supervised, options)
+    if bidirectional:
+        _look_both_ways(model, name_or_path)
+    if _takes_first_token(model) and not _first_token_sees_last(model):
+        raise ValueError(
+            f"{name_or_path}: its first token sees none of those behind it, as in causal decoders, so that CLS pooling "
+            "embeds every text alike: pass pooling='mean' (--pooling mean), lasttoken or weightedmean, or "
+            "bidirectional=True (--bidirectional). A command without these options takes the folder that "
+            f"build_model({str(name_or_path)!r}, pooling='mean').save_pretrained(folder) writes"
+        )
+    _set_padding(model, name_or_path)
+    _set_length(model, max_seq_length, was_saved)
+    return model
+
+
+def _load(name_or_path: str | os.PathLike[str], device: str | None = None, **options: Any) -> SentenceTransformer:
+    """What ``SentenceTransformer(name_or_path)`` is, by the rules that :func:`build_model` has for weights and code."""
+    name = full_name(name_or_path)
+    if not options.get("local_files_only"):
+        options["local_files_only"] = not _is_reachable(name, options)
+    if cached_file(name, ADAPTER_CONFIG_NAME, **options) is not None:
+        check_peft()
+    try:
+        model = SentenceTransformer(name, device=device, **options)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{name}: its pickled weights hold more than tensors, which could run code, so nothing of them was read or "
+            "run; ask whoever made them for safetensors files"
+        ) from error
+    make_picklable(model)
+    adapter = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, **options) if adapters(model) else None
+    if adapter is not None:
+        restore_adapter(model, adapter)
+    modules = cached_file(name, "modules.json", **options)
+    for folder in [module["path"] for module in json.loads(modules.read_bytes())] if modules else [""]:
+        weights = weights_file(name, folder, **options)
+        if weights and weights.name.startswith("pytorch_model.bin"):
+            logger.warning(
+                "%s has no safetensors: its pickled weights were read as plain tensors, without running code", name
+            )
+    return model
+
+
+def _pool_bare(
+    model: SentenceTransformer, name: str | os.PathLike[str], supervised: bool | None, options: dict[str, Any]
+) -> None:
+    """A transformer that was saved without a pooling gets the original code's if it is of that code, or CLS."""
+    original = recognise(name, **options)
+    evidence = "supervised is given"
+    if original is not None and supervised is None:
+        evidence, supervised = original.evidence, original.supervised
+        if original.has_lost_pooler:
+            raise ValueError(
+                f"{name} is a checkpoint of princeton-nlp/SimCSE ({evidence}) without an MLP of that code, so that "
+                "another --pooler_type than cls trained it, which no file says: pass pooling (--pooling), mean for "
+                "avg, cls for cls_before_pooler, first_last_avg for avg_first_last, last2_avg for avg_top2; "
+                "build_model(folder, pooling=...).save_pretrained(...) keeps it"
+            )
+        if supervised is None:
+            raise ValueError(
+                f"{name} is a checkpoint of princeton-nlp/SimCSE ({evidence}), and nothing tells whether it is "
+                "supervised, so that its MLP is needed, or unsupervised, so that it is not: pass supervised=True or "
+                "supervised=False to load_simcse, or, on the command line, name the folder sup-simcse-... or "
+                "unsup-simcse-..."
+            )
+    _set_pooling(model, "cls", None)
+    if supervised:
+        mlp = trained_dense(name, MLP_NAMES, **options)
+        if mlp is None:
+            raise ValueError(
+                f"{weights_file(name, **options) or name} has no MLP, that is none of {', '.join(MLP_NAMES)}: if it "
+                "was trained without supervision, pass supervised=False"
+            )
+        model.append(mlp.to(model.device, model.dtype))
+    if supervised is None:
+        logger.warning("%s was saved without a pooling: it gets 'cls', the first token of the last layer", name)
+    else:
+        pooler = "'cls' and its trained MLP, as a supervised" if supervised else "'cls', as an unsupervised"
+        logger.warning("%s gets the pooling %s checkpoint of princeton-nlp/SimCSE (%s)", name, pooler, evidence)
+
+
+def _asks_for_precision(options: dict[str, Any]) -> bool:
+    return bool({"dtype", "torch_dtype"} & (options.get("model_kwargs") or {}).keys())
+
+
+def _set_float32(model: SentenceTransformer, name: str | os.PathLike[str]) -> None:
+    saved = model.dtype
+    if saved in (torch.bfloat16, torch.float16):
+        model.float()
+        precision = str(saved).removeprefix("torch.")
+        logger.warning(
+            "%s was saved in %s, in which small steps round to nothing: its weights are float32 now, and are saved so. "
+            "Call model.to(torch.%s) before you save for smaller files; dtype=%r (--dtype %s) trains in it",
+            *(name, precision, precision, precision, precision),
+        )
+
+
+def _has_pooler(model: SentenceTransformer) -> bool:
+    """Whether CLS and one layer with Tanh of its width were saved, as a trained pooler is."""
+    kinds = [type(module) for module in model]
+    if kinds[1:] not in ([Pooling, Dense], [Pooling, Dense, Normalize]):
+        return False
+    pooling, dense = cast(Pooling, model[1]), cast(Dense, model[2])
+    width = pooling.get_embedding_dimension()
+    is_square = (dense.in_features, dense.out_features) == (width, width)
+    return pooling.pooling_mode == "cls" and isinstance(dense.activation_function, nn.Tanh) and is_square
+
+
+def _pooler(model: SentenceTransformer, name: str | os.PathLike[str], options: dict[str, Any]) -> Dense:
+    """BERT's own pooler as it was pretrained."""
+    backbone: Any = cast(Transformer, model[0]).model
+    layer = getattr(backbone, "pooler", None)
+    is_linear, is_tanh = (
+        isinstance(getattr(layer, part, None), kind) for part, kind in (("dense", nn.Linear), ("activation", nn.Tanh))
+    )
+    modules = cached_file(name, "modules.json", **options)
+    folder = json.loads(modules.read_bytes())[0]["path"] if modules else ""
+    places = ("pooler.dense", f"{backbone.base_model_prefix}.pooler.dense")
+    # A pooler that is in none of the files was made at random when the model was loaded.
+    dense = trained_dense(name, places, folder, **options) if is_linear and is_tanh else None
+    if dense is None:
+        raise ValueError(
+            f"{name} has no trained pooler, the layer behind the first token that BERT was pretrained with: pass "
+            "pooling='cls' (--pooling cls), and dense=True (--dense) for a new layer behind it"
+        )
+    return dense
+
+
+def _set_pooling(
+    model: SentenceTransformer, pooling: PoolingMode, of_saved: str | None, behind: Sequence[nn.Module] = ()
+) -> None:
+    transformer = cast(Transformer, model[0])
+    width = transformer.get_embedding_dimension()
+    average_layers = pooling in ("first_last_avg", "last2_avg")
+    first_stage: Any = "mean" if average_layers else "cls" if pooling == "pooler" else pooling
+    modules: list[nn.Module] = [Pooling(width, pooling_mode=first_stage), *behind]
+    if average_layers:
+        modules.insert(0, _layer_average(pooling, width, transformer.model.config.num_hidden_layers))
+    saved = list(model)[1:]
+    if [_settings(module) for module in modules] == [_settings(module) for module in saved[: len(modules)]]:
+        return
+    if of_saved:
+        logger.warning("pooling %r takes the place of %s, which %s", pooling, _kinds(saved), of_saved)
+    del model[1:]
+    for module in modules:
+        model.append(module.to(model.device, model.dtype))
+
+
+def _takes_first_token(model: SentenceTransformer) -> bool:
+    return isinstance(model[0], Transformer) and len(model) > 1 and "cls" in getattr(model[1], "pooling_mode", "")
+
+
+def _first_token_sees_last(model: SentenceTransformer) -> bool:
+    """Whether the first token changes with the last of a text; asked of the model itself."""
+    text = batch_to_device(model.preprocess(["one two three"]), model.device)
+    other = text | {"input_ids": text["input_ids"].clone()}
+    words = cast(Transformer, model[0]).config.vocab_size
+    other["input_ids"][:, -1] = (other["input_ids"][:, -1] + 1) % words
+    with torch.no_grad():
+        states = [model[0](dict(features))["token_embeddings"][:, 0] for features in (text, other)]
+    return not torch.equal(*states)
+
+
+def _look_both_ways(model: SentenceTransformer, name: str | os.PathLike[str]) -> None:
+    if not isinstance(model[0], Transformer):
+        raise ValueError(f"bidirectional is a transformer's, this model has {_kinds(model)}")
+    if _first_token_sees_last(model):
+        return
+    model[0].model.config.is_causal = False
+    if not _first_token_sees_last(model):
+        raise ValueError(
+            f"{name}: {type(model[0].model).__name__} stays causal whatever its configuration's is_causal says, and "
+            "bidirectional (--bidirectional) sets nothing else: leave it out"
+        )
+
+
+def _set_padding(model: SentenceTransformer, name: str | os.PathLike[str]) -> None:
+    """A padding token where a decoder has none, and on the side where it changes no embedding; both are saved."""
+    tokenizer = model.tokenizer
+    if not isinstance(model[0], Transformer) or tokenizer is None:
+        return
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # the mask hides it
+    if tokenizer.padding_side == "left" and tokenizer.pad_token is not None and not _survives_left_padding(model):
+        logger.warning("%s counts positions from the padding, which therefore goes to the right of a text now", name)
+        tokenizer.padding_side = "right"
+
+
+def _survives_left_padding(model: SentenceTransformer) -> bool:
+    text = "one two three"
+    with torch.no_grad():
+        alone, padded = (
+            model(batch_to_device(model.preprocess(texts), model.device))["sentence_embedding"][0].float()
+            for texts in ([text], [text, f"{text} {text}"])
+        )
+    rounding = torch.finfo(cast(torch.dtype, model.dtype)).eps ** 0.5
+    return bool((alone - padded).norm() <= rounding * alone.norm())
+
+
+def _settings(module: nn.Module) -> tuple[Any, ...]:
+    """What makes two poolings the same."""
+    weights = [weight.tolist() for weight in module.parameters()]
+    return type(module), getattr(module, "pooling_mode", None), getattr(module, "layer_start", None), weights
+
+
+def _kinds(modules: Iterable[nn.Module]) -> str:
+    modes = ((type(module).__name__, getattr(module, "pooling_mode", None)) for module in modules)
+    return ", ".join(f"{kind} ({mode})" if mode else kind for kind, mode in modes)
+
+
+def _set_length(model: SentenceTransformer, asked: int | None, was_saved: bool) -> None:
+    if not isinstance(model[0], Transformer):
+        if asked is not None:
+            raise ValueError(f"max_seq_length is a transformer's, this model has {_kinds(model)}")
+        return
+    if asked is not None and asked < 1:
+        raise ValueError(f"max_seq_length must be at least 1, got {asked}")
+    saved = model.max_seq_length
+    longest = _positions(model[0].model, of_config=asked is not None)
+    length = asked or (saved if was_saved else min(128, saved or 128))
+    if length is None:
+        return
+    if length > longest and (asked or saved is None or saved < _UNKNOWN_LENGTH):
+        logger.warning("max_seq_length is %d: the transformer reads no longer texts", longest)
+    model.max_seq_length = min(length, longest)
+
+
+def _positions(transformer: nn.Module, of_config: bool) -> int:
+    """How many tokens a transformer has positions for: in a table, or as its configuration says where that is asked.
+
+    Without a table, as with relative and rotary positions, it may well read more than that.
+    """
+    for module in transformer.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, nn.Embedding):
+            # RoBERTa and its kin number positions from behind the padding's.
+            return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    of_gpt2 = getattr(transformer, "wpe", None)
+    if isinstance(of_gpt2, nn.Embedding):
+        return of_gpt2.num_embeddings
+    limit = getattr(transformer.config, "max_position_embeddings", None) if of_config else None
+    return limit or sys.maxsize
+
+
+def _layer_average(pooling: PoolingMode, width: int, layers: int) -> WeightedLayerPooling:
+    if layers < 2:
+        raise ValueError(f"pooling {pooling!r} needs at least two layers, the transformer has {layers}")
+    # Hidden state 0 is the embedding layer's.
+    start = 1 if pooling == "first_last_avg" else layers - 1
+    weights = [1.0] + [0.0] * (layers - start - 1) + [1.0]
+    return WeightedLayerPooling(
+        width, num_hidden_layers=layers, layer_start=start, layer_weights=nn.Parameter(torch.tensor(weights), False)
+    )
+
+
+def _is_reachable(name: str, options: dict[str, Any]) -> bool:
+    """Whether there is a folder of that name, or a repository at a hub that can be reached; False if it is cached.
+
+    Raises:
+        OSError: if the model is neither a folder, nor at the hub, nor in the cache.
+    """
+    if Path(name).exists():
+        return True
+    unreachable = hub_error(name, token=options.get("token"))
+    if unreachable is None:
+        return True
+    if not any(cached_file(name, file, **options) for file in ("config.json", "modules.json")):
+        raise OSError(
+            f"{name} is no folder here, is not in the local cache, and the Hugging Face hub cannot be reached "
+            f"({unreachable}): check the name and the network, or pass the path of a downloaded model"
+        ) from unreachable
+    return False
