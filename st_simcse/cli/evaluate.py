@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from st_simcse.cli.files import check_has_file, file_flags, file_options, table_arguments
+from st_simcse.cli.files import file_flags, file_options, table_arguments
 from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse
 from st_simcse.plots import plot_scores
 
@@ -101,7 +101,8 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     )
 
     sts, transfer = _tasks(args)
-    check_has_file(vars(table), "sts_", "--sts_dir and its STS tables", has_file=bool(sts) and not args.mteb)
+    if (how := file_options(vars(table), "sts_")) and (args.mteb or not sts):
+        raise ValueError(f"--sts_{next(iter(how))} is for STS tables, which are not read here: leave it out")
     names = list(dict.fromkeys(args.model))
     evaluators: list[Any] = []
     if sts and not args.mteb:
@@ -112,7 +113,7 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
                 sts,
                 args.mode == "dev",
                 allow_partial=args.allow_partial,
-                **file_options(vars(table), "sts_"),
+                **how,
             ).evaluators
     if transfer:
         folder = args.senteval_dir or args.sts_dir
