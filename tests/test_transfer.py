@@ -194,7 +194,10 @@ def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, t
         ValueError, match="STSB-test.tsv, line 2: no column.*name the columns to read with --sts_columns"
     ):
         evaluate.run(partial)
-    with pytest.raises(ValueError, match="SentEval's, whose files have no columns to choose: leave --sts_columns out"):
+    with pytest.raises(
+        ValueError,
+        match="SentEval's, whose files have a layout of their own and no columns to choose: leave --sts_columns out",
+    ):
         evaluate.run([*model, "--sts_dir", str(_senteval_sts(tmp_path)), "--tasks", "STS-B", "--sts_columns", *"abc"])
     for folder in (senteval, generated / "sts/raw"):
         with pytest.raises(ValueError, match=r"rows, expected .*, or pass --allow_partial if it is meant"):
@@ -245,8 +248,11 @@ def test_the_work_of_a_task_is_counted(senteval, monkeypatch):
         ),
         (["--mteb", "--tasks", "STS-B"], "--mteb has the seven STS tasks"),
         (["--tasks", "STS-B", "--mode", "dev", "--sts_dir", "."], "lacks STSB-dev.tsv"),
-        (["--tasks", "MR", "--sts_dir", "x", "--sts_columns", "a", "b", "c"], "--sts_columns are those of the STS"),
-        (["--mteb", "--sts_columns", "a", "b", "c"], "--sts_columns are those of the STS tables: leave them out"),
+        (["--tasks", "MR", "--sts_dir", "x", "--sts_columns", "a", "b", "c"], "--sts_columns is for STS tables"),
+        (
+            ["--mteb", "--sts_columns", "a", "b", "c"],
+            "--sts_columns is for STS tables, which are not read here: leave it out",
+        ),
         (["--mteb", "--allow_partial"], "--mteb has data of its own, .*leave --allow_partial out"),
     ],
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from st_simcse.cli.files import check_has_file, file_flags, file_options, table_arguments
+from st_simcse.cli.files import file_flags, file_options, table_arguments
 from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse
 from st_simcse.plots import plot_scores
 
@@ -120,7 +120,8 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     from st_simcse.evaluation import check_defined, format_table
 
     sts, transfer = _tasks(args)
-    check_has_file(vars(table), "sts_", "--sts_dir and its STS tables", has_file=bool(sts) and not args.mteb)
+    if (how := file_options(vars(table), "sts_")) and (args.mteb or not sts):
+        raise ValueError(f"--sts_{next(iter(how))} is for STS tables, which are not read here: leave it out")
     names = list(dict.fromkeys(args.model))
     tables = _tables(args, table, sts, transfer)
     for name in names[1:]:
