@@ -797,7 +797,7 @@ def test_queries_are_read_as_the_command_line_says(tmp_path, monkeypatch, capsys
     class Found:
         def search(self, queries, *others):
             asked.extend(queries)
-            return [[] for _ in queries]
+            return [[{"score": 1.0, "text": query}] for query in queries]
 
     monkeypatch.setattr("st_simcse.search.searcher.Searcher.load", lambda index, model: Found())
     words = ["search", "--model", "m", "--index", "i", "--query_file", str(path), "--encoding", "gbk"]

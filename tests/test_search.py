@@ -146,7 +146,8 @@ def test_an_index_is_saved_opened_and_added_to(tmp_path, model, sentences, embed
 KILLED = """
 import os, signal, sys
 from datasets import Dataset
-from st_simcse import Searcher, search
+from st_simcse import Searcher
+from st_simcse.search import searcher as search
 
 search.CHUNK_SIZE = 3
 fsync = os.fsync
