@@ -10,6 +10,7 @@ from typing import Any
 
 from st_simcse.losses import OPTIONS
 from st_simcse.losses.options import option_name
+from st_simcse.losses.wrappers import WRAPPERS
 
 ROOT = Path(__file__).parents[2]
 # Where files that are not in docs/ are in the site.
@@ -23,7 +24,7 @@ PAGES = {
 PICTURES = ["benchmarks/growth.png"]
 # The tables of options stand behind this line of docs/options.md.
 OPTIONS_FOLLOW = "<!-- python docs/mkdocs/hooks.py writes what follows -->\n"
-GOES_WITH = ("UnsupSimCSELoss", "SupSimCSELoss", "mini_batch_size", "MatryoshkaLoss", "AdaptiveLayerLoss")
+GOES_WITH = ("UnsupSimCSELoss", "SupSimCSELoss", "mini_batch_size", *WRAPPERS)
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -13,7 +13,23 @@ from st_simcse.losses.options import check_compatible
 from st_simcse.losses.st_internals import CachedLossDecorator, ForwardDecorator, TransformerDecorator
 from st_simcse.models.unwrapping import unwrapped
 
-__all__ = ["Wrappers", "check_wrappers"]
+__all__ = ["WRAPPERS", "Wrappers", "check_wrappers"]
+
+# The wrappers of ST by their names: the class, the argument of a loss that it does not go with, and why.
+WRAPPERS: dict[str, tuple[type[nn.Module], str, str]] = {
+    "MatryoshkaLoss": (
+        MatryoshkaLoss,
+        "projection_head",
+        "MatryoshkaLoss truncates the embeddings that are trained, so that a projection head on top of them cannot be "
+        "of one width: leave projection_head out",
+    ),
+    "AdaptiveLayerLoss": (
+        AdaptiveLayerLoss,
+        "mini_batch_size",
+        "AdaptiveLayerLoss needs the layers of the whole batch at once: leave mini_batch_size out, and lower the batch "
+        "size or use gradient_checkpointing instead",
+    ),
+}
 
 # AdaptiveLayerLoss calls a loss once a layer, and hands the layers over in the features that the model was given first.
 _features_of_batch: WeakKeyDictionary[TransformerDecorator, list[dict[str, Tensor]]] = WeakKeyDictionary()
@@ -33,13 +49,12 @@ class Wrappers:
     """Those that are calling a loss, and true if there is one; a Matryoshka2dLoss is both.
 
     Attributes:
-        matryoshka, adaptive_layer: which of them.
+        names: which of them.
         is_first_call: whether this is the first call for a batch, for the last layer and the largest dimension.
         decorator: what an AdaptiveLayerLoss has put in place of the transformer's forward pass; or None.
     """
 
-    matryoshka: bool = False
-    adaptive_layer: bool = False
+    names: frozenset[str] = frozenset()
     is_first_call: bool = True
     decorator: TransformerDecorator | None = None
 
@@ -49,15 +64,18 @@ class Wrappers:
         transformer = unwrapped(model)[0].forward
         truncating = model.forward if isinstance(model.forward, ForwardDecorator) else None
         decorator = transformer if isinstance(transformer, TransformerDecorator) else None
+        calling = {
+            "MatryoshkaLoss": truncating is not None or isinstance(calculate_loss, CachedLossDecorator),
+            "AdaptiveLayerLoss": decorator is not None,
+        }
         return cls(
-            matryoshka=truncating is not None or isinstance(calculate_loss, CachedLossDecorator),
-            adaptive_layer=decorator is not None,
+            frozenset(name for name, calls in calling.items() if calls),
             is_first_call=not (truncating and truncating.cache) and (decorator is None or decorator.layer_idx is None),
             decorator=decorator,
         )
 
     def __bool__(self) -> bool:
-        return self.matryoshka or self.adaptive_layer
+        return bool(self.names)
 
     def features_of_batch(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """The features that the model is given: in an AdaptiveLayerLoss those of the first call."""
@@ -69,20 +87,11 @@ class Wrappers:
         Raises:
             ValueError: if it cannot; says which option to leave out.
         """
-        if self.matryoshka:
-            check_compatible(loss.options, "MatryoshkaLoss")
-            if loss.projection_head is not None:
-                raise ValueError(
-                    "MatryoshkaLoss truncates the embeddings that are trained, so that a projection head on top of "
-                    "them cannot be of one width: leave projection_head out"
-                )
-        if self.adaptive_layer:
-            check_compatible(loss.options, "AdaptiveLayerLoss")
-            if loss.mini_batch_size is not None:
-                raise ValueError(
-                    "AdaptiveLayerLoss needs the layers of the whole batch at once: leave mini_batch_size out, and "
-                    "lower the batch size or use gradient_checkpointing instead"
-                )
+        for name, (_, argument, reason) in WRAPPERS.items():
+            if name in self.names:
+                check_compatible(loss.options, name)
+                if getattr(loss, argument) is not None:
+                    raise ValueError(reason)
 
 
 def check_wrappers(loss: nn.Module, compiled_in_processes: bool = False) -> None:
@@ -97,8 +106,8 @@ def check_wrappers(loss: nn.Module, compiled_in_processes: bool = False) -> None
                 "in several processes torch_compile does not go with AdaptiveLayerLoss or Matryoshka2dLoss, of which "
                 "DistributedDataParallel sees a compiled model's parameters used several times: leave torch_compile out"
             )
-        if isinstance(wrapper, (MatryoshkaLoss, AdaptiveLayerLoss)):
-            wrappers = Wrappers(isinstance(wrapper, MatryoshkaLoss), isinstance(wrapper, AdaptiveLayerLoss))
+        if names := frozenset(name for name, (kind, *_) in WRAPPERS.items() if isinstance(wrapper, kind)):
+            wrappers = Wrappers(names)
             for inner in wrapper.modules():
                 if isinstance(inner, WrappedLoss):
                     wrappers.check(inner)
