@@ -1,5 +1,6 @@
 """Every example runs, and improves, on generated files with the real pretrained model; one on real data too."""
 
+import base64
 import json
 import os
 import re
@@ -108,6 +109,31 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert [hit["score"] for hit in hits] == pytest.approx(nearest, abs=1e-5)
     weights, saved = namespace["trainer"].model.state_dict(), SentenceTransformer("output", device="cpu").state_dict()
     assert all(torch.equal(weights[name], saved[name]) for name in weights.keys() | saved.keys())
+
+
+def _saved(cell):
+    """What a cell printed when the notebook was saved."""
+    return "".join("".join(output["text"]) for output in cell["outputs"] if output["output_type"] == "stream")
+
+
+def test_the_outputs_of_the_notebook_are_saved_without_paths():
+    code = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    pictures = [
+        output["data"].pop("image/png", None) for cell in code for output in cell["outputs"] if "data" in output
+    ]
+    assert [base64.b64decode(picture)[:4] for picture in pictures if picture] == [b"\x89PNG"]
+    outputs = json.dumps([cell["outputs"] for cell in code])
+    assert not re.search(r"/(home|root|tmp|usr|opt|mnt)/|site-packages|\\\\Users|Traceback|stderr", outputs)
+    (found,) = [_saved(cell) for cell in code if "def neighbours" in "".join(cell["source"])]
+    blocks = re.split(r"^(?=\S)", found, flags=re.MULTILINE)[1:]
+    assert len(blocks) == 3
+    for block in blocks:
+        query, *lines = block.splitlines()
+        assert [line.strip() for line in lines[::4]] == ["before", "after"]
+        texts = [re.sub(r"^\s*-?\d\.\d\d\s+", "", line) for line in lines if line.startswith("    ")]
+        assert len(texts) == 6
+        assert not any(text[:60] == query[:60] for text in texts)
 
 
 def test_search(pretrained, tmp_path, sentences):
