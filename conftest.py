@@ -147,13 +147,16 @@ CHINESE = [
 ]
 
 
+def _random_bert(folder, texts):
+    set_seed(0)
+    save_tiny_transformer(folder, texts, width=32, layers=2)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def chinese_bert(tmp_path_factory):
     """Folder of a tiny BERT with random weights, whose vocabulary is Chinese characters."""
-    folder = tmp_path_factory.mktemp("chinese_bert")
-    set_seed(0)
-    save_tiny_transformer(folder, CHINESE, width=32, layers=2)
-    return str(folder)
+    return _random_bert(tmp_path_factory.mktemp("chinese_bert"), CHINESE)
 
 
 @pytest.fixture(scope="session")
@@ -195,10 +198,7 @@ def sentences():
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory):
     """Folder of a two-layer BERT of width 32 with random weights."""
-    folder = tmp_path_factory.mktemp("tiny_bert")
-    set_seed(0)
-    save_tiny_transformer(folder, SENTENCES, width=32, layers=2)
-    return str(folder)
+    return _random_bert(tmp_path_factory.mktemp("tiny_bert"), SENTENCES)
 
 
 @pytest.fixture(autouse=True)

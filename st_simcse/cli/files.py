@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, ClassVar, Literal, get_type_hints
 
@@ -12,6 +12,16 @@ from st_simcse.cli.parsing import parse_column, parse_columns
 __all__ = ["FileArguments", "check_has_file", "file_flags", "file_options", "table_arguments"]
 
 _QUOTING = {"minimal": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE}
+# The readers' arguments, and what makes each of an option's words.
+_PARSERS: dict[str, Callable[..., Any]] = {
+    "column": parse_column,
+    "columns": parse_columns,
+    "split": str,
+    "format": str,
+    "delimiter": lambda word: "\t" if word == "\\t" else word,
+    "encoding": str,
+    "quoting": _QUOTING.get,
+}
 
 
 @dataclass
@@ -74,17 +84,8 @@ def file_options(args: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         >>> file_options({"dev_delimiter": "\\t", "dev_columns": ["0", "1", "2"], "dev_encoding": None}, "dev_")
         {'columns': [0, 1, 2], 'delimiter': '\t'}
     """
-    parsers: dict[str, Any] = {
-        "column": parse_column,
-        "columns": parse_columns,
-        "split": str,
-        "format": str,
-        "delimiter": lambda word: "\t" if word == "\\t" else word,
-        "encoding": str,
-        "quoting": _QUOTING.get,
-    }
-    words = {part: args.get(prefix + part) for part in parsers}
-    return {part: parsers[part](word) for part, word in words.items() if word is not None}
+    words = {part: args.get(prefix + part) for part in _PARSERS}
+    return {part: _PARSERS[part](word) for part, word in words.items() if word is not None}
 
 
 def file_flags(args: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -94,8 +95,7 @@ def file_flags(args: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         >>> file_flags({"dev_delimiter": None, "train_delimiter": None}, "dev_")
         {'delimiter': '--dev_delimiter'}
     """
-    parts = ("column", "columns", "split", "format", "delimiter", "encoding", "quoting")
-    return {part: f"--{prefix}{part}" for part in parts if prefix + part in args}
+    return {part: f"--{prefix}{part}" for part in _PARSERS if prefix + part in args}
 
 
 def check_has_file(args: Mapping[str, Any], prefix: str, file: str, has_file: bool) -> None:

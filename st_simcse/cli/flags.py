@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["as_fields", "field_flags", "given_values"]
+__all__ = ["as_fields", "field_flags", "given_values", "made_of"]
 
 
 def field_flags(kind: type, name: str, is_chosen_by_first: bool = True) -> dict[str, dataclasses.Field[Any]]:
@@ -43,3 +43,8 @@ def as_fields(kind: type, flags: Mapping[str, dataclasses.Field[Any]], note: str
 def given_values(arguments: Any, flags: Mapping[str, Any]) -> dict[str, Any]:
     """The values of those flags that are given."""
     return {flag: value for flag in flags if (value := getattr(arguments, flag)) is not None}
+
+
+def made_of(kind: type, flags: Mapping[str, dataclasses.Field[Any]], given: Mapping[str, Any]) -> Any:
+    """The option or view with the given values of its flags."""
+    return kind(**{flags[flag].name: value for flag, value in given.items()})

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from sentence_transformers import SentenceTransformer
 
-from st_simcse.cli.flags import as_fields, field_flags, given_values
+from st_simcse.cli.flags import as_fields, field_flags, given_values, made_of
 from st_simcse.losses import OPTIONS, SimCSELoss, SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.losses.options import option_name
 
@@ -88,7 +88,7 @@ def _options(arguments: Any) -> list[Any]:
     for option, flags in _FLAGS.items():
         name, given = option_name(option), given_values(arguments, flags)
         if name in given or (not flags and getattr(arguments, name)):
-            options.append(option(**{flags[flag].name: value for flag, value in given.items()}))
+            options.append(made_of(option, flags, given))
         elif given:
             raise ValueError(f"--{next(iter(given))} is part of --{name}: pass that too")
     return options

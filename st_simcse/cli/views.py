@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import make_dataclass
 from typing import Any, ClassVar
 
-from st_simcse.cli.flags import as_fields, field_flags, given_values
+from st_simcse.cli.flags import as_fields, field_flags, given_values, made_of
 from st_simcse.data.views import VIEWS, View
 
 __all__ = ["ViewArguments", "make_view"]
@@ -39,6 +39,6 @@ def make_view(name: str | None, arguments: Any) -> View | str | None:
         if given and other != name:
             raise ValueError(f"--{next(iter(given))} is part of --views {other}: pass that too")
         if given:
-            view: View = VIEWS[other](**{flags[flag].name: value for flag, value in given.items()})
+            view: View = made_of(VIEWS[other], flags, given)
             return view
     return name
