@@ -7,10 +7,11 @@ import math
 import os
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from st_simcse.cli.files import table_arguments
 from st_simcse.cli.parsing import check_outputs, check_seeds, option_of, parse_known
@@ -85,7 +86,20 @@ TABLES = (
 )
 
 
-def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+Numbers = dict[str, dict[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The command's words, once they are checked; ``common`` are those of every run, ``tests`` what is measured."""
+
+    args: CompareArguments
+    recipes: dict[str, list[str]]
+    common: list[str]
+    tests: dict[str, Any]
+
+
+def run(argv: Sequence[str]) -> Numbers:
     """Train what has not been trained, print the table, and return the numbers by recipe and column, a list by seed.
 
     Options that are not the command's own are passed to every run. A run that fails is named at the end; the others go
@@ -97,6 +111,29 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
         SystemExit: before any run for an option that ``st-simcse train`` does not know.
         OSError: for an output folder that another comparison is writing to.
     """
+    from st_simcse.training.run_folder import sole_run
+
+    comparison = parse_comparison(argv)
+    with sole_run(comparison.args.output_dir):
+        numbers, failures = train_all(comparison)
+        if numbers:
+            _report(numbers, comparison)
+    if failures:
+        count = len(comparison.recipes)
+        raise ValueError(f"{len(failures)} of {count} recipes failed: {'; '.join(failures.values())}")
+    return numbers
+
+
+def parse_comparison(argv: Sequence[str], needs_dev: bool = True) -> Comparison:
+    """The words, looked at as far as they can be before any run.
+
+    Args:
+        argv: the words behind the command.
+        needs_dev: whether there have to be dev data.
+
+    Raises:
+        ValueError, SystemExit, OSError: as :func:`run` before any run.
+    """
     args, *measured, common = parse_known(
         "compare",
         argv,
@@ -104,8 +141,7 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
         example="st-simcse compare --model_name_or_path bert-base-uncased --train_file a.txt --dev_file dev.tsv "
         '--recipe "base:" --recipe "focal: --focal_margin 0.2"   # and every option of st-simcse train',
     )
-    from st_simcse.cli.runs import Run, in_a_process, measures
-    from st_simcse.training.run_folder import sole_run
+    from st_simcse.cli.runs import measures
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("compare starts a process a run itself: leave torchrun and accelerate launch out")
@@ -113,36 +149,55 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, list[float]]]:
     recipes = _recipes(args)
     check_outputs(args)
     has_dev = any(measure.split == "dev" for measure in measures(tests))
-    _check_options(recipes, common, has_dev)
+    _check_options(recipes, common, has_dev or not needs_dev)
     check_seeds(args.seeds)
+    return Comparison(args, recipes, common, tests)
+
+
+def train_all(
+    comparison: Comparison,
+    progress: Callable[[list[Run]], Iterable[Run]] = iter,
+    say: Callable[[str], object] = partial(print, flush=True),
+) -> tuple[Numbers, dict[str, str]]:
+    """Train what has not been trained.
+
+    Args:
+        comparison: what :func:`parse_comparison` gives.
+        progress: gives the runs back in their order, and may show how far they are.
+        say: takes a line for every run.
+
+    Returns:
+        The numbers by recipe and column, a list by seed; and what went wrong, by recipe.
+
+    Raises:
+        ValueError: for numbers of other options, data or models in the folder, and for inputs that changed meanwhile.
+    """
+    from st_simcse.cli.runs import Run, in_a_process
+
+    args = comparison.args
     runs = [
-        Run(recipe, seed, [*common, *words], tests, args.output_dir)
+        Run(recipe, seed, [*comparison.common, *words], comparison.tests, args.output_dir)
         for seed in args.seeds
-        for recipe, words in recipes.items()
+        for recipe, words in comparison.recipes.items()
     ]
-    with sole_run(args.output_dir):
-        results = _found(runs, args.redo)
-        failures: dict[str, str] = {}
-        for number, one in enumerate(runs):
-            place = f"{number + 1}/{len(runs)} {one.recipe}, seed {one.seed}"
-            if number in results:
-                lost = args.keep_models and not one.model.exists()
-                print(f"{place}: done before" + ", and its model was not kept" * lost)
-            elif one.recipe not in failures:
-                try:
-                    results[number] = in_a_process(one, args.keep_models)
-                    print(f"{place}: {_line(results[number])}", flush=True)
-                except Exception as error:
-                    failures[one.recipe] = f"{one.recipe}, seed {one.seed}: {type(error).__name__}: {error}"
-                    expected = isinstance(error, (ImportError, OSError, ValueError))
-                    logger.warning("failed: %s", failures[one.recipe], exc_info=not expected)
-        _check_inputs([results[number] for number in sorted(results)])
-        numbers = _numbers([results[number] for number in sorted(results)])
-        if numbers:
-            _report(numbers, recipes, common, args)
-    if failures:
-        raise ValueError(f"{len(failures)} of {len(recipes)} recipes failed: {'; '.join(failures.values())}")
-    return numbers
+    results = _found(runs, args.redo)
+    failures: dict[str, str] = {}
+    for number, one in enumerate(progress(runs)):
+        place = f"{number + 1}/{len(runs)} {one.recipe}, seed {one.seed}"
+        if number in results:
+            lost = args.keep_models and not one.model.exists()
+            say(f"{place}: done before" + ", and its model was not kept" * lost)
+        elif one.recipe not in failures:
+            try:
+                results[number] = in_a_process(one, args.keep_models)
+                say(f"{place}: {_line(results[number])}")
+            except Exception as error:
+                failures[one.recipe] = f"{one.recipe}, seed {one.seed}: {type(error).__name__}: {error}"
+                expected = isinstance(error, (ImportError, OSError, ValueError))
+                logger.warning("failed: %s", failures[one.recipe], exc_info=not expected)
+    done = [results[number] for number in sorted(results)]
+    _check_inputs(done)
+    return _numbers(done), failures
 
 
 def _recipes(args: CompareArguments) -> dict[str, list[str]]:
@@ -253,9 +308,9 @@ def _line(result: Result) -> str:
     return f"{scores}; {result['cost']['seconds']:,.0f} s"
 
 
-def _numbers(results: list[Result]) -> dict[str, dict[str, list[float]]]:
+def _numbers(results: list[Result]) -> Numbers:
     """By recipe and column, a list by seed; the first column is what recipes are chosen by."""
-    numbers: dict[str, dict[str, list[float]]] = {}
+    numbers: Numbers = {}
     for result in results:
         several = len(result["dev"]) > 1
         average = {"dev avg.": statistics.mean(result["dev"].values())} if several else {}
@@ -265,12 +320,7 @@ def _numbers(results: list[Result]) -> dict[str, dict[str, list[float]]]:
     return numbers
 
 
-def _report(
-    numbers: dict[str, dict[str, list[float]]],
-    recipes: dict[str, list[str]],
-    common: list[str],
-    args: CompareArguments,
-) -> None:
+def _report(numbers: Numbers, comparison: Comparison) -> None:
     """The table, also in the folder, and the plot; the best on the dev data is bold, of the recipes with most runs."""
     from st_simcse.evaluation import format_table
     from st_simcse.plots import plot_scores
@@ -286,8 +336,9 @@ def _report(
         for name, row in numbers.items()
     }
     text = format_table(table, corner="recipe")
+    args, words = comparison.args, [*comparison.common, *comparison.recipes[best]]
     Path(args.output_dir, TABLE).write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\nbest on {selection}: {best}, with the options {shlex.join([*common, *recipes[best]])}")
+    print(f"\n{text}\n\nbest on {selection}: {best}, with the options {shlex.join(words)}")
     if args.plot_file:
         scores, errors = (
             {

@@ -72,7 +72,7 @@ def read_result(file: Path) -> Result:
     if not isinstance(result, dict) or not all(isinstance(result.get(name), kind) for name, kind in shapes.items()):
         raise ValueError(f"damaged: expected an object with {', '.join(shapes)}")
     numbers = [*result["dev"].values(), *result["test"].values(), *result["cost"].values()]
-    if not all(isinstance(number, (int, float)) for number in numbers) or not (result["dev"] and result["cost"]):
+    if not all(isinstance(number, (int, float)) for number in numbers) or not result["cost"]:
         raise ValueError("damaged: expected numbers in dev, test and cost")
     if not isinstance(result.get("inputs", {}), dict) or not all(isinstance(word, str) for word in result["options"]):
         raise ValueError("damaged: expected options as a list of words, and inputs by name")

@@ -1,0 +1,115 @@
+"""How many rows fit a budget of training time, from the seconds that a step of each recipe takes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Pace", "Share", "parse_duration", "share_budget", "shown_duration"]
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+SEEDS = 3
+FEWEST_SEEDS = 2
+# With fewer steps than these two seeds train on more rows instead of three on fewer.
+STEPS_FOR_ALL_SEEDS = 20
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a time such as ``600s``, ``10m`` or ``1.5h``.
+
+    Raises:
+        ValueError: for anything else, and for no time at all.
+
+    Example:
+        >>> parse_duration("10m")
+        600.0
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if not found or not float(found[1]):
+        raise ValueError(f"--budget {text}: expected a time such as 600s, 10m or 2h")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def shown_duration(seconds: float) -> str:
+    """As people say it.
+
+    Example:
+        >>> shown_duration(42), shown_duration(600), shown_duration(9000)
+        ('42 seconds', '10 minutes', '2.5 hours')
+    """
+    for unit, size in (("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * size or (seconds >= size and unit == "minute"):
+            return _count(round(seconds / size, 1 if seconds < 10 * size else None), unit)
+    return _count(math.ceil(seconds), "second")
+
+
+def _count(number: float, unit: str) -> str:
+    return f"{number:g} {unit}" + "s" * (number != 1)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What training a recipe takes.
+
+    Args:
+        step: seconds of a step of a whole batch.
+        row: seconds a row before the first step, such as of a teacher that embeds it.
+
+    Example:
+        >>> Pace(step=2.0, row=0.5).seconds(rows=100, batch=64)
+        54.0
+    """
+
+    step: float
+    row: float = 0.0
+
+    def seconds(self, rows: int, batch: int) -> float:
+        """Of an epoch over so many rows."""
+        return math.ceil(rows / batch) * self.step + rows * self.row
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a budget is spent: every recipe is trained on ``rows`` rows with each of so many ``seeds``."""
+
+    rows: int
+    seeds: int
+    seconds: float
+
+
+def share_budget(budget: float, paces: Sequence[Pace], texts: int, batch: int) -> Share:
+    """The most rows on which all recipes train with three seeds, or with two where three leave fewer than 20 steps.
+
+    Args:
+        budget: seconds of training in all.
+        paces: of the recipes that are trained.
+        texts: how many rows there are.
+        batch: rows a step.
+
+    Raises:
+        ValueError: for a budget that is too small for a step of each with two seeds.
+
+    Example:
+        >>> share_budget(600, [Pace(1.0), Pace(2.0)], texts=10_000, batch=64)
+        Share(rows=4224, seeds=3, seconds=594.0)
+    """
+    if not paces:
+        return Share(texts, 1, 0.0)
+    rows = {seeds: _rows(budget / seeds, paces, texts, batch) for seeds in (SEEDS, FEWEST_SEEDS)}
+    seeds = SEEDS if rows[SEEDS] >= min(texts, STEPS_FOR_ALL_SEEDS * batch) else FEWEST_SEEDS
+    if rows[seeds] < min(batch, texts):
+        least = math.ceil(FEWEST_SEEDS * sum(pace.seconds(min(batch, texts), batch) for pace in paces))
+        raise ValueError(
+            f"a budget of {shown_duration(budget)} is too small for one step of each of {len(paces)} recipes with "
+            f"{FEWEST_SEEDS} seeds: pass --budget {least}s or more"
+        )
+    return Share(rows[seeds], seeds, seeds * sum(pace.seconds(rows[seeds], batch) for pace in paces))
+
+
+def _rows(seconds: float, paces: Sequence[Pace], texts: int, batch: int) -> int:
+    """Of whole batches, or all texts."""
+    if sum(pace.seconds(texts, batch) for pace in paces) <= seconds:
+        return texts
+    return min(texts, math.floor(seconds / sum(pace.seconds(batch, batch) for pace in paces)) * batch)

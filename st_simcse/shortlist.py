@@ -1,0 +1,150 @@
+"""A short list of recipes for a corpus and a model: names, options of ``st-simcse train``, and why each is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from st_simcse.data.corpus_profile import CorpusProfile
+from st_simcse.models.model_profile import ModelProfile
+from st_simcse.presets import PRESETS
+
+__all__ = ["BEFORE", "Candidate", "safest", "shortlist", "training_length"]
+
+BEFORE = "before"
+POWERS = ("0.25", "0.5", "1")
+LENGTHS = (32, 64, 128, 256)
+# What a preset says of the data and the model, which adapt finds out itself.
+_FOUND = {"model_name_or_path", "pooling", "teacher", "layers", "max_seq_length", "num_train_epochs"}
+_NO_TRAINING = ("--num_train_epochs", "0")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe of the list.
+
+    Args:
+        name: a file's name too.
+        words: options of ``st-simcse train``.
+        reason: a line for the report.
+
+    Example:
+        >>> Candidate("before", ("--num_train_epochs", "0"), "The model as it was.").trains
+        False
+    """
+
+    name: str
+    words: tuple[str, ...]
+    reason: str
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is more to it than encoding."""
+        return self.words[:2] != _NO_TRAINING
+
+    @property
+    def whitens(self) -> bool:
+        """Whether it needs more texts than the embeddings have dimensions."""
+        return "--whiten" in self.words
+
+
+def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str] = ()) -> list[Candidate]:
+    """The recipes to try, the simplest first.
+
+    Args:
+        corpus: what the texts are.
+        model: what the model is.
+        teachers: names or folders of models to learn from.
+
+    Example:
+        >>> corpus = CorpusProfile(1000, 0, 80, 14, 0.02, "Latin")
+        >>> model = ModelProfile(is_pooled=True, has_dropout=True, width=384, reads=256)
+        >>> [candidate.name for candidate in shortlist(corpus, model)]
+        ['before', 'whitened-0.25', 'whitened-0.5', 'whitened-1', 'simcse', 'whitened-simcse']
+    """
+    found = [Candidate(BEFORE, _NO_TRAINING, "The model as it was.")]
+    found += [_whitened(power) for power in POWERS]
+    found.append(_simcse(model))
+    if corpus.has_paragraphs:
+        found.append(
+            Candidate(
+                "crops",
+                _preset("own-domain"),
+                "Two crops of a paragraph say more about it than a text under two dropout masks.",
+            )
+        )
+    if teachers:
+        found.append(_taught(model, teachers))
+    found.append(_whitened_and_trained(model))
+    different = corpus.texts - corpus.duplicates
+    return [candidate for candidate in found if not candidate.whitens or different > model.width]
+
+
+def safest(model: ModelProfile) -> str:
+    """The recipe that loses least where nothing can be measured: by the tables of docs/recipes.md.
+
+    Example:
+        >>> safest(ModelProfile(is_pooled=True, has_dropout=True, width=384, reads=256))
+        'before'
+    """
+    return BEFORE if model.is_pooled else _whitened(POWERS[0]).name
+
+
+def training_length(lengths: Sequence[int], reads: int | None) -> int:
+    """Tokens of a text that training sees: 32, 64, 128 or 256, which nine of ten texts do not exceed, if the model does.
+
+    Args:
+        lengths: of texts, in tokens.
+        reads: tokens that the model reads, if it has a limit.
+
+    Example:
+        >>> training_length([10, 20, 40, 50, 60, 61, 62, 63, 64, 300], reads=256)
+        64
+    """
+    enough = sorted(lengths)[max(0, -(-9 * len(lengths) // 10) - 1)]
+    length = next((length for length in LENGTHS if length >= enough), LENGTHS[-1])
+    return min(length, reads or length)
+
+
+def _whitened(power: str) -> Candidate:
+    reason = {
+        "0.25": "A gentle whitening evens out some of the spread of the embeddings; it takes no training.",
+        "0.5": "Half a whitening, between the two.",
+        "1": "A whole whitening: all directions count alike, which helps most where nobody trained the pooling.",
+    }
+    words = (*_NO_TRAINING, "--whiten", "--whiten_power", power)
+    return Candidate(f"whitened-{power}", words, reason[power])
+
+
+def _simcse(model: ModelProfile) -> Candidate:
+    if model.is_pooled:
+        reason = "SimCSE at a small learning rate, which a model that embeds well already bears."
+        return Candidate("simcse", (*_small_steps(), *_dropout(model)), reason)
+    reason = "SimCSE with a head, harder negatives and larger steps: nobody trained the pooling yet."
+    return Candidate("simcse", (*_preset("language-model"), *_dropout(model)), reason)
+
+
+def _taught(model: ModelProfile, teachers: Sequence[str]) -> Candidate:
+    options = _small_steps("--rank_distillation", "1") if model.is_pooled else _preset("small-from-large")
+    reason = "SimCSE that keeps the ranking of the teacher, which holds back what does harm."
+    return Candidate("teacher", ("--teacher", *teachers, *options, *_dropout(model)), reason)
+
+
+def _whitened_and_trained(model: ModelProfile) -> Candidate:
+    power = POWERS[0] if model.is_pooled else POWERS[-1]
+    words = ("--whiten", "--whiten_power", power, *_small_steps(), *_dropout(model))
+    return Candidate("whitened-simcse", words, "SimCSE from a whitened start, at a small learning rate.")
+
+
+def _small_steps(*others: str) -> tuple[str, ...]:
+    return "--learning_rate", "3e-05", *others
+
+
+def _preset(name: str) -> tuple[str, ...]:
+    options = {option: value for option, value in PRESETS[name].items() if option not in _FOUND}
+    return tuple(word for option, value in options.items() for word in (f"--{option}", *value.split()))
+
+
+def _dropout(model: ModelProfile) -> tuple[str, ...]:
+    """Two views of a text that differ, for a model without dropout of its own."""
+    return () if model.has_dropout else ("--dropout", "0.1")
