@@ -16,7 +16,6 @@ POWERS = ("0.25", "0.5", "1")
 LENGTHS = (32, 64, 128, 256)
 # What a preset says of the data and the model, which adapt finds out itself.
 _FOUND = {"model_name_or_path", "pooling", "teacher", "layers", "max_seq_length", "num_train_epochs"}
-_NO_TRAINING = ("--num_train_epochs", "0")
 
 
 @dataclass(frozen=True)
@@ -25,27 +24,25 @@ class Candidate:
 
     Args:
         name: a file's name too.
-        words: options of ``st-simcse train``.
         reason: a line for the report.
+        power: of the whitening that comes first; None is none.
+        training: options of ``st-simcse train``; none where nothing is trained.
 
     Example:
-        >>> Candidate("before", ("--num_train_epochs", "0"), "The model as it was.").trains
-        False
+        >>> Candidate("whitened-1", "Without training.", power="1").words
+        ['--whiten', '--whiten_power', '1', '--num_train_epochs', '0']
     """
 
     name: str
-    words: tuple[str, ...]
     reason: str
+    power: str | None = None
+    training: Sequence[str] = ()
 
     @property
-    def trains(self) -> bool:
-        """Whether there is more to it than encoding."""
-        return self.words[:2] != _NO_TRAINING
-
-    @property
-    def whitens(self) -> bool:
-        """Whether it needs more texts than the embeddings have dimensions."""
-        return "--whiten" in self.words
+    def words(self) -> list[str]:
+        """All options of ``st-simcse train``."""
+        whitening = ["--whiten", "--whiten_power", self.power] if self.power else []
+        return [*whitening, *(self.training or ("--num_train_epochs", "0"))]
 
 
 def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str] = ()) -> list[Candidate]:
@@ -62,22 +59,22 @@ def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str
         >>> [candidate.name for candidate in shortlist(corpus, model)]
         ['before', 'whitened-0.25', 'whitened-0.5', 'whitened-1', 'simcse', 'whitened-simcse']
     """
-    found = [Candidate(BEFORE, _NO_TRAINING, "The model as it was.")]
+    found = [Candidate(BEFORE, "The model as it was.")]
     found += [_whitened(power) for power in POWERS]
     found.append(_simcse(model))
     if corpus.has_paragraphs:
         found.append(
             Candidate(
                 "crops",
-                _preset("own-domain"),
                 "Two crops of a paragraph say more about it than a text under two dropout masks.",
+                training=_preset("own-domain"),
             )
         )
     if teachers:
         found.append(_taught(model, teachers))
     found.append(_whitened_and_trained(model))
     different = corpus.texts - corpus.duplicates
-    return [candidate for candidate in found if not candidate.whitens or different > model.width]
+    return [candidate for candidate in found if not candidate.power or different > model.width]
 
 
 def safest(model: ModelProfile) -> str:
@@ -112,39 +109,38 @@ def _whitened(power: str) -> Candidate:
         "0.5": "Half a whitening, between the two.",
         "1": "A whole whitening: all directions count alike, which helps most where nobody trained the pooling.",
     }
-    words = (*_NO_TRAINING, "--whiten", "--whiten_power", power)
-    return Candidate(f"whitened-{power}", words, reason[power])
+    return Candidate(f"whitened-{power}", reason[power], power)
 
 
 def _simcse(model: ModelProfile) -> Candidate:
     if model.is_pooled:
         reason = "SimCSE at a small learning rate, which a model that embeds well already bears."
-        return Candidate("simcse", (*_small_steps(), *_dropout(model)), reason)
+        return Candidate("simcse", reason, training=[*_small_steps(), *_dropout(model)])
     reason = "SimCSE with a head, harder negatives and larger steps: nobody trained the pooling yet."
-    return Candidate("simcse", (*_preset("language-model"), *_dropout(model)), reason)
+    return Candidate("simcse", reason, training=[*_preset("language-model"), *_dropout(model)])
 
 
 def _taught(model: ModelProfile, teachers: Sequence[str]) -> Candidate:
     options = _small_steps("--rank_distillation", "1") if model.is_pooled else _preset("small-from-large")
     reason = "SimCSE that keeps the ranking of the teacher, which holds back what does harm."
-    return Candidate("teacher", ("--teacher", *teachers, *options, *_dropout(model)), reason)
+    return Candidate("teacher", reason, training=["--teacher", *teachers, *options, *_dropout(model)])
 
 
 def _whitened_and_trained(model: ModelProfile) -> Candidate:
     power = POWERS[0] if model.is_pooled else POWERS[-1]
-    words = ("--whiten", "--whiten_power", power, *_small_steps(), *_dropout(model))
-    return Candidate("whitened-simcse", words, "SimCSE from a whitened start, at a small learning rate.")
+    reason = "SimCSE from a whitened start, at a small learning rate."
+    return Candidate("whitened-simcse", reason, power, [*_small_steps(), *_dropout(model)])
 
 
-def _small_steps(*others: str) -> tuple[str, ...]:
-    return "--learning_rate", "3e-05", *others
+def _small_steps(*others: str) -> list[str]:
+    return ["--learning_rate", "3e-05", *others]
 
 
-def _preset(name: str) -> tuple[str, ...]:
+def _preset(name: str) -> list[str]:
     options = {option: value for option, value in PRESETS[name].items() if option not in _FOUND}
-    return tuple(word for option, value in options.items() for word in (f"--{option}", *value.split()))
+    return [word for option, value in options.items() for word in (f"--{option}", *value.split())]
 
 
-def _dropout(model: ModelProfile) -> tuple[str, ...]:
+def _dropout(model: ModelProfile) -> list[str]:
     """Two views of a text that differ, for a model without dropout of its own."""
-    return () if model.has_dropout else ("--dropout", "0.1")
+    return [] if model.has_dropout else ["--dropout", "0.1"]

@@ -330,11 +330,7 @@ def _report(numbers: Numbers, comparison: Comparison) -> None:
     means = {name: {column: statistics.mean(values) for column, values in row.items()} for name, row in numbers.items()}
     spreads = {name: {column: _spread(values) for column, values in row.items()} for name, row in numbers.items()}
     best = max((name for name in means if len(numbers[name][selection]) == most), key=lambda n: means[n][selection])
-    table = {
-        f"**{name}**" if name == best else name: {"runs": str(len(row[selection]))}
-        | {column: _cell(means[name][column], None if column in COSTS else spreads[name][column]) for column in row}
-        for name, row in numbers.items()
-    }
+    table = {f"**{name}**" if name == best else name: row for name, row in as_cells(numbers).items()}
     text = format_table(table, corner="recipe")
     args, words = comparison.args, [*comparison.common, *comparison.recipes[best]]
     Path(args.output_dir, TABLE).write_text(text + "\n", encoding="utf-8")
@@ -348,6 +344,18 @@ def _report(numbers: Numbers, comparison: Comparison) -> None:
             for rows in (means, spreads)
         )
         plot_scores(scores, args.plot_file, f"score × 100, mean and spread over {most} seed(s)", errors)
+
+
+def as_cells(numbers: Numbers) -> dict[str, dict[str, str]]:
+    """What stands in the table: how many runs, and mean and spread of them."""
+    return {
+        name: {"runs": str(len(next(iter(row.values()))))}
+        | {
+            column: _cell(statistics.mean(values), None if column in COSTS else _spread(values))
+            for column, values in row.items()
+        }
+        for name, row in numbers.items()
+    }
 
 
 def _spread(values: list[float]) -> float:

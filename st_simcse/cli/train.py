@@ -301,7 +301,7 @@ def _train_once(
     if data_args.streaming and data_args.max_train_samples:
         raise ValueError("--max_train_samples draws from rows that are read beforehand: leave --streaming out")
     dataset = _training_data(sources["train"], data_args, args.seed)
-    evaluators = _evaluators(sources, data_args)
+    evaluators = pair_evaluators(data_args)
     has_dev = sources["dev"] is not None
     during_training = _during_training(evaluators[:1] if has_dev else [], data_args, args)
     model = _model(model_args, "cpu" if args.use_cpu else None)
@@ -507,9 +507,10 @@ def _of_format(args: DataArguments) -> dict[str, Any]:
     return {name: word for name, word in vars(args).items() if name.endswith(parts) and name != "train_format"}
 
 
-def _evaluators(sources: dict[str, Any], args: DataArguments) -> list[EmbeddingSimilarityEvaluator]:
+def pair_evaluators(args: DataArguments) -> list[EmbeddingSimilarityEvaluator]:
     """Of the dev and test pairs, where there are some."""
-    evaluators = [_evaluator(source, args, name) for name in ("dev", "test") if (source := sources[name])]
+    names: tuple[Literal["dev", "test"], ...] = ("dev", "test")
+    evaluators = [_evaluator(source, args, name) for name in names if (source := _source(args, name))]
     if len({evaluator.name for evaluator in evaluators}) < len(evaluators):  # two files of one name
         for evaluator, name in zip(evaluators, ("dev", "test"), strict=True):
             evaluator.name = name
