@@ -16,9 +16,9 @@ NOISE = 10.0
 def noise(rows: Sequence[int]) -> float:
     """Points (0 to 100) by which the mean score of two models may differ by chance: the least that a gain has to be.
 
-    About the standard error of the difference between two models that agree on most rows: 10 / √n, a point for a hundred
-    rows and a quarter for 1,500; that of a mean of several scores is the square root of the sum of squares over their
-    number.
+    About the standard error of the difference between two models that agree on most rows: 10 / √n, a point for a
+    hundred rows and a quarter for 1,500; that of a mean of several scores is the square root of the sum of squares over
+    their number.
 
     Args:
         rows: how many pairs, texts or queries each score is of.
@@ -47,8 +47,8 @@ def choose(scores: Mapping[str, Sequence[float]], before: str, least: float) -> 
     """The simplest of the best recipes, or the model as it was unless one of them is better by more than chance.
 
     A recipe wins if its mean is above the score of the model as it was by more than its margin, the larger of the
-    standard deviation over its seeds and ``least``. Of the winners those count as equal to the best that are behind it by
-    no more than its margin, and the first of them is chosen.
+    standard deviation over its seeds and ``least``. Of the winners those count as equal to the best that are behind it
+    by no more than its margin, and the first of them is chosen.
 
     Args:
         scores: by recipe, 0 to 100, one a seed; the simplest and cheapest recipe first.

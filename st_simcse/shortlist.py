@@ -55,7 +55,7 @@ def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str
 
     Example:
         >>> corpus = CorpusProfile(1000, 0, 80, 14, 0.02, "Latin")
-        >>> model = ModelProfile(is_pooled=True, has_dropout=True, width=384, reads=256)
+        >>> model = ModelProfile(is_pooled=True, has_dropout=True, is_whitened=False, width=384, reads=256)
         >>> [candidate.name for candidate in shortlist(corpus, model)]
         ['before', 'whitened-0.25', 'whitened-0.5', 'whitened-1', 'simcse', 'whitened-simcse']
     """
@@ -73,22 +73,22 @@ def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str
     if teachers:
         found.append(_taught(model, teachers))
     found.append(_whitened_and_trained(model))
-    different = corpus.texts - corpus.duplicates
-    return [candidate for candidate in found if not candidate.power or different > model.width]
+    can_whiten = corpus.texts - corpus.duplicates > model.width and not model.is_whitened
+    return [candidate for candidate in found if not candidate.power or can_whiten]
 
 
 def safest(model: ModelProfile) -> str:
     """The recipe that loses least where nothing can be measured: by the tables of docs/recipes.md.
 
     Example:
-        >>> safest(ModelProfile(is_pooled=True, has_dropout=True, width=384, reads=256))
+        >>> safest(ModelProfile(is_pooled=True, has_dropout=True, is_whitened=False, width=384, reads=256))
         'before'
     """
     return BEFORE if model.is_pooled else _whitened(POWERS[0]).name
 
 
 def training_length(lengths: Sequence[int], reads: int | None) -> int:
-    """Tokens of a text that training sees: 32, 64, 128 or 256, which nine of ten texts do not exceed, if the model does.
+    """Tokens of a text that training sees: 32, 64, 128 or 256, enough for nine of ten texts.
 
     Args:
         lengths: of texts, in tokens.

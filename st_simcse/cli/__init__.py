@@ -16,6 +16,7 @@ __all__ = ["main"]
 
 COMMANDS = {
     "train": "train a model on a file of sentences, triplets or NLI rows",
+    "adapt": "the best of a short list of recipes for a corpus: tried, trained, saved with a report",
     "compare": "several recipes of train over several seeds: a table and a plot with spreads",
     "whiten": "even out the spread of a model's embeddings on a corpus, without training",
     "presets": "recipes of the paper, of LLM2Vec, for ModernBERT, and ours, for train --preset",

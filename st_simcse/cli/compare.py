@@ -9,7 +9,6 @@ import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,10 +153,15 @@ def parse_comparison(argv: Sequence[str], needs_dev: bool = True) -> Comparison:
     return Comparison(args, recipes, common, tests)
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def train_all(
     comparison: Comparison,
     progress: Callable[[list[Run]], Iterable[Run]] = iter,
-    say: Callable[[str], object] = partial(print, flush=True),
+    say: Callable[[str], object] = _say,
+    is_quiet: bool = False,
 ) -> tuple[Numbers, dict[str, str]]:
     """Train what has not been trained.
 
@@ -165,6 +169,7 @@ def train_all(
         comparison: what :func:`parse_comparison` gives.
         progress: gives the runs back in their order, and may show how far they are.
         say: takes a line for every run.
+        is_quiet: whether the runs show no bars and warnings of their own.
 
     Returns:
         The numbers by recipe and column, a list by seed; and what went wrong, by recipe.
@@ -176,7 +181,7 @@ def train_all(
 
     args = comparison.args
     runs = [
-        Run(recipe, seed, [*comparison.common, *words], comparison.tests, args.output_dir)
+        Run(recipe, seed, [*comparison.common, *words], comparison.tests, args.output_dir, is_quiet)
         for seed in args.seeds
         for recipe, words in comparison.recipes.items()
     ]

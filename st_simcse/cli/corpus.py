@@ -11,6 +11,8 @@ from st_simcse.cli.parsing import check_positive, named_options
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from st_simcse.data.hub_dataset import HubDataset
+
 __all__ = ["CorpusArguments", "EmbedArguments"]
 
 
@@ -30,20 +32,25 @@ class CorpusArguments(FileArguments):
         metadata={"help": "Which split of a data set (train when left out), or of a table with a column of splits."},
     )
 
+    def source(self) -> str | HubDataset:
+        """The file or data set; ValueError unless it is one of them."""
+        from st_simcse.data.hub_dataset import HubDataset
+
+        if (self.corpus is None) == (self.dataset is None):
+            raise ValueError("pass either --corpus with a file, or --dataset with a data set's name")
+        if self.corpus is not None and self.subset:
+            raise ValueError("--subset is for --dataset: a file has none")
+        return self.corpus or HubDataset(str(self.dataset), self.subset, self.split or "train")
+
     def read(self, drop_duplicates: bool) -> Dataset:
         """The sentences, one column; rows stream through the disk.
 
         Raises:
             ValueError: unless it is a file or a data set; and as the reader.
         """
-        from st_simcse.data.hub_dataset import HubDataset
         from st_simcse.data.readers import SentenceReader
 
-        if (self.corpus is None) == (self.dataset is None):
-            raise ValueError("pass either --corpus with a file, or --dataset with a data set's name")
-        if self.corpus is not None and self.subset:
-            raise ValueError("--subset is for --dataset: a file has none")
-        source = self.corpus or HubDataset(str(self.dataset), self.subset, self.split or "train")
+        source = self.source()
         options = file_options(vars(self))
         if self.corpus is None:  # a data set is loaded a split at a time
             options.pop("split", None)

@@ -13,7 +13,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -41,13 +41,14 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a recipe with a seed, the options of train, and what is measured besides."""
+    """One training: a recipe with a seed, the options of train, what is measured besides, and whether it is silent."""
 
     recipe: str
     seed: int
     options: list[str]
     tests: dict[str, Any]
     folder: str
+    is_quiet: bool = False
 
     @property
     def file(self) -> Path:
@@ -116,7 +117,10 @@ def train_and_measure(run: Run) -> Result | None:
     baseline, options = split_baseline(run.options)
     argv = [*options, "--seed", str(run.seed), "--output_dir", str(run.model)]
     try:
-        with redirect_stdout(sys.stderr):  # the table is what is printed
+        with ExitStack() as stack:
+            stack.enter_context(redirect_stdout(sys.stderr))  # the table is what is printed
+            if run.is_quiet:
+                _silence(stack)
             scores = train.run(argv, BASELINES[baseline] if baseline else None, [cost], before=False)
     except Stopped:
         return None
@@ -143,6 +147,15 @@ def train_and_measure(run: Run) -> Result | None:
     if changed := changed_inputs(before, result["inputs"]):
         raise ValueError(f"{', '.join(changed)} changed while the run read it: run it again")
     return result
+
+
+def _silence(stack: ExitStack) -> None:
+    """No bars and warnings until the stack is left; errors are for who started the run to show."""
+    nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+    stack.enter_context(redirect_stdout(nowhere))
+    stack.enter_context(redirect_stderr(nowhere))
+    stack.callback(logging.disable, logging.root.manager.disable)
+    logging.disable(logging.WARNING)
 
 
 def changed_inputs(first: dict[str, str | None], second: dict[str, str | None]) -> list[str]:

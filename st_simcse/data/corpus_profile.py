@@ -13,8 +13,8 @@ __all__ = ["CorpusProfile", "profile_corpus"]
 # Characters of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Han.
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
-# A full stop ends a sentence only before a space, so that numbers and abbreviated names do not; those of scripts without
-# spaces always do.
+# A full stop ends a sentence only before a space, so that one in a number does not; that of scripts without spaces
+# always does.
 _END = re.compile(r"[.!?]+[\"')\]’”»]*(?=\s|$)|[。！？｡।۔؟]+")
 _SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
 

@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from st_simcse.models.dropout import model_dropout
 from st_simcse.models.model_files import cached_file
 from st_simcse.models.modeling import PoolingMode, load_pooled
+from st_simcse.models.whitening import is_whitened
 
 __all__ = ["ModelProfile", "profile_model"]
 
@@ -21,16 +22,18 @@ class ModelProfile:
     Args:
         is_pooled: it was saved as a SentenceTransformer, and embeds as it did then.
         has_dropout: something is dropped in training.
+        is_whitened: it ends in a whitening, behind which there can be no other.
         width: d, the dimensions of an embedding.
         reads: tokens of a text that it reads; None if it knows no limit.
 
     Example:
-        >>> ModelProfile(is_pooled=True, has_dropout=True, width=384, reads=256).width
+        >>> ModelProfile(is_pooled=True, has_dropout=True, is_whitened=False, width=384, reads=256).width
         384
     """
 
     is_pooled: bool
     has_dropout: bool
+    is_whitened: bool
     width: int
     reads: int | None
 
@@ -49,7 +52,7 @@ def profile_model(
 
     Example:
         >>> profile_model("sentence-transformers/all-MiniLM-L6-v2")[1]
-        ModelProfile(is_pooled=True, has_dropout=True, width=384, reads=256)
+        ModelProfile(is_pooled=True, has_dropout=True, is_whitened=False, width=384, reads=256)
     """
     model = load_pooled(name_or_path, pooling)
     is_pooled = cached_file(name_or_path, "modules.json") is not None
@@ -58,4 +61,5 @@ def profile_model(
         is_pooled = [repr(module) for module in saved[1:]] == [repr(module) for module in model[1:]]
     width = model.get_embedding_dimension()
     assert width is not None
-    return model, ModelProfile(is_pooled, any(model_dropout(model).values()), width, model.max_seq_length)
+    has_dropout = any(model_dropout(model).values())
+    return model, ModelProfile(is_pooled, has_dropout, is_whitened(model), width, model.max_seq_length)

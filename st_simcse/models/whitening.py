@@ -12,7 +12,7 @@ from torch import nn
 
 from st_simcse.objective.whitening import Moments, whitening
 
-__all__ = ["whiten"]
+__all__ = ["is_whitened", "whiten"]
 
 # Batches that encode sorts by length together.
 BATCHES_AT_ONCE = 16
@@ -85,9 +85,14 @@ def whiten(
     return layer
 
 
-def _check_not_whitened(model: SentenceTransformer) -> None:
+def is_whitened(model: SentenceTransformer) -> bool:
+    """Whether the model ends in a linear layer with a bias, as a whitened model does."""
     last = next(module for module in reversed(list(model)) if not isinstance(module, Normalize))
-    if isinstance(last, Dense) and last.bias and isinstance(last.activation_function, nn.Identity):
+    return isinstance(last, Dense) and bool(last.bias) and isinstance(last.activation_function, nn.Identity)
+
+
+def _check_not_whitened(model: SentenceTransformer) -> None:
+    if is_whitened(model):
         raise ValueError(
             "the model ends in a linear layer with a bias, as a whitened model does: whiten the model that it was made "
             "from, with another power or other dimensions if you want these"

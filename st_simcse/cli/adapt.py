@@ -1,0 +1,99 @@
+"""``st-simcse adapt``: from a file of texts to the best model that a short list of recipes gives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from st_simcse.cli.compare import TABLES, MeasureArguments
+from st_simcse.cli.corpus import CorpusArguments
+from st_simcse.cli.files import table_arguments
+from st_simcse.cli.parsing import parse
+
+
+@dataclass
+class AdaptArguments:
+    model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
+    output_dir: str = field(metadata={"help": "Where model, report and all trials go."})
+    pooling: str = field(
+        default="as saved", metadata={"help": "As for st-simcse train; a bare transformer gets cls if left so."}
+    )
+    teacher: list[str] | None = field(default=None, metadata={"help": "Models to learn from, in one more recipe."})
+    budget: str = field(
+        default="10m", metadata={"help": "Training time of all trials, such as 600s, 10m or 2h; the winner's is extra."}
+    )
+
+
+@dataclass
+class PairArguments:
+    """Scored pairs, as ``st-simcse train`` has them."""
+
+    _argument_group_name: ClassVar[str] = "scored pairs"
+
+    dev_file: str | None = field(default=None, metadata={"help": "Scored pairs, to choose by."})
+    dev_dataset: str | None = field(default=None, metadata={"help": "Instead of a file: a data set's name on the hub."})
+    dev_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
+    test_file: str | None = field(default=None, metadata={"help": "Scored pairs, not to choose by."})
+    test_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --dev_dataset."})
+    test_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
+
+
+MEASURED = (
+    PairArguments,
+    table_arguments("dev_", "Sentence, sentence, score: names, or numbers from 0, if not the usual ones."),
+    table_arguments("test_", "As --dev_columns."),
+    MeasureArguments,
+    *TABLES,
+)
+
+
+def run(argv: Sequence[str]) -> str:
+    """Try the recipes, train the best on all texts, and save it with a report.
+
+    Returns:
+        The name of the recipe that was chosen.
+
+    Raises:
+        ValueError: for options and data that do not fit, too few texts, a budget that is too small, a folder of another
+            run, and where the model as it was cannot be measured.
+        OSError: for what cannot be read or written.
+    """
+    args, corpus, *measured = parse(
+        "adapt",
+        argv,
+        *(AdaptArguments, CorpusArguments, *MEASURED),
+        example="st-simcse adapt --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 --corpus texts.txt "
+        "--dev_file pairs.tsv --output_dir adapted",
+    )
+    from st_simcse.budget import parse_duration
+    from st_simcse.cli.adapt_plan import Task, check_folder, make_plan
+    from st_simcse.cli.adapt_report import write_report
+    from st_simcse.cli.adapt_trials import decide, run_trials, save_model
+    from st_simcse.training.run_folder import sole_run
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("adapt starts a process a run itself: leave torchrun and accelerate launch out")
+    task = Task(args, corpus, _as_words(measured), parse_duration(args.budget), ["st-simcse", "adapt", *argv])
+    check_folder(task.folder)
+    with sole_run(task.folder):
+        plan = make_plan(task)
+        trials = run_trials(task, plan)
+        outcome = decide(task, plan, trials)
+        save_model(task, plan, outcome)
+        write_report(task, plan, trials, outcome)
+    print(f"{outcome.why}\nsaved to {task.model}; the report: {task.folder / 'report.html'}")
+    return outcome.name
+
+
+def _as_words(groups: Sequence[Any]) -> list[str]:
+    """The options that are given as words, in which a value may begin with a dash."""
+    words: list[str] = []
+    for group in groups:
+        for name, value in vars(group).items():
+            if isinstance(value, list):
+                words += [f"--{name}", *value]
+            elif value is not None:
+                words.append(f"--{name}={value}")
+    return words

@@ -1,0 +1,179 @@
+"""The trials of ``st-simcse adapt``, the choice among them, and the model that is saved."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from st_simcse.choice import choose, noise
+from st_simcse.cli.adapt_plan import Plan, Task
+from st_simcse.cli.compare import Comparison, Numbers, train_all
+from st_simcse.cli.runs import Run
+from st_simcse.models.checkpoints import load_model
+from st_simcse.shortlist import BEFORE, Candidate, safest
+from st_simcse.training.model_card import shown_command
+from st_simcse.training.run_folder import UNFINISHED
+
+logger = logging.getLogger(__name__)
+
+_CARD_SECTION = "## How it was chosen"
+FINAL_SEED = 0
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Numbers by recipe and column, a list by seed; and the recipes that failed, with the reason."""
+
+    numbers: Numbers
+    failures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is saved, and why.
+
+    Args:
+        name: the recipe of the saved model.
+        why: in a few sentences.
+        final: the numbers of the recipe that was trained on all texts, whether it is saved or not.
+        tried: its name.
+    """
+
+    name: str
+    why: str
+    final: dict[str, list[float]]
+    tried: str
+
+
+def run_trials(task: Task, plan: Plan) -> Trials:
+    """Run what has not been run; a bar shows how far it is.
+
+    Raises:
+        ValueError: if the model as it was cannot be measured.
+    """
+    without = [candidate for candidate in plan.candidates if not candidate.training]
+    trained = [candidate for candidate in plan.candidates if candidate.training]
+    if plan.chooses_by == "nothing":
+        without, trained = [plan.candidate(BEFORE)] if task.measured else [], []
+    numbers: Numbers = {}
+    failures: dict[str, str] = {}
+    total = len(without) + plan.share.seeds * len(trained)
+    with tqdm(total=total, desc="trials", unit="run", disable=not total) as bar:
+        for candidates, seeds, texts in (without, 1, _untrained_texts(plan)), (trained, plan.share.seeds, "sample"):
+            if candidates:
+                found, wrong = train_all(
+                    comparison(task, plan, candidates, seeds, texts), lambda runs: _watched(runs, bar), bar.write, True
+                )
+                numbers |= found
+                failures |= wrong
+    if BEFORE in failures:
+        raise ValueError(f"the model as it was could not be measured: {failures[BEFORE]}")
+    for failure in failures.values():
+        logger.warning("a recipe is left out of the choice: %s", failure)
+    return Trials(numbers, failures)
+
+
+def comparison(
+    task: Task, plan: Plan, candidates: Sequence[Candidate], seeds: int, texts: str, folder: str = "trials"
+) -> Comparison:
+    """As ``st-simcse compare`` would run these recipes."""
+    where = ["--output_dir", str(task.folder / folder), "--seeds", *map(str, range(seeds))]
+    keep = ["--keep_models"] if folder == "final" else []
+    return task.comparison(task.words(texts, plan.length), candidates, *where, *keep)
+
+
+def decide(task: Task, plan: Plan, trials: Trials) -> Outcome:
+    """The recipe that the trials choose, trained on all texts; the model as it was, if it is then not better.
+
+    Raises:
+        ValueError, OSError: if that training fails.
+    """
+    if plan.chooses_by == "nothing":
+        names = [candidate.name for candidate in plan.candidates]
+        name = wanted if (wanted := safest(plan.model)) in names else BEFORE
+        why = f"Without dev data nothing tells which recipe is best; {name} is the safest one by the tables."
+    else:
+        selected = _scores(plan, trials)
+        choice = choose(selected, BEFORE, noise([*plan.dev_rows.values()]))
+        name, why = choice.name, choice.why
+    if name == BEFORE:
+        return Outcome(BEFORE, f"{why} The model as it was is saved.", {}, BEFORE)
+    final = train_final(task, plan, plan.candidate(name))
+    if plan.chooses_by == "nothing":
+        return Outcome(name, f"{why} It is saved, from all texts.", final, name)
+    before, after = selected[BEFORE][0], next(iter(final.values()))[0]
+    told = f"{why} On all texts it has {after:.2f}, and the model as it was {before:.2f}"
+    if after <= before:
+        return Outcome(BEFORE, f"{told}: this is no gain, and the model as it was is saved.", final, name)
+    return Outcome(name, f"{told}.", final, name)
+
+
+def _scores(plan: Plan, trials: Trials) -> dict[str, list[float]]:
+    """What the recipes are chosen by: the mean of the dev scores, a number a seed, of those that ran with all seeds."""
+    found = {}
+    for candidate in plan.candidates:
+        if candidate.name in trials.numbers and candidate.name not in trials.failures:
+            found[candidate.name] = next(iter(trials.numbers[candidate.name].values()))
+    return found
+
+
+def train_final(task: Task, plan: Plan, candidate: Candidate) -> dict[str, list[float]]:
+    """The recipe on all texts, measured; its model stays in the folder until it is saved."""
+    once = comparison(task, plan, [candidate], 1, "corpus", "final")
+    run = final_run(task, once, candidate)
+    if not run.model.exists() and not task.model.exists():
+        run.file.unlink(missing_ok=True)  # numbers of a model that is gone
+    with tqdm(total=1, desc=f"{candidate.name}, on all texts", unit="run") as bar:
+        numbers, failures = train_all(once, lambda runs: _watched(runs, bar), bar.write)
+    if failures:
+        raise ValueError(f"the training on all texts failed: {failures[candidate.name]}")
+    return numbers[candidate.name]
+
+
+def final_run(task: Task, once: Comparison, candidate: Candidate) -> Run:
+    """The run on all texts."""
+    return Run(candidate.name, FINAL_SEED, [*once.common, *candidate.words], once.tests, once.args.output_dir)
+
+
+def final_command(task: Task, plan: Plan, name: str) -> list[str]:
+    """The words of the ``st-simcse train`` that makes the model again."""
+    candidate = plan.candidate(name)
+    once = comparison(task, plan, [candidate], 1, "corpus", "final")
+    options = [*final_run(task, once, candidate).options, "--seed", str(FINAL_SEED)]
+    return ["st-simcse", "train", *options, "--output_dir", f"{task.model}-again"]
+
+
+def save_model(task: Task, plan: Plan, outcome: Outcome) -> None:
+    """Put the model into its place, whole or not at all, with a card that says how it was chosen."""
+    if task.model.exists():
+        return
+    if outcome.name == BEFORE:
+        made = task.folder / UNFINISHED / "model"
+        load_model(task.args.model_name_or_path, task.pooling).save_pretrained(str(made))
+    else:
+        candidate = plan.candidate(outcome.name)
+        made = final_run(task, comparison(task, plan, [candidate], 1, "corpus", "final"), candidate).model
+    card = made / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    if _CARD_SECTION not in text:
+        command = shown_command(task.command)
+        section = f"{_CARD_SECTION}\n\n{outcome.why}\n\n```bash\n{command}\n```\n"
+        card.write_text(f"{text.rstrip()}\n\n{section}", encoding="utf-8")
+    made.replace(task.model)
+    shutil.rmtree(task.folder / UNFINISHED, ignore_errors=True)
+
+
+def _untrained_texts(plan: Plan) -> str:
+    return "whitening" if plan.chooses_by != "nothing" else "corpus"
+
+
+def _watched(runs: list[Run], bar: Any) -> Iterator[Run]:
+    for one in runs:
+        bar.set_postfix_str(f"{one.recipe}, seed {one.seed}")
+        yield one
+        bar.update()
