@@ -18,6 +18,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; display: block; overflow-x: auto; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #8886; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+.prose th, .prose td { text-align: left; white-space: normal; vertical-align: top; }
 tr.chosen { font-weight: bold; background: #8882; }
 pre { background: #8882; padding: .7rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; }
@@ -42,11 +43,12 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by row and column; ``chosen`` names a row to stand out."""
+    """Cells by row and column; ``chosen`` names a row to stand out, and ``is_prose`` says that cells are texts."""
 
     rows: Mapping[str, Mapping[str, str]]
     corner: str
     chosen: str | None = None
+    is_prose: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def _markdown(block: Block, folder: str | os.PathLike[str]) -> str:
             return f"## {_plain(text)}"
         case Paragraph(text):
             return _plain(text)
-        case Table(rows, corner, chosen):
+        case Table(rows, corner, chosen, _):
             header = [corner, *_columns(rows)]
             lines = [[_plain(cell) for cell in header], ["---"] * len(header)]
             for name, row in rows.items():
@@ -131,14 +133,15 @@ def _html(block: Block) -> str:
             return f"<h2>{html.escape(text)}</h2>"
         case Paragraph(text):
             return f"<p>{html.escape(text)}</p>"
-        case Table(rows, corner, chosen):
+        case Table(rows, corner, chosen, is_prose):
             header = [corner, *_columns(rows)]
             lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in header)}</tr>"]
             for name, row in rows.items():
                 cells = [name, *(row.get(column, "") for column in header[1:])]
                 mark = ' class="chosen"' if name == chosen else ""
                 lines.append(f"<tr{mark}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
-            return "<table>\n" + "\n".join(lines) + "\n</table>"
+            table = '<table class="prose">' if is_prose else "<table>"
+            return "\n".join([table, *lines, "</table>"])
         case Command(line):
             return f"<pre><code>{html.escape(line)}</code></pre>"
         case Picture(path, caption):

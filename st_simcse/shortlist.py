@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from st_simcse.data.corpus_profile import CorpusProfile
@@ -87,20 +87,19 @@ def safest(model: ModelProfile) -> str:
     return BEFORE if model.is_pooled else _whitened(POWERS[0]).name
 
 
-def training_length(lengths: Sequence[int], reads: int | None) -> int:
+def training_length(share_longer: Callable[[int], float], reads: int | None) -> int:
     """Tokens of a text that training sees: 32, 64, 128 or 256, enough for nine of ten texts.
 
     Args:
-        lengths: of texts, in tokens.
-        reads: tokens that the model reads, if it has a limit.
+        share_longer: the share of the texts that have more tokens than it is given.
+        reads: tokens that the model reads, if it has a limit; training sees no more.
 
     Example:
-        >>> training_length([10, 20, 40, 50, 60, 61, 62, 63, 64, 300], reads=256)
+        >>> training_length(lambda length: 0.5 if length < 64 else 0.05, reads=256)
         64
     """
-    enough = sorted(lengths)[max(0, -(-9 * len(lengths) // 10) - 1)]
-    length = next((length for length in LENGTHS if length >= enough), LENGTHS[-1])
-    return min(length, reads or length)
+    enough = next((length for length in LENGTHS if share_longer(length) <= 0.1), LENGTHS[-1])
+    return min(enough, reads or enough)
 
 
 def _whitened(power: str) -> Candidate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -75,7 +75,14 @@ def run(argv: Sequence[str]) -> str:
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("adapt starts a process a run itself: leave torchrun and accelerate launch out")
-    task = Task(args, corpus, _as_words(measured), parse_duration(args.budget), ["st-simcse", "adapt", *argv])
+    task = Task(
+        args,
+        corpus,
+        {name: value for name, value in _given(args, corpus, *measured) if name != "output_dir"},
+        _as_words(measured),
+        parse_duration(args.budget),
+        ["st-simcse", "adapt", *argv],
+    )
     check_folder(task.folder)
     with sole_run(task.folder):
         plan = make_plan(task)
@@ -87,13 +94,15 @@ def run(argv: Sequence[str]) -> str:
     return outcome.name
 
 
-def _as_words(groups: Sequence[Any]) -> list[str]:
-    """The options that are given as words, in which a value may begin with a dash."""
-    words: list[str] = []
+def _given(*groups: Any) -> Iterator[tuple[str, Any]]:
+    """The options that were not left out."""
     for group in groups:
-        for name, value in vars(group).items():
-            if isinstance(value, list):
-                words += [f"--{name}", *value]
-            elif value is not None:
-                words.append(f"--{name}={value}")
+        yield from ((name, value) for name, value in vars(group).items() if value is not None)
+
+
+def _as_words(groups: Sequence[Any]) -> list[str]:
+    """The options as words, in which a value may begin with a dash."""
+    words: list[str] = []
+    for name, value in _given(*groups):
+        words += [f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"]
     return words

@@ -26,6 +26,7 @@ from st_simcse.cli.compare import Comparison, parse_comparison
 from st_simcse.cli.inputs import identities
 from st_simcse.cli.runs import changed_inputs, measures
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
+from st_simcse.data.lengths import count_longer
 from st_simcse.data.readers import SentenceReader
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.model_profile import ModelProfile, profile_model
@@ -56,13 +57,15 @@ class Task:
     Args:
         args: the command's own options.
         corpus: where the texts are.
-        measured: options of compare that say what is measured, as words.
+        options: all of them but the folder, which may be moved, by name; without those that were left out.
+        measured: those of compare that say what is measured, as words.
         budget: seconds.
         command: the whole command line.
     """
 
     args: Any
     corpus: Any
+    options: dict[str, Any]
     measured: list[str]
     budget: float
     command: list[str]
@@ -165,12 +168,12 @@ def make_plan(task: Task) -> Plan:
     """
     file = task.folder / "plan.json"
     task.corpus.source()  # there is one
-    options, inputs = _options(task), _inputs(task)
+    inputs = _inputs(task)
     if file.exists():
         plan = _read(file)
-        _check_same(file, plan, options, inputs)
+        _check_same(file, plan, task.options, inputs)
     else:
-        plan = _new_plan(task, options, inputs)
+        plan = _new_plan(task, inputs)
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(asdict(plan), indent=2) + "\n", encoding="utf-8")
         unfinished.replace(file)
@@ -203,12 +206,6 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _options(task: Task) -> dict[str, Any]:
-    """By name, without the folder, which may be moved, and what was left out."""
-    own = {**vars(task.args), **vars(task.corpus), "measured": task.measured}
-    return {name: value for name, value in own.items() if value is not None and name != "output_dir"}
-
-
 def _inputs(task: Task) -> dict[str, str | None]:
     corpus = task.corpus
     source = ["--train_file", corpus.corpus] if corpus.corpus else ["--train_dataset", str(corpus.dataset)]
@@ -223,8 +220,8 @@ def _check_same(file: Path, plan: Plan, options: dict[str, Any], inputs: dict[st
         there, here = plan.options.get(name), options.get(name)
         if there != here:
             raise ValueError(
-                f"{file} is of a run with other options, {name} was {there!r} and is {here!r}: pass the same again, or "
-                f"{remedy}"
+                f"{file} is of a run with other options, --{name} was {there!r} and is {here!r}: pass the same again, "
+                f"or {remedy}"
             )
     if changed := changed_inputs(plan.inputs, inputs):
         raise ValueError(f"{', '.join(changed)} changed since {file} was written: {remedy}")
@@ -246,7 +243,7 @@ def _read(file: Path) -> Plan:
         raise ValueError(f"{file} is damaged ({error}): delete the folder {file.parent} to begin anew") from error
 
 
-def _new_plan(task: Task, options: dict[str, Any], inputs: dict[str, str | None]) -> Plan:
+def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
     model, kind = profile_model(task.args.model_name_or_path, task.pooling)
     texts = task.corpus.read(drop_duplicates=False)
     corpus = profile_corpus(_texts(texts))
@@ -259,9 +256,10 @@ def _new_plan(task: Task, options: dict[str, Any], inputs: dict[str, str | None]
         dev_rows = {"corpus dev": len(SentenceReader().get_dataset(str(task.held_out)))}
     candidates = shortlist(corpus, kind, task.args.teacher or [])
     some = left.select(sorted(random.Random(0).sample(range(len(left)), min(len(left), CALIBRATION_STEPS * BATCH))))
-    length = training_length([len(ids) for ids in model.tokenizer(some["sentence"][:])["input_ids"]], kind.reads)
+    sample = some["sentence"][:]
+    length = training_length(lambda limit: count_longer(model, sample, limit) / len(sample), kind.reads)
     plan = Plan(
-        options,
+        task.options,
         inputs,
         corpus,
         kind,
@@ -277,7 +275,7 @@ def _new_plan(task: Task, options: dict[str, Any], inputs: dict[str, str | None]
     )
     if chooses_by == "nothing":
         return _without_trials(plan)
-    return _with_trials(task, plan, model, left, some["sentence"][:], len(measured))
+    return _with_trials(task, plan, model, left, sample, len(measured))
 
 
 def _without_trials(plan: Plan) -> Plan:
@@ -300,6 +298,7 @@ def _with_trials(
         candidate.name: _pace(task, plan.length, candidate, some, encoding)
         for candidate in tqdm(trained, desc="timing a few steps", unit="recipe")
     }
+    task.data("timing").unlink(missing_ok=True)
     share = share_budget(task.budget, [*paces.values()], plan.texts, BATCH)
     rows = min(plan.texts, max(share.rows, TEXTS_PER_DIMENSION * plan.model.width))
     candidates = [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import statistics
 from collections.abc import Mapping
 from importlib.util import find_spec
 from itertools import islice
@@ -45,13 +47,12 @@ def write_report(task: Task, plan: Plan, trials: Trials, outcome: Outcome) -> No
 
 
 def _recipes(plan: Plan, trials: Trials) -> list[Block]:
-    blocks: list[Block] = [Heading("Recipes")]
-    for candidate in plan.candidates:
-        blocks.append(Paragraph(f"{candidate.name}: {candidate.reason}"))
-        blocks.append(Command(shlex.join(candidate.words)))
-        if candidate.name in trials.failures:
-            blocks.append(Paragraph(f"It failed, and is left out of the choice: {trials.failures[candidate.name]}"))
-    return blocks
+    rows = {
+        candidate.name: {"why it is tried": candidate.reason, "options of st-simcse train": shlex.join(candidate.words)}
+        for candidate in plan.candidates
+    }
+    failed = [Paragraph(f"A recipe failed, and is left out of the choice: {told}") for told in trials.failures.values()]
+    return [Heading("Recipes"), Table(rows, "recipe", is_prose=True), *failed]
 
 
 def _table(plan: Plan, trials: Trials, outcome: Outcome) -> list[Block]:
@@ -122,8 +123,6 @@ def _halves(text: str) -> tuple[str, str]:
 
 
 def _draw_scores(trials: Trials, plan: Plan, file: Path) -> None:
-    import statistics
-
     rows = {
         name: {column: values for column, values in row.items() if column not in COSTS}
         for name, row in trials.numbers.items()
@@ -131,7 +130,7 @@ def _draw_scores(trials: Trials, plan: Plan, file: Path) -> None:
     }
     means = {name: {c: statistics.mean(values) for c, values in row.items()} for name, row in rows.items()}
     spreads = {
-        name: {c: statistics.stdev(values) if len(values) > 1 else float("nan") for c, values in row.items()}
+        name: {c: statistics.stdev(values) if len(values) > 1 else math.nan for c, values in row.items()}
         for name, row in rows.items()
     }
     plot_scores(means, file, "score × 100, mean and spread over seeds", spreads)

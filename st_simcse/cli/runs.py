@@ -11,9 +11,10 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -117,10 +118,8 @@ def train_and_measure(run: Run) -> Result | None:
     baseline, options = split_baseline(run.options)
     argv = [*options, "--seed", str(run.seed), "--output_dir", str(run.model)]
     try:
-        with ExitStack() as stack:
-            stack.enter_context(redirect_stdout(sys.stderr))  # the table is what is printed
-            if run.is_quiet:
-                _silence(stack)
+        # The table is what is printed.
+        with _silence() if run.is_quiet else redirect_stdout(sys.stderr):
             scores = train.run(argv, BASELINES[baseline] if baseline else None, [cost], before=False)
     except Stopped:
         return None
@@ -149,13 +148,16 @@ def train_and_measure(run: Run) -> Result | None:
     return result
 
 
-def _silence(stack: ExitStack) -> None:
-    """No bars and warnings until the stack is left; errors are for who started the run to show."""
-    nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-    stack.enter_context(redirect_stdout(nowhere))
-    stack.enter_context(redirect_stderr(nowhere))
-    stack.callback(logging.disable, logging.root.manager.disable)
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No bars and warnings; errors are for who started the run to show."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    try:
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def changed_inputs(first: dict[str, str | None], second: dict[str, str | None]) -> list[str]:

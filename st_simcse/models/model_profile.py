@@ -58,7 +58,7 @@ def profile_model(
     is_pooled = cached_file(name_or_path, "modules.json") is not None
     if is_pooled and pooling is not None:
         saved = load_pooled(name_or_path)
-        is_pooled = [repr(module) for module in saved[1:]] == [repr(module) for module in model[1:]]
+        is_pooled = list(map(repr, list(saved)[1:])) == list(map(repr, list(model)[1:]))
     width = model.get_embedding_dimension()
     assert width is not None
     has_dropout = any(model_dropout(model).values())
