@@ -158,4 +158,4 @@ def _columns(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 def _plain(text: str) -> str:
     """On one line, and without markup."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,343 @@
+"""`st-simcse adapt` on tiny models: what it finds, plans, tries, chooses and saves."""
+
+import csv
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from st_simcse import build_model, load_sts
+from st_simcse.budget import Pace, Share, parse_duration, share_budget, shown_duration
+from st_simcse.choice import choose, noise
+from st_simcse.cli import adapt, adapt_plan, adapt_report, main, runs
+from st_simcse.cli.inputs import identities
+from st_simcse.corpus import generate_corpus
+from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
+from st_simcse.demo import tiny_model
+from st_simcse.models.model_profile import ModelProfile, profile_model
+from st_simcse.report import Command, Heading, Paragraph, Picture, Table, as_html, as_markdown
+from st_simcse.shortlist import safest, shortlist, training_length
+
+SENTENCES = CorpusProfile(1000, 0, 80, 14, 0.02, "Latin")
+PARAGRAPHS = CorpusProfile(1000, 0, 300, 50, 0.9, "Latin")
+POOLED = ModelProfile(is_pooled=True, has_dropout=True, is_whitened=False, width=32, reads=64)
+BARE = ModelProfile(is_pooled=False, has_dropout=True, is_whitened=False, width=32, reads=64)
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (
+            ["A dog runs.", "A cat sleeps on the couch.", "A dog runs."],
+            CorpusProfile(3, 1, 11, 3, 0.0, "Latin"),
+        ),
+        (["两只狗在公园里跑。", "一个人在弹吉他！"], CorpusProfile(2, 0, 8, 8, 0.0, "Han")),
+        (["今天天气很好。我们去公园跑步。然后我们回家吃饭。"], CorpusProfile(1, 0, 24, 24, 1.0, "Han")),
+        (["Собака бежит. 3.5 км"], CorpusProfile(1, 0, 20, 4, 0.0, "Cyrillic")),
+        (["犬が公園で走る。"], CorpusProfile(1, 0, 8, 8, 0.0, "Han")),
+        (["いぬがはしる。"], CorpusProfile(1, 0, 7, 7, 0.0, "Kana")),
+        (["123 456"], CorpusProfile(1, 0, 7, 2, 0.0, "none")),
+        (
+            ["It costs 3.50 dollars at the shop around the corner, he said. Then he went home with it again."],
+            CorpusProfile(1, 0, 94, 19, 1.0, "Latin"),
+        ),
+        (["Hi there! " + "word " * 20], CorpusProfile(1, 0, 110, 22, 1.0, "Latin")),
+        (["v. 1.5.2 of " + "word " * 20], CorpusProfile(1, 0, 112, 23, 1.0, "Latin")),
+        (["A dog. A cat."], CorpusProfile(1, 0, 13, 4, 0.0, "Latin")),
+    ],
+)
+def test_what_a_corpus_is(texts, expected):
+    assert profile_corpus(iter(texts)) == expected
+
+
+def test_paragraphs_are_a_quarter_of_the_texts():
+    paragraph = "word " * 10 + "end. " + "word " * 10 + "end."
+    assert profile_corpus(["A dog."] * 3 + [paragraph]).has_paragraphs
+    assert not profile_corpus(["A dog."] * 4 + [paragraph]).has_paragraphs
+    with pytest.raises(ValueError, match="there are no texts"):
+        profile_corpus([])
+
+
+def test_what_a_model_is(tmp_path, tiny_bert, static_model):
+    tiny_model(["A dog."], pooling="mean").save_pretrained(str(tmp_path / "mean"))
+    static_model.save_pretrained(str(tmp_path / "static"))
+    for folder, pooling, is_pooled, has_dropout, width in (
+        (tiny_bert, None, False, True, 32),
+        (tiny_bert, "mean", False, True, 32),
+        (tmp_path / "mean", None, True, True, 64),
+        (tmp_path / "mean", "mean", True, True, 64),
+        (tmp_path / "mean", "cls", False, True, 64),
+        (tmp_path / "static", None, True, True, 32),
+    ):
+        found = profile_model(folder, pooling)[1]
+        assert (found.is_pooled, found.has_dropout, found.width) == (is_pooled, has_dropout, width)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "model", "teachers", "expected"),
+    [
+        (SENTENCES, POOLED, [], "before whitened-0.25 whitened-0.5 whitened-1 simcse whitened-simcse"),
+        (PARAGRAPHS, POOLED, [], "before whitened-0.25 whitened-0.5 whitened-1 simcse crops whitened-simcse"),
+        (SENTENCES, BARE, ["T"], "before whitened-0.25 whitened-0.5 whitened-1 simcse teacher whitened-simcse"),
+        (CorpusProfile(40, 8, 80, 14, 0.0, "Latin"), POOLED, [], "before simcse"),
+        (SENTENCES, ModelProfile(True, True, True, 32, 64), [], "before simcse"),
+    ],
+)
+def test_the_short_list(corpus, model, teachers, expected):
+    assert " ".join(candidate.name for candidate in shortlist(corpus, model, teachers)) == expected
+
+
+def test_the_words_of_the_short_list():
+    def words(*args):
+        return {candidate.name: " ".join(candidate.words) for candidate in shortlist(*args)}
+
+    pooled, bare = words(PARAGRAPHS, POOLED, ["T", "U"]), words(PARAGRAPHS, BARE, ["T"])
+    assert pooled["before"] == "--num_train_epochs 0"
+    assert pooled["whitened-0.5"] == "--whiten --whiten_power 0.5 --num_train_epochs 0"
+    assert pooled["simcse"] == "--learning_rate 3e-05"
+    assert "--views crops" in pooled["crops"]
+    assert pooled["teacher"] == "--teacher T U --learning_rate 3e-05 --rank_distillation 1"
+    assert pooled["whitened-simcse"] == "--whiten --whiten_power 0.25 --learning_rate 3e-05"
+    assert "--projection_head true --focal_margin 0.2 --momentum_queue 160" in bare["simcse"]
+    assert bare["whitened-simcse"] == "--whiten --whiten_power 1 --learning_rate 3e-05"
+    none = ModelProfile(True, False, False, 32, None)
+    with_dropout = {name for name, line in words(PARAGRAPHS, none, ["T"]).items() if "--dropout 0.1" in line}
+    assert with_dropout == {"simcse", "teacher", "whitened-simcse"}
+    assert (safest(POOLED), safest(BARE)) == ("before", "whitened-0.25")
+
+
+def test_training_sees_nine_of_ten_texts_whole():
+    def longer(limit):
+        return sum(length > limit for length in lengths) / len(lengths)
+
+    lengths = [30] * 9 + [300]
+    assert training_length(longer, 256) == 32
+    lengths = [30] * 8 + [40, 300]
+    assert training_length(longer, None) == 64
+    assert training_length(longer, 48) == 48
+    lengths = [500]
+    assert training_length(longer, 512) == 256
+
+
+def test_budgets_by_hand():
+    assert [parse_duration(text) for text in ("600s", "10m", "1.5h")] == [600, 600, 5400]
+    for text in ("10", "m", "0m", "-1m", "10 minutes"):
+        with pytest.raises(ValueError, match=f"--budget {text}: expected a time such as 600s, 10m or 2h"):
+            parse_duration(text)
+    assert [shown_duration(s) for s in (1, 90, 3600, 7200)] == ["1 second", "1.5 minutes", "60 minutes", "2 hours"]
+    # 100 rows of 10 are 10 steps: 10 x 2 s and 100 x 0.1 s.
+    assert Pace(2.0, 0.1).seconds(100, 10) == 30
+    # A batch of each takes 1 + 2 + 10 x 0.1 = 4 s: three seeds have 1200 / 3 / 4 = 100 batches.
+    paces = [Pace(1.0), Pace(2.0, 0.1)]
+    assert share_budget(1200, paces, texts=5000, batch=10) == Share(1000, 3, 1200)
+    assert share_budget(1200, paces, texts=404, batch=10) == Share(404, 3, 3 * (41 * 3 + 40.4))
+    # 120 / 3 / 4 = 10 steps are fewer than 20: two seeds, 15 steps.
+    assert share_budget(120, paces, texts=5000, batch=10) == Share(150, 2, 120)
+    assert share_budget(8, paces, texts=5000, batch=10) == Share(10, 2, 8)
+    with pytest.raises(ValueError, match="too small for one step of each of 2 recipes with 2 seeds: pass --budget 8s"):
+        share_budget(7.9, paces, texts=5000, batch=10)
+    assert share_budget(1, [], texts=5000, batch=10).seconds == 0
+
+
+def test_the_choice():
+    def chosen(least=0.1, **scores):
+        return choose({"before": [80.0], **scores}, "before", least).name
+
+    assert chosen() == "before"
+    assert chosen(a=[80.05]) == "before"  # less than the least
+    assert chosen(a=[80.2]) == "a"
+    assert chosen(a=[79.0, 82.0]) == "before"  # 80.5, with a deviation of 2.1
+    assert chosen(a=[80.3, 80.7]) == "a"  # 80.5, with 0.28
+    assert chosen(a=[81.0], b=[81.1, 81.3]) == "b"  # 81.2 with 0.14
+    assert chosen(a=[81.0], b=[81.0, 81.4]) == "a"  # 81.2 with 0.28
+    assert chosen(a=[81.0], b=[81.0]) == "a"
+    assert chosen(a=[79.5, 83.5], b=[81.4]) == "b"  # 81.5 with 2.83 is no better than chance
+    assert "up to 0.28 may be chance" in choose({"before": [80.0], "a": [80.3, 80.7]}, "before", 0.1).why
+    assert noise([400]) == 0.5
+    assert noise([100, 400]) == pytest.approx(math.sqrt(1 + 0.25) / 2)
+
+
+class _Page(HTMLParser):
+    """Open elements have to be closed in their order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.text, self.addresses = [], [], "", []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _page(text):
+    page = _Page()
+    page.feed(text)
+    page.close()
+    assert not page.open
+    return page
+
+
+def test_reports_escape_what_is_in_them(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    nasty = "</p><script>alert('x')</script> | a_b* `c` [d](e) & \"f\""
+    blocks = [Heading(nasty), Paragraph(nasty), Command(f"st-simcse {nasty} ```"), Picture(tmp_path / "a.png", nasty)]
+    blocks.append(Table({nasty: {nasty: nasty}, "b": {"other": "1"}}, nasty, chosen=nasty))
+    page = _page(as_html(nasty, blocks))
+    assert "script" not in page.seen
+    assert page.text.count(nasty) == 10
+    assert page.addresses == ["data:image/png;base64,iVBORw=="]
+    text = as_markdown(nasty, blocks, tmp_path)
+    escaped = r"\</p\>\<script\>alert('x')\</script\> \| a\_b\* \`c\` \[d\](e) \& " + '"f"'
+    assert text.count(escaped) == 8
+    assert f"````bash\nst-simcse {nasty} ```\n````" in text
+    assert f"![{escaped}](<a.png>)" in text
+    assert f"| **{escaped}** | {escaped} |  |" in text
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """Texts, twenty of them twice and twenty of the dev pairs among them; and the pairs."""
+    monkeypatch.chdir(tmp_path)
+    made = generate_corpus(size=300)
+    pairs = made.scored_pairs[:60]
+    texts = [*made.sentences, *made.sentences[:20], *(first for first, _, _ in pairs[:20])]
+    Path("texts.txt").write_text("\n".join(texts) + "\n")
+    for split in ("dev", "test"):
+        with Path(f"{split}.tsv").open("w") as file:
+            csv.writer(file, delimiter="\t").writerows([("sentence1", "sentence2", "score"), *pairs])
+    tiny_model(texts, width=32).save_pretrained("model")
+    return texts, pairs
+
+
+WORDS = ["--model_name_or_path", "model", "--corpus", "texts.txt", "--dev_file", "dev.tsv", "--output_dir", "out"]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Runs are trained here, not each in a process; returns what was run."""
+    done = []
+
+    def train(one, keep_model):
+        done.append((one.recipe, one.seed))
+        result = runs.train_and_measure(one)
+        one.file.write_text(json.dumps(result))
+        return result
+
+    monkeypatch.setattr(runs, "in_a_process", train)
+    return done
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Runs give made up scores, by recipe, and steps take a second; returns the scores to set, and what was run."""
+    scores, done = {}, []
+
+    def train(one, keep_model):
+        done.append((Path(one.folder).name, one.recipe, one.seed))
+        score = scores.get((Path(one.folder).name, one.recipe), scores.get(one.recipe, 50.0))
+        result = {"dev": {"dev": score}, "test": {}, "recipe": one.recipe, "seed": one.seed}
+        result |= {"options": one.options, "tests": one.tests, "inputs": identities(one.options, one.tests)}
+        result["cost"] = {"seconds": 1.0, "CPU seconds": 1.0, "MiB": 2.0}
+        one.file.parent.mkdir(parents=True, exist_ok=True)
+        if keep_model:
+            tiny_model(["A dog runs."], width=32, seed=1).save_pretrained(str(one.model))
+        one.file.write_text(json.dumps(result))
+        return result
+
+    monkeypatch.setattr(runs, "in_a_process", train)
+    monkeypatch.setattr(adapt_plan, "_pace", lambda *args: done.append("timed") or Pace(1.0))
+    return scores, done
+
+
+def _jsonl(name):
+    return [json.loads(line)["sentence"] for line in Path("out/data", f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_from_texts_to_a_model(corpus, here, capsys, monkeypatch):
+    """In process, and the choice by what an evaluator says of each trial, computed here from the files."""
+    texts, pairs = corpus
+    chosen = adapt.run([*WORDS, "--budget", "10h", "--test_file", "test.tsv"])
+    out = capsys.readouterr().out
+    untrained = ["before", "whitened-0.25", "whitened-0.5", "whitened-1"]
+    trained = ["simcse", "whitened-simcse"]
+    runs_of_trials = [(name, 0) for name in untrained] + [(name, seed) for seed in range(3) for name in trained]
+    assert here[:10] == runs_of_trials
+
+    of_pairs = {text for first, second, _ in pairs for text in (first, second)}
+    left = [text for text in dict.fromkeys(texts) if text not in of_pairs]
+    assert _jsonl("corpus") == left
+    assert _jsonl("sample") == _jsonl("whitening") == left
+    assert f"{len(left):,} remain" in out
+
+    def score(folder, name, seed):
+        return json.loads(Path("out", folder, name, f"seed-{seed}.json").read_text())["dev"]["dev"]
+
+    means = {name: np.mean([score("trials", name, seed) for seed in range(3)]) for name in trained}
+    spreads = {name: np.std([score("trials", name, seed) for seed in range(3)], ddof=1) for name in trained}
+    means |= {name: score("trials", name, 0) for name in untrained}
+    margins = {name: max(spreads.get(name, 0), 10 / math.sqrt(len(pairs))) for name in means}
+    winners = [name for name in untrained + trained if means[name] - means["before"] > margins[name]]
+    best = max(winners, key=means.get, default="before")
+    expected = next((name for name in winners if means[best] - means[name] <= margins[best]), "before")
+    if expected != "before":
+        assert here[10:] == [(expected, 0)]
+        expected = expected if score("final", expected, 0) > means["before"] else "before"
+    assert chosen == expected
+    saved = SentenceTransformer("out/model", device="cpu")
+    after = 100 * load_sts("dev.tsv", name="dev")(saved)["dev_spearman_cosine"]
+    assert after == pytest.approx(means["before"] if chosen == "before" else score("final", chosen, 0), abs=1e-3)
+
+    card = Path("out/model/README.md").read_text()
+    assert "## How it was chosen" in card
+    assert "st-simcse adapt --model_name_or_path model --corpus texts.txt" in card
+    report = Path("out/report.md").read_text()
+    page = _page(Path("out/report.html").read_text())
+    for text in (report, page.text):
+        assert "st-simcse adapt --model_name_or_path model --corpus texts.txt" in text
+        for name, mean in means.items():
+            assert name in text
+            assert f"{mean:.2f}" in text
+    assert len(page.addresses) == 3
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+
+    weights = {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
+    monkeypatch.setattr(runs, "in_a_process", None)
+    monkeypatch.setattr(adapt_plan, "_pace", None)
+    assert adapt.run([*WORDS, "--budget", "10h", "--test_file", "test.tsv"]) == chosen
+    assert weights == {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
+    assert Path("out/report.md").read_text() == report
+
+
+def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, capsys):
+    scores, done = made_up
+    scores |= {"simcse": 60.0}
+    train, left = runs.in_a_process, iter([True] * 5)
+    monkeypatch.setattr(runs, "in_a_process", lambda *run: train(*run) if next(left, False) else exit())
+    words = [*WORDS, "--budget", "12s"]
+    with pytest.raises(SystemExit):
+        adapt.run(words)
+    first = [*done]
+    assert first[:2] == ["timed", "timed"]
+    assert len(first) == 7
+    plan, sample = Path("out/plan.json").read_text(), _jsonl("sample")
+    assert len(sample) == 192  # 12 s for two seeds of two recipes: three steps of a second each
+    monkeypatch.setattr(runs, "in_a_process", train)
+    assert adapt.run(words) == "simcse"
+    again = done[len(first) :]
+    assert not set(again) & set(first)
+    assert again[-1] == ("final", "simcse", 0)
+    assert (Path("out/plan.json").read_text(), _jsonl("sample")) == (plan, sample)
+    assert adapt.run(words) == "simcse"
+    assert len(done) == len(first) + len(again)
