@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from st_simcse import build_model, load_sts
+from st_simcse import load_sts
 from st_simcse.budget import Pace, Share, parse_duration, share_budget, shown_duration
 from st_simcse.choice import choose, noise
-from st_simcse.cli import adapt, adapt_plan, adapt_report, main, runs
+from st_simcse.cli import adapt, adapt_plan, runs
 from st_simcse.cli.inputs import identities
 from st_simcse.corpus import generate_corpus
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
@@ -157,8 +157,8 @@ def test_the_choice():
     assert chosen(a=[81.0], b=[81.0]) == "a"
     assert chosen(a=[79.5, 83.5], b=[81.4]) == "b"  # 81.5 with 2.83 is no better than chance
     assert "up to 0.28 may be chance" in choose({"before": [80.0], "a": [80.3, 80.7]}, "before", 0.1).why
-    assert noise([400]) == 0.5
-    assert noise([100, 400]) == pytest.approx(math.sqrt(1 + 0.25) / 2)
+    assert noise([("pairs", 400)]) == 0.5
+    assert noise([("pairs", 100), ("classes", 400)]) == pytest.approx(math.sqrt(1 + 1) / 2)
 
 
 class _Page(HTMLParser):
@@ -341,3 +341,168 @@ def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, ca
     assert (Path("out/plan.json").read_text(), _jsonl("sample")) == (plan, sample)
     assert adapt.run(words) == "simcse"
     assert len(done) == len(first) + len(again)
+
+
+def test_where_nothing_wins_the_model_stays_as_it_was(corpus, made_up, capsys):
+    scores, done = made_up
+    scores |= {"simcse": 51.2, "whitened-1": 51.2}  # chance is 10 / sqrt(60) = 1.29
+    assert adapt.run(WORDS) == "before"
+    assert not any(run[0] == "final" for run in done)
+    told = "No recipe is better than the model as it was by more than chance"
+    assert told in capsys.readouterr().out
+    assert told in Path("out/report.md").read_text()
+    texts = corpus[0][:8]
+    before, after = (SentenceTransformer(folder, device="cpu").encode(texts) for folder in ("model", "out/model"))
+    np.testing.assert_array_equal(before, after)
+    assert "## How it was chosen" in Path("out/model/README.md").read_text()
+    assert "st-simcse train" not in Path("out/report.md").read_text().split("To repeat it")[1]
+
+
+def test_a_winner_that_is_no_gain_on_all_texts_is_not_saved(corpus, made_up):
+    scores, done = made_up
+    scores |= {"simcse": 60.0, ("final", "simcse"): 50.0}
+    assert adapt.run(WORDS) == "before"
+    assert done[-1] == ("final", "simcse", 0)
+    texts = corpus[0][:8]
+    before, after = (SentenceTransformer(folder, device="cpu").encode(texts) for folder in ("model", "out/model"))
+    np.testing.assert_array_equal(before, after)
+    report = Path("out/report.md").read_text()
+    assert "On all texts it has 50.00, and the model as it was 50.00: this is no gain" in report
+    assert "| **before** |" in report
+
+
+def test_a_recipe_that_fails_is_left_out(corpus, made_up, monkeypatch, caplog):
+    scores, done = made_up
+    scores |= {"simcse": 60.0, "whitened-simcse": 70.0}
+    train = runs.in_a_process
+
+    def fails(one, keep_model):
+        if (one.recipe, one.seed) == ("whitened-simcse", 1):
+            raise ValueError("out of memory")
+        return train(one, keep_model)
+
+    monkeypatch.setattr(runs, "in_a_process", fails)
+    assert adapt.run(WORDS) == "simcse"
+    assert "whitened-simcse, seed 1: ValueError: out of memory" in caplog.text
+    assert "whitened-simcse, seed 1: ValueError: out of memory" in Path("out/report.md").read_text()
+    scores["before"] = 80.0
+    monkeypatch.setattr(runs, "in_a_process", lambda *run: 1 / 0)
+    with pytest.raises(
+        ValueError, match="the model as it was could not be measured: before, seed 0: ZeroDivisionError"
+    ):
+        adapt.run([*WORDS[:-1], "other"])
+
+
+def _without_dev(words):
+    return [word for word in words if word not in ("--dev_file", "dev.tsv")]
+
+
+def test_without_dev_data_the_safest_recipe_is_taken(corpus, here, caplog):
+    words = _without_dev(WORDS)
+    assert adapt.run([*words, "--test_file", "test.tsv"]) == "before"
+    assert here == [("before", 0)]
+    assert "without dev data nothing tells which recipe is best" in caplog.text
+    assert "a hundred scored pairs" in caplog.text
+    texts = corpus[0][:8]
+    before, after = (SentenceTransformer(folder, device="cpu").encode(texts) for folder in ("model", "out/model"))
+    np.testing.assert_array_equal(before, after)
+
+    words[-1] = "cls"
+    assert adapt.run([*words, "--pooling", "cls"]) == "whitened-0.25"
+    assert here[1:] == [("whitened-0.25", 0)]
+    left = [json.loads(line)["sentence"] for line in Path("cls/data/corpus.jsonl").read_text().splitlines()]
+    # Every direction is divided by the fourth root of its deviation's square: what is left of it is its 3/4th power.
+    had = np.linalg.svd(_centred(build_model("model", "cls", device="cpu").encode(left)), compute_uv=False)
+    has = np.linalg.svd(_centred(SentenceTransformer("cls/model", device="cpu").encode(left)), compute_uv=False)
+    deviations = [np.sort(values / math.sqrt(len(left) - 1))[::-1][:30] for values in (had, has)]
+    np.testing.assert_allclose(deviations[1], deviations[0] ** 0.75, rtol=1e-3)
+    assert "Without dev data nothing tells" in Path("cls/report.md").read_text()
+
+
+def _centred(embeddings):
+    return embeddings.astype(np.float64) - embeddings.mean(0, dtype=np.float64)
+
+
+def test_held_out_texts_may_choose(corpus, made_up, monkeypatch):
+    scores, _ = made_up
+    scores |= {"simcse": 90.0}
+    monkeypatch.setattr(adapt_plan, "CHOOSES_WITHOUT_LABELS", True)
+    parse, passed = adapt_plan.parse_comparison, []
+
+    def without_proxy(argv, **options):
+        passed.append([word for word in argv if word.startswith("--corpus_dev_file")])
+        return parse([word for word in argv if not word.startswith("--corpus_dev_file")], **options)
+
+    monkeypatch.setattr(adapt_plan, "parse_comparison", without_proxy)
+    assert adapt.run(_without_dev(WORDS)) == "simcse"
+    assert passed[-1] == [f"--corpus_dev_file={Path('out/data/held_out.jsonl')}"]
+    held_out, left = _jsonl("held_out"), _jsonl("corpus")
+    different = set(corpus[0])
+    assert len(held_out) == len(different) // 5
+    assert not set(held_out) & set(left)
+    assert set(held_out) | set(left) == different
+    assert set(_jsonl("sample")) <= set(left)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--budget", "10"], "--budget 10: expected a time such as 600s"),
+        (["--budget", "3s"], "too small for one step of each of 2 recipes with 2 seeds: pass --budget 4s or more"),
+        (["--model_name_or_path", "absent/model"], "absent/model is no folder here|there is no folder absent/model"),
+        (["--corpus", "absent.txt"], "there is no file absent.txt"),
+        (["--corpus", "few.txt"], "3 different texts beside those of the dev and test data are too few: 128 are the"),
+        (["--corpus", "empty.txt"], "empty.txt"),
+        (["--dev_file", "absent.tsv"], "absent.tsv"),
+        (["--pooling", "max"], "max"),
+        (["--dev_delimiter", ";"], "dev.tsv"),
+        (["--knn_columns", "0", "1"], "--knn_columns goes with --knn_dev_file"),
+        (["--output_dir", "."], "holds 'dev.tsv', which adapt did not write: choose a folder that is new"),
+        (["--learning_rate", "1"], "unknown option --learning_rate"),
+    ],
+)
+def test_what_does_not_fit_is_refused(corpus, made_up, more, message):
+    Path("few.txt").write_text("A dog.\nA cat.\nA cow.\nA cow.\n")
+    Path("empty.txt").write_text("\n")
+    with pytest.raises((SystemExit, ValueError, OSError), match=message):
+        adapt.run([*WORDS, *more])
+    assert set(made_up[1]) <= {"timed"}
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="leave torchrun and accelerate launch out"):
+        adapt.run(WORDS)
+
+
+def test_a_folder_of_other_options_or_data_is_refused(corpus, made_up):
+    adapt.run([*WORDS, "--budget", "12s"])
+    for more, message in (
+        (["--budget", "13s"], "--budget was '12s' and is '13s': pass the same again, or choose another --output_dir"),
+        (["--budget", "12s", "--test_file", "test.tsv"], "--test_file was None and is 'test.tsv'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            adapt.run([*WORDS, *more])
+    with Path("texts.txt").open("a") as file:
+        file.write("One more.\n")
+    with pytest.raises(ValueError, match=r"texts.txt changed since out/plan.json was written: choose another"):
+        adapt.run([*WORDS, "--budget", "12s"])
+    Path("out/plan.json").write_text("{")
+    with pytest.raises(ValueError, match="out/plan.json is damaged"):
+        adapt.run([*WORDS, "--budget", "12s"])
+
+
+def test_without_matplotlib_the_report_says_so(corpus, made_up, monkeypatch):
+    monkeypatch.setattr(adapt_report, "find_spec", lambda name: None)
+    main(["adapt", *WORDS])
+    page = _page(Path("out/report.html").read_text())
+    assert 'Pictures need matplotlib: pip install "st_simcse[plots]"' in page.text
+    assert not page.addresses
+
+
+def test_texts_may_hold_anything(corpus, made_up):
+    """Line ends, tabs and markup, in a table."""
+    texts = [f'{text} <b>|\n\t"{number}"' for number, text in enumerate(corpus[0][:200])]
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    adapt.run([*WORDS, "--corpus", "texts.jsonl", "--column", "text"])
+    assert _jsonl("corpus") == texts

@@ -85,11 +85,15 @@ def run(argv: Sequence[str]) -> str:
     )
     check_folder(task.folder)
     with sole_run(task.folder):
-        plan = make_plan(task)
-        trials = run_trials(task, plan)
-        outcome = decide(task, plan, trials)
-        save_model(task, plan, outcome)
-        write_report(task, plan, trials, outcome)
+        try:
+            plan = make_plan(task)
+            trials = run_trials(task, plan)
+            outcome = decide(task, plan, trials)
+            save_model(task, plan, outcome)
+            write_report(task, plan, trials, outcome)
+        except KeyboardInterrupt:
+            print("what is done stays there: the same command goes on from there")
+            raise
     print(f"{outcome.why}\nsaved to {task.model}; the report: {task.folder / 'report.html'}")
     return outcome.name
 

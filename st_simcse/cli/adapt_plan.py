@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from tqdm import tqdm
 from transformers import TrainerCallback
 
 from st_simcse.budget import Pace, Share, share_budget, shown_duration
+from st_simcse.choice import Kind
 from st_simcse.cli import train
 from st_simcse.cli.compare import Comparison, parse_comparison
 from st_simcse.cli.inputs import identities
@@ -28,6 +30,7 @@ from st_simcse.cli.runs import changed_inputs, measures
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
 from st_simcse.data.lengths import count_longer
 from st_simcse.data.readers import SentenceReader
+from st_simcse.evaluation import KNNEvaluator
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.model_profile import ModelProfile, profile_model
 from st_simcse.shortlist import BEFORE, Candidate, safest, shortlist, training_length
@@ -123,7 +126,7 @@ class Plan:
         texts: how many there are to train on, without duplicates and without those of dev and test data.
         measured: how many of the corpus's texts are left out because dev or test data have them.
         chooses_by: dev data, held-out texts of the corpus, or nothing.
-        dev_rows: of each dev column how many pairs, texts or queries it has.
+        dev: of each dev column what its rows are, and how many there are.
         candidates: the recipes.
         share: how the budget is spent.
         whitening_rows: texts of the trials without training.
@@ -139,7 +142,7 @@ class Plan:
     texts: int
     measured: int
     chooses_by: Literal["dev", "corpus", "nothing"]
-    dev_rows: dict[str, int]
+    dev: dict[str, tuple[Kind, int]]
     candidates: list[Candidate]
     share: Share
     whitening_rows: int
@@ -168,6 +171,8 @@ def make_plan(task: Task) -> Plan:
     """
     file = task.folder / "plan.json"
     task.corpus.source()  # there is one
+    if not file.exists():
+        task.held_out.unlink(missing_ok=True)  # of a run that was stopped before it had a plan
     inputs = _inputs(task)
     if file.exists():
         plan = _read(file)
@@ -233,6 +238,7 @@ def _read(file: Path) -> Plan:
         return Plan(
             **found
             | {
+                "dev": {name: (kind, rows) for name, (kind, rows) in found["dev"].items()},
                 "corpus": CorpusProfile(**found["corpus"]),
                 "model": ModelProfile(**found["model"]),
                 "candidates": [Candidate(**candidate) for candidate in found["candidates"]],
@@ -247,13 +253,13 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
     model, kind = profile_model(task.args.model_name_or_path, task.pooling)
     texts = task.corpus.read(drop_duplicates=False)
     corpus = profile_corpus(_texts(texts))
-    dev_rows, measured = _measured(task)
+    dev, measured = _measured(task)
     chooses_by: Literal["dev", "corpus", "nothing"] = (
-        "dev" if dev_rows else "corpus" if CHOOSES_WITHOUT_LABELS else "nothing"
+        "dev" if dev else "corpus" if CHOOSES_WITHOUT_LABELS else "nothing"
     )
     left, without = _write_corpus(task, texts, measured, hold_out=chooses_by == "corpus")
     if chooses_by == "corpus":
-        dev_rows = {"corpus dev": len(SentenceReader().get_dataset(str(task.held_out)))}
+        dev = {"corpus dev": ("queries", len(SentenceReader().get_dataset(str(task.held_out))))}
     candidates = shortlist(corpus, kind, task.args.teacher or [])
     some = left.select(sorted(random.Random(0).sample(range(len(left)), min(len(left), CALIBRATION_STEPS * BATCH))))
     sample = some["sentence"][:]
@@ -267,7 +273,7 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
         len(left),
         without,
         chooses_by,
-        dev_rows,
+        dev,
         candidates,
         Share(0, 1, 0),
         0,
@@ -326,8 +332,8 @@ def _with_trials(
     return replace(plan, share=share, whitening_rows=rows, candidates=candidates, seconds=seconds)
 
 
-def _measured(task: Task) -> tuple[dict[str, int], set[str]]:
-    """Rows of each dev column, and all texts of dev and test data."""
+def _measured(task: Task) -> tuple[dict[str, tuple[Kind, int]], set[str]]:
+    """What each dev column has for rows, and how many; and all texts of dev and test data."""
     comparison = task.comparison(task.model_words, [Candidate(BEFORE, "")])
     data_args = train.parse_train(comparison.common)[1]
     pairs: list[Any] = [*train.pair_evaluators(data_args)]
@@ -338,7 +344,13 @@ def _measured(task: Task) -> tuple[dict[str, int], set[str]]:
     texts: set[str] = set()
     for evaluator in [*pairs, *(measure.evaluator for measure in found)]:
         texts.update(*_columns(evaluator))
-    return {name: len(_columns(evaluator)[0]) for name, evaluator in dev.items()}, texts
+    return {name: (_kind(evaluator), len(_columns(evaluator)[0])) for name, evaluator in dev.items()}, texts
+
+
+def _kind(evaluator: Any) -> Kind:
+    if isinstance(evaluator, EmbeddingSimilarityEvaluator):
+        return "pairs"
+    return "classes" if isinstance(evaluator, KNNEvaluator) else "queries"
 
 
 def _columns(evaluator: Any) -> list[list[str]]:
@@ -368,7 +380,6 @@ def _write_corpus(task: Task, texts: Dataset, measured: set[str], hold_out: bool
                     yield text
 
     file = task.data("corpus")
-    task.held_out.unlink(missing_ok=True)
     _write(file, different())
     count = len(seen) - without
     if count < LEAST_TEXTS:

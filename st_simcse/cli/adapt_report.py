@@ -65,7 +65,7 @@ def _table(plan: Plan, trials: Trials, outcome: Outcome) -> list[Block]:
         return []
     told = "Mean and standard deviation over seeds, × 100 but for costs; the row of the saved model stands out. "
     if plan.chooses_by != "nothing":
-        least = noise([*plan.dev_rows.values()])
+        least = noise(plan.dev.values())
         told += (
             "The first column is what recipes are chosen by. A recipe has to be better than the model as it was by "
             f"more than the larger of its deviation and {least:.2f}, by which two models may differ by chance on so "

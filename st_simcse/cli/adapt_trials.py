@@ -99,7 +99,7 @@ def decide(task: Task, plan: Plan, trials: Trials) -> Outcome:
         why = f"Without dev data nothing tells which recipe is best; {name} is the safest one by the tables."
     else:
         selected = _scores(plan, trials)
-        choice = choose(selected, BEFORE, noise([*plan.dev_rows.values()]))
+        choice = choose(selected, BEFORE, noise(plan.dev.values()))
         name, why = choice.name, choice.why
     if name == BEFORE:
         return Outcome(BEFORE, f"{why} The model as it was is saved.", {}, BEFORE)

@@ -310,7 +310,7 @@ def _check_inputs(results: list[Result]) -> None:
 
 def _line(result: Result) -> str:
     scores = ", ".join(f"{name} {value:.2f}" for name, value in (result["dev"] | result["test"]).items())
-    return f"{scores}; {result['cost']['seconds']:,.0f} s"
+    return "; ".join(filter(None, [scores, f"{result['cost']['seconds']:,.0f} s"]))
 
 
 def _numbers(results: list[Result]) -> Numbers:
