@@ -23,9 +23,10 @@ from transformers import AutoModel, AutoTokenizer, LlamaConfig, ModernBertConfig
 
 import st_simcse
 from conftest import CHINESE
-from st_simcse import cli
+from st_simcse import budget, cli
 from st_simcse.cli import runs
 from st_simcse.cli.loss import LossArguments
+from st_simcse.corpus import generate_corpus
 from st_simcse.demo import save_tiny_transformer
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +75,7 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval, senteval_cn):
             Path("old", path.name).symlink_to(path.absolute())
     for name in ("sentences.txt", "paragraphs.txt", "wiki1m_for_simcse.txt"):
         Path(name).write_text("\n".join(sentences))
+    Path("texts.txt").write_text("\n".join(generate_corpus(size=130).sentences))
     _write_chinese()
     pairs = zip(sentences, sentences[3:] + sentences[:3], strict=True)
     rows = [f"{a}\t{b}\t{score}" for score, (a, b) in enumerate(pairs)]
@@ -180,6 +182,12 @@ def _run(words):
             with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None):
                 patch.setattr(runs, "in_a_process", lambda one, keep_model: runs.train_and_measure(one))
                 cli.main(["compare", *options, "--max_steps", "1", "--use_cpu", "--bf16", "false", "--seeds", "0"])
+        case ["st-simcse", "adapt", *options]:  # in place too, with one seed
+            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(None):
+                patch.setattr(runs, "in_a_process", lambda one, keep_model: runs.train_and_measure(one))
+                patch.setattr(budget, "SEEDS", 1)
+                patch.setattr(budget, "FEWEST_SEEDS", 1)
+                cli.main(["adapt", *options])
         case ["st-simcse", *rest]:
             cli.main(rest)
         case ["torchrun", *options]:

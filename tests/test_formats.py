@@ -671,6 +671,7 @@ OF_TEXTS = {
     "index": (["index", "--model", "absent", "--output_dir", "index"], "--corpus", "--"),
     "search": (["search", "--model", "absent", "--index", "index"], "--query_file", "--"),
     "serve": (["serve", "--model", "absent"], "--corpus", "--"),
+    "adapt": (["adapt", "--model_name_or_path", "absent", "--output_dir", "out"], "--corpus", "--"),
     "plot a map": ([*_PLOT, "--map_file", "m.png"], "--corpus", "--"),
 }
 OF_TABLES = {

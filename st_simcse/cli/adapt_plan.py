@@ -9,9 +9,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +24,7 @@ from st_simcse.choice import Kind
 from st_simcse.cli import train
 from st_simcse.cli.compare import Comparison, parse_comparison
 from st_simcse.cli.inputs import identities
-from st_simcse.cli.runs import changed_inputs, measures
+from st_simcse.cli.runs import changed_inputs, measures, silence
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
 from st_simcse.data.lengths import count_longer
 from st_simcse.data.readers import SentenceReader
@@ -43,7 +41,7 @@ CHOOSES_WITHOUT_LABELS = False
 
 BATCH = 64
 LEAST_TEXTS = 2 * BATCH
-CALIBRATION_STEPS = 4
+CALIBRATION_STEPS = 3
 # Texts for a whitening that is tried without training, a dimension.
 TEXTS_PER_DIMENSION = 10
 # To choose by without labels, and at most a fifth of the texts.
@@ -250,8 +248,8 @@ def _read(file: Path) -> Plan:
 
 
 def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
-    model, kind = profile_model(task.args.model_name_or_path, task.pooling)
     texts = task.corpus.read(drop_duplicates=False)
+    model, kind = profile_model(task.args.model_name_or_path, task.pooling)
     corpus = profile_corpus(_texts(texts))
     dev, measured = _measured(task)
     chooses_by: Literal["dev", "corpus", "nothing"] = (
@@ -431,14 +429,9 @@ def _pace(task: Task, length: int, candidate: Candidate, texts: list[str], encod
     clock = _Clock()
     _write(task.data("timing"), iter(texts))
     argv = [*task.words("timing", length), *candidate.training, "--max_steps", str(CALIBRATION_STEPS)]
-    with tempfile.TemporaryDirectory() as folder:
-        logging.disable(logging.WARNING)  # the trials say it again
-        try:
-            with redirect_stdout(StringIO()):
-                words = ["--output_dir", folder, "--save_strategy", "no", "--disable_tqdm", "true"]
-                train.run([*argv, *words], callbacks=[clock], before=False)
-        finally:
-            logging.disable(logging.NOTSET)
+    with tempfile.TemporaryDirectory() as folder, silence():
+        words = ["--output_dir", folder, "--save_strategy", "no"]
+        train.run([*argv, *words], callbacks=[clock], before=False)
     steps = sorted(end - begin for begin, end in zip(clock.ends, clock.ends[1:], strict=False))
     row = encoding if candidate.power else 0.0
     for teacher in task.args.teacher or [] if "--teacher" in candidate.training else []:

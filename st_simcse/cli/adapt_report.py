@@ -82,8 +82,12 @@ def _pictures(task: Task, plan: Plan, trials: Trials, outcome: Outcome) -> list[
     folder = task.folder / "pictures"
     folder.mkdir(exist_ok=True)
     files = {name: folder / f"{name}.png" for name in ("map", "similarities", "scores")}
+    failed: list[Block] = []
     if not (files["map"].exists() and files["similarities"].exists()):
-        _draw(task, outcome, files)
+        try:
+            _draw(task, outcome, files)
+        except ValueError as error:  # no reason to lose the model
+            failed.append(Paragraph(f"Not all pictures could be drawn: {error}."))
     captions = {
         "map": "The corpus, a dot a text, in the two directions in which the embeddings differ most; colours are "
         "clusters of the saved model's embeddings.",
@@ -93,7 +97,7 @@ def _pictures(task: Task, plan: Plan, trials: Trials, outcome: Outcome) -> list[
     if trials.numbers:
         _draw_scores(trials, plan, files["scores"])
     shown = (name for name, file in files.items() if file.exists())
-    return [Heading("Pictures"), *(Picture(files[name], captions[name]) for name in shown)]
+    return [Heading("Pictures"), *(Picture(files[name], captions[name]) for name in shown), *failed]
 
 
 def _draw(task: Task, outcome: Outcome, files: Mapping[str, Path]) -> None:

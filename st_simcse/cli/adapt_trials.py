@@ -125,7 +125,7 @@ def _scores(plan: Plan, trials: Trials) -> dict[str, list[float]]:
 def train_final(task: Task, plan: Plan, candidate: Candidate) -> dict[str, list[float]]:
     """The recipe on all texts, measured; its model stays in the folder until it is saved."""
     once = comparison(task, plan, [candidate], 1, "corpus", "final")
-    run = final_run(task, once, candidate)
+    run = final_run(once, candidate)
     if not run.model.exists() and not task.model.exists():
         run.file.unlink(missing_ok=True)  # numbers of a model that is gone
     with tqdm(total=1, desc=f"{candidate.name}, on all texts", unit="run") as bar:
@@ -135,7 +135,7 @@ def train_final(task: Task, plan: Plan, candidate: Candidate) -> dict[str, list[
     return numbers[candidate.name]
 
 
-def final_run(task: Task, once: Comparison, candidate: Candidate) -> Run:
+def final_run(once: Comparison, candidate: Candidate) -> Run:
     """The run on all texts."""
     return Run(candidate.name, FINAL_SEED, [*once.common, *candidate.words], once.tests, once.args.output_dir)
 
@@ -144,7 +144,7 @@ def final_command(task: Task, plan: Plan, name: str) -> list[str]:
     """The words of the ``st-simcse train`` that makes the model again."""
     candidate = plan.candidate(name)
     once = comparison(task, plan, [candidate], 1, "corpus", "final")
-    options = [*final_run(task, once, candidate).options, "--seed", str(FINAL_SEED)]
+    options = [*final_run(once, candidate).options, "--seed", str(FINAL_SEED)]
     return ["st-simcse", "train", *options, "--output_dir", f"{task.model}-again"]
 
 
@@ -155,9 +155,10 @@ def save_model(task: Task, plan: Plan, outcome: Outcome) -> None:
     if outcome.name == BEFORE:
         made = task.folder / UNFINISHED / "model"
         load_model(task.args.model_name_or_path, task.pooling).save_pretrained(str(made))
+        shutil.rmtree(task.folder / "final" / outcome.tried / f"seed-{FINAL_SEED}", ignore_errors=True)
     else:
         candidate = plan.candidate(outcome.name)
-        made = final_run(task, comparison(task, plan, [candidate], 1, "corpus", "final"), candidate).model
+        made = final_run(comparison(task, plan, [candidate], 1, "corpus", "final"), candidate).model
     card = made / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else ""
     if _CARD_SECTION not in text:

@@ -119,7 +119,7 @@ def train_and_measure(run: Run) -> Result | None:
     argv = [*options, "--seed", str(run.seed), "--output_dir", str(run.model)]
     try:
         # The table is what is printed.
-        with _silence() if run.is_quiet else redirect_stdout(sys.stderr):
+        with silence() if run.is_quiet else redirect_stdout(sys.stderr):
             scores = train.run(argv, BASELINES[baseline] if baseline else None, [cost], before=False)
     except Stopped:
         return None
@@ -149,8 +149,8 @@ def train_and_measure(run: Run) -> Result | None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """No bars and warnings; errors are for who started the run to show."""
+def silence() -> Iterator[None]:
+    """No bars and warnings of what is done here; errors are for the caller to show."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
