@@ -50,6 +50,7 @@ from st_simcse import (
     SimilarityThreshold,
     SupSimCSELoss,
     UnsupSimCSELoss,
+    whiten,
 )
 from st_simcse.demo import tiny_model
 from st_simcse.losses import OPTIONS
@@ -108,6 +109,7 @@ class Case:
     cached: bool
     step: str
     layers: str
+    start: str
 
     @property
     def options(self) -> dict[str, Any]:
@@ -133,6 +135,7 @@ FACTORS = {
     "cached": [False, True],
     "step": ["plain", "accumulation", "checkpointing", "compile"],
     "layers": ["all", "shared"],
+    "start": ["as it was", "whitened"],
 }
 
 
@@ -173,7 +176,7 @@ def _pairs(case: Case) -> set[tuple[Any, ...]]:
 
 def train(case: Case, folder: str | Path) -> tuple[list[list[list[dict[str, Tensor]]]], dict[str, Tensor], nn.Module]:
     """Train, and return the batches of every process, the weights after it, and the loss as it was before."""
-    model = _model()
+    model = _model(case.start)
     torch.manual_seed(0)
     loss = (UnsupSimCSELoss if case.loss == "unsupervised" else SupSimCSELoss)(model, **case.options)
     _mask_every_third_token(loss)
@@ -236,9 +239,12 @@ def check(case: Case, folder: str | Path) -> str | None:
         if case.precision == "float32":
             tolerance = 2e-5 + 2e-3 * should_move.abs().max()
             assert (moved - should_move).abs().max() < tolerance, (case, name, (moved - should_move).abs().max())
-        elif should_move.norm() > 1e-3:  # rounding to bf16 turns a step's direction by some percents
+        elif should_move.norm() > 1e-3:
+            # Rounding to bf16 turns a step's direction by some percents, and by more behind a whitening, which
+            # subtracts the mean: of the last layer, where AdaptiveLayerLoss trains others too.
+            least = 0.9 if case.start == "whitened" else 0.97
             cosine = F.cosine_similarity(moved.flatten(), should_move.flatten(), dim=0)
-            assert cosine > 0.97, (case, name, cosine)
+            assert cosine > least, (case, name, cosine)
             assert 0.9 < moved.norm() / should_move.norm() < 1.1, (case, name)
     return None
 
@@ -269,12 +275,15 @@ def refusal(case: Case) -> str | None:
 
 
 @functools.cache
-def _made() -> Any:
-    return tiny_model(SENTENCES, width=WIDTH).to("cpu")
+def _made(start: str = "as it was") -> Any:
+    model = tiny_model(SENTENCES, width=WIDTH).to("cpu")
+    if start == "whitened":
+        whiten(model, [f"{first} {second}" for first in SENTENCES for second in SENTENCES], power=0.25)
+    return model
 
 
-def _model() -> Any:
-    return without_dropout(copy.deepcopy(_made()).train())
+def _model(start: str) -> Any:
+    return without_dropout(copy.deepcopy(_made(start)).train())
 
 
 def _data(case: Case) -> Dataset | dict[str, Dataset]:
@@ -335,7 +344,7 @@ def _check_batches(case: Case, batches: list[list[list[dict[str, Tensor]]]]) -> 
         for columns in own:
             assert 1 <= len(columns[0]["input_ids"]) <= BATCH, (case, len(columns[0]["input_ids"]))
             rows.update(zip(*map(_texts, columns), strict=True))
-    model = _model()
+    model = _model(case.start)
     data = _data(case)
     wanted = Counter()
     for part in data.values() if isinstance(data, dict) else [data]:
@@ -354,7 +363,7 @@ def _replay(
     case: Case, batches: list[list[list[dict[str, Tensor]]]], before: Any
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights before and after steps of gradient descent along the oracle's gradients."""
-    model = _model()
+    model = _model(case.start)
     oracles = [Oracle(model, case, before)]
     gathered = case.processes == "2 gathered"
     oracles += [Oracle(model, case, before, oracles[0]) for _ in batches[1:] if not gathered]
@@ -592,7 +601,8 @@ def main() -> None:
     """Check every case, or with several processes those that need them."""
     results: Counter[str] = Counter()
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    _made()  # before there is a process group, after which rank 0 alone saves models
+    for start in FACTORS["start"]:
+        _made(start)  # before there is a process group, after which rank 0 alone saves models
     for case in cases():
         if several == (case.processes == "1"):
             continue

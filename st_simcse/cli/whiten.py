@@ -103,14 +103,14 @@ class Whitening:
         """The prompt of the training, which has to be one for all columns; or the model's own."""
         prompts = self.args.prompts
         if not isinstance(prompts, dict):
-            return prompts or None
+            return prompts
         found = {prompts.get(column, "") for column in self.dataset.column_names or []}
         if len(found) > 1:
             raise ValueError(
                 "--whiten takes one prompt for all texts, and --prompts has several by column: pass one text, or "
                 "whiten the model first with st-simcse whiten"
             )
-        return found.pop() or None
+        return found.pop()
 
 
 def _texts(dataset: Any) -> Iterator[str]:
