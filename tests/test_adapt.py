@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from st_simcse import build_model, load_sts
 from st_simcse.budget import Pace, Share, parse_duration, share_budget, shown_duration
 from st_simcse.choice import choose, noise
-from st_simcse.cli import adapt, adapt_plan, adapt_report, main, runs
+from st_simcse.cli import adapt, adapt_plan, adapt_report, adapt_task, main, runs
 from st_simcse.cli.inputs import identities
 from st_simcse.corpus import generate_corpus
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
@@ -257,7 +257,7 @@ def made_up(monkeypatch):
         return result
 
     monkeypatch.setattr(runs, "in_a_process", train)
-    monkeypatch.setattr(adapt_plan, "_pace", lambda *args: done.append("timed") or Pace(1.0))
+    monkeypatch.setattr(adapt_plan, "pace", lambda *args: done.append("timed") or Pace(1.0))
     return scores, done
 
 
@@ -315,7 +315,7 @@ def test_from_texts_to_a_model(corpus, here, capsys, monkeypatch):
 
     weights = {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
     monkeypatch.setattr(runs, "in_a_process", None)
-    monkeypatch.setattr(adapt_plan, "_pace", None)
+    monkeypatch.setattr(adapt_plan, "pace", None)
     assert adapt.run([*WORDS, "--budget", "10h", "--test_file", "test.tsv"]) == chosen
     assert weights == {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
     assert Path("out/report.md").read_text() == report
@@ -392,6 +392,27 @@ def test_a_recipe_that_fails_is_left_out(corpus, made_up, monkeypatch, caplog):
         adapt.run([*WORDS[:-1], "other"])
 
 
+def test_a_recipe_that_cannot_be_timed_is_left_out(corpus, made_up, monkeypatch, caplog):
+    def pace(task, length, candidate, texts, row):
+        if candidate.name == "simcse":
+            raise ValueError("this model has no attention mask")
+        return Pace(1.0)
+
+    monkeypatch.setattr(adapt_plan, "pace", pace)
+    tiny_model(corpus[0], width=192).save_pretrained("model")
+    made_up[0]["whitened-0.5"] = 60.0
+    assert adapt.run([*WORDS, "--budget", "4s"]) == "whitened-0.5"
+    trials = {recipe for folder, recipe, _ in made_up[1] if folder == "trials"}
+    assert trials == {"before", "whitened-0.25", "whitened-0.5", "whitened-1"}
+    report = Path("out/report.md").read_text()
+    for name, reason in (
+        ("simcse", "ValueError: this model has no attention mask"),
+        ("whitened-simcse", "128 texts are too few to whiten 192 dimensions: raise --budget"),
+    ):
+        assert f"the recipe {name} is left out: {reason}" in caplog.text
+        assert f"left out: {name}: {reason}" in report
+
+
 def _without_dev(words):
     return [word for word in words if word not in ("--dev_file", "dev.tsv")]
 
@@ -426,13 +447,13 @@ def test_held_out_texts_may_choose(corpus, made_up, monkeypatch):
     scores, _ = made_up
     scores |= {"simcse": 90.0}
     monkeypatch.setattr(adapt_plan, "CHOOSES_WITHOUT_LABELS", True)
-    parse, passed = adapt_plan.parse_comparison, []
+    parse, passed = adapt_task.parse_comparison, []
 
     def without_proxy(argv, **options):
         passed.append([word for word in argv if word.startswith("--corpus_dev_file")])
         return parse([word for word in argv if not word.startswith("--corpus_dev_file")], **options)
 
-    monkeypatch.setattr(adapt_plan, "parse_comparison", without_proxy)
+    monkeypatch.setattr(adapt_task, "parse_comparison", without_proxy)
     assert adapt.run(_without_dev(WORDS)) == "simcse"
     assert passed[-1] == [f"--corpus_dev_file={Path('out/data/held_out.jsonl')}"]
     held_out, left = _jsonl("held_out"), _jsonl("corpus")

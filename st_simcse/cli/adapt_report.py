@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from st_simcse.choice import noise
-from st_simcse.cli.adapt_plan import Plan, Task, describe
+from st_simcse.cli.adapt_task import Plan, Task, describe
 from st_simcse.cli.adapt_trials import Outcome, Trials, final_command
 from st_simcse.cli.compare import COSTS, as_cells
 from st_simcse.data.readers import SentenceReader
