@@ -11,14 +11,15 @@ from st_simcse.cli.compare import TABLES, MeasureArguments
 from st_simcse.cli.corpus import CorpusArguments
 from st_simcse.cli.files import table_arguments
 from st_simcse.cli.parsing import parse
+from st_simcse.cli.whiten import Pooling
 
 
 @dataclass
 class AdaptArguments:
     model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
     output_dir: str = field(metadata={"help": "Where model, report and all trials go."})
-    pooling: str = field(
-        default="as saved", metadata={"help": "As for st-simcse train; a bare transformer gets cls if left so."}
+    pooling: Pooling = field(
+        default="as saved", metadata={"help": "Replaces the pooling of the model; a bare transformer has cls if none."}
     )
     teacher: list[str] | None = field(default=None, metadata={"help": "Models to learn from, in one more recipe."})
     budget: str = field(

@@ -72,7 +72,8 @@ def _table(plan: Plan, trials: Trials, outcome: Outcome) -> list[Block]:
             "many rows of dev data. Of recipes that are as good as the best, the simplest is chosen. It is trained on "
             "all texts and measured once more, and saved only if it is better than the model as it was there too. "
         )
-    told += "Seconds are of training alone. Test data are measured and not chosen by."
+        told += "On dev data the best of several looks a little better than it is: test data, not chosen by, tell. "
+    told += "Seconds are of training alone."
     return [Heading("Numbers"), Paragraph(told), Table(rows, "recipe", chosen)]
 
 

@@ -110,9 +110,9 @@ def run(argv: Sequence[str]) -> Numbers:
         SystemExit: before any run for an option that ``st-simcse train`` does not know.
         OSError: for an output folder that another comparison is writing to.
     """
+    comparison = parse_comparison(argv)
     from st_simcse.training.run_folder import sole_run
 
-    comparison = parse_comparison(argv)
     with sole_run(comparison.args.output_dir):
         numbers, failures = train_all(comparison)
         if numbers:

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
+Pooling = Literal["as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
+
+
 @dataclass
 class WhitenArguments:
     model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
     output_dir: str = field(metadata={"help": "Where the whitened model goes."})
-    pooling: Literal[
-        "as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"
-    ] = field(default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."})
+    pooling: Pooling = field(
+        default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}
+    )
     power: float = field(default=1.0, metadata={"help": "1 whitens, 0 subtracts the mean alone, 0.5 is between."})
     dimensions: int | None = field(
         default=None, metadata={"help": "Keep so many dimensions, those of the largest spread; or all."}
