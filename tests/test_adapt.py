@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from st_simcse import build_model, load_sts
@@ -325,10 +326,17 @@ def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, ca
     scores, done = made_up
     scores |= {"simcse": 60.0}
     train, left = runs.in_a_process, iter([True] * 5)
-    monkeypatch.setattr(runs, "in_a_process", lambda *run: train(*run) if next(left, False) else exit())
+
+    def interrupted(one, keep_model):
+        if not next(left, False):
+            raise KeyboardInterrupt
+        return train(one, keep_model)
+
+    monkeypatch.setattr(runs, "in_a_process", interrupted)
     words = [*WORDS, "--budget", "12s"]
-    with pytest.raises(SystemExit):
+    with pytest.raises(KeyboardInterrupt):
         adapt.run(words)
+    assert "the same command goes on from there" in capsys.readouterr().out
     first = [*done]
     assert first[:2] == ["timed", "timed"]
     assert len(first) == 7
@@ -355,8 +363,12 @@ def test_where_nothing_wins_the_model_stays_as_it_was(corpus, made_up, capsys):
     texts = corpus[0][:8]
     before, after = (SentenceTransformer(folder, device="cpu").encode(texts) for folder in ("model", "out/model"))
     np.testing.assert_array_equal(before, after)
-    assert "## How it was chosen" in Path("out/model/README.md").read_text()
     assert "st-simcse train" not in Path("out/report.md").read_text().split("To repeat it")[1]
+    adapt.run(["--model_name_or_path", "out/model", *WORDS[2:-1], "again"])
+    card = Path("again/model/README.md").read_text()
+    assert card.count("## How it was chosen") == 1
+    assert "--output_dir again" in card
+    assert "--output_dir out" not in card
 
 
 def test_a_winner_that_is_no_gain_on_all_texts_is_not_saved(corpus, made_up):
@@ -526,3 +538,18 @@ def test_texts_may_hold_anything(corpus, made_up):
     Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     adapt.run([*WORDS, "--corpus", "texts.jsonl", "--column", "text"])
     assert _jsonl("corpus") == texts
+
+
+def test_a_corpus_may_be_a_data_set(corpus, made_up):
+    texts = list(dict.fromkeys(corpus[0]))[:150]
+    Path("news").mkdir()
+    Dataset.from_dict({"text": texts}).to_parquet("news/train.parquet")
+    words = [word for word in WORDS if word not in ("--corpus", "texts.txt")]
+    with pytest.raises(ValueError, match="pass either --corpus with a file, or --dataset"):
+        adapt.run(words)
+    of_pairs = {text for first, second, _ in corpus[1] for text in (first, second)}
+    adapt.run([*words, "--dataset", "news"])
+    assert _jsonl("corpus") == [text for text in texts if text not in of_pairs]
+    Dataset.from_dict({"text": texts[1:]}).to_parquet("news/train.parquet")
+    with pytest.raises(ValueError, match=r"news changed since out/plan.json was written"):
+        adapt.run([*words, "--dataset", "news"])

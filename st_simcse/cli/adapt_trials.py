@@ -15,13 +15,14 @@ from st_simcse.cli.adapt_task import Plan, Task
 from st_simcse.cli.compare import Comparison, Numbers, train_all
 from st_simcse.cli.runs import Run
 from st_simcse.models.checkpoints import load_model
+from st_simcse.report import Command, Paragraph, as_markdown
 from st_simcse.shortlist import BEFORE, Candidate, safest
 from st_simcse.training.model_card import shown_command
 from st_simcse.training.run_folder import UNFINISHED
 
 logger = logging.getLogger(__name__)
 
-_CARD_SECTION = "## How it was chosen"
+CARD_SECTION = "How it was chosen"
 FINAL_SEED = 0
 
 
@@ -161,10 +162,9 @@ def save_model(task: Task, plan: Plan, outcome: Outcome) -> None:
         made = final_run(comparison(task, plan, [candidate], 1, "corpus", "final"), candidate).model
     card = made / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else ""
-    if _CARD_SECTION not in text:
-        command = shown_command(task.command)
-        section = f"{_CARD_SECTION}\n\n{outcome.why}\n\n```bash\n{command}\n```\n"
-        card.write_text(f"{text.rstrip()}\n\n{section}", encoding="utf-8")
+    section = as_markdown(CARD_SECTION, [Paragraph(outcome.why), Command(shown_command(task.command))])
+    others = text.partition(f"\n## {CARD_SECTION}\n")[0]  # the model may have been adapted before
+    card.write_text(f"{others.rstrip()}\n\n#{section}", encoding="utf-8")
     made.replace(task.model)
     shutil.rmtree(task.folder / UNFINISHED, ignore_errors=True)
 
