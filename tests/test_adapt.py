@@ -14,7 +14,10 @@ from sentence_transformers import SentenceTransformer
 from st_simcse import build_model, load_sts
 from st_simcse.budget import Pace, Share, parse_duration, share_budget, shown_duration
 from st_simcse.choice import choose, noise
-from st_simcse.cli import adapt, adapt_plan, adapt_report, adapt_task, main, runs
+from st_simcse.cli import adapt, main, runs
+from st_simcse.cli.adapt import plan as plan_module
+from st_simcse.cli.adapt import report as report_module
+from st_simcse.cli.adapt import task as task_module
 from st_simcse.cli.inputs import identities
 from st_simcse.corpus import generate_corpus
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
@@ -258,7 +261,7 @@ def made_up(monkeypatch):
         return result
 
     monkeypatch.setattr(runs, "in_a_process", train)
-    monkeypatch.setattr(adapt_plan, "pace", lambda *args: done.append("timed") or Pace(1.0))
+    monkeypatch.setattr(plan_module, "pace", lambda *args: done.append("timed") or Pace(1.0))
     return scores, done
 
 
@@ -316,7 +319,7 @@ def test_from_texts_to_a_model(corpus, here, capsys, monkeypatch):
 
     weights = {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
     monkeypatch.setattr(runs, "in_a_process", None)
-    monkeypatch.setattr(adapt_plan, "pace", None)
+    monkeypatch.setattr(plan_module, "pace", None)
     assert adapt.run([*WORDS, "--budget", "10h", "--test_file", "test.tsv"]) == chosen
     assert weights == {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
     assert Path("out/report.md").read_text() == report
@@ -410,7 +413,7 @@ def test_a_recipe_that_cannot_be_timed_is_left_out(corpus, made_up, monkeypatch,
             raise ValueError("this model has no attention mask")
         return Pace(1.0)
 
-    monkeypatch.setattr(adapt_plan, "pace", pace)
+    monkeypatch.setattr(plan_module, "pace", pace)
     tiny_model(corpus[0], width=192).save_pretrained("model")
     made_up[0]["whitened-0.5"] = 60.0
     assert adapt.run([*WORDS, "--budget", "4s"]) == "whitened-0.5"
@@ -458,14 +461,14 @@ def _centred(embeddings):
 def test_held_out_texts_may_choose(corpus, made_up, monkeypatch):
     scores, _ = made_up
     scores |= {"simcse": 90.0}
-    monkeypatch.setattr(adapt_plan, "CHOOSES_WITHOUT_LABELS", True)
-    parse, passed = adapt_task.parse_comparison, []
+    monkeypatch.setattr(plan_module, "CHOOSES_WITHOUT_LABELS", True)
+    parse, passed = task_module.parse_comparison, []
 
     def without_proxy(argv, **options):
         passed.append([word for word in argv if word.startswith("--corpus_dev_file")])
         return parse([word for word in argv if not word.startswith("--corpus_dev_file")], **options)
 
-    monkeypatch.setattr(adapt_task, "parse_comparison", without_proxy)
+    monkeypatch.setattr(task_module, "parse_comparison", without_proxy)
     assert adapt.run(_without_dev(WORDS)) == "simcse"
     assert passed[-1] == [f"--corpus_dev_file={Path('out/data/held_out.jsonl')}"]
     held_out, left = _jsonl("held_out"), _jsonl("corpus")
@@ -525,7 +528,7 @@ def test_a_folder_of_other_options_or_data_is_refused(corpus, made_up):
 
 
 def test_without_matplotlib_the_report_says_so(corpus, made_up, monkeypatch):
-    monkeypatch.setattr(adapt_report, "find_spec", lambda name: None)
+    monkeypatch.setattr(report_module, "find_spec", lambda name: None)
     main(["adapt", *WORDS])
     page = _page(Path("out/report.html").read_text())
     assert 'Pictures need matplotlib: pip install "st_simcse[plots]"' in page.text

@@ -308,18 +308,10 @@ def _train_once(
 ) -> dict[str, dict[str, float]]:
     model_args, data_args, loss_args, args = arguments
     set_seed(args.seed)
-    sources = {name: _source(data_args, name) for name in ("train", "dev", "test")}
-    if sources["train"] is None:
-        raise ValueError("pass --train_file, or --train_dataset with a data set's name")
-    if data_args.streaming and args.max_steps <= 0:
-        raise ValueError("--streaming needs --max_steps, because nobody has counted the rows")
-    if data_args.max_train_samples is not None and data_args.max_train_samples < 0:
-        raise ValueError(f"--max_train_samples must be 0 (all rows) or more, got {data_args.max_train_samples}")
-    if data_args.streaming and data_args.max_train_samples:
-        raise ValueError("--max_train_samples draws from rows that are read beforehand: leave --streaming out")
-    dataset = _training_data(sources["train"], data_args, args.seed)
+    source = _train_source(data_args, args)
     evaluators = pair_evaluators(data_args)
-    has_dev = sources["dev"] is not None
+    has_dev = bool(data_args.dev_file or data_args.dev_dataset)
+    dataset = _training_data(source, data_args, args.seed)
     during_training = _during_training(evaluators[:1] if has_dev else [], data_args, args)
     model = _model(model_args, "cpu" if args.use_cpu else None)
     _check_length(model, args.max_length)
@@ -364,6 +356,20 @@ def _train_once(
         if data_args.alignment_uniformity:
             _draw_path(model_args.pooling, trainer)
     return results
+
+
+def _train_source(data_args: DataArguments, args: SimCSETrainingArguments) -> str | HubDataset:
+    """The training data, of which as many rows are asked for as can be read."""
+    source = _source(data_args, "train")
+    if source is None:
+        raise ValueError("pass --train_file, or --train_dataset with a data set's name")
+    if data_args.streaming and args.max_steps <= 0:
+        raise ValueError("--streaming needs --max_steps, because nobody has counted the rows")
+    if data_args.max_train_samples is not None and data_args.max_train_samples < 0:
+        raise ValueError(f"--max_train_samples must be 0 (all rows) or more, got {data_args.max_train_samples}")
+    if data_args.streaming and data_args.max_train_samples:
+        raise ValueError("--max_train_samples draws from rows that are read beforehand: leave --streaming out")
+    return source
 
 
 def _draw_path(label: str, trainer: Any) -> None:

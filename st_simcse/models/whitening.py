@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import cast
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
@@ -71,7 +70,7 @@ def whiten(
     if isinstance(texts, str):
         raise ValueError("texts is one text: pass a list of texts")
     _check_not_whitened(model)
-    end = cast(nn.Module, model.pop(-1)) if isinstance(model[-1], Normalize) else None
+    end = model.pop(-1) if isinstance(model[-1], Normalize) else None
     try:
         moments = _moments(model, texts, prompt, batch_size)
         weight, bias = whitening(moments, power, dimensions)

@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 
 from st_simcse.budget import Pace
 from st_simcse.cli import train
-from st_simcse.cli.adapt_corpus import BATCH, write
-from st_simcse.cli.adapt_task import Task
+from st_simcse.cli.adapt.corpus import BATCH, write
+from st_simcse.cli.adapt.task import Task
 from st_simcse.cli.runs import silence
 from st_simcse.shortlist import Candidate
 

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from st_simcse.choice import choose, noise
-from st_simcse.cli.adapt_task import Plan, Task
+from st_simcse.cli.adapt.task import Plan, Task
 from st_simcse.cli.compare import Comparison, Numbers, train_all
 from st_simcse.cli.runs import Run
 from st_simcse.models.checkpoints import load_model

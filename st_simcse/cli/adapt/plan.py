@@ -18,9 +18,9 @@ from tqdm import tqdm
 from st_simcse.budget import Pace, Share, share_budget
 from st_simcse.choice import Kind
 from st_simcse.cli import train
-from st_simcse.cli.adapt_corpus import BATCH, sample, texts_of, write, write_corpus
-from st_simcse.cli.adapt_task import Plan, Task, describe
-from st_simcse.cli.adapt_timing import STEPS, encoding_seconds, pace
+from st_simcse.cli.adapt.corpus import BATCH, sample, texts_of, write, write_corpus
+from st_simcse.cli.adapt.task import Plan, Task, describe
+from st_simcse.cli.adapt.timing import STEPS, encoding_seconds, pace
 from st_simcse.cli.inputs import identities
 from st_simcse.cli.runs import changed_inputs, measures
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from st_simcse.choice import noise
-from st_simcse.cli.adapt_task import Plan, Task, describe
-from st_simcse.cli.adapt_trials import Outcome, Trials, final_command
+from st_simcse.cli.adapt.task import Plan, Task, describe
+from st_simcse.cli.adapt.trials import Outcome, Trials, final_command
 from st_simcse.cli.compare import COSTS, as_cells
 from st_simcse.data.readers import SentenceReader
 from st_simcse.models.checkpoints import load_model

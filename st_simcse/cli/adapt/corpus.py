@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from st_simcse.cli.adapt_task import Task
+from st_simcse.cli.adapt.task import Task
 from st_simcse.data.readers import SentenceReader
 
 BATCH = 64

@@ -69,10 +69,10 @@ def run(argv: Sequence[str]) -> str:
         "--dev_file pairs.tsv --output_dir adapted",
     )
     from st_simcse.budget import parse_duration
-    from st_simcse.cli.adapt_plan import check_folder, make_plan
-    from st_simcse.cli.adapt_report import write_report
-    from st_simcse.cli.adapt_task import Task
-    from st_simcse.cli.adapt_trials import decide, run_trials, save_model
+    from st_simcse.cli.adapt.plan import check_folder, make_plan
+    from st_simcse.cli.adapt.report import write_report
+    from st_simcse.cli.adapt.task import Task
+    from st_simcse.cli.adapt.trials import decide, run_trials, save_model
     from st_simcse.training.run_folder import sole_run
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
