@@ -42,9 +42,11 @@ class StartArguments:
     def measures(self, groups: Sequence[Any]) -> list[Measure]:
         """Those of the scored pairs, and those that ``groups`` of ``DATA`` ask for; dev before test."""
         pairs = {"dev": self.dev_file, "test": self.test_file}
-        found = [
-            Measure(f"STS-B {split}", split, load_sts(file, f"STS-B {split}")) for split, file in pairs.items() if file
-        ]
+        found = []
+        for split, file in pairs.items():
+            if file:
+                evaluator = load_sts(file)
+                found.append(Measure(evaluator.name, split, evaluator))
         found += measures({name: value for group in groups for name, value in asdict(group).items()})
         return sorted(found, key=lambda measure: measure.split)
 
@@ -66,6 +68,16 @@ class Embeddings:
             self.rows |= zip(missing, found.cpu(), strict=True)
         return torch.stack([self.rows[text] for text in texts])
 
+    @torch.no_grad()
+    def noisy(self, texts: Sequence[str]) -> Tensor:
+        """The same under dropout, which is drawn with the same seed each time."""
+        torch.manual_seed(0)
+        self.model.train()
+        batches = [self.model.preprocess(list(texts[start : start + 64])) for start in range(0, len(texts), 64)]
+        found = [self.model(batch)["sentence_embedding"].cpu() for batch in batches]
+        self.model.eval()
+        return torch.cat(found)
+
 
 class Mapped(SentenceTransformer):
     """Stands in for a model with a linear map behind its pooling, for evaluators."""
@@ -74,12 +86,15 @@ class Mapped(SentenceTransformer):
         super().__init__(modules=[Normalize()], device="cpu")
         self.embeddings, self.map = embeddings, None if weight is None else (weight.float(), bias.float())
 
-    def encode(self, sentences: Sequence[str], *args: Any, convert_to_tensor: bool = False, **kwargs: Any) -> Any:
-        found = self.embeddings(list(sentences))
+    def mapped(self, found: Tensor) -> Tensor:
+        """Embeddings behind the map, of unit length."""
         if self.map:
             weight, bias = self.map
             found = found @ weight.T + bias
-        found = torch.nn.functional.normalize(found, dim=1)
+        return torch.nn.functional.normalize(found, dim=1)
+
+    def encode(self, sentences: Sequence[str], *args: Any, convert_to_tensor: bool = False, **kwargs: Any) -> Any:
+        found = self.mapped(self.embeddings(list(sentences)))
         return found if convert_to_tensor else found.numpy()
 
 
