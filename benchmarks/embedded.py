@@ -93,8 +93,8 @@ class Mapped(SentenceTransformer):
             found = found @ weight.T + bias
         return torch.nn.functional.normalize(found, dim=1)
 
-    def encode(self, sentences: Sequence[str], *args: Any, convert_to_tensor: bool = False, **kwargs: Any) -> Any:
-        found = self.mapped(self.embeddings(list(sentences)))
+    def encode(self, inputs: Sequence[str], *args: Any, convert_to_tensor: bool = False, **kwargs: Any) -> Any:
+        found = self.mapped(self.embeddings(list(inputs)))
         return found if convert_to_tensor else found.numpy()
 
 
