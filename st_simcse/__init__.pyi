@@ -34,6 +34,7 @@ from .models.checkpoints import load_simcse, save_transformer
 from .models.dropout import model_dropout, set_dropout
 from .models.lora import merge_lora
 from .models.modeling import build_model
+from .models.whitening import whiten
 from .objective import Batch, Comparison, info_nce, sup_simcse_loss, unsup_simcse_loss
 from .objective.edits import (
     AngularMargin,
@@ -96,4 +97,5 @@ __all__ = [
     "sup_simcse_loss",
     "transfer_evaluators",
     "unsup_simcse_loss",
+    "whiten",
 ]

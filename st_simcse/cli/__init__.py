@@ -17,6 +17,7 @@ __all__ = ["main"]
 COMMANDS = {
     "train": "train a model on a file of sentences, triplets or NLI rows",
     "compare": "several recipes of train over several seeds: a table and a plot with spreads",
+    "whiten": "even out the spread of a model's embeddings on a corpus, without training",
     "presets": "recipes of the paper, of LLM2Vec, for ModernBERT, and ours, for train --preset",
     "evaluate": "one or several models on the seven STS tasks, or on the transfer tasks",
     "plot": "a map of a corpus, and the similarities of positives and negatives",

@@ -26,6 +26,7 @@ from st_simcse.cli.files import check_has_file, file_flags, file_options
 from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns
 from st_simcse.cli.views import ViewArguments, make_view
+from st_simcse.cli.whiten import Whitening
 from st_simcse.data.formats import FileFormat
 from st_simcse.data.hub_dataset import HubDataset
 from st_simcse.data.layouts import found_format
@@ -91,6 +92,22 @@ class ModelArguments:
         default=True,
         metadata={"help": "Add adapters to the weights that are saved at the end; checkpoints hold adapters alone."},
     )
+    whiten: Literal["before", "after"] | None = field(
+        default=None,
+        metadata={
+            "help": "Even out the spread of the embeddings of the training data with a linear layer: before training, "
+            "which the layer takes part in, or after it; before if neither is said.",
+            "nargs": "?",
+            "const": "before",
+        },
+    )
+    whiten_power: float | None = field(
+        default=None, metadata={"help": "1 whitens, 0 subtracts the mean alone, 0.5 is between; 1 when left out."}
+    )
+    whiten_dimensions: int | None = field(
+        default=None, metadata={"help": "Keep so many dimensions, those of the largest spread; or all."}
+    )
+    whiten_frozen: bool = field(default=False, metadata={"help": "Leave that layer as it is in training."})
     model_prompts: str | None = field(
         default=None,
         metadata={"help": 'Prompts that the model knows by name and is saved with, as JSON: {"query": "query: "}.'},
@@ -306,6 +323,9 @@ def _train_once(
     during_training = _during_training(evaluators[:1] if has_dev else [], data_args, args)
     model = _model(model_args, "cpu" if args.use_cpu else None)
     _check_length(model, args.max_length)
+    whitening = Whitening(model, dataset, model_args, args)
+    results = {"before": _spearman(evaluators, model)} if before and whitening.is_before else {}
+    whitening.before_training()
     if baseline:
         dataset, loss = baseline(model, dataset, data_args.teacher or [], args)
     else:
@@ -323,7 +343,8 @@ def _train_once(
     )
     if not baseline:
         own_card(model).command = shown_command(["st-simcse", "train", *argv])
-    results = {"before": _spearman(evaluators, model)} if before else {}
+    if before and not results:
+        results = {"before": _spearman(evaluators, model)}
     resume = args.resume_from_checkpoint
     with stop, named_options(**_TRAIN_FLAGS) if data_args.streaming else nullcontext():
         trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
@@ -333,6 +354,7 @@ def _train_once(
             print(f"stopped at step {state.global_step} of {state.max_steps}, after saving a checkpoint;")
             print("the same command with --resume_from_checkpoint last goes on from there")
         raise Stopped(stop.number, results)
+    whitening.after_training()
     results["after"] = _spearman(evaluators, model)
     if adapters(model) and model_args.lora_merge:
         merge_lora(model)

@@ -73,7 +73,8 @@ def whitening(moments: Moments, power: float = 1.0, dimensions: int | None = Non
 
     Whitening with p = 1 (Su et al., 2021, arXiv:2103.15316, section 3, equations 6 to 8): the covariance of y is the
     identity. A smaller p evens the spread out in part, and p = 0 leaves it as it is, so that only the mean is
-    subtracted. The directions are sorted, those of the largest spread first.
+    subtracted. The directions are sorted, those of the largest spread first. Where embeddings do not vary but for
+    rounding, as behind a LayerNorm in one direction at least, a power above 0 gives 0.
 
     Args:
         moments: of N embeddings of width d.
@@ -84,8 +85,8 @@ def whitening(moments: Moments, power: float = 1.0, dimensions: int | None = Non
         Weight (k, d) and bias (k,), float64.
 
     Raises:
-        ValueError: for numbers out of range, constant embeddings, and with a power above 0 for embeddings that do not
-            vary in k directions, as fewer than k + 1 of them never do.
+        ValueError: for numbers out of range, embeddings that are all equal, and with a power above 0 for fewer than
+            k + 1 of them, which never vary in k directions.
 
     Example:
         >>> moments = Moments(2)
@@ -108,11 +109,12 @@ def whitening(moments: Moments, power: float = 1.0, dimensions: int | None = Non
         raise ValueError(
             f"all {moments.count} embeddings are equal, so that they have no spread: pass texts that differ"
         )
-    directions = int((values > epsilon * values[0]).sum())
-    if power > 0 and kept > directions:
+    if power > 0 and kept >= moments.count:
         raise ValueError(
-            f"{moments.count} embeddings of width {width} vary in {directions} directions, too few for {kept} "
-            f"dimensions: pass more texts that differ (more than {kept}), or dimensions={directions} or fewer"
+            f"{moments.count} texts are too few for {kept} dimensions, which need {kept + 1} at least, and several "
+            f"thousand at best: pass more texts, or dimensions={moments.count - 1} or fewer"
         )
-    weight = vectors[:, :kept].T * values[:kept, None].pow(-power / 2) if power else vectors[:, :kept].T
+    varies = values > epsilon * values[0]
+    scale = torch.where(varies, values, torch.inf) if power else torch.ones_like(values)
+    weight = vectors[:, :kept].T * scale[:kept, None].pow(-power / 2)
     return weight, -weight @ moments.mean
