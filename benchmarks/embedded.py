@@ -103,11 +103,9 @@ def whitenings(embeddings: Embeddings, texts: Sequence[str]) -> Iterator[tuple[s
     fitted = embeddings(texts)
     moments = Moments(fitted.shape[1])
     moments.add(fitted)
-    # Some models have outputs that never vary: three of all-MiniLM-L6-v2's 384.
-    varying = int(torch.linalg.matrix_rank(moments.covariance, rtol=torch.finfo(torch.float32).eps, hermitian=True))
     for power in POWERS:
         for part, (over, under) in PARTS.items():
-            weight, bias = whitening(moments, power, min(varying, fitted.shape[1] * over // under))
+            weight, bias = whitening(moments, power, fitted.shape[1] * over // under)
             yield f"power {power:g}, {part}", Mapped(embeddings, weight, bias)
 
 
