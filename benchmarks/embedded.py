@@ -59,6 +59,7 @@ class Embeddings:
             modules=[module for module in model if not isinstance(module, Normalize)], device=str(model.device)
         )
         self.rows: dict[str, Tensor] = {}
+        self.noisy_rows: dict[str, Tensor] = {}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(n, d), float32."""
@@ -71,12 +72,15 @@ class Embeddings:
     @torch.no_grad()
     def noisy(self, texts: Sequence[str]) -> Tensor:
         """The same under dropout, which is drawn with the same seed each time."""
+        missing = [text for text in texts if text not in self.noisy_rows]
         torch.manual_seed(0)
         self.model.train()
-        batches = [self.model.preprocess(list(texts[start : start + 64])) for start in range(0, len(texts), 64)]
-        found = [self.model(batch)["sentence_embedding"].cpu() for batch in batches]
+        for start in range(0, len(missing), 64):
+            batch = missing[start : start + 64]
+            found = self.model(self.model.preprocess(batch))["sentence_embedding"]
+            self.noisy_rows |= zip(batch, found.cpu(), strict=True)
         self.model.eval()
-        return torch.cat(found)
+        return torch.stack([self.noisy_rows[text] for text in texts])
 
 
 class Mapped(SentenceTransformer):
