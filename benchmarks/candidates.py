@@ -73,9 +73,7 @@ class HeldOut:
         self.crops = [[crop(text, rng) for text in self.texts] for _ in range(2)]
         self.removed = [rng.uniform(0.1, 0.8) for _ in self.texts]
         self.shortened = [shortened(text, share, rng) for text, share in zip(self.texts, self.removed, strict=True)]
-        self.shares = [rng.random() for _ in self.texts]
-        others = [rng.choice(self.texts) for _ in self.texts]
-        self.mixtures = [mixture(*row) for row in zip(self.texts, others, self.shares, strict=True)]
+        self.mixtures = [self._mixtures([rng.choice(self.texts) for _ in self.texts], rng)]
         split = TfidfVectorizer(sublinear_tf=True, tokenizer=lambda text: units(text.lower())[0], token_pattern=None)
         weights = split.fit_transform(self.texts)
         self.overlap = (weights @ weights.T).toarray()
@@ -84,6 +82,13 @@ class HeldOut:
         near = np.argsort(-without_itself(self.overlap), axis=1)[:, : min(50, len(self.texts) - 1)]
         self.pairs = (np.arange(len(self.texts)), np.array([rng.choice(row) for row in near.tolist()]))
         self.random_pairs = (np.arange(len(self.texts)), np.roll(np.arange(len(self.texts)), 1))
+        self.mixtures += [self._mixtures([rng.choice(self.texts) for _ in self.texts], rng) for _ in range(3)]
+        self.near_mixtures = self._mixtures([self.texts[place] for place in self.pairs[1]], rng)
+
+    def _mixtures(self, others: Sequence[str], rng: random.Random) -> tuple[list[float], list[str]]:
+        """The share of each text in its mixture with another, and the mixture."""
+        shares = [rng.random() for _ in self.texts]
+        return shares, [mixture(*row) for row in zip(self.texts, others, shares, strict=True)]
 
 
 @dataclass
@@ -209,6 +214,12 @@ def _own_cosines(one: Embedded, views: Array) -> Array:
     return (one.texts * views).sum(1)
 
 
+def _by_share(one: Embedded, mixtures: Sequence[tuple[list[float], list[str]]]) -> float:
+    """Of the cosine of a text and its mixture with the share of the text in it."""
+    cosines = [_own_cosines(one, one.encode(texts)) for _, texts in mixtures]
+    return _spearman(np.concatenate(cosines), [share for shares, _ in mixtures for share in shares])
+
+
 def _neighbours_by_halves(one: Embedded) -> float:
     return shared(*(neighbours(without_itself(half @ one.texts.T)) for half in one.halves))
 
@@ -234,9 +245,9 @@ CANDIDATES: dict[str, Callable[[Embedded], float]] = {
     "fewer words, correlation with their share": lambda one: _spearman(
         _own_cosines(one, one.shortened), [-share for share in one.held_out.removed]
     ),
-    "mixtures, correlation with the share": lambda one: _spearman(
-        _own_cosines(one, one.encode(one.held_out.mixtures)), one.held_out.shares
-    ),
+    "mixtures, correlation with the share": lambda one: _by_share(one, one.held_out.mixtures[:1]),
+    "mixtures, four a text": lambda one: _by_share(one, one.held_out.mixtures),
+    "mixtures with near texts": lambda one: _by_share(one, [one.held_out.near_mixtures]),
     "three keywords, reciprocal rank": lambda one: reciprocal_rank(one.texts, one.encode(one.held_out.keywords)),
     "dropout, shared neighbours": _noise,
     "alignment of halves": _alignment,

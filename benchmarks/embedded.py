@@ -20,6 +20,7 @@ from st_simcse.objective.whitening import Moments, whitening
 
 POWERS = (0.0, 0.25, 0.5, 1.0)
 PARTS = {"all": (1, 1), "2/3": (2, 3), "1/3": (1, 3)}
+WHITENINGS = {f"power {power:g}, {name}": (power, share) for power in POWERS for name, share in PARTS.items()}
 DATA = (MeasureArguments, *TABLES)
 
 
@@ -107,10 +108,8 @@ def whitenings(embeddings: Embeddings, texts: Sequence[str]) -> Iterator[tuple[s
     fitted = embeddings(texts)
     moments = Moments(fitted.shape[1])
     moments.add(fitted)
-    for power in POWERS:
-        for part, (over, under) in PARTS.items():
-            weight, bias = whitening(moments, power, fitted.shape[1] * over // under)
-            yield f"power {power:g}, {part}", Mapped(embeddings, weight, bias)
+    for name, (power, (over, under)) in WHITENINGS.items():
+        yield name, Mapped(embeddings, *whitening(moments, power, fitted.shape[1] * over // under))
 
 
 def scores(model: SentenceTransformer, asked: Sequence[Measure]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from candidates import CANDIDATES, Embedded, HeldOut
-from embedded import DATA, Embeddings, Mapped, StartArguments, scores, whitenings
+from embedded import DATA, WHITENINGS, Embeddings, Mapped, StartArguments, scores, whitenings
 from scipy.stats import kendalltau, rankdata, spearmanr
 from transformers import HfArgumentParser
 
@@ -51,29 +51,31 @@ def measure(argv: Sequence[str]) -> None:
     found: dict[str, Recipe] = json.loads(output.read_text()) if output.exists() else {}
     texts = list(SentenceReader().get_dataset(args.held_out_file)["sentence"])
     held_out, asked = HeldOut(texts[: args.held_out]), args.measures(groups)
-    for name, model, labels in recipes(args, set(found)):
-        embeddings = model.embeddings
+    done = {name for name, recipe in found.items() if recipe["proxies"].keys() >= CANDIDATES.keys()}
+    for name, model, labels in recipes(args, done):
         view = Embedded(
             held_out,
-            encode=lambda texts, model=model: model.encode(texts),
-            noisy=lambda texts, model=model, of=embeddings: model.mapped(of.noisy(texts)).numpy(),
+            encode=model.encode,
+            noisy=lambda texts, model=model: model.mapped(model.embeddings.noisy(texts)).numpy(),
         )
-        found[name] = {
-            "labels": labels or scores(model, asked),
-            "proxies": {proxy: compute(view) for proxy, compute in CANDIDATES.items()},
-            "cosines": view.cosines(),
+        recipe = found.setdefault(name, {"proxies": {}, "cosines": view.cosines()})
+        recipe["labels"] = recipe.get("labels") or labels or scores(model, asked)
+        recipe["proxies"] = {
+            proxy: recipe["proxies"][proxy] if proxy in recipe["proxies"] else compute(view)
+            for proxy, compute in CANDIDATES.items()
         }
-        print(name, found[name]["labels"], flush=True)
+        print(name, recipe["labels"], flush=True)
         output.write_text(json.dumps(found))
 
 
 def recipes(args: MeasureArguments, done: set[str]) -> Iterator[tuple[str, Mapped, dict[str, float]]]:
-    """Those that have not been measured, by name; with their labels where the comparison has measured these."""
-    if "before" not in done:
+    """Those that are not done, by name; with their labels where the comparison has measured these."""
+    if not done >= {"before", *WHITENINGS}:
         embeddings = Embeddings(args.model())
         texts = SentenceReader().get_dataset(args.train_file)["sentence"]
         for name, mapped in [("before", Mapped(embeddings)), *whitenings(embeddings, list(texts))]:
-            yield name, mapped, {}
+            if name not in done:
+                yield name, mapped, {}
     for folder in sorted(Path(args.models).glob("*/seed-0")) if args.models else []:
         trained = folder.parent.name
         if trained not in done and (numbers := folder.with_suffix(".json")).exists():
