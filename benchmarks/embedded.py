@@ -28,7 +28,9 @@ DATA = (MeasureArguments, *TABLES)
 class StartArguments:
     """The model that a table begins with, and its scored pairs."""
 
-    model_name_or_path: str = field(metadata={"help": "As in st-simcse compare, like the next three."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "As in st-simcse compare, like the next three."}
+    )
     pooling: str = "mean"
     layers: int | None = None
     model_max_length: int | None = None
@@ -36,6 +38,8 @@ class StartArguments:
     test_file: str | None = field(default=None, metadata={"help": "Scored pairs, not to choose by."})
 
     def model(self) -> SentenceTransformer:
+        if self.model_name_or_path is None:
+            raise ValueError("nothing to measure: pass --model_name_or_path")
         return build_model(
             self.model_name_or_path, pooling=self.pooling, layers=self.layers, max_seq_length=self.model_max_length
         )
