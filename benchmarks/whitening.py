@@ -1,0 +1,41 @@
+"""Whitening without training, or after it: each power and number of dimensions by the measures of one data set.
+
+Every text is encoded once, and the maps are applied to the embeddings. For a table of docs/recipes.md:
+
+python benchmarks/whitening.py --model_name_or_path MODEL --pooling cls --model_max_length 32 --train_file wiki_2560.txt
+--dev_file STSB-dev.tsv --test_file STSB-test.tsv --sts_dir sts
+
+--models FOLDER FOLDER FOLDER: trained models instead, of several seeds, whose mean and spread it prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from embedded import DATA, Embeddings, Mapped, StartArguments, averaged, loaded, scores, whitenings
+from transformers import HfArgumentParser
+
+from st_simcse import SentenceReader
+from st_simcse.evaluation import format_table
+
+
+@dataclass
+class WhiteningArguments(StartArguments):
+    train_file: str = field(kw_only=True, metadata={"help": "Texts that each whitening is fitted on."})
+    models: list[str] = field(default_factory=list, metadata={"help": "Trained models to whiten, of several seeds."})
+
+
+def main() -> None:
+    args, *groups = HfArgumentParser([WhiteningArguments, *DATA]).parse_args_into_dataclasses()
+    texts = SentenceReader().get_dataset(args.train_file)["sentence"]
+    asked = args.measures(groups)
+    rows: dict[str, list[dict[str, float]]] = {}
+    for model in loaded(args, args.models):
+        embeddings = Embeddings(model)
+        for name, mapped in [("as it is", Mapped(embeddings)), *whitenings(embeddings, list(texts))]:
+            rows.setdefault(name, []).append(scores(mapped, asked))
+    print(format_table({name: averaged(runs) for name, runs in rows.items()}, corner="whitening"))
+
+
+if __name__ == "__main__":
+    main()
