@@ -79,7 +79,7 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval, senteval_cn):
     _write_chinese()
     pairs = zip(sentences, sentences[3:] + sentences[:3], strict=True)
     rows = [f"{a}\t{b}\t{score}" for score, (a, b) in enumerate(pairs)]
-    for name in ("STSB-dev.tsv", "STSB-test.tsv"):
+    for name in ("STSB-dev.tsv", "STSB-test.tsv", "pairs.tsv"):
         Path(name).write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
     rows = [f"{a},{b},{a} Not." for a, b in zip(sentences, sentences[::-1], strict=True)]
     Path("nli_for_simcse.csv").write_text("\n".join(["sent0,sent1,hard_neg", *rows]))
