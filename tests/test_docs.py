@@ -34,6 +34,7 @@ CHINESE_PAGES = ["README.zh.md", *sorted(f"docs/zh/{path.name}" for path in (ROO
 PAGES = ["README.md", *CHINESE_PAGES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 # The sections of README.md, and what they are called in README.zh.md, which has one more.
 SECTIONS = {
+    "One command: a model for your texts": "一条命令：适应您的文本",
     "Unsupervised: any file of sentences": "无监督：任意的句子文件",
     "Supervised: anchor, positive, hard negative": "有监督：句子、正例、难负例",
     "Encode": "编码",
@@ -75,7 +76,7 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval, senteval_cn):
             Path("old", path.name).symlink_to(path.absolute())
     for name in ("sentences.txt", "paragraphs.txt", "wiki1m_for_simcse.txt"):
         Path(name).write_text("\n".join(sentences))
-    Path("texts.txt").write_text("\n".join(generate_corpus(size=130).sentences))
+    Path("texts.txt").write_text("\n".join(generate_corpus(size=420).sentences))
     _write_chinese()
     pairs = zip(sentences, sentences[3:] + sentences[:3], strict=True)
     rows = [f"{a}\t{b}\t{score}" for score, (a, b) in enumerate(pairs)]
