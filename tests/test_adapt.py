@@ -17,7 +17,6 @@ from st_simcse.choice import choose, noise
 from st_simcse.cli import adapt, main, runs
 from st_simcse.cli.adapt import plan as plan_module
 from st_simcse.cli.adapt import report as report_module
-from st_simcse.cli.adapt import task as task_module
 from st_simcse.cli.inputs import identities
 from st_simcse.corpus import generate_corpus
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
@@ -84,10 +83,11 @@ def test_what_a_model_is(tmp_path, tiny_bert, static_model):
 @pytest.mark.parametrize(
     ("corpus", "model", "teachers", "expected"),
     [
-        (SENTENCES, POOLED, [], "before whitened-0.25 whitened-0.5 whitened-1 simcse whitened-simcse"),
-        (PARAGRAPHS, POOLED, [], "before whitened-0.25 whitened-0.5 whitened-1 simcse crops whitened-simcse"),
-        (SENTENCES, BARE, ["T"], "before whitened-0.25 whitened-0.5 whitened-1 simcse teacher whitened-simcse"),
-        (CorpusProfile(40, 8, 80, 14, 0.0, "Latin"), POOLED, [], "before simcse"),
+        (SENTENCES, POOLED, [], "before centred whitened-0.5 whitened-1 simcse whitened-simcse"),
+        (PARAGRAPHS, POOLED, [], "before centred whitened-0.5 whitened-1 simcse crops whitened-simcse"),
+        (SENTENCES, BARE, ["T"], "before centred whitened-0.5 whitened-1 simcse teacher whitened-simcse"),
+        (CorpusProfile(40, 8, 80, 14, 0.0, "Latin"), POOLED, [], "before centred simcse whitened-simcse"),
+        (CorpusProfile(40, 8, 80, 14, 0.0, "Latin"), BARE, [], "before centred simcse"),
         (SENTENCES, ModelProfile(True, True, True, 32, 64), [], "before simcse"),
     ],
 )
@@ -105,13 +105,18 @@ def test_the_words_of_the_short_list():
     assert pooled["simcse"] == "--learning_rate 3e-05"
     assert "--views crops" in pooled["crops"]
     assert pooled["teacher"] == "--teacher T U --learning_rate 3e-05 --rank_distillation 1"
-    assert pooled["whitened-simcse"] == "--whiten --whiten_power 0.25 --learning_rate 3e-05"
-    assert "--projection_head true --focal_margin 0.2 --momentum_queue 160" in bare["simcse"]
-    assert bare["whitened-simcse"] == "--whiten --whiten_power 1 --learning_rate 3e-05"
+    assert pooled["whitened-simcse"] == "--whiten --whiten_power 0 " + pooled["crops"]
+    short = words(SENTENCES, POOLED)["whitened-simcse"]
+    assert short == "--whiten --whiten_power 0 --learning_rate 3e-05 --views word_repetition"
+    assert bare["simcse"] == "--projection_head --learning_rate 1e-04"
+    assert bare["whitened-simcse"] == (
+        "--whiten --whiten_power 0.5 --views word_repetition --temperature 0.05 --per_device_train_batch_size 64 "
+        "--learning_rate 6e-05 --lr_scheduler_type linear"
+    )
     none = ModelProfile(True, False, False, 32, None)
-    with_dropout = {name for name, line in words(PARAGRAPHS, none, ["T"]).items() if "--dropout 0.1" in line}
+    with_dropout = {name for name, line in words(SENTENCES, none, ["T"]).items() if "--dropout 0.1" in line}
     assert with_dropout == {"simcse", "teacher", "whitened-simcse"}
-    assert (safest(POOLED), safest(BARE)) == ("before", "whitened-0.25")
+    assert (safest(POOLED), safest(BARE)) == ("before", "whitened-0.5")
 
 
 def test_training_sees_nine_of_ten_texts_whole():
@@ -275,7 +280,7 @@ def test_from_texts_to_a_model(corpus, here, capsys, monkeypatch):
     chosen = adapt.run([*WORDS, "--budget", "10h", "--test_file", "test.tsv"])
     out, bars = capsys.readouterr()
     assert bars.count("train_runtime") <= 1  # trials are quiet, the training on all texts is not
-    untrained = ["before", "whitened-0.25", "whitened-0.5", "whitened-1"]
+    untrained = ["before", "centred", "whitened-0.5", "whitened-1"]
     trained = ["simcse", "whitened-simcse"]
     runs_of_trials = [(name, 0) for name in untrained] + [(name, seed) for seed in range(3) for name in trained]
     assert here[:10] == runs_of_trials
@@ -416,9 +421,9 @@ def test_a_recipe_that_cannot_be_timed_is_left_out(corpus, made_up, monkeypatch,
     monkeypatch.setattr(plan_module, "pace", pace)
     tiny_model(corpus[0], width=192).save_pretrained("model")
     made_up[0]["whitened-0.5"] = 60.0
-    assert adapt.run([*WORDS, "--budget", "4s"]) == "whitened-0.5"
+    assert adapt.run([*WORDS, "--pooling", "cls", "--budget", "4s"]) == "whitened-0.5"
     trials = {recipe for folder, recipe, _ in made_up[1] if folder == "trials"}
-    assert trials == {"before", "whitened-0.25", "whitened-0.5", "whitened-1"}
+    assert trials == {"before", "centred", "whitened-0.5", "whitened-1"}
     report = Path("out/report.md").read_text()
     for name, reason in (
         ("simcse", "ValueError: this model has no attention mask"),
@@ -436,47 +441,26 @@ def test_without_dev_data_the_safest_recipe_is_taken(corpus, here, caplog):
     words = _without_dev(WORDS)
     assert adapt.run([*words, "--test_file", "test.tsv"]) == "before"
     assert here == [("before", 0)]
-    assert "without dev data nothing tells which recipe is best" in caplog.text
+    assert "without dev data adapt cannot choose: none of 23 numbers" in caplog.text
     assert "a hundred scored pairs" in caplog.text
     texts = corpus[0][:8]
     before, after = (SentenceTransformer(folder, device="cpu").encode(texts) for folder in ("model", "out/model"))
     np.testing.assert_array_equal(before, after)
 
     words[-1] = "cls"
-    assert adapt.run([*words, "--pooling", "cls"]) == "whitened-0.25"
-    assert here[1:] == [("whitened-0.25", 0)]
+    assert adapt.run([*words, "--pooling", "cls"]) == "whitened-0.5"
+    assert here[1:] == [("whitened-0.5", 0)]
     left = [json.loads(line)["sentence"] for line in Path("cls/data/corpus.jsonl").read_text().splitlines()]
-    # Every direction is divided by the fourth root of its deviation's square: what is left of it is its 3/4th power.
+    # Every direction is divided by the square root of its deviation: what is left of it is the square root.
     had = np.linalg.svd(_centred(build_model("model", "cls", device="cpu").encode(left)), compute_uv=False)
     has = np.linalg.svd(_centred(SentenceTransformer("cls/model", device="cpu").encode(left)), compute_uv=False)
     deviations = [np.sort(values / math.sqrt(len(left) - 1))[::-1][:30] for values in (had, has)]
-    np.testing.assert_allclose(deviations[1], deviations[0] ** 0.75, rtol=1e-3)
+    np.testing.assert_allclose(deviations[1], deviations[0] ** 0.5, rtol=1e-3)
     assert "Without dev data nothing tells" in Path("cls/report.md").read_text()
 
 
 def _centred(embeddings):
     return embeddings.astype(np.float64) - embeddings.mean(0, dtype=np.float64)
-
-
-def test_held_out_texts_may_choose(corpus, made_up, monkeypatch):
-    scores, _ = made_up
-    scores |= {"simcse": 90.0}
-    monkeypatch.setattr(plan_module, "CHOOSES_WITHOUT_LABELS", True)
-    parse, passed = task_module.parse_comparison, []
-
-    def without_proxy(argv, **options):
-        passed.append([word for word in argv if word.startswith("--corpus_dev_file")])
-        return parse([word for word in argv if not word.startswith("--corpus_dev_file")], **options)
-
-    monkeypatch.setattr(task_module, "parse_comparison", without_proxy)
-    assert adapt.run(_without_dev(WORDS)) == "simcse"
-    assert passed[-1] == [f"--corpus_dev_file={Path('out/data/held_out.jsonl')}"]
-    held_out, left = _jsonl("held_out"), _jsonl("corpus")
-    different = set(corpus[0])
-    assert len(held_out) == len(different) // 5
-    assert not set(held_out) & set(left)
-    assert set(held_out) | set(left) == different
-    assert set(_jsonl("sample")) <= set(left)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import logging
 import random
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -25,7 +25,6 @@ from st_simcse.cli.inputs import identities
 from st_simcse.cli.runs import changed_inputs, measures
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
 from st_simcse.data.lengths import count_longer
-from st_simcse.data.readers import SentenceReader
 from st_simcse.evaluation import KNNEvaluator
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.model_profile import ModelProfile, profile_model
@@ -33,9 +32,6 @@ from st_simcse.shortlist import BEFORE, Candidate, safest, shortlist, training_l
 from st_simcse.training.run_folder import LOCK, UNFINISHED
 
 logger = logging.getLogger(__name__)
-
-# Whether held-out texts of the corpus, without labels, tell which recipe is best. Measured in docs/recipes.md.
-CHOOSES_WITHOUT_LABELS = False
 
 # Texts for a whitening that is tried without training, a dimension.
 TEXTS_PER_DIMENSION = 10
@@ -63,8 +59,6 @@ def make_plan(task: Task) -> Plan:
     """
     file = task.folder / "plan.json"
     task.corpus.source()  # there is one
-    if not file.exists():
-        task.held_out.unlink(missing_ok=True)  # of a run that was stopped before it had a plan
     inputs = _inputs(task)
     if file.exists():
         plan = _read(file)
@@ -123,12 +117,7 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
     model, kind = profile_model(task.args.model_name_or_path, task.pooling)
     corpus = profile_corpus(texts_of(texts))
     dev, measured = _measured(task)
-    chooses_by: Literal["dev", "corpus", "nothing"] = (
-        "dev" if dev else "corpus" if CHOOSES_WITHOUT_LABELS else "nothing"
-    )
-    left, without = write_corpus(task, texts, measured, hold_out=chooses_by == "corpus")
-    if chooses_by == "corpus":
-        dev = {"corpus dev": ("queries", len(SentenceReader().get_dataset(str(task.held_out))))}
+    left, without = write_corpus(task, texts, measured)
     candidates = shortlist(corpus, kind, task.args.teacher or [])
     some = left.select(sorted(random.Random(0).sample(range(len(left)), min(len(left), STEPS * BATCH))))
     sample = some["sentence"][:]
@@ -141,7 +130,6 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
         length,
         len(left),
         without,
-        chooses_by,
         dev,
         candidates,
         {},
@@ -149,15 +137,16 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
         0,
         {},
     )
-    if chooses_by == "nothing":
+    if not dev:
         return _without_trials(plan)
     return _with_trials(task, plan, model, left, sample, len(measured))
 
 
 def _without_trials(plan: Plan) -> Plan:
     logger.warning(
-        "without dev data nothing tells which recipe is best for these texts: adapt takes the safest one by the tables "
-        "of docs/recipes.md. To let it choose, pass a hundred scored pairs (--dev_file), texts with classes "
+        "without dev data adapt cannot choose: none of 23 numbers that texts alone give ranks the recipes well on all "
+        "corpora (docs/recipes.md, 'Choosing without labels'). It takes the recipe that is safest by the tables there, "
+        "and tries no other. To let it choose, pass a hundred scored pairs (--dev_file), texts with classes "
         "(--knn_dev_file), or titles and texts (--retrieval_dev_file)"
     )
     names = {BEFORE, safest(plan.model)}
@@ -175,7 +164,7 @@ def _with_trials(
     candidates = []
     for candidate in plan.candidates:
         texts = share.rows if candidate.training else rows
-        if candidate.power and texts <= width:
+        if not candidate.has_enough(texts, width):
             told = f"{texts:,} texts are too few to whiten {width} dimensions: raise --budget"
             left_out.setdefault(candidate.name, told)
         if candidate.name not in left_out:

@@ -64,7 +64,7 @@ def _table(plan: Plan, trials: Trials, outcome: Outcome) -> list[Block]:
     if not rows:
         return []
     told = "Mean and standard deviation over seeds, × 100 but for costs; the row of the saved model stands out. "
-    if plan.chooses_by != "nothing":
+    if plan.dev:
         least = noise(plan.dev.values())
         told += (
             "The first column is what recipes are chosen by. A recipe has to be better than the model as it was by "

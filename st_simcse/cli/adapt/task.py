@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from st_simcse.budget import Share, shown_duration
 from st_simcse.choice import Kind
@@ -63,16 +63,10 @@ class Task:
         file = ["--train_file", str(self.data(texts)), "--train_format", "sentences"]
         return [*self.model_words, *file, "--max_seq_length", str(length), "--report_to", "none"]
 
-    @property
-    def held_out(self) -> Path:
-        """Texts of the corpus to choose by."""
-        return self.data("held_out")
-
     def comparison(self, words: Sequence[str], candidates: Sequence[Candidate], *others: str) -> Comparison:
         """As the command line ``st-simcse compare`` with these options."""
         recipes = [f"{candidate.name}: {shlex.join(candidate.words)}" for candidate in candidates]
-        proxy = [f"--corpus_dev_file={self.held_out}"] if self.held_out.exists() else []
-        argv = [*words, *self.measured, *proxy, "--recipe", *recipes, *others]
+        argv = [*words, *self.measured, "--recipe", *recipes, *others]
         return parse_comparison(argv, needs_dev=False)
 
 
@@ -88,8 +82,7 @@ class Plan:
         length: tokens of a text that training sees.
         texts: how many there are to train on, without duplicates and without those of dev and test data.
         measured: how many of the corpus's texts are left out because dev or test data have them.
-        chooses_by: dev data, held-out texts of the corpus, or nothing.
-        dev: of each dev column what its rows are, and how many there are.
+        dev: of each dev column what its rows are, and how many there are; without any there is nothing to choose by.
         candidates: the recipes.
         left_out: why some recipes are not tried, by name.
         share: how the budget is spent.
@@ -105,7 +98,6 @@ class Plan:
     length: int
     texts: int
     measured: int
-    chooses_by: Literal["dev", "corpus", "nothing"]
     dev: dict[str, tuple[Kind, int]]
     candidates: list[Candidate]
     left_out: dict[str, str]
@@ -132,10 +124,7 @@ def describe(plan: Plan) -> str:
     ]
     trained = [candidate.name for candidate in plan.candidates if candidate.training]
     others = [candidate.name for candidate in plan.candidates if not candidate.training]
-    if plan.chooses_by == "corpus":
-        held_out = sum(rows for _, rows in plan.dev.values())
-        lines.append(f"recipes are chosen by {held_out:,} held-out texts of the corpus, without labels")
-    if plan.chooses_by != "nothing":
+    if plan.dev:
         lines.append(f"without training, on {plan.whitening_rows:,} texts: {', '.join(others)}")
         lines.append(f"trained with {share.seeds} seeds on {share.rows:,} texts: {', '.join(trained)}")
         training, measuring, final = (shown_duration(plan.seconds[part]) for part in ("trials", "other", "final"))

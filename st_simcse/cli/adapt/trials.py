@@ -59,7 +59,7 @@ def run_trials(task: Task, plan: Plan) -> Trials:
     """
     without = [candidate for candidate in plan.candidates if not candidate.training]
     trained = [candidate for candidate in plan.candidates if candidate.training]
-    if plan.chooses_by == "nothing":
+    if not plan.dev:
         without, trained = [plan.candidate(BEFORE)] if task.measured else [], []
     numbers: Numbers = {}
     failures: dict[str, str] = {}
@@ -94,7 +94,7 @@ def decide(task: Task, plan: Plan, trials: Trials) -> Outcome:
     Raises:
         ValueError, OSError: if that training fails.
     """
-    if plan.chooses_by == "nothing":
+    if not plan.dev:
         names = [candidate.name for candidate in plan.candidates]
         name = wanted if (wanted := safest(plan.model)) in names else BEFORE
         why = f"Without dev data nothing tells which recipe is best; {name} is the safest one by the tables."
@@ -105,7 +105,7 @@ def decide(task: Task, plan: Plan, trials: Trials) -> Outcome:
     if name == BEFORE:
         return Outcome(BEFORE, f"{why} The model as it was is saved.", {}, BEFORE)
     final = train_final(task, plan, plan.candidate(name))
-    if plan.chooses_by == "nothing":
+    if not plan.dev:
         return Outcome(name, f"{why} It is saved, from all texts.", final, name)
     before, after = selected[BEFORE][0], next(iter(final.values()))[0]
     told = f"{why} On all texts it has {after:.2f}, and the model as it was {before:.2f}"
@@ -170,7 +170,7 @@ def save_model(task: Task, plan: Plan, outcome: Outcome) -> None:
 
 
 def _untrained_texts(plan: Plan) -> str:
-    return "whitening" if plan.chooses_by != "nothing" else "corpus"
+    return "whitening" if plan.dev else "corpus"
 
 
 def _watched(runs: list[Run], bar: Any) -> Iterator[Run]:
