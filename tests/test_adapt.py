@@ -3,13 +3,16 @@
 import csv
 import json
 import math
+import random
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 
 from st_simcse import build_model, load_sts
 from st_simcse.budget import Pace, Share, parse_duration, share_budget, shown_duration
@@ -17,10 +20,13 @@ from st_simcse.choice import choose, noise
 from st_simcse.cli import adapt, main, runs
 from st_simcse.cli.adapt import plan as plan_module
 from st_simcse.cli.adapt import report as report_module
+from st_simcse.cli.adapt import trials as trials_module
+from st_simcse.cli.compare import parse_comparison, train_all
 from st_simcse.cli.inputs import identities
 from st_simcse.corpus import generate_corpus
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
 from st_simcse.demo import tiny_model
+from st_simcse.models.embed_once import embed_once
 from st_simcse.models.model_profile import ModelProfile, profile_model
 from st_simcse.report import Command, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from st_simcse.shortlist import safest, shortlist, training_length
@@ -235,17 +241,26 @@ WORDS = ["--model_name_or_path", "model", "--corpus", "texts.txt", "--dev_file",
 
 @pytest.fixture
 def here(monkeypatch):
-    """Runs are trained here, not each in a process; returns what was run."""
+    """What was run, without training or with it."""
     done = []
 
-    def train(one, keep_model):
-        done.append((one.recipe, one.seed))
-        result = runs.train_and_measure(one)
-        one.file.write_text(json.dumps(result))
-        return result
+    def recorded(execute):
+        def run(one, keep_model):
+            done.append((one.recipe, one.seed))
+            return execute(one, keep_model)
 
-    monkeypatch.setattr(runs, "in_a_process", train)
+        return run
+
+    untrained = trials_module.Untrained
+    monkeypatch.setattr(trials_module, "Untrained", lambda task: recorded(untrained(task)))
+    monkeypatch.setattr(trials_module, "in_this_process", recorded(trials_module.in_this_process))
     return done
+
+
+def _run_by(monkeypatch, run):
+    """All runs, without training and with it, are made by this function."""
+    monkeypatch.setattr(trials_module, "Untrained", lambda task: run)
+    monkeypatch.setattr(trials_module, "in_this_process", run)
 
 
 @pytest.fixture
@@ -265,7 +280,7 @@ def made_up(monkeypatch):
         one.file.write_text(json.dumps(result))
         return result
 
-    monkeypatch.setattr(runs, "in_a_process", train)
+    _run_by(monkeypatch, train)
     monkeypatch.setattr(plan_module, "pace", lambda *args: done.append("timed") or Pace(1.0))
     return scores, done
 
@@ -323,24 +338,90 @@ def test_from_texts_to_a_model(corpus, here, capsys, monkeypatch):
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
 
     weights = {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
-    monkeypatch.setattr(runs, "in_a_process", None)
+    _run_by(monkeypatch, None)
     monkeypatch.setattr(plan_module, "pace", None)
     assert adapt.run([*WORDS, "--budget", "10h", "--test_file", "test.tsv"]) == chosen
     assert weights == {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
     assert Path("out/report.md").read_text() == report
 
 
+def test_runs_without_training_are_as_train_makes_them(corpus, monkeypatch):
+    """The same scores, though each text goes through the transformer once for all of them."""
+    texts, pairs = corpus
+    with Path("pets.csv").open("w") as file:
+        rows = [(text, text.split()[0], pair[0]) for text, pair in zip(texts[:60], pairs, strict=True)]
+        csv.writer(file).writerows([("text", "class", "title"), *rows])
+    data = ["--dev_file", "dev.tsv", "--knn_dev_file", "pets.csv", "--retrieval_dev_file", "pets.csv"]
+    data += ["--knn_columns", "text", "class", "--retrieval_columns", "title", "text"]
+    words = ["--model_name_or_path", "model", "--train_file", "texts.txt", "--output_dir", "out", "--seeds", "0"]
+    recipes = ["before:", "centred: --whiten --whiten_power 0", "half: --whiten --whiten_power 0.5"]
+    recipes = [f"{recipe} --num_train_epochs 0" for recipe in recipes]
+    asked = parse_comparison([*words, *data, "--recipe", *recipes])
+    task = SimpleNamespace(args=SimpleNamespace(model_name_or_path="model"), pooling=None)
+    untrained, seen = trials_module.Untrained(task), []
+    untrained.model[0].model[0].register_forward_pre_hook(
+        lambda module, inputs: seen.append(len(inputs[0]["input_ids"]))
+    )
+    found, _ = train_all(asked, execute=untrained)
+    assert sum(seen) == len({*texts, *(text for first, second, _ in pairs for text in (first, second))})
+    Path("out").rename("once")
+    expected, _ = train_all(asked, execute=runs.in_this_process)
+    assert list(expected) == ["before", "centred", "half"]
+    for recipe, scores in expected.items():
+        assert set(scores) == {"dev avg.", "dev", "knn dev", "retrieval dev", "seconds", "CPU seconds"}
+        for column in ("dev avg.", "dev", "knn dev", "retrieval dev"):
+            assert found[recipe][column] == pytest.approx(scores[column], abs=1e-3)
+    assert expected["half"]["dev"] != expected["before"]["dev"]
+    with pytest.raises(NotImplementedError, match="save the one that it was made of"):
+        untrained.model.save_pretrained("out/model")
+
+
+def test_what_is_remembered_knows_prompts_and_tasks():
+    texts = ["A dog runs.", "A cat sleeps.", "A dog runs."]
+    whole, other = tiny_model(texts), tiny_model(texts, seed=1)
+    routed = SentenceTransformer(
+        modules=[Router.for_query_document([*whole], [*other])], prompts={"query": "cat: "}, default_prompt_name="query"
+    )
+    for model in (tiny_model(texts), routed):
+        once = embed_once(model)
+        for name in ("encode", "encode_query", "encode_document", "encode_query"):
+            embeddings = getattr(once, name)(texts)
+            np.testing.assert_allclose(embeddings, getattr(model, name)(texts), atol=1e-6)
+            np.testing.assert_array_equal(embeddings, getattr(embed_once(once), name)(texts))
+    assert np.abs(once.encode_query(texts) - once.encode_document(texts)).max() > 1e-3
+
+
+def test_the_costs_that_are_told(corpus, made_up, monkeypatch, capsys):
+    """By hand: a text takes a tenth of a second, a step a second."""
+    _, pairs = corpus
+    monkeypatch.setattr(plan_module, "encoding_seconds", lambda *args: 0.1)
+    adapt.run([*WORDS, "--budget", "12s"])
+    seconds = json.loads(Path("out/plan.json").read_text())["seconds"]
+    left = _jsonl("corpus")
+    assert len(left) == len(_jsonl("whitening")) == 300
+    some = [left[row] for row in sorted(random.Random(0).sample(range(300), 192))]
+    of_pairs = {text for first, second, _ in pairs for text in (first, second)}
+    measuring = 0.1 * sum(map(len, of_pairs)) / np.mean([len(text) for text in some])
+    # Two seeds of two recipes have three steps each; five runs are measured, of which four save a model.
+    assert seconds["trials"] == 12
+    assert seconds["other"] == pytest.approx(5 * (3 + measuring) + 30)
+    assert seconds["final"] == pytest.approx(5 + 3 + measuring)
+    assert seconds["report"] == pytest.approx(120)
+    total = math.ceil(10 * sum(seconds.values()) / 60) / 10
+    assert f"cost: about {total:g} minutes in all" in capsys.readouterr().out
+
+
 def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, capsys):
     scores, done = made_up
     scores |= {"simcse": 60.0}
-    train, left = runs.in_a_process, iter([True] * 5)
+    train, left = trials_module.in_this_process, iter([True] * 5)
 
     def interrupted(one, keep_model):
         if not next(left, False):
             raise KeyboardInterrupt
         return train(one, keep_model)
 
-    monkeypatch.setattr(runs, "in_a_process", interrupted)
+    _run_by(monkeypatch, interrupted)
     words = [*WORDS, "--budget", "12s"]
     with pytest.raises(KeyboardInterrupt):
         adapt.run(words)
@@ -350,7 +431,7 @@ def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, ca
     assert len(first) == 7
     plan, sample = Path("out/plan.json").read_text(), _jsonl("sample")
     assert len(sample) == 192  # 12 s for two seeds of two recipes: three steps of a second each
-    monkeypatch.setattr(runs, "in_a_process", train)
+    _run_by(monkeypatch, train)
     assert adapt.run(words) == "simcse"
     again = done[len(first) :]
     assert not set(again) & set(first)
@@ -395,19 +476,19 @@ def test_a_winner_that_is_no_gain_on_all_texts_is_not_saved(corpus, made_up):
 def test_a_recipe_that_fails_is_left_out(corpus, made_up, monkeypatch, caplog):
     scores, _ = made_up
     scores |= {"simcse": 60.0, "whitened-simcse": 70.0}
-    train = runs.in_a_process
+    train = trials_module.in_this_process
 
     def fails(one, keep_model):
         if (one.recipe, one.seed) == ("whitened-simcse", 1):
             raise ValueError("out of memory")
         return train(one, keep_model)
 
-    monkeypatch.setattr(runs, "in_a_process", fails)
+    _run_by(monkeypatch, fails)
     assert adapt.run(WORDS) == "simcse"
     assert "whitened-simcse, seed 1: ValueError: out of memory" in caplog.text
     assert "whitened-simcse, seed 1: ValueError: out of memory" in Path("out/report.md").read_text()
     scores["before"] = 80.0
-    monkeypatch.setattr(runs, "in_a_process", lambda *run: 1 / 0)
+    _run_by(monkeypatch, lambda *run: 1 / 0)
     with pytest.raises(ValueError, match="the model as it was could not be measured: before, seed 0: ZeroDivision"):
         adapt.run([*WORDS[:-1], "other"])
 

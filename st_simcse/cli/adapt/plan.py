@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import random
+import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
@@ -19,7 +19,7 @@ from st_simcse.budget import Pace, Share, share_budget
 from st_simcse.choice import Kind
 from st_simcse.cli import train
 from st_simcse.cli.adapt.corpus import BATCH, sample, texts_of, write, write_corpus
-from st_simcse.cli.adapt.task import Plan, Task, describe
+from st_simcse.cli.adapt.task import PICTURED, Plan, Task, describe
 from st_simcse.cli.adapt.timing import STEPS, encoding_seconds, pace
 from st_simcse.cli.inputs import identities
 from st_simcse.cli.runs import changed_inputs, measures
@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Texts for a whitening that is tried without training, a dimension.
 TEXTS_PER_DIMENSION = 10
-# Seconds in which a process starts and imports the libraries.
-START = 15.0
+# Seconds in which a run makes, saves and loads a model.
+OVERHEAD = 3.0
 _OURS = {"plan.json", "plan.unfinished", "data", "trials", "final", "model", "pictures", "report.md", "report.html"}
 _OURS |= {LOCK, UNFINISHED}
 
@@ -65,8 +65,6 @@ def make_plan(task: Task) -> Plan:
         _check_same(file, plan, task.options, inputs)
     else:
         plan = _new_plan(task, inputs)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # for the trials, which have processes of their own
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(asdict(plan), indent=2) + "\n", encoding="utf-8")
         unfinished.replace(file)
@@ -139,7 +137,7 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
     )
     if not dev:
         return _without_trials(plan)
-    return _with_trials(task, plan, model, left, sample, len(measured))
+    return _with_trials(task, plan, model, left, sample, measured)
 
 
 def _without_trials(plan: Plan) -> Plan:
@@ -154,13 +152,13 @@ def _without_trials(plan: Plan) -> Plan:
 
 
 def _with_trials(
-    task: Task, plan: Plan, model: SentenceTransformer, left: Dataset, some: list[str], measured: int
+    task: Task, plan: Plan, model: SentenceTransformer, left: Dataset, some: list[str], measured: set[str]
 ) -> Plan:
     """The plan with rows and costs, and its samples in files."""
     encoding = encoding_seconds(model, some)
     paces, left_out = _paces(task, plan, some, encoding)
     share = share_budget(task.budget, [*paces.values()], plan.texts, BATCH)
-    width, rows = plan.model.width, min(plan.texts, max(share.rows, TEXTS_PER_DIMENSION * plan.model.width))
+    width, rows = plan.model.width, min(plan.texts, TEXTS_PER_DIMENSION * plan.model.width)
     candidates = []
     for candidate in plan.candidates:
         texts = share.rows if candidate.training else rows
@@ -172,12 +170,16 @@ def _with_trials(
     for name, reason in left_out.items():
         logger.warning("the recipe %s is left out: %s", name, reason)
     trained = [candidate.name for candidate in candidates if candidate.training]
-    whitened = [candidate.name for candidate in candidates if candidate.power and not candidate.training]
-    runs = len(candidates) + (share.seeds - 1) * len(trained)
+    length = statistics.mean(map(len, some))
+    measuring = encoding * sum(map(len, measured)) / length
     seconds = {
         "trials": share.seeds * sum(paces[name].seconds(share.rows, BATCH) for name in trained),
-        "other": runs * (START + measured * encoding) + len(whitened) * rows * encoding,
-        "final": max((paces[name].seconds(plan.texts, BATCH) for name in trained), default=plan.texts * encoding),
+        # All runs without training embed a text once.
+        "other": (share.seeds * len(trained) + 1) * (OVERHEAD + measuring) + rows * encoding,
+        "final": max((paces[name].seconds(plan.texts, BATCH) for name in trained), default=plan.texts * encoding)
+        + OVERHEAD
+        + measuring,
+        "report": 4 * min(plan.texts, PICTURED) * encoding,
     }
     write(task.data("sample"), sample(left, share.rows))
     write(task.data("whitening"), sample(left, rows))

@@ -15,6 +15,9 @@ from st_simcse.data.corpus_profile import CorpusProfile
 from st_simcse.models.model_profile import ModelProfile
 from st_simcse.shortlist import Candidate
 
+# Texts in the pictures of the report.
+PICTURED = 600
+
 
 @dataclass(frozen=True)
 class Task:
@@ -61,7 +64,10 @@ class Task:
     def words(self, texts: str, length: int) -> list[str]:
         """The options of train that all recipes have, on the texts of this name."""
         file = ["--train_file", str(self.data(texts)), "--train_format", "sentences"]
-        return [*self.model_words, *file, "--max_seq_length", str(length), "--report_to", "none"]
+        # Scored pairs choose among the checkpoints of a training; nothing else needs them.
+        has_pairs = bool(self.options.keys() & {"dev_file", "dev_dataset"})
+        saving = [] if has_pairs else ["--save_strategy", "no"]
+        return [*self.model_words, *file, "--max_seq_length", str(length), "--report_to", "none", *saving]
 
     def comparison(self, words: Sequence[str], candidates: Sequence[Candidate], *others: str) -> Comparison:
         """As the command line ``st-simcse compare`` with these options."""
@@ -87,8 +93,8 @@ class Plan:
         left_out: why some recipes are not tried, by name.
         share: how the budget is spent.
         whitening_rows: texts of the trials without training.
-        seconds: what is expected of training the trials, of starting and measuring them, and of the longest final
-            training.
+        seconds: what is expected of training the trials, of what else they take, of the longest final run, and of the
+            report.
     """
 
     options: dict[str, Any]
@@ -127,10 +133,11 @@ def describe(plan: Plan) -> str:
     if plan.dev:
         lines.append(f"without training, on {plan.whitening_rows:,} texts: {', '.join(others)}")
         lines.append(f"trained with {share.seeds} seeds on {share.rows:,} texts: {', '.join(trained)}")
-        training, measuring, final = (shown_duration(plan.seconds[part]) for part in ("trials", "other", "final"))
+        costs = {part: shown_duration(seconds) for part, seconds in plan.seconds.items()}
         lines.append(
-            f"cost: about {training} of training for the trials, and {measuring} to start and measure them; then the "
-            f"winner on all texts, {final} at most"
+            f"cost: about {shown_duration(sum(plan.seconds.values()))} in all, of which the trials train for "
+            f"{costs['trials']} and are measured in {costs['other']}; the winner takes {costs['final']} at most, the "
+            f"pictures {costs['report']}"
         )
     lines += [f"left out: {name}: {reason}" for name, reason in plan.left_out.items()]
     return "\n".join(lines)
