@@ -391,6 +391,16 @@ def test_what_is_remembered_knows_prompts_and_tasks():
     assert np.abs(once.encode_query(texts) - once.encode_document(texts)).max() > 1e-3
 
 
+def test_checkpoints_are_saved_where_scored_pairs_choose_among_them(corpus, made_up):
+    with Path("pets.csv").open("w") as file:
+        csv.writer(file).writerows([("text", "class"), *((text, text.split()[-2]) for text in corpus[0][:60])])
+    adapt.run([*_without_dev(WORDS)[:-1], "classes", "--knn_dev_file", "pets.csv"])
+    adapt.run(WORDS)
+    for folder, saves in (("classes", False), ("out", True)):
+        options = json.loads(Path(folder, "trials/simcse/seed-0.json").read_text())["options"]
+        assert ("--save_strategy no" not in " ".join(options)) == saves
+
+
 def test_the_costs_that_are_told(corpus, made_up, monkeypatch, capsys):
     """By hand: a text takes a tenth of a second, a step a second."""
     _, pairs = corpus
