@@ -12,7 +12,7 @@ from st_simcse.presets import PRESETS
 __all__ = ["BEFORE", "Candidate", "safest", "shortlist", "training_length"]
 
 BEFORE = "before"
-POWERS = ("0.25", "0.5", "1")
+HALF = "whitened-0.5"
 LENGTHS = (32, 64, 128, 256)
 # What a preset says of the data and the model, which adapt finds out itself.
 _FOUND = {"model_name_or_path", "pooling", "teacher", "layers", "max_seq_length", "num_train_epochs"}
@@ -29,7 +29,7 @@ class Candidate:
         training: options of ``st-simcse train``; none where nothing is trained.
 
     Example:
-        >>> Candidate("whitened-1", "Without training.", power="1").words
+        >>> Candidate("whitened-1", "It takes no training.", power="1").words
         ['--whiten', '--whiten_power', '1', '--num_train_epochs', '0']
     """
 
@@ -44,6 +44,27 @@ class Candidate:
         whitening = ["--whiten", "--whiten_power", self.power] if self.power else []
         return [*whitening, *(self.training or ("--num_train_epochs", "0"))]
 
+    def has_enough(self, texts: int, width: int) -> bool:
+        """Whether so many texts are enough to whiten so many dimensions; the mean alone is known from any number."""
+        return not float(self.power or 0) or texts > width
+
+
+# By the tables of docs/recipes.md, in which no other power is the best.
+_UNTRAINED = (
+    Candidate(
+        "centred",
+        "The mean is subtracted, without training: the best of these from mean pooling, on news and on Wikipedia.",
+        "0",
+    ),
+    Candidate(HALF, "Half a whitening, without training: the best of these from a CLS token.", "0.5"),
+    Candidate(
+        "whitened-1",
+        "A whole whitening, without training: the best of these for a model that nobody has trained.",
+        "1",
+    ),
+)
+_SMALL_STEPS = ("--learning_rate", "3e-05")
+
 
 def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str] = ()) -> list[Candidate]:
     """The recipes to try, the simplest first.
@@ -57,24 +78,26 @@ def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str
         >>> corpus = CorpusProfile(1000, 0, 80, 14, 0.02, "Latin")
         >>> model = ModelProfile(is_pooled=True, has_dropout=True, is_whitened=False, width=384, reads=256)
         >>> [candidate.name for candidate in shortlist(corpus, model)]
-        ['before', 'whitened-0.25', 'whitened-0.5', 'whitened-1', 'simcse', 'whitened-simcse']
+        ['before', 'centred', 'whitened-0.5', 'whitened-1', 'simcse', 'whitened-simcse']
     """
-    found = [Candidate(BEFORE, "The model as it was.")]
-    found += [_whitened(power) for power in POWERS]
-    found.append(_simcse(model))
+    found = [Candidate(BEFORE, "The model as it was."), *_UNTRAINED, _simcse(model)]
     if corpus.has_paragraphs:
         found.append(
-            Candidate(
+            _of_preset(
+                "own-domain",
                 "crops",
                 "Two crops of a paragraph say more about it than a text under two dropout masks.",
-                training=_preset("own-domain"),
             )
         )
     if teachers:
         found.append(_taught(model, teachers))
-    found.append(_whitened_and_trained(model))
-    can_whiten = corpus.texts - corpus.duplicates > model.width and not model.is_whitened
-    return [candidate for candidate in found if not candidate.power or can_whiten]
+    found.append(_whitened_and_trained(corpus, model))
+    different = corpus.texts - corpus.duplicates
+    return [
+        candidate
+        for candidate in found
+        if not candidate.power or (candidate.has_enough(different, model.width) and not model.is_whitened)
+    ]
 
 
 def safest(model: ModelProfile) -> str:
@@ -84,7 +107,7 @@ def safest(model: ModelProfile) -> str:
         >>> safest(ModelProfile(is_pooled=True, has_dropout=True, is_whitened=False, width=384, reads=256))
         'before'
     """
-    return BEFORE if model.is_pooled else _whitened(POWERS[0]).name
+    return BEFORE if model.is_pooled else HALF
 
 
 def training_length(share_longer: Callable[[int], float], reads: int | None) -> int:
@@ -102,42 +125,40 @@ def training_length(share_longer: Callable[[int], float], reads: int | None) -> 
     return min(enough, reads or enough)
 
 
-def _whitened(power: str) -> Candidate:
-    reason = {
-        "0.25": "A gentle whitening evens out some of the spread of the embeddings; it takes no training.",
-        "0.5": "Half a whitening, between the two.",
-        "1": "A whole whitening: all directions count alike, which helps most where nobody trained the pooling.",
-    }
-    return Candidate(f"whitened-{power}", reason[power], power)
-
-
 def _simcse(model: ModelProfile) -> Candidate:
     if model.is_pooled:
         reason = "SimCSE at a small learning rate, which a model that embeds well already bears."
-        return Candidate("simcse", reason, training=[*_small_steps(), *_dropout(model)])
-    reason = "SimCSE with a head, harder negatives and larger steps: nobody trained the pooling yet."
-    return Candidate("simcse", reason, training=[*_preset("language-model"), *_dropout(model)])
+        return Candidate("simcse", reason, training=[*_SMALL_STEPS, *_dropout(model)])
+    reason = "SimCSE with a head and larger steps: nobody trained the pooling yet."
+    return Candidate("simcse", reason, training=["--projection_head", "--learning_rate", "1e-04", *_dropout(model)])
 
 
 def _taught(model: ModelProfile, teachers: Sequence[str]) -> Candidate:
-    options = _small_steps("--rank_distillation", "1") if model.is_pooled else _preset("small-from-large")
     reason = "SimCSE that keeps the ranking of the teacher, which holds back what does harm."
-    return Candidate("teacher", reason, training=["--teacher", *teachers, *options, *_dropout(model)])
+    options = ["--teacher", *teachers, *_dropout(model)]
+    if model.is_pooled:
+        return Candidate("teacher", reason, training=[*options, *_SMALL_STEPS, "--rank_distillation", "1"])
+    return _of_preset("small-from-large", "teacher", reason, options)
 
 
-def _whitened_and_trained(model: ModelProfile) -> Candidate:
-    power = POWERS[0] if model.is_pooled else POWERS[-1]
-    reason = "SimCSE from a whitened start, at a small learning rate."
-    return Candidate("whitened-simcse", reason, power, [*_small_steps(), *_dropout(model)])
+def _whitened_and_trained(corpus: CorpusProfile, model: ModelProfile) -> Candidate:
+    name = "whitened-simcse"
+    if not model.is_pooled:
+        reason = "SimCSE from half a whitening: the best start where nobody trained the pooling."
+        return _of_preset("language-model", name, reason, _dropout(model))
+    if corpus.has_paragraphs:
+        return _of_preset("own-domain", name, "Crops, from embeddings with the mean subtracted.", power="0")
+    reason = "SimCSE with some words twice in one view, from embeddings with the mean subtracted."
+    return Candidate(name, reason, "0", [*_SMALL_STEPS, "--views", "word_repetition", *_dropout(model)])
 
 
-def _small_steps(*others: str) -> list[str]:
-    return ["--learning_rate", "3e-05", *others]
-
-
-def _preset(name: str) -> list[str]:
-    options = {option: value for option, value in PRESETS[name].items() if option not in _FOUND}
-    return [word for option, value in options.items() for word in (f"--{option}", *value.split())]
+def _of_preset(preset: str, name: str, reason: str, others: Sequence[str] = (), power: str | None = None) -> Candidate:
+    """What the preset says besides what adapt finds out, and other options of training."""
+    options = {option: value for option, value in PRESETS[preset].items() if option not in _FOUND}
+    if options.pop("whiten", None):
+        power = options.pop("whiten_power")
+    words = (word for option, value in options.items() for word in (f"--{option}", *value.split()))
+    return Candidate(name, reason, power, [*others, *words])
 
 
 def _dropout(model: ModelProfile) -> list[str]:

@@ -3,13 +3,16 @@
 import csv
 import json
 import math
+import random
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 
 from st_simcse import build_model, load_sts
 from st_simcse.budget import Pace, Share, parse_duration, share_budget, shown_duration
@@ -17,11 +20,13 @@ from st_simcse.choice import choose, noise
 from st_simcse.cli import adapt, main, runs
 from st_simcse.cli.adapt import plan as plan_module
 from st_simcse.cli.adapt import report as report_module
-from st_simcse.cli.adapt import task as task_module
+from st_simcse.cli.adapt import trials as trials_module
+from st_simcse.cli.compare import parse_comparison, train_all
 from st_simcse.cli.inputs import identities
 from st_simcse.corpus import generate_corpus
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
 from st_simcse.demo import tiny_model
+from st_simcse.models.embed_once import embed_once
 from st_simcse.models.model_profile import ModelProfile, profile_model
 from st_simcse.report import Command, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from st_simcse.shortlist import safest, shortlist, training_length
@@ -84,10 +89,11 @@ def test_what_a_model_is(tmp_path, tiny_bert, static_model):
 @pytest.mark.parametrize(
     ("corpus", "model", "teachers", "expected"),
     [
-        (SENTENCES, POOLED, [], "before whitened-0.25 whitened-0.5 whitened-1 simcse whitened-simcse"),
-        (PARAGRAPHS, POOLED, [], "before whitened-0.25 whitened-0.5 whitened-1 simcse crops whitened-simcse"),
-        (SENTENCES, BARE, ["T"], "before whitened-0.25 whitened-0.5 whitened-1 simcse teacher whitened-simcse"),
-        (CorpusProfile(40, 8, 80, 14, 0.0, "Latin"), POOLED, [], "before simcse"),
+        (SENTENCES, POOLED, [], "before centred whitened-0.5 whitened-1 simcse whitened-simcse"),
+        (PARAGRAPHS, POOLED, [], "before centred whitened-0.5 whitened-1 simcse crops whitened-simcse"),
+        (SENTENCES, BARE, ["T"], "before centred whitened-0.5 whitened-1 simcse teacher whitened-simcse"),
+        (CorpusProfile(40, 8, 80, 14, 0.0, "Latin"), POOLED, [], "before centred simcse whitened-simcse"),
+        (CorpusProfile(40, 8, 80, 14, 0.0, "Latin"), BARE, [], "before centred simcse"),
         (SENTENCES, ModelProfile(True, True, True, 32, 64), [], "before simcse"),
     ],
 )
@@ -105,13 +111,18 @@ def test_the_words_of_the_short_list():
     assert pooled["simcse"] == "--learning_rate 3e-05"
     assert "--views crops" in pooled["crops"]
     assert pooled["teacher"] == "--teacher T U --learning_rate 3e-05 --rank_distillation 1"
-    assert pooled["whitened-simcse"] == "--whiten --whiten_power 0.25 --learning_rate 3e-05"
-    assert "--projection_head true --focal_margin 0.2 --momentum_queue 160" in bare["simcse"]
-    assert bare["whitened-simcse"] == "--whiten --whiten_power 1 --learning_rate 3e-05"
+    assert pooled["whitened-simcse"] == "--whiten --whiten_power 0 " + pooled["crops"]
+    short = words(SENTENCES, POOLED)["whitened-simcse"]
+    assert short == "--whiten --whiten_power 0 --learning_rate 3e-05 --views word_repetition"
+    assert bare["simcse"] == "--projection_head --learning_rate 1e-04"
+    assert bare["whitened-simcse"] == (
+        "--whiten --whiten_power 0.5 --views word_repetition --temperature 0.05 --per_device_train_batch_size 64 "
+        "--learning_rate 6e-05 --lr_scheduler_type linear"
+    )
     none = ModelProfile(True, False, False, 32, None)
-    with_dropout = {name for name, line in words(PARAGRAPHS, none, ["T"]).items() if "--dropout 0.1" in line}
+    with_dropout = {name for name, line in words(SENTENCES, none, ["T"]).items() if "--dropout 0.1" in line}
     assert with_dropout == {"simcse", "teacher", "whitened-simcse"}
-    assert (safest(POOLED), safest(BARE)) == ("before", "whitened-0.25")
+    assert (safest(POOLED), safest(BARE)) == ("before", "whitened-0.5")
 
 
 def test_training_sees_nine_of_ten_texts_whole():
@@ -230,17 +241,26 @@ WORDS = ["--model_name_or_path", "model", "--corpus", "texts.txt", "--dev_file",
 
 @pytest.fixture
 def here(monkeypatch):
-    """Runs are trained here, not each in a process; returns what was run."""
+    """What was run, without training or with it."""
     done = []
 
-    def train(one, keep_model):
-        done.append((one.recipe, one.seed))
-        result = runs.train_and_measure(one)
-        one.file.write_text(json.dumps(result))
-        return result
+    def recorded(execute):
+        def run(one, keep_model):
+            done.append((one.recipe, one.seed))
+            return execute(one, keep_model)
 
-    monkeypatch.setattr(runs, "in_a_process", train)
+        return run
+
+    untrained = trials_module.Untrained
+    monkeypatch.setattr(trials_module, "Untrained", lambda task: recorded(untrained(task)))
+    monkeypatch.setattr(trials_module, "in_this_process", recorded(trials_module.in_this_process))
     return done
+
+
+def _run_by(monkeypatch, run):
+    """All runs, without training and with it, are made by this function."""
+    monkeypatch.setattr(trials_module, "Untrained", lambda task: run)
+    monkeypatch.setattr(trials_module, "in_this_process", run)
 
 
 @pytest.fixture
@@ -260,7 +280,7 @@ def made_up(monkeypatch):
         one.file.write_text(json.dumps(result))
         return result
 
-    monkeypatch.setattr(runs, "in_a_process", train)
+    _run_by(monkeypatch, train)
     monkeypatch.setattr(plan_module, "pace", lambda *args: done.append("timed") or Pace(1.0))
     return scores, done
 
@@ -275,7 +295,7 @@ def test_from_texts_to_a_model(corpus, here, capsys, monkeypatch):
     chosen = adapt.run([*WORDS, "--budget", "10h", "--test_file", "test.tsv"])
     out, bars = capsys.readouterr()
     assert bars.count("train_runtime") <= 1  # trials are quiet, the training on all texts is not
-    untrained = ["before", "whitened-0.25", "whitened-0.5", "whitened-1"]
+    untrained = ["before", "centred", "whitened-0.5", "whitened-1"]
     trained = ["simcse", "whitened-simcse"]
     runs_of_trials = [(name, 0) for name in untrained] + [(name, seed) for seed in range(3) for name in trained]
     assert here[:10] == runs_of_trials
@@ -318,24 +338,100 @@ def test_from_texts_to_a_model(corpus, here, capsys, monkeypatch):
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
 
     weights = {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
-    monkeypatch.setattr(runs, "in_a_process", None)
+    _run_by(monkeypatch, None)
     monkeypatch.setattr(plan_module, "pace", None)
     assert adapt.run([*WORDS, "--budget", "10h", "--test_file", "test.tsv"]) == chosen
     assert weights == {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
     assert Path("out/report.md").read_text() == report
 
 
+def test_runs_without_training_are_as_train_makes_them(corpus, monkeypatch):
+    """The same scores, though each text goes through the transformer once for all of them."""
+    texts, pairs = corpus
+    with Path("pets.csv").open("w") as file:
+        rows = [(text, text.split()[0], pair[0]) for text, pair in zip(texts[:60], pairs, strict=True)]
+        csv.writer(file).writerows([("text", "class", "title"), *rows])
+    data = ["--dev_file", "dev.tsv", "--knn_dev_file", "pets.csv", "--retrieval_dev_file", "pets.csv"]
+    data += ["--knn_columns", "text", "class", "--retrieval_columns", "title", "text"]
+    words = ["--model_name_or_path", "model", "--train_file", "texts.txt", "--output_dir", "out", "--seeds", "0"]
+    recipes = ["before:", "centred: --whiten --whiten_power 0", "half: --whiten --whiten_power 0.5"]
+    recipes = [f"{recipe} --num_train_epochs 0" for recipe in recipes]
+    asked = parse_comparison([*words, *data, "--recipe", *recipes])
+    task = SimpleNamespace(args=SimpleNamespace(model_name_or_path="model"), pooling=None)
+    untrained, seen = trials_module.Untrained(task), []
+    untrained.model[0].model[0].register_forward_pre_hook(
+        lambda module, inputs: seen.append(len(inputs[0]["input_ids"]))
+    )
+    found, _ = train_all(asked, execute=untrained)
+    assert sum(seen) == len({*texts, *(text for first, second, _ in pairs for text in (first, second))})
+    Path("out").rename("once")
+    expected, _ = train_all(asked, execute=runs.in_this_process)
+    assert list(expected) == ["before", "centred", "half"]
+    for recipe, scores in expected.items():
+        assert set(scores) == {"dev avg.", "dev", "knn dev", "retrieval dev", "seconds", "CPU seconds"}
+        for column in ("dev avg.", "dev", "knn dev", "retrieval dev"):
+            assert found[recipe][column] == pytest.approx(scores[column], abs=1e-3)
+    assert expected["half"]["dev"] != expected["before"]["dev"]
+    with pytest.raises(NotImplementedError, match="save the one that it was made of"):
+        untrained.model.save_pretrained("out/model")
+
+
+def test_what_is_remembered_knows_prompts_and_tasks():
+    texts = ["A dog runs.", "A cat sleeps.", "A dog runs."]
+    whole, other = tiny_model(texts), tiny_model(texts, seed=1)
+    routed = SentenceTransformer(
+        modules=[Router.for_query_document([*whole], [*other])], prompts={"query": "cat: "}, default_prompt_name="query"
+    )
+    for model in (tiny_model(texts), routed):
+        once = embed_once(model)
+        for name in ("encode", "encode_query", "encode_document", "encode_query"):
+            embeddings = getattr(once, name)(texts)
+            np.testing.assert_allclose(embeddings, getattr(model, name)(texts), atol=1e-6)
+            np.testing.assert_array_equal(embeddings, getattr(embed_once(once), name)(texts))
+    assert np.abs(once.encode_query(texts) - once.encode_document(texts)).max() > 1e-3
+
+
+def test_checkpoints_are_saved_where_scored_pairs_choose_among_them(corpus, made_up):
+    with Path("pets.csv").open("w") as file:
+        csv.writer(file).writerows([("text", "class"), *((text, text.split()[-2]) for text in corpus[0][:60])])
+    adapt.run([*_without_dev(WORDS)[:-1], "classes", "--knn_dev_file", "pets.csv"])
+    adapt.run(WORDS)
+    for folder, saves in (("classes", False), ("out", True)):
+        options = json.loads(Path(folder, "trials/simcse/seed-0.json").read_text())["options"]
+        assert ("--save_strategy no" not in " ".join(options)) == saves
+
+
+def test_the_costs_that_are_told(corpus, made_up, monkeypatch, capsys):
+    """By hand: a text takes a tenth of a second, a step a second."""
+    _, pairs = corpus
+    monkeypatch.setattr(plan_module, "encoding_seconds", lambda *args: 0.1)
+    adapt.run([*WORDS, "--budget", "12s"])
+    seconds = json.loads(Path("out/plan.json").read_text())["seconds"]
+    left = _jsonl("corpus")
+    assert len(left) == len(_jsonl("whitening")) == 300
+    some = [left[row] for row in sorted(random.Random(0).sample(range(300), 192))]
+    of_pairs = {text for first, second, _ in pairs for text in (first, second)}
+    measuring = 0.1 * sum(map(len, of_pairs)) / np.mean([len(text) for text in some])
+    # Two seeds of two recipes have three steps each; five runs are measured, of which four save a model.
+    assert seconds["trials"] == 12
+    assert seconds["other"] == pytest.approx(5 * (3 + measuring) + 30)
+    assert seconds["final"] == pytest.approx(5 + 3 + measuring)
+    assert seconds["report"] == pytest.approx(120)
+    total = math.ceil(10 * sum(seconds.values()) / 60) / 10
+    assert f"cost: about {total:g} minutes in all" in capsys.readouterr().out
+
+
 def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, capsys):
     scores, done = made_up
     scores |= {"simcse": 60.0}
-    train, left = runs.in_a_process, iter([True] * 5)
+    train, left = trials_module.in_this_process, iter([True] * 5)
 
     def interrupted(one, keep_model):
         if not next(left, False):
             raise KeyboardInterrupt
         return train(one, keep_model)
 
-    monkeypatch.setattr(runs, "in_a_process", interrupted)
+    _run_by(monkeypatch, interrupted)
     words = [*WORDS, "--budget", "12s"]
     with pytest.raises(KeyboardInterrupt):
         adapt.run(words)
@@ -345,7 +441,7 @@ def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, ca
     assert len(first) == 7
     plan, sample = Path("out/plan.json").read_text(), _jsonl("sample")
     assert len(sample) == 192  # 12 s for two seeds of two recipes: three steps of a second each
-    monkeypatch.setattr(runs, "in_a_process", train)
+    _run_by(monkeypatch, train)
     assert adapt.run(words) == "simcse"
     again = done[len(first) :]
     assert not set(again) & set(first)
@@ -390,19 +486,19 @@ def test_a_winner_that_is_no_gain_on_all_texts_is_not_saved(corpus, made_up):
 def test_a_recipe_that_fails_is_left_out(corpus, made_up, monkeypatch, caplog):
     scores, _ = made_up
     scores |= {"simcse": 60.0, "whitened-simcse": 70.0}
-    train = runs.in_a_process
+    train = trials_module.in_this_process
 
     def fails(one, keep_model):
         if (one.recipe, one.seed) == ("whitened-simcse", 1):
             raise ValueError("out of memory")
         return train(one, keep_model)
 
-    monkeypatch.setattr(runs, "in_a_process", fails)
+    _run_by(monkeypatch, fails)
     assert adapt.run(WORDS) == "simcse"
     assert "whitened-simcse, seed 1: ValueError: out of memory" in caplog.text
     assert "whitened-simcse, seed 1: ValueError: out of memory" in Path("out/report.md").read_text()
     scores["before"] = 80.0
-    monkeypatch.setattr(runs, "in_a_process", lambda *run: 1 / 0)
+    _run_by(monkeypatch, lambda *run: 1 / 0)
     with pytest.raises(ValueError, match="the model as it was could not be measured: before, seed 0: ZeroDivision"):
         adapt.run([*WORDS[:-1], "other"])
 
@@ -416,9 +512,9 @@ def test_a_recipe_that_cannot_be_timed_is_left_out(corpus, made_up, monkeypatch,
     monkeypatch.setattr(plan_module, "pace", pace)
     tiny_model(corpus[0], width=192).save_pretrained("model")
     made_up[0]["whitened-0.5"] = 60.0
-    assert adapt.run([*WORDS, "--budget", "4s"]) == "whitened-0.5"
+    assert adapt.run([*WORDS, "--pooling", "cls", "--budget", "4s"]) == "whitened-0.5"
     trials = {recipe for folder, recipe, _ in made_up[1] if folder == "trials"}
-    assert trials == {"before", "whitened-0.25", "whitened-0.5", "whitened-1"}
+    assert trials == {"before", "centred", "whitened-0.5", "whitened-1"}
     report = Path("out/report.md").read_text()
     for name, reason in (
         ("simcse", "ValueError: this model has no attention mask"),
@@ -436,47 +532,26 @@ def test_without_dev_data_the_safest_recipe_is_taken(corpus, here, caplog):
     words = _without_dev(WORDS)
     assert adapt.run([*words, "--test_file", "test.tsv"]) == "before"
     assert here == [("before", 0)]
-    assert "without dev data nothing tells which recipe is best" in caplog.text
+    assert "without dev data adapt cannot choose: none of 23 numbers" in caplog.text
     assert "a hundred scored pairs" in caplog.text
     texts = corpus[0][:8]
     before, after = (SentenceTransformer(folder, device="cpu").encode(texts) for folder in ("model", "out/model"))
     np.testing.assert_array_equal(before, after)
 
     words[-1] = "cls"
-    assert adapt.run([*words, "--pooling", "cls"]) == "whitened-0.25"
-    assert here[1:] == [("whitened-0.25", 0)]
+    assert adapt.run([*words, "--pooling", "cls"]) == "whitened-0.5"
+    assert here[1:] == [("whitened-0.5", 0)]
     left = [json.loads(line)["sentence"] for line in Path("cls/data/corpus.jsonl").read_text().splitlines()]
-    # Every direction is divided by the fourth root of its deviation's square: what is left of it is its 3/4th power.
+    # Every direction is divided by the square root of its deviation: what is left of it is the square root.
     had = np.linalg.svd(_centred(build_model("model", "cls", device="cpu").encode(left)), compute_uv=False)
     has = np.linalg.svd(_centred(SentenceTransformer("cls/model", device="cpu").encode(left)), compute_uv=False)
     deviations = [np.sort(values / math.sqrt(len(left) - 1))[::-1][:30] for values in (had, has)]
-    np.testing.assert_allclose(deviations[1], deviations[0] ** 0.75, rtol=1e-3)
+    np.testing.assert_allclose(deviations[1], deviations[0] ** 0.5, rtol=1e-3)
     assert "Without dev data nothing tells" in Path("cls/report.md").read_text()
 
 
 def _centred(embeddings):
     return embeddings.astype(np.float64) - embeddings.mean(0, dtype=np.float64)
-
-
-def test_held_out_texts_may_choose(corpus, made_up, monkeypatch):
-    scores, _ = made_up
-    scores |= {"simcse": 90.0}
-    monkeypatch.setattr(plan_module, "CHOOSES_WITHOUT_LABELS", True)
-    parse, passed = task_module.parse_comparison, []
-
-    def without_proxy(argv, **options):
-        passed.append([word for word in argv if word.startswith("--corpus_dev_file")])
-        return parse([word for word in argv if not word.startswith("--corpus_dev_file")], **options)
-
-    monkeypatch.setattr(task_module, "parse_comparison", without_proxy)
-    assert adapt.run(_without_dev(WORDS)) == "simcse"
-    assert passed[-1] == [f"--corpus_dev_file={Path('out/data/held_out.jsonl')}"]
-    held_out, left = _jsonl("held_out"), _jsonl("corpus")
-    different = set(corpus[0])
-    assert len(held_out) == len(different) // 5
-    assert not set(held_out) & set(left)
-    assert set(held_out) | set(left) == different
-    assert set(_jsonl("sample")) <= set(left)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from st_simcse import HubDataset, KNNEvaluator, SimCSETrainer, build_model, load
 from st_simcse.cli import compare, runs, train
 from st_simcse.cli.baselines import BASELINES
 from st_simcse.cli.inputs import identities
+from st_simcse.demo import tiny_model
 from st_simcse.recipes import read_recipes, split_baseline
 
 
@@ -261,7 +262,7 @@ def test_what_changes_between_two_runs_gives_no_table(words, trained, monkeypatc
 
 def test_data_that_changes_during_a_run_fails_it(words, monkeypatch):
     monkeypatch.setattr(train, "run", lambda *args, **options: (_grown("a.txt"), {"after": {"dev": 0.5}})[1])
-    monkeypatch.setattr(runs, "load_model", lambda folder: SimpleNamespace(to=lambda device: None))
+    monkeypatch.setattr(runs, "load_model", lambda folder: tiny_model(["A dog runs."]))
     monkeypatch.setattr(runs.Cost, "measured", {"seconds": 1.0}, raising=False)
     monkeypatch.setattr(runs.Cost, "device", "cpu", raising=False)
     one = runs.Run("a", 0, words, vars(compare.MeasureArguments()), "out")

@@ -112,8 +112,9 @@ def test_own_domain_and_language_model():
     assert (model.pooling, arguments.views, loss.projection_head) == ("as saved", "crops", False)
     assert (arguments.learning_rate, arguments.per_device_train_batch_size, arguments.max_length) == (1e-4, 64, 64)
     model, _, loss, arguments = train.parse_train(["--preset", "language-model", *rest])
-    assert (model.pooling, loss.projection_head, loss.focal_margin, loss.momentum_queue) == ("cls", True, 0.2, 160)
-    assert (arguments.learning_rate, arguments.per_device_train_batch_size, arguments.max_length) == (1e-4, 64, 32)
+    assert (model.pooling, model.whiten, model.whiten_power) == ("cls", "before", 0.5)
+    assert (arguments.views, loss.projection_head, loss.focal_margin) == ("word_repetition", False, None)
+    assert (arguments.learning_rate, arguments.per_device_train_batch_size, arguments.max_length) == (6e-5, 64, 32)
 
 
 def test_small_from_large():

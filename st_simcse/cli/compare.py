@@ -162,6 +162,7 @@ def train_all(
     progress: Callable[[list[Run]], Iterable[Run]] = iter,
     say: Callable[[str], object] = _say,
     is_quiet: bool = False,
+    execute: Callable[[Run, bool], Result] | None = None,
 ) -> tuple[Numbers, dict[str, str]]:
     """Train what has not been trained.
 
@@ -170,6 +171,7 @@ def train_all(
         progress: gives the runs back in their order, and may show how far they are.
         say: takes a line for every run.
         is_quiet: whether the runs show no bars and warnings of their own.
+        execute: trains and measures a run, and keeps its model if it is told to; in a process of its own when left out.
 
     Returns:
         The numbers by recipe and column, a list by seed; and what went wrong, by recipe.
@@ -179,7 +181,7 @@ def train_all(
     """
     from st_simcse.cli.runs import Run, in_a_process
 
-    args = comparison.args
+    args, execute = comparison.args, execute or in_a_process
     runs = [
         Run(recipe, seed, [*comparison.common, *words], comparison.tests, args.output_dir, is_quiet)
         for seed in args.seeds
@@ -194,7 +196,7 @@ def train_all(
             say(f"{place}: done before" + ", and its model was not kept" * lost)
         elif one.recipe not in failures:
             try:
-                results[number] = in_a_process(one, args.keep_models)
+                results[number] = execute(one, args.keep_models)
                 say(f"{place}: {_line(results[number])}")
             except Exception as error:
                 failures[one.recipe] = f"{one.recipe}, seed {one.seed}: {type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar
@@ -33,6 +35,7 @@ from st_simcse.cli.inputs import identities
 from st_simcse.cli.parsing import named_options
 from st_simcse.evaluation import check_defined, load_classes, load_retrieval, sts_evaluators, transfer_evaluators
 from st_simcse.models.checkpoints import load_model
+from st_simcse.models.embed_once import embed_once
 from st_simcse.recipes import split_baseline
 from st_simcse.training.run_folder import checkpoint_folders
 from st_simcse.training.stop_on_signal import Stopped
@@ -89,6 +92,21 @@ def in_a_process(run: Run, keep_model: bool) -> Result:
             result = process.submit(train_and_measure, run).result()
         except BrokenProcessPool as error:
             raise OSError("its process was killed; by the system, if memory was short") from error
+    return _kept(run, result, keep_model)
+
+
+def in_this_process(run: Run, keep_model: bool) -> Result:
+    """The same without the seconds that a process needs to start; what it takes of memory alone is not known then."""
+    shutil.rmtree(run.model, ignore_errors=True)
+    result = train_and_measure(run)
+    if result:
+        del result["cost"]["MiB"]
+    gc.collect()  # models and optimizers lie in cycles
+    return _kept(run, result, keep_model)
+
+
+def _kept(run: Run, result: Result | None, keep_model: bool) -> Result:
+    """The result of a run, in its file; the model goes, or stays without its checkpoints."""
     if result is None:
         raise KeyboardInterrupt
     if keep_model:
@@ -96,10 +114,16 @@ def in_a_process(run: Run, keep_model: bool) -> Result:
             shutil.rmtree(checkpoint)
     else:
         shutil.rmtree(run.model)
+    write_result(run, result)
+    return result
+
+
+def write_result(run: Run, result: Result) -> None:
+    """The result into its file, whole."""
+    run.file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = run.file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(run.file)
-    return result
 
 
 def _begin() -> None:
@@ -114,7 +138,7 @@ def _begin() -> None:
 def train_and_measure(run: Run) -> Result | None:
     """None for a run that was stopped."""
     cost = Cost()
-    before = identities(run.options, run.tests)
+    inputs = identities(run.options, run.tests)
     baseline, options = split_baseline(run.options)
     argv = [*options, "--seed", str(run.seed), "--output_dir", str(run.model)]
     try:
@@ -123,8 +147,31 @@ def train_and_measure(run: Run) -> Result | None:
             scores = train.run(argv, BASELINES[baseline] if baseline else None, [cost], before=False)
     except Stopped:
         return None
-    data_args = train.parse_train(argv)[1]
-    pairs = {name: 100 * value for name, value in scores["after"].items()}
+    model = load_model(str(run.model)).to(cost.device)
+    return measured(run, model, scores["after"], cost.measured, inputs)
+
+
+def measured(
+    run: Run,
+    model: SentenceTransformer,
+    correlations: dict[str, float],
+    cost: dict[str, float],
+    inputs: dict[str, str | None],
+) -> Result:
+    """The result of a run.
+
+    Args:
+        run: the run.
+        model: what came of it.
+        correlations: of the dev and test pairs, -1 to 1, by name.
+        cost: by name.
+        inputs: hashes of what the run read, from before it.
+
+    Raises:
+        ValueError: for scores that are not defined, and for inputs that changed meanwhile.
+    """
+    data_args = train.parse_train(split_baseline(run.options)[1])[1]
+    pairs = {name: 100 * value for name, value in correlations.items()}
     dev = list(pairs)[: bool(data_args.dev_file or data_args.dev_dataset)]
     result: Result = {
         "recipe": run.recipe,
@@ -134,16 +181,17 @@ def train_and_measure(run: Run) -> Result | None:
         "dev": {name: value for name, value in pairs.items() if name in dev},
         "test": {name: value for name, value in pairs.items() if name not in dev},
         "details": {},
-        "cost": cost.measured,
+        "cost": cost,
     }
-    model = load_model(str(run.model)).to(cost.device)
+    once = embed_once(model)
     for measure in measures(run.tests):
-        details: Any = measure.evaluator(model)
+        # The sets of a benchmark share few texts, and have many.
+        details: Any = measure.evaluator(model if measure.is_average else once)
         result[measure.split][measure.name] = 100 * details[measure.evaluator.primary_metric]
         result["details"] |= details
     check_defined({run.recipe: result["dev"] | result["test"]})
     result["inputs"] = identities(run.options, run.tests)  # now those of the hub are in its cache
-    if changed := changed_inputs(before, result["inputs"]):
+    if changed := changed_inputs(inputs, result["inputs"]):
         raise ValueError(f"{', '.join(changed)} changed while the run read it: run it again")
     return result
 
@@ -172,11 +220,12 @@ def changed_inputs(first: dict[str, str | None], second: dict[str, str | None]) 
 
 
 class Measure(NamedTuple):
-    """A column of the table; ``split`` says whether recipes are chosen by it."""
+    """A column of the table; ``split`` says whether recipes are chosen by it, ``is_average`` whether it has tasks."""
 
     name: str
     split: Literal["dev", "test"]
     evaluator: BaseEvaluator
+    is_average: bool = False
 
 
 def measures(tests: dict[str, Any]) -> list[Measure]:
@@ -202,9 +251,10 @@ def measures(tests: dict[str, Any]) -> list[Measure]:
     with named_options(**file_flags(tests, "sts_"), allow_partial="--allow_partial"):
         if folder := tests["sts_dir"]:
             evaluator = sts_evaluators(folder, allow_partial=partial, **file_options(tests, "sts_"))
-            found.append(Measure("STS avg.", "test", evaluator))
+            found.append(Measure("STS avg.", "test", evaluator, is_average=True))
         if folder := tests["senteval_dir"]:
-            found.append(Measure("transfer avg.", "test", transfer_evaluators(folder, allow_partial=partial)))
+            evaluator = transfer_evaluators(folder, allow_partial=partial)
+            found.append(Measure("transfer avg.", "test", evaluator, is_average=True))
     return found
 
 

@@ -316,7 +316,7 @@ def _train_once(
     model = _model(model_args, "cpu" if args.use_cpu else None)
     _check_length(model, args.max_length)
     whitening = Whitening(model, dataset, model_args, args)
-    results = {"before": _spearman(evaluators, model)} if before and whitening.is_before else {}
+    results = {"before": spearman(evaluators, model)} if before and whitening.is_before else {}
     whitening.before_training()
     if baseline:
         dataset, loss = baseline(model, dataset, data_args.teacher or [], args)
@@ -336,7 +336,7 @@ def _train_once(
     if not baseline:
         own_card(model).command = shown_command(["st-simcse", "train", *argv])
     if before and not results:
-        results = {"before": _spearman(evaluators, model)}
+        results = {"before": spearman(evaluators, model)}
     resume = args.resume_from_checkpoint
     with stop, named_options(**_TRAIN_FLAGS) if data_args.streaming else nullcontext():
         trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
@@ -347,7 +347,7 @@ def _train_once(
             print("the same command with --resume_from_checkpoint last goes on from there")
         raise Stopped(stop.number, results)
     whitening.after_training()
-    results["after"] = _spearman(evaluators, model)
+    results["after"] = spearman(evaluators, model)
     if adapters(model) and model_args.lora_merge:
         merge_lora(model)
     trainer.save_model(args.output_dir)
@@ -621,5 +621,6 @@ def _format_of(source: HubDataset, columns: list[int | str] | None) -> str:
     raise ValueError(f"{source} has the columns {', '.join(found)}, expected {usual}; name others with --columns")
 
 
-def _spearman(evaluators: list[EmbeddingSimilarityEvaluator], model: SentenceTransformer) -> dict[str, float]:
+def spearman(evaluators: list[EmbeddingSimilarityEvaluator], model: SentenceTransformer) -> dict[str, float]:
+    """The correlations, -1 to 1, by the evaluators' names."""
     return {evaluator.name: evaluator(model)[f"{evaluator.name}_spearman_cosine"] for evaluator in evaluators}

@@ -76,7 +76,7 @@ def run(argv: Sequence[str]) -> str:
     from st_simcse.training.run_folder import sole_run
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("adapt starts a process a run itself: leave torchrun and accelerate launch out")
+        raise ValueError("adapt trains in one process: leave torchrun and accelerate launch out")
     task = Task(
         args,
         corpus,

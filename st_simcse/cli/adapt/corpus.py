@@ -1,4 +1,4 @@
-"""The texts of ``st-simcse adapt`` in files: all that are trained on, samples of them, and those to choose by."""
+"""The texts of ``st-simcse adapt`` in files: all that are trained on, and samples of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from st_simcse.data.readers import SentenceReader
 
 BATCH = 64
 LEAST_TEXTS = 2 * BATCH
-# To choose by without labels, and at most a fifth of the texts.
-HELD_OUT = 1000
 
 
 def texts_of(dataset: Dataset) -> Iterator[str]:
@@ -24,7 +22,7 @@ def texts_of(dataset: Dataset) -> Iterator[str]:
         yield from rows["sentence"]
 
 
-def write_corpus(task: Task, texts: Dataset, measured: set[str], hold_out: bool) -> tuple[Dataset, int]:
+def write_corpus(task: Task, texts: Dataset, measured: set[str]) -> tuple[Dataset, int]:
     """The different texts that nothing is measured on, in a file and as a Dataset; and how many of the others."""
     seen: set[int] = set()
     without = 0
@@ -47,12 +45,6 @@ def write_corpus(task: Task, texts: Dataset, measured: set[str], hold_out: bool)
             f"{count:,} different texts beside those of the dev and test data are too few: {LEAST_TEXTS} are the "
             f"least, two batches of {BATCH}, and some thousand teach a model more"
         )
-    if hold_out:
-        left = SentenceReader().get_dataset(str(file))
-        order = random.Random(0).sample(range(count), count)
-        some = min(HELD_OUT, count // 5)
-        write(task.held_out, texts_of(left.select(sorted(order[:some]))))
-        write(file, texts_of(left.select(sorted(order[some:]))))
     return SentenceReader().get_dataset(str(file)), without
 
 

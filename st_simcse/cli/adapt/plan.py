@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import random
+import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
@@ -19,13 +19,12 @@ from st_simcse.budget import Pace, Share, share_budget
 from st_simcse.choice import Kind
 from st_simcse.cli import train
 from st_simcse.cli.adapt.corpus import BATCH, sample, texts_of, write, write_corpus
-from st_simcse.cli.adapt.task import Plan, Task, describe
+from st_simcse.cli.adapt.task import PICTURED, Plan, Task, describe
 from st_simcse.cli.adapt.timing import STEPS, encoding_seconds, pace
 from st_simcse.cli.inputs import identities
 from st_simcse.cli.runs import changed_inputs, measures
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
 from st_simcse.data.lengths import count_longer
-from st_simcse.data.readers import SentenceReader
 from st_simcse.evaluation import KNNEvaluator
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.model_profile import ModelProfile, profile_model
@@ -34,13 +33,10 @@ from st_simcse.training.run_folder import LOCK, UNFINISHED
 
 logger = logging.getLogger(__name__)
 
-# Whether held-out texts of the corpus, without labels, tell which recipe is best. Measured in docs/recipes.md.
-CHOOSES_WITHOUT_LABELS = False
-
 # Texts for a whitening that is tried without training, a dimension.
 TEXTS_PER_DIMENSION = 10
-# Seconds in which a process starts and imports the libraries.
-START = 15.0
+# Seconds in which a run makes, saves and loads a model.
+OVERHEAD = 3.0
 _OURS = {"plan.json", "plan.unfinished", "data", "trials", "final", "model", "pictures", "report.md", "report.html"}
 _OURS |= {LOCK, UNFINISHED}
 
@@ -63,16 +59,12 @@ def make_plan(task: Task) -> Plan:
     """
     file = task.folder / "plan.json"
     task.corpus.source()  # there is one
-    if not file.exists():
-        task.held_out.unlink(missing_ok=True)  # of a run that was stopped before it had a plan
     inputs = _inputs(task)
     if file.exists():
         plan = _read(file)
         _check_same(file, plan, task.options, inputs)
     else:
         plan = _new_plan(task, inputs)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # for the trials, which have processes of their own
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(asdict(plan), indent=2) + "\n", encoding="utf-8")
         unfinished.replace(file)
@@ -123,12 +115,7 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
     model, kind = profile_model(task.args.model_name_or_path, task.pooling)
     corpus = profile_corpus(texts_of(texts))
     dev, measured = _measured(task)
-    chooses_by: Literal["dev", "corpus", "nothing"] = (
-        "dev" if dev else "corpus" if CHOOSES_WITHOUT_LABELS else "nothing"
-    )
-    left, without = write_corpus(task, texts, measured, hold_out=chooses_by == "corpus")
-    if chooses_by == "corpus":
-        dev = {"corpus dev": ("queries", len(SentenceReader().get_dataset(str(task.held_out))))}
+    left, without = write_corpus(task, texts, measured)
     candidates = shortlist(corpus, kind, task.args.teacher or [])
     some = left.select(sorted(random.Random(0).sample(range(len(left)), min(len(left), STEPS * BATCH))))
     sample = some["sentence"][:]
@@ -141,7 +128,6 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
         length,
         len(left),
         without,
-        chooses_by,
         dev,
         candidates,
         {},
@@ -149,15 +135,16 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
         0,
         {},
     )
-    if chooses_by == "nothing":
+    if not dev:
         return _without_trials(plan)
-    return _with_trials(task, plan, model, left, sample, len(measured))
+    return _with_trials(task, plan, model, left, sample, measured)
 
 
 def _without_trials(plan: Plan) -> Plan:
     logger.warning(
-        "without dev data nothing tells which recipe is best for these texts: adapt takes the safest one by the tables "
-        "of docs/recipes.md. To let it choose, pass a hundred scored pairs (--dev_file), texts with classes "
+        "without dev data adapt cannot choose: none of 23 numbers that texts alone give ranks the recipes well on all "
+        "corpora (docs/recipes.md, 'Choosing without labels'). It takes the recipe that is safest by the tables there, "
+        "and tries no other. To let it choose, pass a hundred scored pairs (--dev_file), texts with classes "
         "(--knn_dev_file), or titles and texts (--retrieval_dev_file)"
     )
     names = {BEFORE, safest(plan.model)}
@@ -165,17 +152,17 @@ def _without_trials(plan: Plan) -> Plan:
 
 
 def _with_trials(
-    task: Task, plan: Plan, model: SentenceTransformer, left: Dataset, some: list[str], measured: int
+    task: Task, plan: Plan, model: SentenceTransformer, left: Dataset, some: list[str], measured: set[str]
 ) -> Plan:
     """The plan with rows and costs, and its samples in files."""
     encoding = encoding_seconds(model, some)
     paces, left_out = _paces(task, plan, some, encoding)
     share = share_budget(task.budget, [*paces.values()], plan.texts, BATCH)
-    width, rows = plan.model.width, min(plan.texts, max(share.rows, TEXTS_PER_DIMENSION * plan.model.width))
+    width, rows = plan.model.width, min(plan.texts, TEXTS_PER_DIMENSION * plan.model.width)
     candidates = []
     for candidate in plan.candidates:
         texts = share.rows if candidate.training else rows
-        if candidate.power and texts <= width:
+        if not candidate.has_enough(texts, width):
             told = f"{texts:,} texts are too few to whiten {width} dimensions: raise --budget"
             left_out.setdefault(candidate.name, told)
         if candidate.name not in left_out:
@@ -183,12 +170,16 @@ def _with_trials(
     for name, reason in left_out.items():
         logger.warning("the recipe %s is left out: %s", name, reason)
     trained = [candidate.name for candidate in candidates if candidate.training]
-    whitened = [candidate.name for candidate in candidates if candidate.power and not candidate.training]
-    runs = len(candidates) + (share.seeds - 1) * len(trained)
+    length = statistics.mean(map(len, some))
+    measuring = encoding * sum(map(len, measured)) / length
     seconds = {
         "trials": share.seeds * sum(paces[name].seconds(share.rows, BATCH) for name in trained),
-        "other": runs * (START + measured * encoding) + len(whitened) * rows * encoding,
-        "final": max((paces[name].seconds(plan.texts, BATCH) for name in trained), default=plan.texts * encoding),
+        # All runs without training embed a text once.
+        "other": (share.seeds * len(trained) + 1) * (OVERHEAD + measuring) + rows * encoding,
+        "final": max((paces[name].seconds(plan.texts, BATCH) for name in trained), default=plan.texts * encoding)
+        + OVERHEAD
+        + measuring,
+        "report": 4 * min(plan.texts, PICTURED) * encoding,
     }
     write(task.data("sample"), sample(left, share.rows))
     write(task.data("whitening"), sample(left, rows))

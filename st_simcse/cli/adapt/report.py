@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from st_simcse.choice import noise
-from st_simcse.cli.adapt.task import Plan, Task, describe
+from st_simcse.cli.adapt.task import PICTURED, Plan, Task, describe
 from st_simcse.cli.adapt.trials import Outcome, Trials, final_command
 from st_simcse.cli.compare import COSTS, as_cells
 from st_simcse.data.readers import SentenceReader
@@ -23,7 +23,6 @@ from st_simcse.shortlist import BEFORE
 
 TITLE = "A model adapted to a corpus"
 FINAL = ", on all texts"
-PICTURED = 1000
 CLUSTERS = 8
 
 
@@ -64,7 +63,7 @@ def _table(plan: Plan, trials: Trials, outcome: Outcome) -> list[Block]:
     if not rows:
         return []
     told = "Mean and standard deviation over seeds, × 100 but for costs; the row of the saved model stands out. "
-    if plan.chooses_by != "nothing":
+    if plan.dev:
         least = noise(plan.dev.values())
         told += (
             "The first column is what recipes are chosen by. A recipe has to be better than the model as it was by "

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from st_simcse.budget import Share, shown_duration
 from st_simcse.choice import Kind
@@ -14,6 +14,9 @@ from st_simcse.cli.compare import Comparison, parse_comparison
 from st_simcse.data.corpus_profile import CorpusProfile
 from st_simcse.models.model_profile import ModelProfile
 from st_simcse.shortlist import Candidate
+
+# Texts in the pictures of the report.
+PICTURED = 600
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,15 @@ class Task:
     def words(self, texts: str, length: int) -> list[str]:
         """The options of train that all recipes have, on the texts of this name."""
         file = ["--train_file", str(self.data(texts)), "--train_format", "sentences"]
-        return [*self.model_words, *file, "--max_seq_length", str(length), "--report_to", "none"]
-
-    @property
-    def held_out(self) -> Path:
-        """Texts of the corpus to choose by."""
-        return self.data("held_out")
+        # Scored pairs choose among the checkpoints of a training; nothing else needs them.
+        has_pairs = bool(self.options.keys() & {"dev_file", "dev_dataset"})
+        saving = [] if has_pairs else ["--save_strategy", "no"]
+        return [*self.model_words, *file, "--max_seq_length", str(length), "--report_to", "none", *saving]
 
     def comparison(self, words: Sequence[str], candidates: Sequence[Candidate], *others: str) -> Comparison:
         """As the command line ``st-simcse compare`` with these options."""
         recipes = [f"{candidate.name}: {shlex.join(candidate.words)}" for candidate in candidates]
-        proxy = [f"--corpus_dev_file={self.held_out}"] if self.held_out.exists() else []
-        argv = [*words, *self.measured, *proxy, "--recipe", *recipes, *others]
+        argv = [*words, *self.measured, "--recipe", *recipes, *others]
         return parse_comparison(argv, needs_dev=False)
 
 
@@ -88,14 +88,13 @@ class Plan:
         length: tokens of a text that training sees.
         texts: how many there are to train on, without duplicates and without those of dev and test data.
         measured: how many of the corpus's texts are left out because dev or test data have them.
-        chooses_by: dev data, held-out texts of the corpus, or nothing.
-        dev: of each dev column what its rows are, and how many there are.
+        dev: of each dev column what its rows are, and how many there are; without any there is nothing to choose by.
         candidates: the recipes.
         left_out: why some recipes are not tried, by name.
         share: how the budget is spent.
         whitening_rows: texts of the trials without training.
-        seconds: what is expected of training the trials, of starting and measuring them, and of the longest final
-            training.
+        seconds: what is expected of training the trials, of what else they take, of the longest final run, and of the
+            report.
     """
 
     options: dict[str, Any]
@@ -105,7 +104,6 @@ class Plan:
     length: int
     texts: int
     measured: int
-    chooses_by: Literal["dev", "corpus", "nothing"]
     dev: dict[str, tuple[Kind, int]]
     candidates: list[Candidate]
     left_out: dict[str, str]
@@ -132,16 +130,14 @@ def describe(plan: Plan) -> str:
     ]
     trained = [candidate.name for candidate in plan.candidates if candidate.training]
     others = [candidate.name for candidate in plan.candidates if not candidate.training]
-    if plan.chooses_by == "corpus":
-        held_out = sum(rows for _, rows in plan.dev.values())
-        lines.append(f"recipes are chosen by {held_out:,} held-out texts of the corpus, without labels")
-    if plan.chooses_by != "nothing":
+    if plan.dev:
         lines.append(f"without training, on {plan.whitening_rows:,} texts: {', '.join(others)}")
         lines.append(f"trained with {share.seeds} seeds on {share.rows:,} texts: {', '.join(trained)}")
-        training, measuring, final = (shown_duration(plan.seconds[part]) for part in ("trials", "other", "final"))
+        costs = {part: shown_duration(seconds) for part, seconds in plan.seconds.items()}
         lines.append(
-            f"cost: about {training} of training for the trials, and {measuring} to start and measure them; then the "
-            f"winner on all texts, {final} at most"
+            f"cost: about {shown_duration(sum(plan.seconds.values()))} in all, of which the trials train for "
+            f"{costs['trials']} and are measured in {costs['other']}; the winner takes {costs['final']} at most, the "
+            f"pictures {costs['report']}"
         )
     lines += [f"left out: {name}: {reason}" for name, reason in plan.left_out.items()]
     return "\n".join(lines)

@@ -6,15 +6,23 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 
 from st_simcse.choice import choose, noise
+from st_simcse.cli import train
+from st_simcse.cli.adapt.corpus import texts_of
 from st_simcse.cli.adapt.task import Plan, Task
 from st_simcse.cli.compare import Comparison, Numbers, train_all
-from st_simcse.cli.runs import Run
+from st_simcse.cli.inputs import identities
+from st_simcse.cli.runs import Result, Run, in_this_process, measured, write_result
+from st_simcse.data.readers import SentenceReader
 from st_simcse.models.checkpoints import load_model
+from st_simcse.models.embed_once import embed_once
+from st_simcse.models.whitening import whiten
 from st_simcse.report import Command, Paragraph, as_markdown
 from st_simcse.shortlist import BEFORE, Candidate, safest
 from st_simcse.training.model_card import shown_command
@@ -51,6 +59,30 @@ class Outcome:
     tried: str
 
 
+class Untrained:
+    """Runs without training, which share one model: what it makes of a text is computed once."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    @cached_property
+    def model(self) -> SentenceTransformer:
+        """The model as it was."""
+        return embed_once(load_model(self.task.args.model_name_or_path, self.task.pooling))
+
+    def __call__(self, run: Run, keep_model: bool) -> Result:
+        """The result of a run, in its file, as :func:`~st_simcse.cli.runs.in_this_process` would have it."""
+        inputs = identities(run.options, run.tests)
+        model_args, data_args, _, _ = train.parse_train(run.options)
+        model = embed_once(self.model)
+        if model_args.whiten_power is not None:
+            whiten(model, texts_of(SentenceReader().get_dataset(str(data_args.train_file))), model_args.whiten_power)
+        correlations = train.spearman(train.pair_evaluators(data_args), model)
+        result = measured(run, model, correlations, {"seconds": 0.0, "CPU seconds": 0.0}, inputs)
+        write_result(run, result)
+        return result
+
+
 def run_trials(task: Task, plan: Plan) -> Trials:
     """Run what has not been run; a bar shows how far it is.
 
@@ -59,16 +91,23 @@ def run_trials(task: Task, plan: Plan) -> Trials:
     """
     without = [candidate for candidate in plan.candidates if not candidate.training]
     trained = [candidate for candidate in plan.candidates if candidate.training]
-    if plan.chooses_by == "nothing":
+    if not plan.dev:
         without, trained = [plan.candidate(BEFORE)] if task.measured else [], []
     numbers: Numbers = {}
     failures: dict[str, str] = {}
     total = len(without) + plan.share.seeds * len(trained)
     with tqdm(total=total, desc="trials", unit="run", disable=not total) as bar:
-        for candidates, seeds, texts in (without, 1, _untrained_texts(plan)), (trained, plan.share.seeds, "sample"):
+        for candidates, seeds, texts, execute in (
+            (without, 1, _untrained_texts(plan), Untrained(task)),
+            (trained, plan.share.seeds, "sample", in_this_process),
+        ):
             if candidates:
                 found, wrong = train_all(
-                    comparison(task, plan, candidates, seeds, texts), lambda runs: _watched(runs, bar), bar.write, True
+                    comparison(task, plan, candidates, seeds, texts),
+                    lambda runs: _watched(runs, bar),
+                    bar.write,
+                    is_quiet=True,
+                    execute=execute,
                 )
                 numbers |= found
                 failures |= wrong
@@ -94,7 +133,7 @@ def decide(task: Task, plan: Plan, trials: Trials) -> Outcome:
     Raises:
         ValueError, OSError: if that training fails.
     """
-    if plan.chooses_by == "nothing":
+    if not plan.dev:
         names = [candidate.name for candidate in plan.candidates]
         name = wanted if (wanted := safest(plan.model)) in names else BEFORE
         why = f"Without dev data nothing tells which recipe is best; {name} is the safest one by the tables."
@@ -105,7 +144,7 @@ def decide(task: Task, plan: Plan, trials: Trials) -> Outcome:
     if name == BEFORE:
         return Outcome(BEFORE, f"{why} The model as it was is saved.", {}, BEFORE)
     final = train_final(task, plan, plan.candidate(name))
-    if plan.chooses_by == "nothing":
+    if not plan.dev:
         return Outcome(name, f"{why} It is saved, from all texts.", final, name)
     before, after = selected[BEFORE][0], next(iter(final.values()))[0]
     told = f"{why} On all texts it has {after:.2f}, and the model as it was {before:.2f}"
@@ -130,7 +169,7 @@ def train_final(task: Task, plan: Plan, candidate: Candidate) -> dict[str, list[
     if not run.model.exists() and not task.model.exists():
         run.file.unlink(missing_ok=True)  # numbers of a model that is gone
     with tqdm(total=1, desc=f"{candidate.name}, on all texts", unit="run") as bar:
-        numbers, failures = train_all(once, lambda runs: _watched(runs, bar), bar.write)
+        numbers, failures = train_all(once, lambda runs: _watched(runs, bar), bar.write, execute=in_this_process)
     if failures:
         raise ValueError(f"the training on all texts failed: {failures[candidate.name]}")
     return numbers[candidate.name]
@@ -170,7 +209,7 @@ def save_model(task: Task, plan: Plan, outcome: Outcome) -> None:
 
 
 def _untrained_texts(plan: Plan) -> str:
-    return "whitening" if plan.chooses_by != "nothing" else "corpus"
+    return "whitening" if plan.dev else "corpus"
 
 
 def _watched(runs: list[Run], bar: Any) -> Iterator[Run]:
