@@ -142,7 +142,7 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
 
 def _without_trials(plan: Plan) -> Plan:
     logger.warning(
-        "without dev data adapt cannot choose: none of 23 numbers that texts alone give ranks the recipes well on all "
+        "without dev data adapt cannot choose: none of 25 numbers that texts alone give ranks the recipes well on all "
         "corpora (docs/recipes.md, 'Choosing without labels'). It takes the recipe that is safest by the tables there, "
         "and tries no other. To let it choose, pass a hundred scored pairs (--dev_file), texts with classes "
         "(--knn_dev_file), or titles and texts (--retrieval_dev_file)"
