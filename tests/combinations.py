@@ -275,7 +275,7 @@ def refusal(case: Case) -> str | None:
 
 
 @functools.cache
-def _made(start: str = "as it was") -> Any:
+def _made(start: str) -> Any:
     model = tiny_model(SENTENCES, width=WIDTH).to("cpu")
     if start == "whitened":
         whiten(model, [f"{first} {second}" for first in SENTENCES for second in SENTENCES], power=0.25)
@@ -292,7 +292,7 @@ def _data(case: Case) -> Dataset | dict[str, Dataset]:
         columns = {"sentence": ANCHORS}
     option = next((option for option in OPTIONS if option.__name__ == case.option), None)
     if getattr(option, "needs_teacher", False):
-        ids = zip(*(_texts(_made().preprocess(texts)) for texts in columns.values()), strict=True)
+        ids = zip(*(_texts(_made("as it was").preprocess(texts)) for texts in columns.values()), strict=True)
         taught = [[_taught(text).tolist() for text in row] for row in ids]
         columns["label"] = [row[0] if len(row) == 1 else row for row in taught]
     if case.sampler != "multi-dataset":
