@@ -645,7 +645,7 @@ def test_scored_pairs_of_a_table_by_columns_and_split(data_sets, monkeypatch, ti
         measured.append([(len(one.scores), one.scores[:3]) for one in evaluators])
         return {one.name: 0.5 for one in evaluators}
 
-    monkeypatch.setattr(train, "_spearman", record)
+    monkeypatch.setattr(train, "spearman", record)
     options = [
         word
         for name in ("dev", "test")
