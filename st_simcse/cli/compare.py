@@ -330,27 +330,32 @@ def _numbers(results: list[Result]) -> Numbers:
 def _report(numbers: Numbers, comparison: Comparison) -> None:
     """The table, also in the folder, and the plot; the best on the dev data is bold, of the recipes with most runs."""
     from st_simcse.evaluation import format_table
-    from st_simcse.plots import plot_scores
 
     selection = next(iter(next(iter(numbers.values()))))
     most = max(len(row[selection]) for row in numbers.values())
-    means = {name: {column: statistics.mean(values) for column, values in row.items()} for name, row in numbers.items()}
-    spreads = {name: {column: _spread(values) for column, values in row.items()} for name, row in numbers.items()}
-    best = max((name for name in means if len(numbers[name][selection]) == most), key=lambda n: means[n][selection])
+    whole = (name for name, row in numbers.items() if len(row[selection]) == most)
+    best = max(whole, key=lambda name: statistics.mean(numbers[name][selection]))
     table = {f"**{name}**" if name == best else name: row for name, row in as_cells(numbers).items()}
     text = format_table(table, corner="recipe")
     args, words = comparison.args, [*comparison.common, *comparison.recipes[best]]
     Path(args.output_dir, TABLE).write_text(text + "\n", encoding="utf-8")
     print(f"\n{text}\n\nbest on {selection}: {best}, with the options {shlex.join(words)}")
     if args.plot_file:
-        scores, errors = (
-            {
-                name: {column: value for column, value in row.items() if column not in COSTS}
-                for name, row in rows.items()
-            }
-            for rows in (means, spreads)
-        )
-        plot_scores(scores, args.plot_file, f"score × 100, mean and spread over {most} seed(s)", errors)
+        plot_numbers(numbers, args.plot_file, f"score × 100, mean and spread over {most} seed(s)")
+
+
+def plot_numbers(numbers: Numbers, path: str | os.PathLike[str], label: str) -> None:
+    """Draw mean and spread of every column but the costs."""
+    from st_simcse.plots import plot_scores
+
+    means, spreads = (
+        {
+            name: {column: statistic(values) for column, values in row.items() if column not in COSTS}
+            for name, row in numbers.items()
+        }
+        for statistic in (statistics.mean, _spread)
+    )
+    plot_scores(means, path, label, spreads)
 
 
 def as_cells(numbers: Numbers) -> dict[str, dict[str, str]]:

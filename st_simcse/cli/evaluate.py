@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from st_simcse.cli.files import file_flags, file_options, table_arguments
-from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse
+from st_simcse.cli.parsing import Pooling, check_outputs, check_positive, named_options, parse
 from st_simcse.plots import plot_scores
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ class EvaluateArguments:
         default="test",
         metadata={"help": "Transfer: test has 10 folds, the others 5; dev: results on the dev sets, in STS two tasks."},
     )
-    pooling: Literal[
-        "as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"
-    ] = field(default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."})
+    pooling: Pooling = field(
+        default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}
+    )
     max_seq_length: int | None = field(
         default=None,
         metadata={"help": "Texts are cut off after so many tokens; the Chinese tasks' after 64, PAWSX's after 128."},

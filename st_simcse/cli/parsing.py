@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, overload
+from typing import Any, Literal, NoReturn, overload
 
 from transformers.hf_argparser import HfArgumentParser
 
@@ -21,6 +21,7 @@ from st_simcse.data.remedies import DataError
 from st_simcse.plots import check_picture
 
 __all__ = [
+    "Pooling",
     "check_outputs",
     "check_positive",
     "check_seeds",
@@ -30,6 +31,9 @@ __all__ = [
     "parse_columns",
     "parse_known",
 ]
+
+# Those of build_model, whose module imports torch, which no --help has to wait for.
+Pooling = Literal["as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
 
 # What the options are called in other programs.
 _SYNONYMS = {

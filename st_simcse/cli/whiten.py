@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from st_simcse.cli.corpus import CorpusArguments
-from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse
+from st_simcse.cli.parsing import Pooling, check_outputs, check_positive, named_options, parse
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from sentence_transformers import SentenceTransformer
-
-
-Pooling = Literal["as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
 
 
 @dataclass

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 from st_simcse.cli.compare import TABLES, MeasureArguments
 from st_simcse.cli.corpus import CorpusArguments
 from st_simcse.cli.files import table_arguments
-from st_simcse.cli.parsing import parse
-from st_simcse.cli.whiten import Pooling
+from st_simcse.cli.parsing import Pooling, parse
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -117,9 +116,8 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
     dev, measured = _measured(task)
     left, without = write_corpus(task, texts, measured)
     candidates = shortlist(corpus, kind, task.args.teacher or [])
-    some = left.select(sorted(random.Random(0).sample(range(len(left)), min(len(left), STEPS * BATCH))))
-    sample = some["sentence"][:]
-    length = training_length(lambda limit: count_longer(model, sample, limit) / len(sample), kind.reads)
+    some = list(sample(left, min(len(left), STEPS * BATCH)))
+    length = training_length(lambda limit: count_longer(model, some, limit) / len(some), kind.reads)
     plan = Plan(
         task.options,
         inputs,
@@ -137,7 +135,7 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
     )
     if not dev:
         return _without_trials(plan)
-    return _with_trials(task, plan, model, left, sample, measured)
+    return _with_trials(task, plan, model, left, some, measured)
 
 
 def _without_trials(plan: Plan) -> Plan:

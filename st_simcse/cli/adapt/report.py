@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-import statistics
 from collections.abc import Mapping
 from importlib.util import find_spec
 from itertools import islice
@@ -12,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from st_simcse.choice import noise
+from st_simcse.cli.adapt.corpus import texts_of
 from st_simcse.cli.adapt.task import PICTURED, Plan, Task, describe
 from st_simcse.cli.adapt.trials import Outcome, Trials, final_command
-from st_simcse.cli.compare import COSTS, as_cells
+from st_simcse.cli.compare import as_cells, plot_numbers
 from st_simcse.data.readers import SentenceReader
 from st_simcse.models.checkpoints import load_model
-from st_simcse.plots import name_clusters, plot_map, plot_scores, plot_similarities
+from st_simcse.plots import name_clusters, plot_map, plot_similarities
 from st_simcse.report import Block, Command, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from st_simcse.shortlist import BEFORE
 
@@ -35,7 +34,7 @@ def write_report(task: Task, plan: Plan, trials: Trials, outcome: Outcome) -> No
         *map(Paragraph, describe(plan).splitlines()),
         *_recipes(plan, trials),
         *_table(plan, trials, outcome),
-        *_pictures(task, plan, trials, outcome),
+        *_pictures(task, trials, outcome),
         *_commands(task, plan, outcome),
     ]
     for name, text in (
@@ -76,7 +75,7 @@ def _table(plan: Plan, trials: Trials, outcome: Outcome) -> list[Block]:
     return [Heading("Numbers"), Paragraph(told), Table(rows, "recipe", chosen)]
 
 
-def _pictures(task: Task, plan: Plan, trials: Trials, outcome: Outcome) -> list[Block]:
+def _pictures(task: Task, trials: Trials, outcome: Outcome) -> list[Block]:
     if find_spec("matplotlib") is None:
         return [Heading("Pictures"), Paragraph('Pictures need matplotlib: pip install "st_simcse[plots]".')]
     folder = task.folder / "pictures"
@@ -95,13 +94,14 @@ def _pictures(task: Task, plan: Plan, trials: Trials, outcome: Outcome) -> list[
         "scores": "Scores of the trials, mean and spread over seeds.",
     }
     if trials.numbers:
-        _draw_scores(trials, plan, files["scores"])
+        whole = {name: row for name, row in trials.numbers.items() if name not in trials.failures}
+        plot_numbers(whole, files["scores"], "score × 100, mean and spread over seeds")
     shown = (name for name, file in files.items() if file.exists())
     return [Heading("Pictures"), *(Picture(files[name], captions[name]) for name in shown), *failed]
 
 
 def _draw(task: Task, outcome: Outcome, files: Mapping[str, Path]) -> None:
-    texts = [row["sentence"] for row in islice(SentenceReader().get_dataset(str(task.data("corpus"))), PICTURED)]
+    texts = list(islice(texts_of(SentenceReader().get_dataset(str(task.data("corpus")))), PICTURED))
     halves = [_halves(text) for text in texts]
     pairs = [list(column) for column in zip(*(pair for pair in halves if all(pair)), strict=True)]
     models = {"as it was": load_model(task.args.model_name_or_path, task.pooling)}
@@ -124,20 +124,6 @@ def _halves(text: str) -> tuple[str, str]:
     parts = words if joined else text
     middle = len(parts) // 2
     return joined.join(parts[:middle]), joined.join(parts[middle:])
-
-
-def _draw_scores(trials: Trials, plan: Plan, file: Path) -> None:
-    rows = {
-        name: {column: values for column, values in row.items() if column not in COSTS}
-        for name, row in trials.numbers.items()
-        if name not in trials.failures
-    }
-    means = {name: {c: statistics.mean(values) for c, values in row.items()} for name, row in rows.items()}
-    spreads = {
-        name: {c: statistics.stdev(values) if len(values) > 1 else math.nan for c, values in row.items()}
-        for name, row in rows.items()
-    }
-    plot_scores(means, file, "score × 100, mean and spread over seeds", spreads)
 
 
 def _commands(task: Task, plan: Plan, outcome: Outcome) -> list[Block]:
