@@ -1,4 +1,4 @@
-"""How many rows fit a budget of training time, from the seconds that a step of each recipe takes."""
+"""How many rows fit a budget of time, from the seconds that a step of each recipe takes."""
 
 from __future__ import annotations
 
@@ -51,23 +51,25 @@ def _count(number: float, unit: str) -> str:
 
 @dataclass(frozen=True)
 class Pace:
-    """What training a recipe takes.
+    """What a run of a recipe takes.
 
     Args:
         step: seconds of a step of a whole batch.
         row: seconds a row before the first step, such as of a teacher that embeds it.
+        run: seconds before and after the training, to load the model and to measure it.
 
     Example:
-        >>> Pace(step=2.0, row=0.5).seconds(rows=100, batch=64)
-        54.0
+        >>> Pace(step=2.0, row=0.5, run=10.0).seconds(rows=100, batch=64)
+        64.0
     """
 
     step: float
     row: float = 0.0
+    run: float = 0.0
 
     def seconds(self, rows: int, batch: int) -> float:
-        """Of an epoch over so many rows."""
-        return math.ceil(rows / batch) * self.step + rows * self.row
+        """Of a run of one epoch over so many rows."""
+        return math.ceil(rows / batch) * self.step + rows * self.row + self.run
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def share_budget(budget: float, paces: Sequence[Pace], texts: int, batch: int) -
     """The most rows on which all recipes train with three seeds, or with two where three leave fewer than 20 steps.
 
     Args:
-        budget: seconds of training in all.
+        budget: seconds of all runs together.
         paces: of the recipes that are trained.
         texts: how many rows there are.
         batch: rows a step.
@@ -112,4 +114,6 @@ def _rows(seconds: float, paces: Sequence[Pace], texts: int, batch: int) -> int:
     """Of whole batches, or all texts."""
     if sum(pace.seconds(texts, batch) for pace in paces) <= seconds:
         return texts
-    return min(texts, math.floor(seconds / sum(pace.seconds(batch, batch) for pace in paces)) * batch)
+    runs = sum(pace.run for pace in paces)
+    steps = (seconds - runs) / (sum(pace.seconds(batch, batch) for pace in paces) - runs)
+    return min(texts, max(math.floor(steps), 0) * batch)

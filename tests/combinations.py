@@ -135,7 +135,7 @@ FACTORS = {
     "cached": [False, True],
     "step": ["plain", "accumulation", "checkpointing", "compile"],
     "layers": ["all", "shared"],
-    "start": ["as it was", "whitened"],
+    "start": ["as it was", "whitened", "averaged"],
 }
 
 
@@ -196,6 +196,7 @@ def train(case: Case, folder: str | Path) -> tuple[list[list[list[dict[str, Tens
         batch_sampler=sampler or "batch_sampler",
         bf16=case.precision == "bf16",
         learning_rate=LEARNING_RATE,
+        start_weight=0.25 if case.start == "averaged" else 0.0,
         lr_scheduler_type="constant",
         optim="sgd",
         max_grad_norm=1.0,
@@ -234,6 +235,8 @@ def check(case: Case, folder: str | Path) -> str | None:
     start, weights = _replay(case, batches, before)
     for name, tensor in weights.items():
         moved, should_move = after[name] - start[name], tensor - start[name]
+        if case.start == "averaged" and not name.startswith("head."):
+            should_move = 0.75 * should_move
         if not tensor.is_floating_point():
             continue
         if case.precision == "float32":

@@ -146,6 +146,7 @@ def test_budgets_by_hand():
     assert [shown_duration(s) for s in (1, 90, 3600, 7200)] == ["1 second", "1.5 minutes", "60 minutes", "2 hours"]
     # 100 rows of 10 are 10 steps: 10 x 2 s and 100 x 0.1 s.
     assert Pace(2.0, 0.1).seconds(100, 10) == 30
+    assert Pace(2.0, 0.1, 5.0).seconds(100, 10) == 35
     # A batch of each takes 1 + 2 + 10 x 0.1 = 4 s: three seeds have 1200 / 3 / 4 = 100 batches.
     paces = [Pace(1.0), Pace(2.0, 0.1)]
     assert share_budget(1200, paces, texts=5000, batch=10) == Share(1000, 3, 1200)
@@ -156,6 +157,11 @@ def test_budgets_by_hand():
     with pytest.raises(ValueError, match="too small for one step of each of 2 recipes with 2 seeds: pass --budget 8s"):
         share_budget(7.9, paces, texts=5000, batch=10)
     assert share_budget(1, [], texts=5000, batch=10).seconds == 0
+    # Runs that take 50 s and 30 s besides leave 1200 / 3 - 80 = 320 s a seed, which are 80 batches.
+    paces = [Pace(1.0, 0.0, 50.0), Pace(2.0, 0.1, 30.0)]
+    assert share_budget(1200, paces, texts=5000, batch=10) == Share(800, 3, 1200)
+    with pytest.raises(ValueError, match="pass --budget 168s"):
+        share_budget(100, paces, texts=5000, batch=10)
 
 
 def test_the_choice():
@@ -281,7 +287,9 @@ def made_up(monkeypatch):
         return result
 
     _run_by(monkeypatch, train)
-    monkeypatch.setattr(plan_module, "pace", lambda *args: done.append("timed") or Pace(1.0))
+    monkeypatch.setattr(plan_module, "step_seconds", lambda *args: done.append("timed") or 1.0)
+    monkeypatch.setattr(plan_module, "encoding_seconds", lambda *args: 0.0)
+    monkeypatch.setattr(plan_module, "OVERHEAD", 0.0)
     return scores, done
 
 
@@ -504,12 +512,12 @@ def test_a_recipe_that_fails_is_left_out(corpus, made_up, monkeypatch, caplog):
 
 
 def test_a_recipe_that_cannot_be_timed_is_left_out(corpus, made_up, monkeypatch, caplog):
-    def pace(task, length, candidate, texts, row):
+    def step_seconds(task, length, candidate, texts):
         if candidate.name == "simcse":
             raise ValueError("this model has no attention mask")
-        return Pace(1.0)
+        return 1.0
 
-    monkeypatch.setattr(plan_module, "pace", pace)
+    monkeypatch.setattr(plan_module, "step_seconds", step_seconds)
     tiny_model(corpus[0], width=192).save_pretrained("model")
     made_up[0]["whitened-0.5"] = 60.0
     assert adapt.run([*WORDS, "--pooling", "cls", "--budget", "4s"]) == "whitened-0.5"

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 from sentence_transformers.base.data_collator import BaseDataCollator
 from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler, ConcatDataset
+from transformers.trainer_utils import TrainOutput
 
 from st_simcse.data.batching import token_collator, tokenize
 from st_simcse.data.lengths import warn_of_cut_training_texts
@@ -35,6 +36,7 @@ from st_simcse.training.resumable_trainer import ResumableTrainer
 from st_simcse.training.run_folder import check_writable
 from st_simcse.training.samplers import EvenBatchSampler, RoundSampler
 from st_simcse.training.sharding import check_shardable
+from st_simcse.training.start_average import StartAverage, check_start_weight
 from st_simcse.training.trainable import check_negatives, check_pair_names, constant_columns
 from st_simcse.training.training_arguments import SimCSETrainingArguments, limit_training_length
 
@@ -207,6 +209,8 @@ class SimCSETrainer(ResumableTrainer):
         super().__init__(model, args, train_dataset, eval_dataset, loss, *others, **options)
         _warn_of_half_precision(self.model)
         check_shardable(args, self.accelerator.state, self._losses().values(), self.model)
+        self._start_weight: float = getattr(args, "start_weight", 0.0)
+        check_start_weight(self._start_weight, self.model, self.accelerator.state, self.model_init is not None)
         self._take_lists_of_negatives()
         check_negatives(self._losses(), self._text_columns(), constant, args)
         max_length = getattr(self.args, "max_length", None)
@@ -233,6 +237,14 @@ class SimCSETrainer(ResumableTrainer):
             self._check_trials_are_independent()
             self._make_losses_anew(self.model)
         self.add_callback(LossSynchronizer(self._loss_parameters))
+
+    def train(self, *args: Any, **options: Any) -> TrainOutput:
+        """As ST's trainer does, and then the average with the weights from before, if ``start_weight`` asks for it."""
+        average = StartAverage(self.model, self._start_weight) if self._start_weight else None
+        output = super().train(*args, **options)
+        if average:
+            average.apply(self.model)
+        return output
 
     def _take_lists_of_negatives(self) -> None:
         given: list[Any] = [self.train_dataset, self.eval_dataset]

@@ -22,7 +22,11 @@ class AdaptArguments:
     )
     teacher: list[str] | None = field(default=None, metadata={"help": "Models to learn from, in one more recipe."})
     budget: str = field(
-        default="10m", metadata={"help": "Training time of all trials, such as 600s, 10m or 2h; the winner's is extra."}
+        default="10m",
+        metadata={
+            "help": "Time for the trials that train, with their measurements, such as 600s, 10m or 2h; the winner's "
+            "training on all texts is extra."
+        },
     )
 
 

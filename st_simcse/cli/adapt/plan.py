@@ -19,7 +19,7 @@ from st_simcse.choice import Kind
 from st_simcse.cli import train
 from st_simcse.cli.adapt.corpus import BATCH, sample, texts_of, write, write_corpus
 from st_simcse.cli.adapt.task import PICTURED, Plan, Task, describe
-from st_simcse.cli.adapt.timing import STEPS, encoding_seconds, pace
+from st_simcse.cli.adapt.timing import STEPS, encoding_seconds, step_seconds
 from st_simcse.cli.inputs import identities
 from st_simcse.cli.runs import changed_inputs, measures
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
@@ -154,7 +154,8 @@ def _with_trials(
 ) -> Plan:
     """The plan with rows and costs, and its samples in files."""
     encoding = encoding_seconds(model, some)
-    paces, left_out = _paces(task, plan, some, encoding)
+    once = OVERHEAD + encoding * sum(map(len, measured)) / statistics.mean(map(len, some))
+    paces, left_out = _paces(task, plan, some, encoding, once)
     share = share_budget(task.budget, [*paces.values()], plan.texts, BATCH)
     width, rows = plan.model.width, min(plan.texts, TEXTS_PER_DIMENSION * plan.model.width)
     candidates = []
@@ -168,15 +169,11 @@ def _with_trials(
     for name, reason in left_out.items():
         logger.warning("the recipe %s is left out: %s", name, reason)
     trained = [candidate.name for candidate in candidates if candidate.training]
-    length = statistics.mean(map(len, some))
-    measuring = encoding * sum(map(len, measured)) / length
     seconds = {
         "trials": share.seeds * sum(paces[name].seconds(share.rows, BATCH) for name in trained),
         # All runs without training embed a text once.
-        "other": (share.seeds * len(trained) + 1) * (OVERHEAD + measuring) + rows * encoding,
-        "final": max((paces[name].seconds(plan.texts, BATCH) for name in trained), default=plan.texts * encoding)
-        + OVERHEAD
-        + measuring,
+        "other": once + rows * encoding,
+        "final": max([once + plan.texts * encoding, *(paces[name].seconds(plan.texts, BATCH) for name in trained)]),
         "report": 4 * min(plan.texts, PICTURED) * encoding,
     }
     write(task.data("sample"), sample(left, share.rows))
@@ -184,15 +181,17 @@ def _with_trials(
     return replace(plan, share=share, whitening_rows=rows, candidates=candidates, left_out=left_out, seconds=seconds)
 
 
-def _paces(task: Task, plan: Plan, some: list[str], encoding: float) -> tuple[dict[str, Pace], dict[str, str]]:
-    """What training each recipe takes, by name; and why some cannot be trained with this model."""
+def _paces(
+    task: Task, plan: Plan, some: list[str], encoding: float, once: float
+) -> tuple[dict[str, Pace], dict[str, str]]:
+    """What a run of each recipe takes, by name; and why some cannot be trained with this model."""
     teaching = sum(encoding_seconds(load_model(teacher), some) for teacher in task.args.teacher or [])
     paces, failed = {}, {}
     trained = [candidate for candidate in plan.candidates if candidate.training]
     for candidate in tqdm(trained, desc="timing a few steps", unit="recipe"):
         row = encoding * bool(candidate.power) + teaching * ("--teacher" in candidate.training)
         try:
-            paces[candidate.name] = pace(task, plan.length, candidate, some, row)
+            paces[candidate.name] = Pace(step_seconds(task, plan.length, candidate, some), row, once)
         except Exception as error:  # another recipe may do
             failed[candidate.name] = f"{type(error).__name__}: {error}"
     return paces, failed

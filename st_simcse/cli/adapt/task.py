@@ -93,7 +93,7 @@ class Plan:
         left_out: why some recipes are not tried, by name.
         share: how the budget is spent.
         whitening_rows: texts of the trials without training.
-        seconds: what is expected of training the trials, of what else they take, of the longest final run, and of the
+        seconds: what is expected of the trials with training, of those without, of the longest final run, and of the
             report.
     """
 
@@ -135,9 +135,9 @@ def describe(plan: Plan) -> str:
         lines.append(f"trained with {share.seeds} seeds on {share.rows:,} texts: {', '.join(trained)}")
         costs = {part: shown_duration(seconds) for part, seconds in plan.seconds.items()}
         lines.append(
-            f"cost: about {shown_duration(sum(plan.seconds.values()))} in all, of which the trials train for "
-            f"{costs['trials']} and are measured in {costs['other']}; the winner takes {costs['final']} at most, the "
-            f"pictures {costs['report']}"
+            f"cost: about {shown_duration(sum(plan.seconds.values()))} in all, of which the trained recipes take "
+            f"{costs['trials']}, the others {costs['other']}, the winner {costs['final']} at most, and the pictures "
+            f"{costs['report']}"
         )
     lines += [f"left out: {name}: {reason}" for name, reason in plan.left_out.items()]
     return "\n".join(lines)

@@ -9,7 +9,6 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback
 
-from st_simcse.budget import Pace
 from st_simcse.cli import train
 from st_simcse.cli.adapt.corpus import BATCH, write
 from st_simcse.cli.adapt.task import Task
@@ -37,15 +36,14 @@ class _Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def pace(task: Task, length: int, candidate: Candidate, texts: list[str], row: float) -> Pace:
-    """Of a few steps, here.
+def step_seconds(task: Task, length: int, candidate: Candidate, texts: list[str]) -> float:
+    """The median of a few steps, here.
 
     Args:
         task: names the model.
         length: tokens of a text that training sees.
         candidate: the recipe, which is trained without its whitening.
         texts: a few batches of them.
-        row: seconds a row before the first step.
 
     Raises:
         Exception: what its training raises.
@@ -59,4 +57,4 @@ def pace(task: Task, length: int, candidate: Candidate, texts: list[str], row: f
     finally:
         file.unlink()
     steps = sorted(end - begin for begin, end in zip(clock.ends, clock.ends[1:], strict=False))
-    return Pace(steps[len(steps) // 2], row)
+    return steps[len(steps) // 2]
