@@ -347,7 +347,7 @@ def test_from_texts_to_a_model(corpus, here, capsys, monkeypatch):
 
     weights = {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
     _run_by(monkeypatch, None)
-    monkeypatch.setattr(plan_module, "pace", None)
+    monkeypatch.setattr(plan_module, "step_seconds", None)
     assert adapt.run([*WORDS, "--budget", "10h", "--test_file", "test.tsv"]) == chosen
     assert weights == {file: file.read_bytes() for file in Path("out/model").rglob("*.safetensors")}
     assert Path("out/report.md").read_text() == report
@@ -413,17 +413,22 @@ def test_the_costs_that_are_told(corpus, made_up, monkeypatch, capsys):
     """By hand: a text takes a tenth of a second, a step a second."""
     _, pairs = corpus
     monkeypatch.setattr(plan_module, "encoding_seconds", lambda *args: 0.1)
-    adapt.run([*WORDS, "--budget", "12s"])
-    seconds = json.loads(Path("out/plan.json").read_text())["seconds"]
+    monkeypatch.setattr(plan_module, "OVERHEAD", 3.0)
+    adapt.run([*WORDS, "--budget", "150s"])
+    plan = json.loads(Path("out/plan.json").read_text())
+    seconds, share = plan["seconds"], plan["share"]
     left = _jsonl("corpus")
     assert len(left) == len(_jsonl("whitening")) == 300
     some = [left[row] for row in sorted(random.Random(0).sample(range(300), 192))]
     of_pairs = {text for first, second, _ in pairs for text in (first, second)}
     measuring = 0.1 * sum(map(len, of_pairs)) / np.mean([len(text) for text in some])
-    # Two seeds of two recipes have three steps each; five runs are measured, of which four save a model.
-    assert seconds["trials"] == 12
-    assert seconds["other"] == pytest.approx(5 * (3 + measuring) + 30)
-    assert seconds["final"] == pytest.approx(5 + 3 + measuring)
+    # A seed has two recipes of some batches of 64, each measured once; one embeds its rows before, to whiten them.
+    seed = 2 * (math.ceil(share["rows"] / 64) + 3 + measuring) + 0.1 * share["rows"]
+    assert seconds["trials"] == pytest.approx(share["seeds"] * seed)
+    assert 64 <= share["rows"] < 300
+    assert seconds["trials"] <= 150 < share["seeds"] * (seed + 2 + 6.4)
+    assert seconds["other"] == pytest.approx(3 + measuring + 30)
+    assert seconds["final"] == pytest.approx(5 + 30 + 3 + measuring)
     assert seconds["report"] == pytest.approx(120)
     total = math.ceil(10 * sum(seconds.values()) / 60) / 10
     assert f"cost: about {total:g} minutes in all" in capsys.readouterr().out
