@@ -97,7 +97,7 @@ class Embedded:
 
     held_out: HeldOut
     encode: Callable[[Sequence[str]], Array]
-    noisy: Callable[[Sequence[str]], Array]
+    noisy: Array  # the texts under dropout
 
     @cached_property
     def texts(self) -> Array:
@@ -229,8 +229,7 @@ def _neighbours_by_shortened(one: Embedded) -> float:
 
 
 def _noise(one: Embedded) -> float:
-    noisy = one.noisy(one.held_out.texts)
-    return shared(*(neighbours(without_itself(view @ one.texts.T)) for view in (one.texts, noisy)))
+    return shared(*(neighbours(without_itself(view @ one.texts.T)) for view in (one.texts, one.noisy)))
 
 
 CANDIDATES: dict[str, Callable[[Embedded], float]] = {

@@ -1,4 +1,4 @@
-"""The embeddings of a model, each text encoded once, under linear maps: what whitening.py and proxies.py share."""
+"""A model and its whitenings, which embed each text once, and their scores: what whitening.py and proxies.py share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
-from torch import Tensor
+from sentence_transformers.util import batch_to_device
+from torch import Tensor, nn
 
-from st_simcse import build_model, load_sts
+from st_simcse import build_model, load_sts, whiten
 from st_simcse.cli.compare import TABLES, MeasureArguments
 from st_simcse.cli.runs import Measure, measures
 from st_simcse.models.checkpoints import load_model
-from st_simcse.objective.whitening import Moments, whitening
+from st_simcse.models.embed_once import embed_once
 
 POWERS = (0.0, 0.25, 0.5, 1.0)
 PARTS = {"all": (1, 1), "2/3": (2, 3), "1/3": (1, 3)}
@@ -56,64 +57,37 @@ class StartArguments:
         return sorted(found, key=lambda measure: measure.split)
 
 
-class Embeddings:
-    """What a model makes of texts before it scales them to unit length; it encodes each of them once."""
-
-    def __init__(self, model: SentenceTransformer) -> None:
-        self.model = SentenceTransformer(
-            modules=[module for module in model if not isinstance(module, Normalize)], device=str(model.device)
-        )
-        self.rows: dict[str, Tensor] = {}
-        self.noisy_rows: dict[str, Tensor] = {}
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(n, d), float32."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self.rows]
-        if missing:
-            found = self.model.encode(missing, batch_size=64, convert_to_tensor=True, show_progress_bar=False)
-            self.rows |= zip(missing, found.cpu(), strict=True)
-        return torch.stack([self.rows[text] for text in texts])
-
-    @torch.no_grad()
-    def noisy(self, texts: Sequence[str]) -> Tensor:
-        """The same under dropout, which is drawn with the same seed each time."""
-        missing = [text for text in texts if text not in self.noisy_rows]
-        torch.manual_seed(0)
-        self.model.train()
-        for start in range(0, len(missing), 64):
-            batch = missing[start : start + 64]
-            found = self.model(self.model.preprocess(batch))["sentence_embedding"]
-            self.noisy_rows |= zip(batch, found.cpu(), strict=True)
-        self.model.eval()
-        return torch.stack([self.noisy_rows[text] for text in texts])
+def remembered(model: SentenceTransformer) -> SentenceTransformer:
+    """The model with embeddings of unit length, each text's computed once, for whitenings of it too."""
+    if not isinstance(model[-1], Normalize):
+        model.append(Normalize())
+    return embed_once(model)
 
 
-class Mapped(SentenceTransformer):
-    """Stands in for a model with a linear map behind its pooling, for evaluators."""
-
-    def __init__(self, embeddings: Embeddings, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
-        super().__init__(modules=[Normalize()], device="cpu")
-        self.embeddings, self.map = embeddings, None if weight is None else (weight.float(), bias.float())
-
-    def mapped(self, found: Tensor) -> Tensor:
-        """Embeddings behind the map, of unit length."""
-        if self.map:
-            weight, bias = self.map
-            found = found @ weight.T + bias
-        return torch.nn.functional.normalize(found, dim=1)
-
-    def encode(self, inputs: Sequence[str], *args: Any, convert_to_tensor: bool = False, **kwargs: Any) -> Any:
-        found = self.mapped(self.embeddings(list(inputs)))
-        return found if convert_to_tensor else found.numpy()
-
-
-def whitenings(embeddings: Embeddings, texts: Sequence[str]) -> Iterator[tuple[str, Mapped]]:
-    """The model under each whitening that the tables have, fitted on ``texts``, by its name."""
-    fitted = embeddings(texts)
-    moments = Moments(fitted.shape[1])
-    moments.add(fitted)
+def whitenings(model: SentenceTransformer, texts: Sequence[str]) -> Iterator[tuple[str, SentenceTransformer]]:
+    """A remembered model under each whitening that the tables have, fitted on ``texts``, by its name."""
+    width = len(model.encode(texts[0]))
     for name, (power, (over, under)) in WHITENINGS.items():
-        yield name, Mapped(embeddings, *whitening(moments, power, fitted.shape[1] * over // under))
+        whitened = embed_once(model)
+        whiten(whitened, texts, power, width * over // under)
+        yield name, whitened
+
+
+@torch.no_grad()
+def under_dropout(model: SentenceTransformer, texts: Sequence[str]) -> Tensor:
+    """Embeddings before Normalize (n, d) under dropout, which is drawn with the same seed each time."""
+    embed = nn.Sequential(*(module for module in model if not isinstance(module, Normalize))).train()
+    torch.manual_seed(0)
+    batches = [model.preprocess(texts[start : start + 64]) for start in range(0, len(texts), 64)]
+    found = torch.cat([embed(batch_to_device(batch, model.device))["sentence_embedding"] for batch in batches])
+    embed.eval()
+    return found
+
+
+@torch.no_grad()
+def finished(model: SentenceTransformer, embeddings: Tensor) -> Tensor:
+    """What a remembered model makes of embeddings from before its whitening and Normalize."""
+    return nn.Sequential(*list(model)[1:])({"sentence_embedding": embeddings})["sentence_embedding"].cpu()
 
 
 def scores(model: SentenceTransformer, asked: Sequence[Measure]) -> dict[str, float]:

@@ -25,8 +25,10 @@ from typing import Any
 
 import numpy as np
 from candidates import CANDIDATES, Embedded, HeldOut
-from embedded import DATA, WHITENINGS, Embeddings, Mapped, StartArguments, scores, whitenings
+from embedded import DATA, WHITENINGS, StartArguments, finished, remembered, scores, under_dropout, whitenings
 from scipy.stats import kendalltau, rankdata, spearmanr
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
 from transformers import HfArgumentParser
 
 from st_simcse import SentenceReader
@@ -52,12 +54,8 @@ def measure(argv: Sequence[str]) -> None:
     texts = list(SentenceReader().get_dataset(args.held_out_file)["sentence"])
     held_out, asked = HeldOut(texts[: args.held_out]), args.measures(groups)
     done = {name for name, recipe in found.items() if recipe["proxies"].keys() >= CANDIDATES.keys()}
-    for name, model, labels in recipes(args, done):
-        view = Embedded(
-            held_out,
-            encode=model.encode,
-            noisy=lambda texts, model=model: model.mapped(model.embeddings.noisy(texts)).numpy(),
-        )
+    for name, model, noisy, labels in recipes(args, held_out.texts, done):
+        view = Embedded(held_out, model.encode, noisy.numpy())
         recipe = found.setdefault(name, {"proxies": {}, "cosines": view.cosines()})
         recipe["labels"] = recipe.get("labels") or labels or scores(model, asked)
         recipe["proxies"] = {
@@ -68,19 +66,27 @@ def measure(argv: Sequence[str]) -> None:
         output.write_text(json.dumps(found))
 
 
-def recipes(args: MeasureArguments, done: set[str]) -> Iterator[tuple[str, Mapped, dict[str, float]]]:
-    """Those that are not done, by name; with their labels where the comparison has measured these."""
+def recipes(
+    args: MeasureArguments, held_out: Sequence[str], done: set[str]
+) -> Iterator[tuple[str, SentenceTransformer, Tensor, dict[str, float]]]:
+    """Those that are not done: name, model, and embeddings of the held-out texts under dropout.
+
+    Behind them the labels, where the comparison has measured these.
+    """
     if not done >= {"before", *WHITENINGS}:
-        embeddings = Embeddings(args.model())
+        start = args.model()
+        noisy, model = under_dropout(start, held_out), remembered(start)
         texts = SentenceReader().get_dataset(args.train_file)["sentence"]
-        for name, mapped in [("before", Mapped(embeddings)), *whitenings(embeddings, list(texts))]:
+        for name, whitened in [("before", model), *whitenings(model, list(texts))]:
             if name not in done:
-                yield name, mapped, {}
+                yield name, whitened, finished(whitened, noisy), {}
     for folder in sorted(Path(args.models).glob("*/seed-0")) if args.models else []:
         trained = folder.parent.name
         if trained not in done and (numbers := folder.with_suffix(".json")).exists():
             result = json.loads(numbers.read_text())
-            yield trained, Mapped(Embeddings(load_model(str(folder)))), result["dev"] | result["test"]
+            start = load_model(str(folder))
+            noisy, model = under_dropout(start, held_out), remembered(start)
+            yield trained, model, finished(model, noisy), result["dev"] | result["test"]
 
 
 def table(argv: Sequence[str]) -> None:

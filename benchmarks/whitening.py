@@ -1,6 +1,6 @@
 """Whitening without training, or after it: each power and number of dimensions by the measures of one data set.
 
-Every text is encoded once, and the maps are applied to the embeddings. For a table of docs/recipes.md:
+Every text is embedded once. For a table of docs/recipes.md:
 
 python benchmarks/whitening.py --model_name_or_path MODEL --pooling cls --model_max_length 32 --train_file wiki_2560.txt
 --dev_file STSB-dev.tsv --test_file STSB-test.tsv --sts_dir sts
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from embedded import DATA, Embeddings, Mapped, StartArguments, averaged, loaded, scores, whitenings
+from embedded import DATA, StartArguments, averaged, loaded, remembered, scores, whitenings
 from transformers import HfArgumentParser
 
 from st_simcse import SentenceReader
@@ -27,13 +27,12 @@ class WhiteningArguments(StartArguments):
 
 def main() -> None:
     args, *groups = HfArgumentParser([WhiteningArguments, *DATA]).parse_args_into_dataclasses()
-    texts = SentenceReader().get_dataset(args.train_file)["sentence"]
+    texts = list(SentenceReader().get_dataset(args.train_file)["sentence"])
     asked = args.measures(groups)
     rows: dict[str, list[dict[str, float]]] = {}
-    for model in loaded(args, args.models):
-        embeddings = Embeddings(model)
-        for name, mapped in [("as it is", Mapped(embeddings)), *whitenings(embeddings, list(texts))]:
-            rows.setdefault(name, []).append(scores(mapped, asked))
+    for model in map(remembered, loaded(args, args.models)):
+        for name, whitened in [("as it is", model), *whitenings(model, texts)]:
+            rows.setdefault(name, []).append(scores(whitened, asked))
     print(format_table({name: averaged(runs) for name, runs in rows.items()}, corner="whitening"))
 
 

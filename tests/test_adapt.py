@@ -592,12 +592,6 @@ def test_what_does_not_fit_is_refused(corpus, made_up, more, message):
     assert set(made_up[1]) <= {"timed"}
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="leave torchrun and accelerate launch out"):
-        adapt.run(WORDS)
-
-
 def test_a_folder_of_other_options_or_data_is_refused(corpus, made_up):
     adapt.run([*WORDS, "--budget", "12s"])
     for more, message in (

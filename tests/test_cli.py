@@ -4,10 +4,12 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -43,9 +45,11 @@ from st_simcse.cli import encode, evaluate, export, plot, train
 from st_simcse.cli.corpus import CorpusArguments
 from st_simcse.cli.files import FileArguments
 from st_simcse.cli.output import MessageHandler
+from st_simcse.cli.parsing import Pooling
 from st_simcse.evaluation import STS_TASKS
 from st_simcse.losses import OPTIONS
 from st_simcse.losses.options import option_name
+from st_simcse.models.modeling import PoolingMode
 
 
 def _scored_pairs(path, sentences):
@@ -705,6 +709,24 @@ def test_every_command_takes_columns_by_number(tmp_path):
     assert plot._pairs(args, pair_file) == [texts, ["A hound.", "A tomcat."]]
     args.class_column = "0"
     assert plot._corpus(args, file) == (texts, ["x", "y"])
+
+
+@pytest.mark.parametrize("command", sorted({*cli.COMMANDS} - {"train"}))
+def test_commands_that_work_in_one_process_refuse_several(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="^0$"):
+        cli.main([command, "--help"])
+    example = capsys.readouterr().out.split(f"example:\n  st-simcse {command}")[1]
+    message = f"^st-simcse {command}: {command} works in one process, and WORLD_SIZE=2 .* start it without torchrun"
+    with pytest.raises(SystemExit, match=message):
+        cli.main([command, *shlex.split(example, comments=True)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_has_the_poolings_of_the_library():
+    """They stand in two places, since those of the command line must not wait for torch."""
+    assert set(get_args(Pooling)) == {"as saved", *get_args(PoolingMode)}
 
 
 def test_the_package_runs_as_a_module():

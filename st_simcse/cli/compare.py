@@ -142,8 +142,6 @@ def parse_comparison(argv: Sequence[str], needs_dev: bool = True) -> Comparison:
     )
     from st_simcse.cli.runs import measures
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("compare starts a process a run itself: leave torchrun and accelerate launch out")
     tests = {name: value for group in measured for name, value in asdict(group).items()}
     recipes = _recipes(args)
     check_outputs(args)

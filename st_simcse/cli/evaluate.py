@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from st_simcse.cli.files import file_flags, file_options, table_arguments
-from st_simcse.cli.parsing import Pooling, check_outputs, check_positive, named_options, parse
+from st_simcse.cli.parsing import Pooling, check_outputs, check_positive, named_options, parse, pooling_mode
 from st_simcse.plots import plot_scores
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
     from st_simcse.data.prompts import set_prompt
     from st_simcse.models.checkpoints import load_model
 
-    model = load_model(name, None if args.pooling == "as saved" else args.pooling, args.max_seq_length)
+    model = load_model(name, pooling_mode(args.pooling), args.max_seq_length)
     set_prompt(model, args.prompt, args.prompt_name)
     return model
 

@@ -13,12 +13,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from transformers.hf_argparser import HfArgumentParser
 
 from st_simcse.data.remedies import DataError
 from st_simcse.plots import check_picture
+
+if TYPE_CHECKING:
+    from st_simcse.models.modeling import PoolingMode
 
 __all__ = [
     "Pooling",
@@ -30,10 +33,13 @@ __all__ = [
     "parse_column",
     "parse_columns",
     "parse_known",
+    "pooling_mode",
 ]
 
 # Those of build_model, whose module imports torch, which no --help has to wait for.
 Pooling = Literal["as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
+
+_IN_SEVERAL_PROCESSES = {"train"}
 
 # What the options are called in other programs.
 _SYNONYMS = {
@@ -77,6 +83,7 @@ def parse(command: str, argv: Sequence[str], *types: type, example: str) -> tupl
 
     Raises:
         SystemExit: for an unknown or abbreviated option or a value that does not fit, with a line that says so.
+        ValueError: if the command was started in several processes and works in one.
 
     Example:
         >>> from dataclasses import dataclass
@@ -100,11 +107,23 @@ def parse(command: str, argv: Sequence[str], *types: type, example: str) -> tupl
 
 def parse_known(command: str, argv: Sequence[str], *types: type, example: str) -> tuple[Any, ...]:
     """As :func:`parse`, and behind the instances a list of the words that are no options of ``types``."""
-    return tuple(
+    found = tuple(
         _parser(command, types, example).parse_args_into_dataclasses(
             list(argv), look_for_args_file=False, return_remaining_strings=True
         )
     )
+    _check_processes(command)
+    return found
+
+
+def _check_processes(command: str) -> None:
+    """ValueError if a launcher started the command in several processes, each of which would do and write it all."""
+    processes = int(os.environ.get("WORLD_SIZE") or 1)
+    if processes > 1 and command not in _IN_SEVERAL_PROCESSES:
+        raise ValueError(
+            f"{command} works in one process, and WORLD_SIZE={processes} says that it was started in several: start it "
+            "without torchrun and accelerate launch, or unset WORLD_SIZE; only train works in several processes"
+        )
 
 
 def _parser(command: str, types: Sequence[Any], example: str) -> _Parser:
@@ -116,6 +135,16 @@ def _parser(command: str, types: Sequence[Any], example: str) -> _Parser:
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
+
+
+def pooling_mode(pooling: Pooling) -> PoolingMode | None:
+    """What the option ``--pooling`` says, as the library takes it: None keeps the pooling that the model has.
+
+    Example:
+        >>> pooling_mode("mean"), pooling_mode("as saved")
+        ('mean', None)
+    """
+    return None if pooling == "as saved" else pooling
 
 
 @overload

@@ -24,7 +24,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from st_simcse.cli.baselines import Baseline, BaselineTrainer
 from st_simcse.cli.files import check_has_file, file_flags, file_options
 from st_simcse.cli.loss import LossArguments, make_loss
-from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns
+from st_simcse.cli.parsing import Pooling, check_seeds, named_options, parse, parse_columns, pooling_mode
 from st_simcse.cli.views import ViewArguments, make_view
 from st_simcse.cli.whiten import Whitening
 from st_simcse.data.formats import FileFormat
@@ -38,7 +38,7 @@ from st_simcse.losses import OPTIONS, SimCSELoss
 from st_simcse.losses.options import option_name
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.lora import adapters, check_peft, merge_lora
-from st_simcse.models.modeling import PoolingMode, build_model
+from st_simcse.models.modeling import build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.presets import preset_options
 from st_simcse.training.model_card import own_card, shown_command
@@ -57,7 +57,7 @@ class ModelArguments:
     _argument_group_name: ClassVar[str] = "model"
 
     model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
-    pooling: Literal["as saved", PoolingMode] = field(
+    pooling: Pooling = field(
         default="as saved",
         metadata={"help": "How token embeddings become a sentence embedding; a bare transformer gets cls."},
     )
@@ -396,7 +396,7 @@ def _model(args: ModelArguments, device: str | None) -> SentenceTransformer:
     """The model to train, as the options describe it."""
     model = build_model(
         args.model_name_or_path,
-        None if args.pooling == "as saved" else args.pooling,
+        pooling_mode(args.pooling),
         args.model_max_length,
         args.dense,
         device=device,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from st_simcse.cli.corpus import CorpusArguments
-from st_simcse.cli.parsing import Pooling, check_outputs, check_positive, named_options, parse
+from st_simcse.cli.parsing import Pooling, check_outputs, check_positive, named_options, parse, pooling_mode
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
     from st_simcse.models.checkpoints import load_model
     from st_simcse.models.whitening import whiten
 
-    model = load_model(args.model, None if args.pooling == "as saved" else args.pooling)
+    model = load_model(args.model, pooling_mode(args.pooling))
     with named_options(power="--power", dimensions="--dimensions"):
         layer = whiten(model, _texts(texts), args.power, args.dimensions, batch_size=args.batch_size)
     model.save_pretrained(args.output_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -78,8 +77,6 @@ def run(argv: Sequence[str]) -> str:
     from st_simcse.cli.adapt.trials import decide, run_trials, save_model
     from st_simcse.training.run_folder import sole_run
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("adapt trains in one process: leave torchrun and accelerate launch out")
     task = Task(
         args,
         corpus,

@@ -11,6 +11,7 @@ from typing import Any
 from st_simcse.budget import Share, shown_duration
 from st_simcse.choice import Kind
 from st_simcse.cli.compare import Comparison, parse_comparison
+from st_simcse.cli.parsing import pooling_mode
 from st_simcse.data.corpus_profile import CorpusProfile
 from st_simcse.models.model_profile import ModelProfile
 from st_simcse.shortlist import Candidate
@@ -49,7 +50,7 @@ class Task:
 
     @property
     def pooling(self) -> Any:
-        return None if self.args.pooling == "as saved" else self.args.pooling
+        return pooling_mode(self.args.pooling)
 
     def data(self, name: str) -> Path:
         """A file of texts that the command writes."""
