@@ -32,6 +32,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from transformers import BertConfig, BertModel, HfArgumentParser, set_seed
 from transformers.utils import is_flash_attn_2_available
+from transformers.utils.logging import disable_progress_bar
 from waits import waits
 
 from st_simcse import UnsupSimCSELoss
@@ -88,11 +89,11 @@ class Row:
             self.note = "no time left"
         if self.note:
             return
-        gc.collect()  # trainers are circles of references, which keep the memory of the last measurement
-        if ON_GPU:
-            torch.cuda.empty_cache()
-        before = measure.reset_peak()
         try:
+            gc.collect()  # trainers are circles of references, which keep the memory of the last measurement
+            if ON_GPU:
+                torch.cuda.empty_cache()
+            before = measure.reset_peak()
             result = self.take()
             self.results.append({"bytes": measure.peak() - before} | result)
         except Exception as error:
@@ -262,6 +263,7 @@ def measure_all(settings: Settings) -> list[Row]:
 
 def main() -> None:
     (settings,) = HfArgumentParser(Settings, description=__doc__).parse_args_into_dataclasses()
+    disable_progress_bar()
     disable_progress_bars()
     logging.disable(logging.WARNING)
     rows = measure_all(settings)
