@@ -86,7 +86,7 @@ class Row:
         """Once more, unless it failed before or would end after the deadline."""
         began = time.monotonic()
         if not self.note and began + self.took >= deadline:
-            self.note = "no time left"
+            self.note = f"no time left for more than {len(self.results)}" if self.results else "no time left"
         if self.note:
             return
         try:
