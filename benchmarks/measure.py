@@ -71,15 +71,15 @@ def measure_loss(implementation: str, batch: int, width: int, repeat: int) -> di
             embeddings.grad = None
             LOSSES[implementation](embeddings).backward()
 
-    return _timed(step, repeat)
+    return timed(step, repeat)
 
 
-def _encoder(model: str, attention: str) -> SentenceTransformer:
+def load_encoder(model: str, attention: str) -> SentenceTransformer:
     options = {"attn_implementation": attention}
     return build_model(model, pooling="mean", device=DEVICE, max_seq_length=32, model_kwargs=options)
 
 
-def _sentences(corpus: str, number: int) -> list[str]:
+def read_sentences(corpus: str, number: int) -> list[str]:
     sentences = SentenceReader().get_dataset(corpus).shuffle(seed=0)["sentence"][:number]
     if len(sentences) < number:
         raise ValueError(f"{corpus} has {len(sentences):,} sentences, {number:,} are needed")
@@ -90,8 +90,8 @@ def measure_training(
     recipe: str, model: str, corpus: str, batch: int, steps: int, bf16: bool, attention: str
 ) -> dict[str, float]:
     """Seconds a step of the Trainer's own loop, from ST's recipe (doubled sentences) or from ours."""
-    sentences = _sentences(corpus, batch * (steps + 2))
-    encoder = _encoder(model, attention)
+    sentences = read_sentences(corpus, batch * (steps + 2))
+    encoder = load_encoder(model, attention)
     ours = recipe.startswith("ours")
     shared = [SharedLayers(0.75)] if "shared" in recipe else []
     options = {
@@ -124,8 +124,8 @@ def measure_cached(
     recipe: str, model: str, corpus: str, batch: int, mini_batch: int, bf16: bool, attention: str
 ) -> dict[str, float]:
     """One training step with gradient caching: seconds and peak memory beyond the loaded model."""
-    sentences = _sentences(corpus, batch)
-    encoder = _encoder(model, attention).train()
+    sentences = read_sentences(corpus, batch)
+    encoder = load_encoder(model, attention).train()
     ours = recipe == "ours"
     loss = (UnsupSimCSELoss if ours else CachedMultipleNegativesRankingLoss)(encoder, mini_batch_size=mini_batch)
 
@@ -140,7 +140,7 @@ def measure_cached(
     model_only = reset_peak()
     step(4 * mini_batch)  # warms up
     encoder.zero_grad(set_to_none=False)
-    return _timed(step, 1, warm_up=False) | {"bytes": peak() - model_only}
+    return timed(step, 1, warm_up=False) | {"bytes": peak() - model_only}
 
 
 def measure_reading(lines: int) -> dict[str, float]:
@@ -152,7 +152,7 @@ def measure_reading(lines: int) -> dict[str, float]:
                 file.write(
                     f"This is sentence number {number} of a text file, about as long as those of Wikipedia are.\n"
                 )
-        return _timed(lambda: SentenceReader().get_dataset(path), 1, warm_up=False)
+        return timed(lambda: SentenceReader().get_dataset(path), 1, warm_up=False)
 
 
 class _Clock(TrainerCallback):
@@ -187,7 +187,7 @@ def _resident(entry: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
 
 
-def _timed(step: Callable[[], object], repeat: int, warm_up: bool = True) -> dict[str, float]:
+def timed(step: Callable[[], object], repeat: int, warm_up: bool = True) -> dict[str, float]:
     before, seconds = reset_peak(), []
     for _ in range(repeat + warm_up):
         _synchronize()
