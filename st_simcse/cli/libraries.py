@@ -1,0 +1,22 @@
+"""The libraries underneath, which take seconds to import: a command looks at its words first, and imports them then."""
+
+from __future__ import annotations
+
+import gc
+
+__all__ = ["import_libraries"]
+
+
+def import_libraries() -> None:
+    """Import sentence-transformers, with bars for downloads and none for the loading of each model."""
+    is_enabled = gc.isenabled()
+    gc.disable()  # what is imported stays: looking for garbage among it takes a seventh of the time
+    try:
+        import sentence_transformers  # noqa: F401
+        from huggingface_hub.utils import enable_progress_bars
+        from transformers.utils.logging import disable_progress_bar
+    finally:
+        if is_enabled:
+            gc.enable()
+    disable_progress_bar()  # turns off those of downloads too
+    enable_progress_bars()
