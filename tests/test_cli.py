@@ -1,4 +1,5 @@
 import csv
+import gc
 import io
 import json
 import logging
@@ -42,6 +43,7 @@ from st_simcse import (
 from st_simcse.cli import encode, evaluate, export, plot, train
 from st_simcse.cli.corpus import CorpusArguments
 from st_simcse.cli.files import FileArguments
+from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.output import MessageHandler
 from st_simcse.evaluation import STS_TASKS
 from st_simcse.losses import OPTIONS
@@ -748,6 +750,17 @@ def test_wrong_words_are_refused_before_a_library_is_imported(tmp_path):
     ):
         assert libraries == [], words
         assert re.search(message, str(end)), (words, end)
+
+
+def test_garbage_is_not_looked_for_in_modules(monkeypatch):
+    """They are set aside before the collector runs again, and once: later it would be a model that has had its day."""
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    monkeypatch.delitem(sys.modules, "sentence_transformers")
+    for _ in range(2):
+        import_libraries()
+        assert gc.isenabled()
+    assert frozen == [False]
 
 
 def test_help_says_what_is_required_and_no_defaults_where_there_are_none(capsys):
