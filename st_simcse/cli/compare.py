@@ -151,8 +151,7 @@ def parse_comparison(argv: Sequence[str], needs_data: bool = True) -> Comparison
     recipes = _recipes(args)
     check_outputs(args)
     check_seeds(args.seeds)
-    if needs_data:
-        _check_words(recipes, common)
+    _check_words(recipes, common, needs_data)
 
     import_libraries()
     from st_simcse.cli.runs import measures
@@ -229,7 +228,7 @@ def _recipes(args: CompareArguments) -> dict[str, list[str]]:
     return {name: words for name, words in recipes if name in (args.only or names)}
 
 
-def _check_words(recipes: dict[str, list[str]], common: list[str]) -> None:
+def _check_words(recipes: dict[str, list[str]], common: list[str], needs_data: bool) -> None:
     """What can be known of the recipes before the libraries are imported."""
     for name, words, refused in (
         ("", common, OURS),
@@ -240,7 +239,7 @@ def _check_words(recipes: dict[str, list[str]], common: list[str]) -> None:
             if word.startswith("--") and option in refused:
                 hint = "recipes are compared on the same data, pass it once for all" if option in SHARED else ""
                 raise ValueError(f"{name}--{option} is not for a recipe: {hint or 'compare sets it itself'}")
-    for name, words in recipes.items():
+    for name, words in recipes.items() if needs_data else ():
         with _said_of(name):
             check_words(split_baseline([*common, *words])[1])
 

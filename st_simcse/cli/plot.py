@@ -59,6 +59,7 @@ def run(argv: Sequence[str]) -> None:
     check_has_file(vars(pair_file), "pair_", "--pairs_file", has_file=args.pairs_file is not None)
     if pair_file.pair_columns is not None and len(pair_file.pair_columns) not in (2, 3):
         raise ValueError("--pair_columns are those of anchor, positive and perhaps hard negative")
+    check_inputs(args)
 
     import_libraries()
     from st_simcse.models.checkpoints import load_model
@@ -99,7 +100,6 @@ def _check(args: PlotArguments, file: FileArguments) -> None:
     if args.clusters is not None and args.corpus is None:
         raise ValueError("--clusters needs --corpus")
     check_has_file(vars(file), "", "--corpus", has_file=args.corpus is not None)
-    check_inputs(args)
     check_outputs(args)
     check_projection(args.projection)
 
