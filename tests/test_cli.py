@@ -1,4 +1,5 @@
 import csv
+import gc
 import io
 import json
 import logging
@@ -44,6 +45,7 @@ from st_simcse import (
 from st_simcse.cli import encode, evaluate, export, plot, train
 from st_simcse.cli.corpus import CorpusArguments
 from st_simcse.cli.files import FileArguments
+from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.output import MessageHandler
 from st_simcse.cli.parsing import Pooling
 from st_simcse.evaluation import STS_TASKS
@@ -600,17 +602,17 @@ SOME_ROWS = ["--max_steps", "1", "--max_train_samples", "5"]
         (["train", "--train_fil", "x"], "st-simcse train: .*required: --model_name_or_path"),
         (["evaluate", "--model", "x", "--sts_di", "y"], "unknown option --sts_di, did you mean --sts_dir?"),
         (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'\nst-simcse demo --help lists the options"),
-        (["evaluate", "--model", "x", "--sts_dir", "/absent"], "st-simcse evaluate: /absent lacks STS12.tsv"),
+        (["evaluate", "--model", "x", "--sts_dir", "/absent"], "--sts_dir: there is no folder /absent: check"),
         (
             ["train", "--model_name_or_path", "x", "--train_file", "/absent.txt"],
             "there is no file /absent.txt: check its name",
         ),
         (
-            ["train", "--model_name_or_path", "x", "--train_file", "a.txt", "--max_train_samples", "-1"],
+            ["train", "--model_name_or_path", "x", "--train_file", ".", "--max_train_samples", "-1"],
             r"--max_train_samples must be 0 \(all rows\) or more, got -1",
         ),
         (
-            ["train", "--model_name_or_path", "x", "--train_file", "a.txt", "--streaming", *SOME_ROWS],
+            ["train", "--model_name_or_path", "x", "--train_file", ".", "--streaming", *SOME_ROWS],
             "--max_train_samples draws from rows that are read beforehand: leave --streaming out",
         ),
     ],
@@ -645,22 +647,124 @@ def test_a_preset_is_never_ignored(option):
     with pytest.raises(
         SystemExit, match="unknown preset 'sup-bert-tiny'|unknown option --pres=.*did you mean --preset"
     ):
-        cli.main(["train", f"{option}=sup-bert-tiny", "--train_file", "x", "--model_name_or_path", "y"])
+        cli.main(["train", f"{option}=sup-bert-tiny", "--train_file", ".", "--model_name_or_path", "y"])
 
 
-def test_help_needs_no_torch():
+# Calls of the command line in turn: for each what it prints, how it ends, and the libraries that are imported by then.
+_CALLS = """
+import contextlib, io, json, sys
+from st_simcse.cli import main
+found = []
+for words in json.loads(sys.argv[1]):
+    end = 0
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            main(words)
+        except SystemExit as stop:
+            end = stop.code
+    libraries = {"torch", "transformers", "datasets", "sentence_transformers"} & sys.modules.keys()
+    found.append([out.getvalue(), end or 0, sorted(libraries)])
+print(json.dumps(found))
+"""
+
+
+def _calls(folder, *calls):
+    code = [sys.executable, "-c", _CALLS, json.dumps(calls)]
+    done = subprocess.run(code, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_help_needs_no_library(tmp_path):
     """Of the whole and of every command but train, whose options are those of sentence-transformers' trainer."""
-    code = "import sys; from st_simcse.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    for words in ([], ["--help"], ["--version"]):
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "st-simcse COMMAND" in done.stdout or "st_simcse 0" in done.stdout
-    for command in set(cli.COMMANDS) - {"train"}:
-        help_code = f"import sys\ntry:\n    from st_simcse.cli import main; main([{command!r}, '--help'])\n"
-        help_code += "except SystemExit as stop:\n    assert not stop.code\nassert 'torch' not in sys.modules"
-        done = subprocess.run([sys.executable, "-c", help_code], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert f"example:\n  st-simcse {command}" in done.stdout
+    calls: list[list[str]] = [[], ["--help"], ["--version"]]
+    calls += [[command, "--help"] for command in cli.COMMANDS if command != "train"]
+    for words, (out, end, libraries) in zip(calls, _calls(tmp_path, *calls), strict=True):
+        assert (end, libraries) == (0, []), words
+        whole = "st_simcse 0" if words == ["--version"] else "st-simcse COMMAND [options]"
+        assert (f"example:\n  st-simcse {words[0]}" if len(words) == 2 else whole) in out
+
+
+# What each command needs besides; x is no file, no folder and no model.
+_NEEDED = {
+    "train": ["--model_name_or_path", "x"],
+    "adapt": ["--model_name_or_path", "x", "--output_dir", "y"],
+    "compare": ["--recipe", "a:"],
+    "whiten": ["--model", "x", "--output_dir", "y"],
+    "presets": [],
+    "evaluate": ["--model", "x"],
+    "plot": ["--model", "x"],
+    "data": [],
+    "export": ["--model", "x", "--output_dir", "y"],
+    "encode": ["--model", "x", "--output_file", "y.npy"],
+    "index": ["--model", "x", "--output_dir", "y"],
+    "search": ["--model", "x", "--index", "."],
+    "serve": ["--model", "x"],
+    "demo": [],
+}
+
+
+def test_wrong_words_are_refused_before_a_library_is_imported(tmp_path):
+    """But for an option that nobody knows of train and compare, which the trainer's might be."""
+    missing_model = "required: --model"
+    expected = [
+        *((["train"], missing_model), (["adapt"], missing_model), (["whiten"], missing_model)),
+        *((["evaluate"], missing_model), (["plot"], missing_model), (["export"], missing_model)),
+        *((["encode"], missing_model), (["index"], missing_model), (["search"], missing_model)),
+        *((["serve"], missing_model), (["compare"], "nothing to compare: pass --recipe")),
+    ]
+    expected += [
+        ([command, *needed, "--no_such_option", "1"], f"st-simcse {command}: unknown option --no_such_option")
+        for command, needed in _NEEDED.items()
+        if command not in ("train", "compare")
+    ]
+    no_file, no_folder = "there is no file absent: check its name", "there is no folder absent: check its name"
+    pair = ["--model_name_or_path", "x", "--train_file"]
+    expected += [
+        ([command, *_NEEDED[command], *words], message)
+        for command, words, message in [
+            ("train", [], "pass --train_file, or --train_dataset"),
+            ("train", ["--train_file", "absent"], f"--train_file: {no_file}"),
+            ("train", ["--train_file", ".", "--dev_file", "absent"], f"--dev_file: {no_file}"),
+            ("train", ["--train_file", ".", "--lora_r", "four"], "--lora_r.*: invalid int value: 'four'"),
+            ("train", ["--train_file", ".", "--preset", "tiny"], "unknown preset 'tiny'"),
+            ("adapt", ["--corpus", "absent"], f"--corpus: {no_file}"),
+            ("adapt", ["--corpus", ".", "--knn_dev_file", "absent"], f"--knn_dev_file: {no_file}"),
+            ("compare", [*pair, "absent"], f"--train_file: {no_file}"),
+            ("compare", [*pair, ".", "--sts_dir", "absent"], f"--sts_dir: {no_folder}"),
+            ("compare", ["--train_file", "."], "recipe 'a': .*required: --model_name_or_path"),
+            ("whiten", [], "pass either --corpus with a file, or --dataset"),
+            ("whiten", ["--corpus", "absent"], f"--corpus: {no_file}"),
+            ("evaluate", [], "pass either --sts_dir or --senteval_dir"),
+            ("evaluate", ["--sts_dir", "absent"], f"--sts_dir: {no_folder}; st-simcse data makes one"),
+            ("plot", ["--corpus", "absent", "--map_file", "a.png"], f"--corpus: {no_file}"),
+            ("encode", ["--corpus", "absent"], f"--corpus: {no_file}"),
+            ("index", ["--corpus", "absent"], f"--corpus: {no_file}"),
+            ("search", [], "pass either --queries"),
+            ("search", ["--query_file", "absent"], f"--query_file: {no_file}"),
+            ("search", ["--index", "absent", "--queries", "a"], f"--index: {no_folder}; st-simcse index makes one"),
+            ("serve", [], "pass either --corpus"),
+            ("serve", ["--corpus", "absent"], f"--corpus: {no_file}"),
+            ("serve", ["--index", "absent"], f"--index: {no_folder}"),
+        ]
+    ]
+    assert {words[0] for words, _ in expected} == set(cli.COMMANDS)
+    for (words, message), (_, end, libraries) in zip(
+        expected, _calls(tmp_path, *(words for words, _ in expected)), strict=True
+    ):
+        assert libraries == [], words
+        assert re.search(message, str(end)), (words, end)
+
+
+def test_garbage_is_not_looked_for_in_modules(monkeypatch):
+    """They are set aside before the collector runs again, and once: later it would be a model that has had its day."""
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    monkeypatch.delitem(sys.modules, "sentence_transformers")
+    for _ in range(2):
+        import_libraries()
+        assert gc.isenabled()
+    assert frozen == [False]
 
 
 def test_help_says_what_is_required_and_no_defaults_where_there_are_none(capsys):

@@ -663,13 +663,13 @@ def test_classes_and_queries_of_other_formats(tmp_path):
 
 
 # By command: its words, the option that names a file, and what the file's options begin with.
-_COMPARE = ["compare", "--model_name_or_path", "absent", "--train_file", "absent", "--recipe", "a:"]
+_COMPARE = ["compare", "--model_name_or_path", "absent", "--train_file", ".", "--recipe", "a:"]
 _PLOT = ["plot", "--model", "absent"]
 _TRAIN = ["train", "--model_name_or_path", "absent", "--output_dir", "out"]
 OF_TEXTS = {
     "encode": (["encode", "--model", "absent", "--output_file", "e.npy"], "--corpus", "--"),
     "index": (["index", "--model", "absent", "--output_dir", "index"], "--corpus", "--"),
-    "search": (["search", "--model", "absent", "--index", "index"], "--query_file", "--"),
+    "search": (["search", "--model", "absent", "--index", "."], "--query_file", "--"),
     "serve": (["serve", "--model", "absent"], "--corpus", "--"),
     "adapt": (["adapt", "--model_name_or_path", "absent", "--output_dir", "out"], "--corpus", "--"),
     "plot a map": ([*_PLOT, "--map_file", "m.png"], "--corpus", "--"),
@@ -801,12 +801,12 @@ def test_queries_are_read_as_the_command_line_says(tmp_path, monkeypatch, capsys
             return [[{"score": 1.0, "text": query}] for query in queries]
 
     monkeypatch.setattr("st_simcse.search.searcher.Searcher.load", lambda index, model: Found())
-    words = ["search", "--model", "m", "--index", "i", "--query_file", str(path), "--encoding", "gbk"]
+    words = ["search", "--model", "m", "--index", ".", "--query_file", str(path), "--encoding", "gbk"]
     cli.main([*words, "--format", "lines"])
     cli.main([*words, "--column", "0"])
     assert asked == ["狗\ttest", "猫\ttrain", "狗\ttest", "狗", "猫", "狗"]
     with pytest.raises(SystemExit, match="--encoding goes with --query_file: leave it out, or pass that"):
-        cli.main(["search", "--model", "m", "--index", "i", "--queries", "a", "--encoding", "gbk"])
+        cli.main(["search", "--model", "m", "--index", ".", "--queries", "a", "--encoding", "gbk"])
 
 
 def test_the_page_searches_a_corpus_that_is_read_as_told(tmp_path, monkeypatch):
@@ -825,7 +825,7 @@ def test_the_page_searches_a_corpus_that_is_read_as_told(tmp_path, monkeypatch):
         cli.main(words)
     assert given == ["狗"]
     with pytest.raises(SystemExit, match="--encoding goes with --corpus: leave it out, or pass that"):
-        cli.main(["serve", "--model", "m", "--index", "i", "--encoding", "gbk"])
+        cli.main(["serve", "--model", "m", "--index", ".", "--encoding", "gbk"])
 
 
 def test_plots_are_of_files_that_are_read_as_told(tmp_path):

@@ -241,14 +241,14 @@ def test_the_work_of_a_task_is_counted(senteval, monkeypatch):
     [
         (["--task_set", "transfer"], "need --senteval_dir"),
         (["--task_set", "sts", "--tasks", "MR"], "--task_set or --tasks, not both"),
-        (["--tasks", "IMDB", "--senteval_dir", "x"], "--tasks: IMDB is unknown; choose among STS12, "),
+        (["--tasks", "IMDB", "--senteval_dir", "."], "--tasks: IMDB is unknown; choose among STS12, "),
         (
-            ["--tasks", "STS12", "--mode", "dev", "--sts_dir", "x"],
+            ["--tasks", "STS12", "--mode", "dev", "--sts_dir", "."],
             "STS12 is unknown or has no dev set; .* STS-B, SICK-R",
         ),
         (["--mteb", "--tasks", "STS-B"], "--mteb has the seven STS tasks"),
         (["--tasks", "STS-B", "--mode", "dev", "--sts_dir", "."], "lacks STSB-dev.tsv"),
-        (["--tasks", "MR", "--sts_dir", "x", "--sts_columns", "a", "b", "c"], "--sts_columns is for STS tables"),
+        (["--tasks", "MR", "--sts_dir", ".", "--sts_columns", "a", "b", "c"], "--sts_columns is for STS tables"),
         (
             ["--mteb", "--sts_columns", "a", "b", "c"],
             "--sts_columns is for STS tables, which are not read here: leave it out",

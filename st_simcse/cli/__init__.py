@@ -10,7 +10,9 @@ from importlib import import_module
 
 from safetensors import SafetensorError
 
+from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.output import MessageHandler, printable
+from st_simcse.cli.train_options import check_words
 
 __all__ = ["main"]
 
@@ -50,12 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.basicConfig(handlers=[MessageHandler()], level=logging.WARNING)
         logging.getLogger("st_simcse").setLevel(logging.INFO)  # notes of ours, warnings alone of other libraries
         try:
-            # Here, not above: the libraries take seconds to import, and --help needs none of them.
-            from huggingface_hub.utils import enable_progress_bars
-            from transformers.utils.logging import disable_progress_bar
-
-            disable_progress_bar()  # no bar for the loading of each model
-            enable_progress_bars()  # but for downloads
+            if command == "train":  # its options and so its module import the libraries
+                check_words(rest)
+                import_libraries()
             import_module(f"st_simcse.cli.{command}").run(rest)
         except (ImportError, OSError, ValueError, SafetensorError) as error:
             sys.exit(printable(f"st-simcse {command}: {error}", lines=True))

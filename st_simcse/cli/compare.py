@@ -7,13 +7,16 @@ import math
 import os
 import shlex
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from st_simcse.cli.files import table_arguments
-from st_simcse.cli.parsing import check_outputs, check_seeds, option_of, parse_known
+from st_simcse.cli.libraries import import_libraries
+from st_simcse.cli.parsing import check_inputs, check_outputs, check_seeds, option_of, parse_known
+from st_simcse.cli.train_options import check_words
 from st_simcse.recipes import parse_recipe, read_recipes, split_baseline
 
 if TYPE_CHECKING:
@@ -123,12 +126,12 @@ def run(argv: Sequence[str]) -> Numbers:
     return numbers
 
 
-def parse_comparison(argv: Sequence[str], needs_dev: bool = True) -> Comparison:
+def parse_comparison(argv: Sequence[str], needs_data: bool = True) -> Comparison:
     """The words, looked at as far as they can be before any run.
 
     Args:
         argv: the words behind the command.
-        needs_dev: whether there have to be dev data.
+        needs_data: whether there have to be training and dev data.
 
     Raises:
         ValueError, SystemExit, OSError: as :func:`run` before any run.
@@ -140,14 +143,19 @@ def parse_comparison(argv: Sequence[str], needs_dev: bool = True) -> Comparison:
         example="st-simcse compare --model_name_or_path bert-base-uncased --train_file a.txt --dev_file dev.tsv "
         '--recipe "base:" --recipe "focal: --focal_margin 0.2"   # and every option of st-simcse train',
     )
-    from st_simcse.cli.runs import measures
-
     tests = {name: value for group in measured for name, value in asdict(group).items()}
+    for group in (args, *measured):
+        check_inputs(group)
     recipes = _recipes(args)
     check_outputs(args)
-    has_dev = any(measure.split == "dev" for measure in measures(tests))
-    _check_options(recipes, common, has_dev or not needs_dev)
     check_seeds(args.seeds)
+    _check_words(recipes, common, needs_data)
+
+    import_libraries()
+    from st_simcse.cli.runs import measures
+
+    has_dev = any(measure.split == "dev" for measure in measures(tests))
+    _check_options(recipes, common, has_dev or not needs_data)
     return Comparison(args, recipes, common, tests)
 
 
@@ -208,14 +216,7 @@ def train_all(
 def _recipes(args: CompareArguments) -> dict[str, list[str]]:
     recipes = read_recipes(args.recipe_file) if args.recipe_file else []
     recipes += map(parse_recipe, args.recipe)
-    from st_simcse.training.run_folder import LOCK, UNFINISHED
-
     names = [name for name, _ in recipes]
-    if reserved := [name for name in names if name.lower() in (LOCK, UNFINISHED, TABLE)]:
-        raise ValueError(
-            f"the recipe {reserved[0]!r} has the name of a file or folder that compare itself writes: give it another "
-            "name"
-        )
     if not names:
         raise ValueError('nothing to compare: pass --recipe "NAME: --option value" for each, or --recipe_file')
     if twice := [name for name in names if names.count(name) > 1]:
@@ -225,11 +226,8 @@ def _recipes(args: CompareArguments) -> dict[str, list[str]]:
     return {name: words for name, words in recipes if name in (args.only or names)}
 
 
-def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bool) -> None:
-    """What can be known of the recipes before any of them is trained."""
-    from st_simcse.cli import train
-    from st_simcse.cli.baselines import check_baseline
-
+def _check_words(recipes: dict[str, list[str]], common: list[str], needs_data: bool) -> None:
+    """What can be known of the recipes before the libraries are imported."""
     for name, words, refused in (
         ("", common, OURS),
         *((f"recipe {name!r}: ", words, OURS | SHARED) for name, words in recipes.items()),
@@ -239,17 +237,39 @@ def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bo
             if word.startswith("--") and option in refused:
                 hint = "recipes are compared on the same data, pass it once for all" if option in SHARED else ""
                 raise ValueError(f"{name}--{option} is not for a recipe: {hint or 'compare sets it itself'}")
+    for name, words in recipes.items() if needs_data else ():
+        with _said_of(name):
+            check_words(split_baseline([*common, *words])[1])
+
+
+@contextmanager
+def _said_of(recipe: str) -> Iterator[None]:
+    """Errors name the recipe; warnings are left to its runs."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    except (SystemExit, ValueError) as error:
+        raise SystemExit(f"st-simcse compare: recipe {recipe!r}: {error}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bool) -> None:
+    """What can be known of the recipes before any of them is trained."""
+    from st_simcse.cli import train
+    from st_simcse.cli.baselines import check_baseline
+    from st_simcse.training.run_folder import LOCK, UNFINISHED
+
     for name, words in recipes.items():
-        logging.disable(logging.WARNING)  # each run says it again
-        try:
+        if name.lower() in (LOCK, UNFINISHED, TABLE):
+            raise ValueError(
+                f"the recipe {name!r} has the name of a file or folder that compare itself writes: give it another name"
+            )
+        with _said_of(name):
             baseline, options = split_baseline([*common, *words])
             _, data_args, _, training_args = train.parse_train(options)
             if baseline:
                 check_baseline(baseline, words, data_args, training_args)
-        except (SystemExit, ValueError) as error:
-            raise SystemExit(f"st-simcse compare: recipe {name!r}: {error}") from error
-        finally:
-            logging.disable(logging.NOTSET)
         if not (has_dev or data_args.dev_file or data_args.dev_dataset):
             raise ValueError(
                 "recipes are compared by their scores on dev data: pass --dev_file or --dev_dataset with scored pairs, "

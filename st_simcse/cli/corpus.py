@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from st_simcse.cli.files import FileArguments, file_flags, file_options
-from st_simcse.cli.parsing import check_positive, named_options
+from st_simcse.cli.parsing import check_inputs, check_positive, named_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,14 +32,19 @@ class CorpusArguments(FileArguments):
         metadata={"help": "Which split of a data set (train when left out), or of a table with a column of splits."},
     )
 
-    def source(self) -> str | HubDataset:
-        """The file or data set; ValueError unless it is one of them."""
-        from st_simcse.data.hub_dataset import HubDataset
-
+    def check(self) -> None:
+        """ValueError unless it is a file or a data set; FileNotFoundError for a file that is not there."""
         if (self.corpus is None) == (self.dataset is None):
             raise ValueError("pass either --corpus with a file, or --dataset with a data set's name")
         if self.corpus is not None and self.subset:
             raise ValueError("--subset is for --dataset: a file has none")
+        check_inputs(self)
+
+    def source(self) -> str | HubDataset:
+        """The file or data set; errors as :meth:`check`."""
+        from st_simcse.data.hub_dataset import HubDataset
+
+        self.check()
         return self.corpus or HubDataset(str(self.dataset), self.subset, self.split or "train")
 
     def read(self, drop_duplicates: bool) -> Dataset:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.parsing import parse
 
 SETS = ["sts", "sts_zh", "wiki1m", "nli", "all-nli"]
@@ -28,6 +29,7 @@ def run(argv: Sequence[str]) -> dict[Path, int]:
     """Download, print each file with its number of rows, and return them."""
     (args,) = parse("data", argv, DownloadArguments, example="st-simcse data --output_dir data --sets sts wiki1m")
 
+    import_libraries()
     from st_simcse.data.download import download
 
     files = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.parsing import parse
 
 
@@ -17,6 +18,7 @@ def run(argv: Sequence[str]) -> dict[str, float]:
     """Run it."""
     (args,) = parse("demo", argv, DemoArguments, example="st-simcse demo --seed 1")
 
+    import_libraries()
     import torch
 
     from st_simcse.demo import run_demo

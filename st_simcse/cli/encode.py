@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from st_simcse.cli.corpus import CorpusArguments, EmbedArguments
+from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.parsing import check_outputs, parse
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ def run(argv: Sequence[str]) -> None:
     output = Path(args.output_file)
     if output.suffix not in (".npy", ".safetensors", ".parquet"):
         raise ValueError(f"--output_file {output}: expected a name that ends in .npy, .safetensors or .parquet")
+    corpus.check()
     check_outputs(args)
     options = embed.options()
+    import_libraries()
     sentences = corpus.read(drop_duplicates=False)
 
     from st_simcse.search.searcher import Searcher

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from st_simcse.cli.files import file_flags, file_options, table_arguments
-from st_simcse.cli.parsing import Pooling, check_outputs, check_positive, named_options, parse, pooling_mode
+from st_simcse.cli.libraries import import_libraries
+from st_simcse.cli.parsing import (
+    Pooling,
+    check_inputs,
+    check_outputs,
+    check_positive,
+    named_options,
+    parse,
+    pooling_mode,
+)
 from st_simcse.plots import plot_scores
 
 if TYPE_CHECKING:
@@ -116,7 +125,10 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     )
     check_positive(args, "batch_size", "max_seq_length")
     check_outputs(args)
+    _check(args)
+    check_inputs(args)
 
+    import_libraries()
     from st_simcse.evaluation import check_defined, format_table
 
     sts, transfer = _tasks(args)
@@ -191,10 +203,8 @@ def _mteb(args: EvaluateArguments, model: SentenceTransformer) -> dict[str, Row]
     return {"STS" if language == "eng" else f"STS {language}": mteb_scores(model, language) for language in languages}
 
 
-def _check_languages(args: EvaluateArguments) -> None:
-    """ValueError for what does not go with the Chinese tasks, and for languages without them."""
-    from st_simcse.evaluation import MTEB_LANGUAGES
-
+def _check(args: EvaluateArguments) -> None:
+    """ValueError for options that do not go together, and for data that nobody names."""
     if args.sts_zh_dir is None and args.sts_zh_splits:
         raise ValueError("--sts_zh_splits are those of the Chinese tasks: pass --sts_zh_dir too")
     others = ("sts_dir", "senteval_dir", "task_set", "mteb")
@@ -203,23 +213,30 @@ def _check_languages(args: EvaluateArguments) -> None:
         raise ValueError(f"--sts_zh_dir is a table of its own, without {', '.join(given)}: call evaluate once for each")
     if args.mteb_languages and not args.mteb:
         raise ValueError("--mteb_languages are those of --mteb: pass that too")
-    if unknown := [language for language in args.mteb_languages or () if language not in MTEB_LANGUAGES]:
-        raise ValueError(f"--mteb_languages: {', '.join(unknown)} is unknown, choose among {', '.join(MTEB_LANGUAGES)}")
+    if args.task_set and args.tasks:
+        raise ValueError("pass --task_set or --tasks, not both")
+    has_folder = bool(args.sts_dir or args.senteval_dir)
+    if args.task_set == "transfer" and not (has_folder or args.mteb):
+        raise ValueError("the transfer tasks need --senteval_dir with the folder of SentEval's data")
+    if has_folder == args.mteb and not args.sts_zh_dir:
+        raise ValueError(
+            "pass either --sts_dir or --senteval_dir with the folder of the data (--sts_zh_dir for the Chinese tasks), "
+            "or --mteb for MTEB's own"
+        )
 
 
 def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
     """The English STS and the transfer tasks that are asked for.
 
     Raises:
-        ValueError: for tasks that are unknown or not there in the mode, and for data that nobody names.
+        ValueError: for tasks that are unknown or not there in the mode, and for unknown languages.
     """
-    from st_simcse.evaluation import STS_DEV_TASKS, STS_TASKS, TRANSFER_TASKS
+    from st_simcse.evaluation import MTEB_LANGUAGES, STS_DEV_TASKS, STS_TASKS, TRANSFER_TASKS
 
-    _check_languages(args)
+    if unknown := [language for language in args.mteb_languages or () if language not in MTEB_LANGUAGES]:
+        raise ValueError(f"--mteb_languages: {', '.join(unknown)} is unknown, choose among {', '.join(MTEB_LANGUAGES)}")
     if args.sts_zh_dir:
         return [], []
-    if args.task_set and args.tasks:
-        raise ValueError("pass --task_set or --tasks, not both")
     known = [*(STS_DEV_TASKS if args.mode == "dev" else STS_TASKS), *TRANSFER_TASKS]
     wanted = [ALIASES.get(task, task) for task in args.tasks or known]
     if unknown := [task for task in wanted if task not in known]:
@@ -234,13 +251,6 @@ def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
         raise ValueError("--mteb has the seven STS tasks' test sets: leave --tasks, --task_set and --mode out")
     if args.mteb and args.allow_partial:
         raise ValueError("--mteb has data of its own, which are complete: leave --allow_partial out")
-    if transfer and not (args.senteval_dir or args.sts_dir):
-        raise ValueError("the transfer tasks need --senteval_dir with the folder of SentEval's data")
-    if (args.sts_dir is None and args.senteval_dir is None) != args.mteb:
-        raise ValueError(
-            "pass either --sts_dir with the folder of the data (--sts_zh_dir for the Chinese tasks), or --mteb for "
-            "MTEB's own"
-        )
     return sts, transfer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.parsing import parse
 
 
@@ -19,6 +20,7 @@ def run(argv: Sequence[str]) -> str:
     example = "st-simcse export --model output --output_dir for-automodel"
     (args,) = parse("export", argv, ExportArguments, example=example)
 
+    import_libraries()
     from st_simcse.models.checkpoints import load_model, loading_class, save_transformer
 
     model = load_model(args.model)

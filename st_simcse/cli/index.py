@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from st_simcse.cli.corpus import CorpusArguments, EmbedArguments
+from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.parsing import parse
 
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ def run(argv: Sequence[str]) -> None:
     )
     if args.add and neighbours != NeighbourArguments():
         raise ValueError("--add keeps the way neighbours are found: leave the options of that out")
-    options, index = embed.options(), neighbours.index()
+    corpus.check()
+    options = embed.options()
 
+    import_libraries()
+    index = neighbours.index()
     from st_simcse.search.searcher import Searcher
 
     if args.add:

@@ -12,19 +12,21 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
-
-from transformers.hf_argparser import HfArgumentParser
 
 from st_simcse.data.remedies import DataError
 from st_simcse.plots import check_picture
 
 if TYPE_CHECKING:
+    from transformers.hf_argparser import HfArgumentParser
+
     from st_simcse.models.modeling import PoolingMode
 
 __all__ = [
     "Pooling",
+    "check_inputs",
     "check_outputs",
     "check_positive",
     "check_seeds",
@@ -40,6 +42,15 @@ __all__ = [
 Pooling = Literal["as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
 
 _IN_SEVERAL_PROCESSES = {"train"}
+# The options that name what a command reads.
+_INPUT_FILES = {
+    *("corpus", "query_file", "pairs_file", "recipe_file", "train_file", "dev_file", "test_file"),
+    *("knn_dev_file", "knn_test_file", "retrieval_dev_file", "retrieval_test_file"),
+}
+_INPUT_FOLDERS = {
+    **dict.fromkeys(("sts_dir", "sts_zh_dir", "senteval_dir"), "st-simcse data makes one"),
+    "index": "st-simcse index makes one",
+}
 
 # What the options are called in other programs.
 _SYNONYMS = {
@@ -65,6 +76,24 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         # `--no_x` has the default False too, where that of `--x` is True.
         has_none = action.default is None or action.default is False or action.default in ([], {})
         return action.help if has_none else super()._get_help_string(action)
+
+
+def _hf_argument_parser() -> Any:
+    """transformers' parser, from its file alone where it needs nothing else of the package: that takes a second."""
+    package: Any = find_spec("transformers")
+    try:
+        spec: Any = spec_from_file_location("hf_argparser", Path(package.origin).with_name("hf_argparser.py"))
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.HfArgumentParser
+    except (AttributeError, ImportError, OSError):
+        from transformers.hf_argparser import HfArgumentParser
+
+        return HfArgumentParser
+
+
+if not TYPE_CHECKING:
+    HfArgumentParser = _hf_argument_parser()
 
 
 class _Parser(HfArgumentParser):
@@ -276,6 +305,27 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds {' '.join(map(str, seeds))} names a seed twice: its runs would be the same")
+
+
+def check_inputs(args: object) -> None:
+    """Whether what a command is to read is there: the files and folders that its options name.
+
+    Raises:
+        FileNotFoundError: for one that is not.
+
+    Example:
+        >>> check_inputs(argparse.Namespace(sts_dir="absent"))
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: --sts_dir: there is no folder absent: check its name; st-simcse data makes one
+    """
+    for name, place in vars(args).items():
+        if name in _INPUT_FILES and place is not None and not Path(place).exists():
+            folder = Path(place).absolute().parent
+            raise FileNotFoundError(f"--{name}: there is no file {place}: check its name and the folder, {folder}")
+        if name in _INPUT_FOLDERS and place is not None and not Path(place).is_dir():
+            how = _INPUT_FOLDERS[name]
+            raise FileNotFoundError(f"--{name}: there is no folder {place}: check its name; {how}")
 
 
 def check_outputs(args: object) -> None:

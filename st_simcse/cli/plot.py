@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from st_simcse.cli.files import FileArguments, check_has_file, file_flags, file_options, table_arguments
-from st_simcse.cli.parsing import check_outputs, check_positive, named_options, parse, parse_column
+from st_simcse.cli.libraries import import_libraries
+from st_simcse.cli.parsing import check_inputs, check_outputs, check_positive, named_options, parse, parse_column
 from st_simcse.plots import MAX_CLASSES, check_projection, name_clusters, plot_map, plot_similarities
 
 
@@ -58,7 +59,9 @@ def run(argv: Sequence[str]) -> None:
     check_has_file(vars(pair_file), "pair_", "--pairs_file", has_file=args.pairs_file is not None)
     if pair_file.pair_columns is not None and len(pair_file.pair_columns) not in (2, 3):
         raise ValueError("--pair_columns are those of anchor, positive and perhaps hard negative")
+    check_inputs(args)
 
+    import_libraries()
     from st_simcse.models.checkpoints import load_model
 
     texts, classes = _corpus(args, file) if args.map_file else ([], None)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from st_simcse.cli.files import FileArguments, check_has_file, file_flags, file_options
+from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.output import printable
-from st_simcse.cli.parsing import check_positive, named_options, parse
+from st_simcse.cli.parsing import check_inputs, check_positive, named_options, parse
 
 QUERIES_AT_ONCE = 1_000
 
@@ -36,7 +37,9 @@ def run(argv: Sequence[str]) -> None:
     if (args.queries is None) == (args.query_file is None):
         raise ValueError("pass either --queries with texts, or --query_file with a file of them")
     check_has_file(vars(file), "", "--query_file", has_file=args.query_file is not None)
+    check_inputs(args)
 
+    import_libraries()
     from st_simcse.data.readers import SentenceReader
     from st_simcse.search.searcher import Searcher
 

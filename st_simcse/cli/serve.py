@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from st_simcse.cli.files import FileArguments, check_has_file, file_flags, file_options
-from st_simcse.cli.parsing import named_options, parse
+from st_simcse.cli.libraries import import_libraries
+from st_simcse.cli.parsing import check_inputs, named_options, parse
 
 
 @dataclass
@@ -37,8 +38,10 @@ def run(argv: Sequence[str]) -> None:
     if args.index and args.cache_dir:
         raise ValueError("--cache_dir is for --corpus: an index has its embeddings in its folder")
     check_has_file(vars(file), "", "--corpus", has_file=args.corpus is not None)
+    check_inputs(args)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        import_libraries()
         from st_simcse.data.readers import SentenceReader
         from st_simcse.models.checkpoints import load_model
         from st_simcse.search.page import check_port, launch, search_page

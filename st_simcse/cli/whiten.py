@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from st_simcse.cli.corpus import CorpusArguments
+from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.parsing import Pooling, check_outputs, check_positive, named_options, parse, pooling_mode
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def run(argv: Sequence[str]) -> None:
     example = "st-simcse whiten --model output --corpus sentences.txt --output_dir whitened"
     args, corpus = parse("whiten", argv, WhitenArguments, CorpusArguments, example=example)
     check_positive(args, "batch_size", "dimensions")
+    corpus.check()
     check_outputs(args)
+    import_libraries()
     texts = corpus.read(drop_duplicates=True)
 
     from st_simcse.models.checkpoints import load_model

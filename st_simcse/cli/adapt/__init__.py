@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from st_simcse.budget import parse_duration
 from st_simcse.cli.compare import TABLES, MeasureArguments
 from st_simcse.cli.corpus import CorpusArguments
 from st_simcse.cli.files import table_arguments
-from st_simcse.cli.parsing import Pooling, parse
+from st_simcse.cli.libraries import import_libraries
+from st_simcse.cli.parsing import Pooling, check_inputs, parse
 
 
 @dataclass
@@ -70,7 +72,12 @@ def run(argv: Sequence[str]) -> str:
         example="st-simcse adapt --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 --corpus texts.txt "
         "--dev_file pairs.tsv --output_dir adapted",
     )
-    from st_simcse.budget import parse_duration
+    corpus.check()
+    for group in measured:
+        check_inputs(group)
+    budget = parse_duration(args.budget)
+
+    import_libraries()
     from st_simcse.cli.adapt.plan import check_folder, make_plan
     from st_simcse.cli.adapt.report import write_report
     from st_simcse.cli.adapt.task import Task
@@ -82,7 +89,7 @@ def run(argv: Sequence[str]) -> str:
         corpus,
         {name: value for name, value in _given(args, corpus, *measured) if name != "output_dir"},
         _as_words(measured),
-        parse_duration(args.budget),
+        budget,
         ["st-simcse", "adapt", *argv],
     )
     check_folder(task.folder)

@@ -74,7 +74,7 @@ class Task:
         """As the command line ``st-simcse compare`` with these options."""
         recipes = [f"{candidate.name}: {shlex.join(candidate.words)}" for candidate in candidates]
         argv = [*words, *self.measured, "--recipe", *recipes, *others]
-        return parse_comparison(argv, needs_dev=False)
+        return parse_comparison(argv, needs_data=False)
 
 
 @dataclass(frozen=True)
