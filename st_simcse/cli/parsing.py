@@ -21,7 +21,9 @@ from st_simcse.data.remedies import DataError
 from st_simcse.plots import check_picture
 
 __all__ = [
+    "PRECISION",
     "Pooling",
+    "Precision",
     "check_outputs",
     "check_positive",
     "check_seeds",
@@ -32,8 +34,13 @@ __all__ = [
     "parse_known",
 ]
 
-# Those of build_model, whose module imports torch, which no --help has to wait for.
+# Those of build_model and fast_encode, whose modules import torch, which no --help has to wait for.
 Pooling = Literal["as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+PRECISION: Any = dataclasses.field(
+    default="auto",
+    metadata={"help": "What the model computes in; auto is bf16 where the hardware is faster at it, else float32."},
+)
 
 # What the options are called in other programs.
 _SYNONYMS = {
