@@ -72,9 +72,11 @@ class EmbedArguments:
     def model(self, name: str) -> SentenceTransformer:
         """The model of this name, in the precision that is asked for."""
         from st_simcse.models.checkpoints import load_model
-        from st_simcse.models.fast_encode import fast_encode
+        from st_simcse.models.fast_encode import check_one_process, fast_encode_own
 
-        return fast_encode(load_model(name), self.precision)
+        if self.device and len(self.device) > 1:
+            check_one_process(self.precision)
+        return fast_encode_own(load_model(name), self.precision)
 
     def options(self) -> dict[str, int | str | list[str] | None]:
         """For ``Searcher.build_index`` and ``add_to_index``."""

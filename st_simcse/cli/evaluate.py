@@ -260,11 +260,11 @@ def _one_row(scores: Mapping[str, Row]) -> Row:
 def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
     from st_simcse.data.prompts import set_prompt
     from st_simcse.models.checkpoints import load_model
-    from st_simcse.models.fast_encode import fast_encode
+    from st_simcse.models.fast_encode import fast_encode_own
 
     model = load_model(name, None if args.pooling == "as saved" else args.pooling, args.max_seq_length)
     set_prompt(model, args.prompt, args.prompt_name)
-    return fast_encode(model, args.precision)
+    return fast_encode_own(model, args.precision)
 
 
 def _results(model: SentenceTransformer, evaluators: list[Any], name: str, batch_size: int) -> dict[str, float]:

@@ -42,12 +42,12 @@ def run(argv: Sequence[str]) -> None:
     try:
         from st_simcse.data.readers import SentenceReader
         from st_simcse.models.checkpoints import load_model
-        from st_simcse.models.fast_encode import fast_encode
+        from st_simcse.models.fast_encode import fast_encode_own
         from st_simcse.search.page import check_port, launch, search_page
         from st_simcse.search.searcher import Searcher, cached_searcher
 
         check_port(args.port)
-        model = fast_encode(load_model(args.model), args.precision)
+        model = fast_encode_own(load_model(args.model), args.precision)
         if args.index:
             searcher = Searcher.load(args.index, model)
         else:

@@ -63,7 +63,8 @@ class _Remembering(SentenceTransformer):
 
     def encode(self, inputs: Any, *args: Any, **options: Any) -> Any:
         """As ``SentenceTransformer.encode``, which documents the arguments."""
-        if not args and not isinstance(inputs, str):
+        if not args and not self.is_singular_input(inputs):
+            inputs = list(inputs)
             options["batch_size"] = max(1, len(inputs))
         return super().encode(inputs, *args, **options)
 

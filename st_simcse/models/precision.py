@@ -19,12 +19,16 @@ def computes_in_bf16(use_cpu: bool) -> bool:
     return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which models on the device compute in a precision, whatever their weights have.
+def computing_in(
+    precision: Precision, device: torch.device, weights: torch.dtype | None = torch.float32
+) -> AbstractContextManager[Any]:
+    """A context in which models on the device compute in a precision, by autocast.
 
     Args:
-        precision: ``auto`` is bf16 where the device is faster at it, and changes nothing elsewhere.
+        precision: ``auto`` is bf16 where the device is faster at it and the weights are in float32, and changes
+            nothing elsewhere. ``float32`` turns autocast off.
         device: of the model.
+        weights: what they are in.
 
     Example:
         >>> with computing_in("bfloat16", torch.device("cpu")):
@@ -32,8 +36,10 @@ def computing_in(precision: Precision, device: torch.device) -> AbstractContextM
         torch.bfloat16
     """
     if precision == "float32":
-        return torch.autocast(device.type, enabled=False)
+        has_autocast = torch.amp.is_autocast_available(device.type)
+        return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
     if precision == "auto":
-        is_faster = device.type in ("cpu", "cuda") and computes_in_bf16(use_cpu=device.type == "cpu")
+        is_known = device.type in ("cpu", "cuda") and weights == torch.float32
+        is_faster = is_known and computes_in_bf16(use_cpu=device.type == "cpu")
         return torch.autocast(device.type, torch.bfloat16) if is_faster else nullcontext()
     return torch.autocast(device.type, getattr(torch, precision))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch.distributed.fsdp import FSDPModule
+from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import (
@@ -31,7 +32,6 @@ from transformers.utils import (
 from st_simcse.losses.own_weights import own_parameters, own_weights
 from st_simcse.models.fast_encode import fast_encode
 from st_simcse.models.lora import adapters, check_adapter_is_whole, loaded_under_its_name, restore_adapter
-from st_simcse.models.precision import Precision
 from st_simcse.training.resume import RECORD_NAME, check_resumable, describe_run, stream_position, write_record
 from st_simcse.training.run_folder import (
     UNFINISHED,
@@ -45,7 +45,7 @@ from st_simcse.training.run_folder import (
 from st_simcse.training.sharding import UnshardedWeights, with_weights, without_weights
 from st_simcse.training.trainable import check_model, check_optimizer
 
-__all__ = ["ResumableTrainer"]
+__all__ = ["ResumableTrainer", "to_evaluate"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +68,26 @@ def _damage_is_named(checkpoint: str | None, part: str = "", *misfits: type[Exce
         ) from error
 
 
+def to_evaluate(model: SentenceTransformer, args: TrainingArguments) -> SentenceTransformer:
+    """The model by :func:`~st_simcse.fast_encode`, in bf16 only where the training computes in it.
+
+    Args:
+        model: in half precision it computes as its weights are.
+        args: of the training.
+    """
+    computes_in_float32 = model.dtype == torch.float32 and not args.bf16
+    return fast_encode(model, "float32" if computes_in_float32 else "auto")
+
+
 class _FastEvaluator(BaseEvaluator):
     """Another evaluator, with a model that embeds faster."""
 
-    def __init__(self, evaluator: BaseEvaluator, precision: Precision) -> None:
+    def __init__(self, evaluator: BaseEvaluator, args: TrainingArguments) -> None:
         super().__init__()
-        self.evaluator, self.precision = evaluator, precision
+        self.evaluator, self.args = evaluator, args
 
     def __call__(self, model: SentenceTransformer, *args: Any, **options: Any) -> float | dict[str, float]:
-        return self.evaluator(fast_encode(model, self.precision), *args, **options)
+        return self.evaluator(to_evaluate(model, self.args), *args, **options)
 
 
 class ResumableTrainer(SentenceTransformerTrainer):
@@ -155,7 +166,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
         self.accelerator.native_amp = False
         evaluator = self.evaluator
         if evaluator is not None and self.accelerator.num_processes == 1:
-            self.evaluator = _FastEvaluator(evaluator, "auto" if self.args.bf16 else "float32")
+            self.evaluator = _FastEvaluator(evaluator, self.args)
         try:
             return super().evaluation_loop(*args, **kwargs)
         finally:
