@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import batch_to_device, truncate_embeddings
+from sentence_transformers.util import batch_to_device, get_world_size, truncate_embeddings
 from sentence_transformers.util.decorators import deprecated_kwargs
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -175,7 +175,8 @@ class FastModel(SentenceTransformer):
         texts = [inputs] if is_one else inputs
         are_texts = isinstance(texts, list) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
         with computing_in(self.compute, self.plain.device, self.plain.dtype):
-            if asked is None or not are_texts or _shares_the_work():
+            # Several processes may share the work, which SentenceTransformer.encode knows how to.
+            if asked is None or not are_texts or get_world_size() > 1:
                 return self.plain.encode(inputs, **options)
             found: Any = self._embed(texts, asked, options)
         if asked.to_numpy:
@@ -242,15 +243,6 @@ class FastModel(SentenceTransformer):
                 yield window, features
 
 
-def _shares_the_work() -> bool:
-    """Whether several processes may embed together, which ``SentenceTransformer.encode`` knows how to."""
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
-
-
 def _split(texts: list[str]) -> Iterator[list[str]]:
     """Windows of texts that come longest first."""
     start = 0
@@ -265,11 +257,10 @@ def _are_rows_of_tokens(features: Features, count: int) -> bool:
     mask = features.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2 or len(mask) != count:
         return False
-    return all(
-        value.shape in (mask.shape, mask.shape[:1])
-        if isinstance(value, Tensor)
-        else isinstance(value, str | int | None)
-        for value in features.values()
+    tensors = [value for value in features.values() if isinstance(value, Tensor)]
+    others = [value for value in features.values() if not isinstance(value, Tensor)]
+    return all(value.shape in (mask.shape, mask.shape[:1]) for value in tensors) and not any(
+        isinstance(value, list | tuple | dict) for value in others
     )
 
 
