@@ -160,6 +160,12 @@ def test_a_compiled_model_stays_compiled(model, monkeypatch):
     assert calls
 
 
+def test_architectures_that_read_padding_keep_their_batches(tmp_path):
+    """Their embeddings depend on the other texts of a batch, so that only the same batches give the same numbers."""
+    model = decoder(tmp_path, "ConvBERT", "mean")
+    close(fast_encode(model).encode(TEXTS), model.encode(TEXTS), atol=0)
+
+
 OPTIONS = {
     "numpy": {},
     "tensor": {"convert_to_tensor": True},

@@ -17,6 +17,7 @@ from sentence_transformers.util.decorators import deprecated_kwargs
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from st_simcse.models.layers import reads_padding
 from st_simcse.models.precision import Precision, computing_in
 
 __all__ = ["FastModel", "check_one_process", "fast_encode", "fast_encode_own"]
@@ -27,7 +28,7 @@ Features = dict[str, Any]
 WINDOW = 2048
 WINDOW_CHARACTERS = 2**20
 # Tokens of a batch on a CPU, at most: the activations of more leave its cache.
-CPU_TOKENS = 2048
+CPU_TOKENS = 1024
 # Values of options of encode that ask for nothing special.
 USUAL = {"output_value": "sentence_embedding", "precision": "float32", "pool": None, "chunk_size": None}
 ENCODERS = {name: getattr(SentenceTransformer, name) for name in ("encode", "encode_query", "encode_document")}
@@ -38,12 +39,12 @@ def fast_encode(model: SentenceTransformer, precision: Precision = "auto") -> Se
     """The same model, with the same modules and settings, whose ``encode`` is faster.
 
     Equal texts are embedded once. A batch has texts of about as many tokens, where ``SentenceTransformer.encode``
-    sorts by characters. A batch takes no more tokens than ``batch_size`` of the longest texts, and no more than 2,048
+    sorts by characters. A batch takes no more tokens than ``batch_size`` of the longest texts, and no more than 1,024
     on a CPU. The embeddings are returned in float32, in the order of the texts.
 
     ``encode`` works as before where it is asked for something else: token embeddings, quantized embeddings, several
-    processes, inputs that are no texts. Models whose inputs are no rows of tokens, such as static embeddings, keep
-    their batches.
+    processes, inputs that are no texts; so do architectures that read padding, such as FNet. Models whose inputs are no
+    rows of tokens, such as static embeddings, keep their batches.
 
     Args:
         model: the model, which shares all of its state with the one that is returned. One whose class has an
@@ -176,7 +177,7 @@ class FastModel(SentenceTransformer):
         are_texts = isinstance(texts, list) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
         with computing_in(self.compute, self.plain.device, self.plain.dtype):
             # Several processes may share the work, which SentenceTransformer.encode knows how to.
-            if asked is None or not are_texts or get_world_size() > 1:
+            if asked is None or not are_texts or get_world_size() > 1 or reads_padding(self.plain[0]):
                 return self.plain.encode(inputs, **options)
             found: Any = self._embed(texts, asked, options)
         if asked.to_numpy:
