@@ -1,6 +1,7 @@
 """fast_encode against SentenceTransformer.encode, over options and kinds of models; what it embeds, and in what."""
 
 import copy
+import importlib
 import pickle
 import random
 from collections import Counter
@@ -12,6 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.modules import (
     LSTM,
     BoW,
@@ -26,9 +28,11 @@ from sentence_transformers.sentence_transformer.modules.tokenizer import Whitesp
 import st_simcse.models.fast_encode as module
 from conftest import SENTENCES
 from st_simcse import Searcher, SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss, build_model
+from st_simcse.cli import evaluate
 from st_simcse.data.scored_pairs import load_sts
 from st_simcse.data.teacher import add_teacher_embeddings
 from st_simcse.demo import tiny_model
+from st_simcse.evaluation import sts_evaluators
 from st_simcse.models.embed_once import embed_once
 from st_simcse.models.fast_encode import FastModel, fast_encode, fast_encode_own
 from st_simcse.models.precision import computing_in
@@ -506,3 +510,74 @@ def test_searcher(model, tmp_path):
 def test_outer_autocast_reaches_models_that_follow_it(model):
     with computing_in("bfloat16", model.device):
         assert seen(model, fast_encode(model))[1] == torch.bfloat16
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    model.save(str(tmp_path / "saved"))
+    return str(tmp_path / "saved")
+
+
+def test_evaluate_has_the_scores_of_st(saved, generated):
+    """And it embeds each text of all tasks once."""
+    folder = generated / "sts/raw"
+    plain = SentenceTransformer(saved, device="cpu")
+    expected, texts, rows = {}, set(), []
+    for task in sts_evaluators(str(folder), allow_partial=True).evaluators:
+        of_st = EmbeddingSimilarityEvaluator(task.sentences1, task.sentences2, task.scores, name=task.name)
+        expected[task.name] = 100 * of_st(plain)[f"{task.name}_spearman_cosine"]
+        texts.update(task.sentences1, task.sentences2)
+
+    def count(module, inputs, output):
+        if isinstance(module, Pooling):
+            rows.append(len(output["sentence_embedding"]))
+
+    hook = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
+        (row,) = evaluate.run(["--model", saved, "--sts_dir", str(folder), "--allow_partial"]).values()
+    finally:
+        hook.remove()
+    assert sum(rows) == len(texts)
+    assert row.pop("Avg.") == pytest.approx(np.mean([*expected.values()]), abs=1e-3)
+    assert row == pytest.approx(expected, abs=1e-3)
+
+
+def commands(saved, path):
+    """Those that embed, each with its other options; the index comes first."""
+    index = str(path / "index")
+    return {
+        "index": ["--model", saved, "--corpus", str(path / "a.txt"), "--output_dir", index],
+        "encode": ["--model", saved, "--corpus", str(path / "a.txt"), "--output_file", str(path / "a.npy")],
+        "search": ["--model", saved, "--index", index, "--queries", "A cat"],
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("asked", "inside"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_commands_compute_in_the_precision(model, tmp_path, saved, dtype, asked, inside):
+    """Whatever the weights were saved in."""
+    model.to(dtype).save(saved)
+    (tmp_path / "a.txt").write_text("\n".join(SENTENCES))
+    dtypes = []
+
+    def see(module, inputs, output):
+        if isinstance(module, torch.nn.Linear):
+            dtypes.append(output.dtype)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(see)
+    try:
+        for command, options in commands(saved, tmp_path).items():
+            importlib.import_module(f"st_simcse.cli.{command}").run([*options, "--precision", asked])
+            assert set(dtypes) == {inside}, command
+            dtypes.clear()
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("command", ["index", "encode"])
+def test_several_devices_in_bf16_are_refused_before_the_work(saved, tmp_path, command):
+    (tmp_path / "a.txt").write_text("\n".join(SENTENCES))
+    options = [*commands(saved, tmp_path)[command], "--device", "cpu", "cpu", "--precision", "bfloat16"]
+    with pytest.raises(ValueError, match="several processes compute as the weights are, not in bfloat16"):
+        importlib.import_module(f"st_simcse.cli.{command}").run(options)
+    assert {path.name for path in tmp_path.iterdir()} == {"saved", "a.txt"}
