@@ -401,6 +401,11 @@ def test_an_encode_of_its_own_stays(model):
             fast_encode(one, "bfloat16")
 
 
+def test_a_compiled_module_has_no_encode_of_this_kind(model):
+    compiled = torch.compile(model)
+    assert fast_encode(compiled) is compiled
+
+
 def test_several_processes(model, monkeypatch):
     """They are ST's; they cannot be asked for bf16."""
     asked = []
@@ -505,6 +510,9 @@ def test_searcher(model, tmp_path):
     expected = model.encode_document(TEXTS, normalize_embeddings=True)
     np.testing.assert_allclose(searcher.embeddings, expected, atol=1e-6)
     np.testing.assert_allclose(searcher.encode(TEXTS), expected, atol=1e-6)
+    # An index does not depend on what its model computed in.
+    for one in (model, fast_encode(model, "bfloat16")):
+        assert Searcher.load(tmp_path / "index", one).search(TEXTS[5], top_k=1)[0]["text"] == TEXTS[5]
 
 
 def test_outer_autocast_reaches_models_that_follow_it(model):

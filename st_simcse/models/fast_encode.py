@@ -71,7 +71,7 @@ def fast_encode(model: SentenceTransformer, precision: Precision = "auto") -> Se
         raise ValueError(f"the model's weights are in {model.dtype}: convert them by model.float(), or choose auto")
     if isinstance(model, FastModel):
         return model if precision == "auto" else FastModel(model.plain, precision)
-    if any(name in vars(model) or getattr(type(model), name) is not plain for name, plain in ENCODERS.items()):
+    if any(name in vars(model) or getattr(type(model), name, None) is not plain for name, plain in ENCODERS.items()):
         if precision in ("bfloat16", "float16"):
             raise ValueError(
                 f"{type(model).__name__} has an encode of its own, which may not compute in {precision}: choose auto"
@@ -209,8 +209,8 @@ class FastModel(SentenceTransformer):
         """Batches of the texts, which come longest first, with their embeddings."""
         task = {} if asked.task is None else {"task": asked.task}
         prompt = asked.resolved_prompt(self.plain)
-        first = self.plain.preprocess(texts[:1], prompt=prompt, **task)
-        if not _are_rows_of_tokens(first, 1):
+        # A single text has no padding to save.
+        if len(texts) == 1 or not _are_rows_of_tokens(self.plain.preprocess(texts[:1], prompt=prompt, **task), 1):
             yield texts, self.plain.encode(texts, **options | {"convert_to_tensor": True})
             return
         width = self.plain.truncate_dim if asked.truncate_dim is None else asked.truncate_dim
@@ -218,7 +218,7 @@ class FastModel(SentenceTransformer):
         with tqdm(total=len(texts), unit=" texts", disable=not _is_shown(asked.show_progress_bar)) as bar:
             for window, features in self._windows(texts, prompt=prompt, **task):
                 mask = features["attention_mask"]
-                budget = budget or self._tokens(asked.batch_size * mask.shape[1])
+                budget = budget or self._tokens(asked.batch_size * int(mask.sum(1).max()))
                 for rows in _batches(mask, budget):
                     batch = batch_to_device(_take(features, rows), self.plain.device)
                     embeddings = self.plain(batch, **task)["sentence_embedding"]
