@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from st_simcse import SentenceReader, UnsupSimCSELoss, build_model
-from st_simcse.training.training_arguments import computes_in_bf16
+from st_simcse.models.precision import computes_in_bf16
 
 # What a profiler's row belongs to; the rest is "other".
 GROUPS = {

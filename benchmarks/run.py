@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from st_simcse.models.precision import computes_in_bf16
 from st_simcse.plots import MARKERS, grid_behind, legend_outside, make_figure, save_figure
-from st_simcse.training.training_arguments import computes_in_bf16
 
 BF16 = computes_in_bf16(use_cpu=not torch.accelerator.is_available())
 MEASURE = Path(__file__).parent / "measure.py"

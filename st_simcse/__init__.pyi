@@ -32,6 +32,7 @@ from .losses import (
 )
 from .models.checkpoints import load_simcse, save_transformer
 from .models.dropout import model_dropout, set_dropout
+from .models.fast_encode import fast_encode
 from .models.lora import merge_lora
 from .models.modeling import build_model
 from .models.whitening import whiten
@@ -83,6 +84,7 @@ __all__ = [
     "WordRepetition",
     "add_teacher_embeddings",
     "build_model",
+    "fast_encode",
     "info_nce",
     "load_classes",
     "load_retrieval",

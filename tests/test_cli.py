@@ -301,8 +301,13 @@ def test_evaluate_shows_a_bar_over_the_sentences_of_all_tasks(small_sts, tiny_be
     monkeypatch.setattr(evaluate, "tqdm", Bar)
     evaluate.run(["--model", tiny_bert, "--sts_dir", small_sts, "--allow_partial", "--batch_size", "3"])
     (bar,) = bars
-    assert bar.seen == [(16 * number, f", {task}") for number, task in enumerate(STS_TASKS)]
-    assert bar.n == bar.total == 7 * 16
+    assert bar.seen == [(0, ""), *((8, f", {task}") for task in STS_TASKS)]  # the tasks have the same texts
+    assert bar.n == bar.total == 8
+    # More than memory should hold are embedded a task and a side at a time.
+    monkeypatch.setattr(evaluate, "TOGETHER", 7)
+    evaluate.run(["--model", tiny_bert, "--sts_dir", small_sts, "--allow_partial", "--batch_size", "3"])
+    assert bars[1].seen == [(0, ""), *((16 * number, f", {task}") for number, task in enumerate(STS_TASKS))]
+    assert bars[1].n == bars[1].total == 7 * 16
 
 
 def test_names_break_neither_the_table_nor_the_csv(small_sts, tiny_bert, tmp_path, monkeypatch, capsys):

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from st_simcse.cli.files import FileArguments, file_flags, file_options
-from st_simcse.cli.parsing import check_inputs, check_positive, named_options
+from st_simcse.cli.parsing import PRECISION, Precision, check_inputs, check_positive, named_options
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
 
     from st_simcse.data.hub_dataset import HubDataset
 
@@ -67,10 +68,20 @@ class CorpusArguments(FileArguments):
 class EmbedArguments:
     _argument_group_name: ClassVar[str] = "embedding"
 
-    batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
+    batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass; on a CPU fewer of the long ones."})
+    precision: Precision = PRECISION
     device: list[str] | None = field(
         default=None, metadata={"help": "Such as cuda or cpu; several have a process each, such as cuda:0 cuda:1."}
     )
+
+    def model(self, name: str) -> SentenceTransformer:
+        """The model of this name, in the precision that is asked for."""
+        from st_simcse.models.checkpoints import load_model
+        from st_simcse.models.fast_encode import check_one_process, fast_encode_own
+
+        if self.device and len(self.device) > 1:
+            check_one_process(self.precision)
+        return fast_encode_own(load_model(name), self.precision)
 
     def options(self) -> dict[str, int | str | list[str] | None]:
         """For ``Searcher.build_index`` and ``add_to_index``."""

@@ -19,7 +19,9 @@ from tqdm import tqdm
 from st_simcse.cli.files import file_flags, file_options, table_arguments
 from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.parsing import (
+    PRECISION,
     Pooling,
+    Precision,
     check_inputs,
     check_outputs,
     check_positive,
@@ -44,6 +46,8 @@ Rows = Mapping[str, Mapping[str, float]]
 # Tasks as evaluation.py of princeton-nlp/SimCSE calls them.
 ALIASES = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R"}
 F1 = "MRPC F1"  # in the files; the paper's table has no such column
+# Different texts whose embeddings stay in memory until all tasks are done, 300 MB at a width of 768; of more none do.
+TOGETHER = 100_000
 
 
 @dataclass
@@ -95,6 +99,7 @@ class EvaluateArguments:
     prompt: str | None = field(default=None, metadata={"help": "Put before every text; the model's default if none."})
     prompt_name: str | None = field(default=None, metadata={"help": "Instead of a text: one of the model's own."})
     batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
+    precision: Precision = PRECISION
     json_file: str | None = field(default=None, metadata={"help": "Write the numbers here too, as JSON."})
     csv_file: str | None = field(default=None, metadata={"help": "The same as CSV."})
     plot_file: str | None = field(
@@ -143,7 +148,9 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
     try:
         for name in names:
             model = _load(name, args)
-            results = _results(model, [task for table in tables.values() for task in table.evaluators], name)
+            results = _results(
+                model, [task for table in tables.values() for task in table.evaluators], name, args.batch_size
+            )
             scores = {table: row(results) for table, (_, row) in tables.items()} | _mteb(args, model)
             for table, row in scores.items():
                 printed.setdefault(table, {})[name] = row
@@ -267,33 +274,47 @@ def _one_row(scores: Mapping[str, Row]) -> Row:
 def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
     from st_simcse.data.prompts import set_prompt
     from st_simcse.models.checkpoints import load_model
+    from st_simcse.models.fast_encode import fast_encode_own
 
     model = load_model(name, pooling_mode(args.pooling), args.max_seq_length)
     set_prompt(model, args.prompt, args.prompt_name)
-    return model
+    return fast_encode_own(model, args.precision)
 
 
-def _results(model: SentenceTransformer, evaluators: list[Any], name: str) -> dict[str, float]:
+def _results(model: SentenceTransformer, evaluators: list[Any], name: str, batch_size: int) -> dict[str, float]:
     """What the evaluators find, under a bar that counts their sentences."""
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
     from st_simcse.data.lengths import reading_at_most, warn_of_cut_texts
     from st_simcse.evaluation import TransferEvaluator
+    from st_simcse.models.embed_once import embed_once
 
     results: dict[str, float] = {}
-    # By the tokens that are read of them; None is as many as the model reads.
-    sentences: dict[int | None, list[str]] = {}
-    for task in evaluators:
-        texts = task.texts if hasattr(task, "texts") else [*task.sentences1, *task.sentences2]
-        sentences.setdefault(getattr(task, "max_length", None), []).extend(texts)
+    transfer = [task for task in evaluators if isinstance(task, TransferEvaluator)]
+    pairs = [task for task in evaluators if task not in transfer]
+    sentences = _different_texts(pairs)
     for limit, texts in sentences.items():
         with reading_at_most(model, limit) if limit else nullcontext():
-            warn_of_cut_texts(model, texts)
-    with tqdm(total=sum(map(len, sentences.values())), unit=" sentences", leave=False, disable=None) as bar:
+            warn_of_cut_texts(model, [*texts])
+    for task in transfer:
+        warn_of_cut_texts(model, task.texts)
+    are_shared = sum(map(len, sentences.values())) <= TOGETHER
+    sides = [set(texts) for task in pairs for texts in (task.sentences1, task.sentences2)]
+    embedded = sentences.values() if are_shared else sides
+    total = sum(map(len, [*embedded, *(task.texts for task in transfer)]))
+    with tqdm(total=total, unit=" sentences", leave=False, disable=None) as bar:
 
         def count(module: nn.Module, inputs: tuple[Any, ...], output: dict[str, Tensor]) -> None:
             bar.update(len(output["sentence_embedding"]))
 
-        counter = model[-1].register_forward_hook(count)
-        transfer = [task for task in evaluators if isinstance(task, TransferEvaluator)]
+        counted = [module for module in model if not isinstance(module, Normalize)][-1]
+        counter = counted.register_forward_hook(count)
+        bar.set_description(name)
+        # The STS tasks share texts. All of them are embedded first, so that they are sorted by length together.
+        once = embed_once(model, batch_size=batch_size) if are_shared else model
+        for limit, texts in sentences.items() if are_shared else ():
+            with reading_at_most(once, limit) if limit else nullcontext():
+                once.encode([*texts], show_progress_bar=False)
         done, began = 0, 0.0
         for task in evaluators:
             bar.set_description(f"{name}, {task.name}")
@@ -306,12 +327,21 @@ def _results(model: SentenceTransformer, evaluators: list[Any], name: str) -> di
                     name,
                     len(transfer),
                 )
-            results |= task(model)
+            results |= task(model if task in transfer else once)
             if task in transfer:
                 done += 1
                 _log_progress(name, transfer, done, time.monotonic() - began)
         counter.remove()
     return results
+
+
+def _different_texts(tasks: list[Any]) -> dict[int | None, dict[str, None]]:
+    """By the tokens that are read of them; None is as many as the model reads."""
+    different: dict[int | None, dict[str, None]] = {}
+    for task in tasks:
+        texts = different.setdefault(getattr(task, "max_length", None), {})
+        texts |= dict.fromkeys([*task.sentences1, *task.sentences2])
+    return different
 
 
 def _log_progress(name: str, tasks: Sequence[TransferEvaluator], done: int, seconds: float) -> None:

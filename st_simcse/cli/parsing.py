@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from st_simcse.models.modeling import PoolingMode
 
 __all__ = [
+    "PRECISION",
     "Pooling",
+    "Precision",
     "check_inputs",
     "check_outputs",
     "check_positive",
@@ -38,8 +40,13 @@ __all__ = [
     "pooling_mode",
 ]
 
-# Those of build_model, whose module imports torch, which no --help has to wait for.
+# Those of build_model and fast_encode, whose modules import torch, which no --help has to wait for.
 Pooling = Literal["as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+PRECISION: Any = dataclasses.field(
+    default="auto",
+    metadata={"help": "What the model computes in; auto is bf16 where the hardware is faster at it, else float32."},
+)
 
 _IN_SEVERAL_PROCESSES = {"train"}
 # The options that name what a command reads.

@@ -36,6 +36,7 @@ from st_simcse.cli.parsing import named_options
 from st_simcse.evaluation import check_defined, load_classes, load_retrieval, sts_evaluators, transfer_evaluators
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.embed_once import embed_once
+from st_simcse.models.fast_encode import fast_encode
 from st_simcse.recipes import split_baseline
 from st_simcse.training.run_folder import checkpoint_folders
 from st_simcse.training.stop_on_signal import Stopped
@@ -186,7 +187,7 @@ def measured(
     once = embed_once(model)
     for measure in measures(run.tests):
         # The sets of a benchmark share few texts, and have many.
-        details: Any = measure.evaluator(model if measure.is_average else once)
+        details: Any = measure.evaluator(fast_encode(model) if measure.is_average else once)
         result[measure.split][measure.name] = 100 * details[measure.evaluator.primary_metric]
         result["details"] |= details
     check_defined({run.recipe: result["dev"] | result["test"]})

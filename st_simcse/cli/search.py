@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from st_simcse.cli.files import FileArguments, check_has_file, file_flags, file_options
 from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.output import printable
-from st_simcse.cli.parsing import check_inputs, check_positive, named_options, parse
+from st_simcse.cli.parsing import PRECISION, Precision, check_inputs, check_positive, named_options, parse
 
 QUERIES_AT_ONCE = 1_000
 
@@ -22,6 +22,7 @@ class SearchArguments:
     query_file: str | None = field(default=None, metadata={"help": "Instead of them: a file, as for st-simcse index."})
     top_k: int = field(default=5, metadata={"help": "How many sentences at most."})
     threshold: float | None = field(default=None, metadata={"help": "The least cosine similarity; any if none."})
+    precision: Precision = PRECISION
     json: bool = field(default=False, metadata={"help": "Print a JSON object a query: query and hits."})
 
 
@@ -41,13 +42,15 @@ def run(argv: Sequence[str]) -> None:
 
     import_libraries()
     from st_simcse.data.readers import SentenceReader
+    from st_simcse.models.checkpoints import load_model
+    from st_simcse.models.fast_encode import fast_encode_own
     from st_simcse.search.searcher import Searcher
 
     queries = args.queries
     if queries is None:
         with named_options(**file_flags(vars(file))):
             queries = list(SentenceReader(**file_options(vars(file))).get_dataset(args.query_file)["sentence"])
-    searcher = Searcher.load(args.index, args.model)
+    searcher = Searcher.load(args.index, fast_encode_own(load_model(args.model), args.precision))
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         some = queries[start : start + QUERIES_AT_ONCE]
         for query, hits in zip(some, searcher.search(some, args.top_k, args.threshold), strict=True):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from st_simcse.cli.files import FileArguments, check_has_file, file_flags, file_options
 from st_simcse.cli.libraries import import_libraries
-from st_simcse.cli.parsing import check_inputs, named_options, parse
+from st_simcse.cli.parsing import PRECISION, Precision, check_inputs, named_options, parse
 
 
 @dataclass
@@ -21,6 +21,7 @@ class ServeArguments:
         default=None, metadata={"help": "Sentences to search: .txt, or a table with the column sentence or text."}
     )
     index: str | None = field(default=None, metadata={"help": "Instead of it: a folder that st-simcse index made."})
+    precision: Precision = PRECISION
     port: int = field(default=7860, metadata={"help": "The page is at http://127.0.0.1:PORT."})
     cache_dir: str | None = field(
         default=None,
@@ -44,17 +45,19 @@ def run(argv: Sequence[str]) -> None:
         import_libraries()
         from st_simcse.data.readers import SentenceReader
         from st_simcse.models.checkpoints import load_model
+        from st_simcse.models.fast_encode import fast_encode_own
         from st_simcse.search.page import check_port, launch, search_page
         from st_simcse.search.searcher import Searcher, cached_searcher
 
         check_port(args.port)
+        model = fast_encode_own(load_model(args.model), args.precision)
         if args.index:
-            searcher = Searcher.load(args.index, load_model(args.model))
+            searcher = Searcher.load(args.index, model)
         else:
             with named_options(**file_flags(vars(file))):
                 reader = SentenceReader(drop_duplicates=True, **file_options(vars(file)))
                 sentences = reader.get_dataset(args.corpus)
-            searcher = cached_searcher(load_model(args.model), sentences, args.cache_dir)
+            searcher = cached_searcher(model, sentences, args.cache_dir)
         page = search_page(searcher, args.model, args.index or args.corpus)
         launch(page, args.port)
         with suppress(KeyboardInterrupt):

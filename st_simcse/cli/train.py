@@ -40,6 +40,7 @@ from st_simcse.models.lora import adapters, check_peft, merge_lora
 from st_simcse.models.modeling import build_model
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.training.model_card import own_card, shown_command
+from st_simcse.training.resumable_trainer import to_evaluate
 from st_simcse.training.run_folder import checkpoint_folders, sole_run
 from st_simcse.training.stop_on_signal import StopOnSignal, Stopped
 from st_simcse.training.trainer import SimCSETrainer
@@ -147,7 +148,7 @@ def _train_once(
     model = _model(model_args, "cpu" if args.use_cpu else None)
     _check_length(model, args.max_length)
     whitening = Whitening(model, dataset, model_args, args)
-    results = {"before": spearman(evaluators, model)} if before and whitening.is_before else {}
+    results = {"before": spearman(evaluators, to_evaluate(model, args))} if before and whitening.is_before else {}
     whitening.before_training()
     if baseline:
         dataset, loss = baseline(model, dataset, data_args.teacher or [], args)
@@ -167,7 +168,7 @@ def _train_once(
     if not baseline:
         own_card(model).command = shown_command(["st-simcse", "train", *argv])
     if before and not results:
-        results = {"before": spearman(evaluators, model)}
+        results = {"before": spearman(evaluators, to_evaluate(model, args))}
     resume = args.resume_from_checkpoint
     with stop, named_options(**_TRAIN_FLAGS) if data_args.streaming else nullcontext():
         trainer.train(resume_from_checkpoint=True if resume and resume.lower() in ("true", "last") else resume)
@@ -178,7 +179,7 @@ def _train_once(
             print("the same command with --resume_from_checkpoint last goes on from there")
         raise Stopped(stop.number, results)
     whitening.after_training()
-    results["after"] = spearman(evaluators, model)
+    results["after"] = spearman(evaluators, to_evaluate(model, args))
     if adapters(model) and model_args.lora_merge:
         merge_lora(model)
     trainer.save_model(args.output_dir)

@@ -15,11 +15,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import normalize_embeddings
 from torch import Tensor
 
+from st_simcse.models.fast_encode import fast_encode
 from st_simcse.objective import normalize
 
 __all__ = ["LABEL", "add_teacher_embeddings", "check_teacher_columns", "teacher_embeddings"]
 
 LABEL = "label"
+# That are sorted by length and embedded together.
+ROWS = 10_000
 # As ST's data collator knows them.
 _LABELS = ("label", "labels", "score", "scores")
 
@@ -43,7 +46,7 @@ def add_teacher_embeddings(
         dataset: columns of texts.
         teacher: one model or several; their own prompts and lengths apply.
         weights: of several teachers, positive; alike when left out.
-        batch_size: texts a forward pass.
+        batch_size: texts a forward pass, as :func:`~st_simcse.fast_encode` has it, which embeds them.
 
     Returns:
         The dataset with a column of float32 lists: (d,) for one column of texts; (columns, d) for more, in their order.
@@ -61,7 +64,7 @@ def add_teacher_embeddings(
         >>> dataset.column_names, len(dataset[0]["label"])
         (['sentence', 'label'], 32)
     """
-    teachers = [teacher] if isinstance(teacher, SentenceTransformer) else list(teacher)
+    teachers = [fast_encode(one) for one in ([teacher] if isinstance(teacher, SentenceTransformer) else teacher)]
     weights = [1.0] * len(teachers) if weights is None else list(weights)
     if not isinstance(dataset, Dataset):
         raise ValueError(
@@ -92,7 +95,7 @@ def add_teacher_embeddings(
     feature = feature if len(columns) == 1 else Lists(feature, length=len(columns))
     features = dataset.features.copy()
     features[LABEL] = feature
-    return dataset.map(embed, batched=True, features=features, desc="Embedding by the teacher")
+    return dataset.map(embed, batched=True, batch_size=ROWS, features=features, desc="Embedding by the teacher")
 
 
 def _check_embedded(parts: Sequence[Tensor], texts: Sequence[str]) -> None:

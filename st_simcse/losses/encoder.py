@@ -19,6 +19,7 @@ from st_simcse.losses.st_internals import (
     has_static_embedding_input,
     merge_feature_batches,
 )
+from st_simcse.models.layers import reads_padding
 from st_simcse.models.unwrapping import unwrapped
 
 __all__ = ["BatchEncoder", "TokenizedBatch"]
@@ -27,8 +28,6 @@ __all__ = ["BatchEncoder", "TokenizedBatch"]
 ROWS_PER_PASS = 48
 # Cached mini-batches have few different widths: each leaves holes of its own in the heap, and caching saves memory.
 CACHED_WIDTH_STEP = 16
-# Architectures of transformers in which a text's embedding changes with the padding beside it, whatever the mask says.
-READ_PADDING = ("canine", "convbert", "fnet", "nystromformer")
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class BatchEncoder(CachedLossMixin):
                 "a StaticEmbedding model cannot be cut into mini-batches, and its activations are small: leave "
                 "mini_batch_size out and raise the batch size instead"
             )
-        if architecture := _reads_padding(plain[0]):
+        if architecture := reads_padding(plain[0]):
             raise ValueError(
                 f"the architecture {architecture} reads padding, so that its embeddings would be others in "
                 "mini-batches, which are of other widths: leave mini_batch_size out, and lower the batch size or use "
@@ -113,7 +112,7 @@ class BatchEncoder(CachedLossMixin):
         such as a StaticEmbedding's, stay as they are, and so do those that a wrapper wants to find unmerged, or whose
         padding the transformer reads.
         """
-        can_be_merged = _can_be_widened(columns) and not _reads_padding(unwrapped(self.model)[0])
+        can_be_merged = _can_be_widened(columns) and not reads_padding(unwrapped(self.model)[0])
         alike = columns
         if not _leaves_out_prompts(self.model):  # then those whose prompts are of different lengths can be merged
             alike = [{name: column[name] for name in column if name != "prompt_length"} for column in columns]
@@ -181,12 +180,6 @@ class BatchEncoder(CachedLossMixin):
         weight = next(self.head.parameters(), embeddings)
         projected: Tensor = self.head(embeddings.to(weight.dtype))
         return projected
-
-
-def _reads_padding(transformer: nn.Module) -> str | None:
-    """The transformer's architecture, if it is one whose embeddings change with the padding."""
-    architecture = getattr(getattr(getattr(transformer, "model", None), "config", None), "model_type", None)
-    return architecture if architecture in READ_PADDING else None
 
 
 def _can_be_widened(columns: Sequence[dict[str, Any]]) -> bool:

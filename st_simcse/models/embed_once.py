@@ -10,28 +10,40 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from sentence_transformers.sentence_transformer.modules import Normalize
 
+from st_simcse.models.fast_encode import FastModel, fast_encode
+from st_simcse.models.precision import Precision
+
 __all__ = ["embed_once"]
 
 
 class _Remembered(InputModule):
     """The embeddings of a model, computed where they are not known yet."""
 
-    def __init__(self, model: SentenceTransformer) -> None:
+    def __init__(self, model: SentenceTransformer, precision: Precision, batch_size: int) -> None:
         super().__init__()
-        self.model = model
+        self.model = fast_encode(model, precision)
+        self.batch_size = batch_size
         self.has_tasks = "task" in model.get_model_kwargs()
-        self.known: dict[tuple[str, Any, str], torch.Tensor] = {}
+        self.known: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """Of the model; what it embeds is remembered for each."""
+        return self.model.max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, limit: int | None) -> None:
+        self.model.max_seq_length = limit
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
         task = options.get("task") if self.has_tasks else None
-        keys = [(prompt or "", task, text) for text in inputs]
+        keys = [(prompt or "", task, self.max_seq_length, text) for text in inputs]
         new = list(dict.fromkeys(key for key in keys if key not in self.known))
         if new:
-            texts = [text for _, _, text in new]
             embeddings = self.model.encode(
-                texts,
+                [text for *_, text in new],
                 prompt=prompt or "",
-                batch_size=len(texts),
+                batch_size=self.batch_size,
                 show_progress_bar=False,
                 convert_to_tensor=True,
                 **options,
@@ -46,7 +58,18 @@ class _Remembered(InputModule):
         raise NotImplementedError("this is a model to measure: save the one that it was made of")
 
 
-def embed_once(model: SentenceTransformer) -> SentenceTransformer:
+class _Remembering(SentenceTransformer):
+    """Hands all texts over at once, so that what is new is embedded in batches of like lengths."""
+
+    def encode(self, inputs: Any, *args: Any, **options: Any) -> Any:
+        """As ``SentenceTransformer.encode``, which documents the arguments."""
+        if not args and not self.is_singular_input(inputs):
+            inputs = list(inputs)
+            options["batch_size"] = max(1, len(inputs))
+        return super().encode(inputs, *args, **options)
+
+
+def embed_once(model: SentenceTransformer, precision: Precision = "auto", batch_size: int = 64) -> SentenceTransformer:
     """The same model, whose embeddings stay in memory; a whitening of it needs no second embedding either.
 
     A ``Normalize`` at the end stays behind what is remembered, so that
@@ -55,6 +78,8 @@ def embed_once(model: SentenceTransformer) -> SentenceTransformer:
     Args:
         model: the model, which stays as it is and must not change any more. One that comes from here already shares
             what it remembers with the new one.
+        precision, batch_size: of :func:`~st_simcse.fast_encode`, which embeds the texts; a model that comes from there
+            keeps its precision.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -66,9 +91,11 @@ def embed_once(model: SentenceTransformer) -> SentenceTransformer:
     ends = modules[-1:] if isinstance(modules[-1], Normalize) else []
     rest = modules[: len(modules) - len(ends)]
     if not isinstance(rest[0], _Remembered):
-        rest = [_Remembered(SentenceTransformer(modules=rest, device=str(model.device)))]
+        alone = SentenceTransformer(modules=rest, device=str(model.device))
+        precision = model.compute if precision == "auto" and isinstance(model, FastModel) else precision
+        rest = [_Remembered(alone, precision, batch_size)]
     prompts: Any = model.prompts
-    return SentenceTransformer(
+    return _Remembering(
         modules=[*rest, *ends],
         device=str(model.device),
         prompts=prompts,

@@ -7,7 +7,16 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-__all__ = ["keep_layers", "transformer_layers"]
+__all__ = ["keep_layers", "reads_padding", "transformer_layers"]
+
+# Architectures of transformers in which a text's embedding changes with the padding beside it, whatever the mask says.
+READ_PADDING = ("canine", "convbert", "fnet", "nystromformer")
+
+
+def reads_padding(transformer: nn.Module) -> str | None:
+    """The transformer's architecture, if it is one whose embeddings change with the padding."""
+    architecture = getattr(getattr(getattr(transformer, "model", None), "config", None), "model_type", None)
+    return architecture if architecture in READ_PADDING else None
 
 
 def transformer_layers(model: SentenceTransformer, needed_by: str) -> nn.ModuleList:

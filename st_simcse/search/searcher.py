@@ -24,6 +24,7 @@ from st_simcse.data.lengths import rows_unknown, texts_without_tokens, warn_of_c
 from st_simcse.data.readers import SentenceReader
 from st_simcse.data.training_data import check_texts
 from st_simcse.models.checkpoints import load_model
+from st_simcse.models.fast_encode import fast_encode
 from st_simcse.search.fingerprint import fingerprint, text_digest
 from st_simcse.search.index_folder import IndexFolder
 from st_simcse.search.neighbours import ExactIndex, Index, Neighbours
@@ -67,7 +68,8 @@ class Searcher:
 
     Args:
         model: a SentenceTransformer, a folder of one or of a published SimCSE checkpoint, or a name on the hub, such as
-            ``princeton-nlp/sup-simcse-bert-base-uncased``.
+            ``princeton-nlp/sup-simcse-bert-base-uncased``. It embeds as :func:`~st_simcse.fast_encode` has it, in bf16
+            where the hardware is faster at it; ``fast_encode(model, "float32")`` for a model stays in float32.
 
     Attributes:
         model: the SentenceTransformer.
@@ -88,6 +90,7 @@ class Searcher:
 
     def __init__(self, model: SentenceTransformer | str | os.PathLike[str]) -> None:
         self.model = model if isinstance(model, SentenceTransformer) else load_model(model)
+        self._encoder = fast_encode(self.model)
         self.sentences: Dataset | None = None
         self.embeddings: np.ndarray = np.empty((0, 0), dtype=np.float32)
         self._folder: IndexFolder | None = None
@@ -122,7 +125,7 @@ class Searcher:
             "pool": pool,
             "show_progress_bar": show_progress_bar,
         }
-        return _unit(self.model.encode(texts if isinstance(texts, str) else several, **options))
+        return _unit(self._encoder.encode(texts if isinstance(texts, str) else several, **options))
 
     def similarity(self, a: Comparable, b: Comparable) -> Any:
         """Cosine similarities of texts, or of embeddings of shape (d,) or (N, d).
@@ -264,7 +267,7 @@ class Searcher:
                 "same sentences for all such queries, whatever they say",
                 *(f"{len(rows):,}", f"{len(several):,}", several[rows[0]][:50]),
             )
-        embedded = _unit(self.model.encode_query(several, show_progress_bar=False))
+        embedded = _unit(self._encoder.encode_query(several, show_progress_bar=False))
         hits = []
         for scores, rows in zip(*self._neighbours(embedded, min(top_k, len(self.embeddings))), strict=True):
             wanted = (rows >= 0) & (scores >= (-np.inf if threshold is None else threshold))
@@ -323,7 +326,7 @@ class Searcher:
                 with tqdm(total=len(sentences), initial=begin, unit=" sentences", disable=None) as bar:
                     for start in range(begin, len(sentences), CHUNK_SIZE):
                         chunk = sentences[start : start + CHUNK_SIZE]["sentence"]
-                        embeddings = self.model.encode_document(
+                        embeddings = self._encoder.encode_document(
                             list(chunk), batch_size=batch_size, show_progress_bar=False, **where
                         )
                         folder.write(_finite(_unit(embeddings), start))

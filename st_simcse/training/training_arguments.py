@@ -12,8 +12,9 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraini
 
 from st_simcse.data.batching import LengthGroupedBatchSampler
 from st_simcse.data.views import VIEWS
+from st_simcse.models.precision import computes_in_bf16
 
-__all__ = ["SimCSETrainingArguments", "computes_in_bf16", "limit_training_length"]
+__all__ = ["SimCSETrainingArguments", "limit_training_length"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,13 +115,6 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
     def to_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = super().to_dict()
         return values | {"views": repr(self.views)} if dataclasses.is_dataclass(self.views) else values
-
-
-def computes_in_bf16(use_cpu: bool) -> bool:
-    """Whether the device multiplies matrices in bf16 faster than in float32."""
-    if not use_cpu and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def limit_training_length(args: SentenceTransformerTrainingArguments, model: SentenceTransformer) -> None:

@@ -1,0 +1,297 @@
+"""``encode`` with less work: equal texts once, batches without padding, and bf16 where the hardware is faster at it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device, get_world_size, truncate_embeddings
+from sentence_transformers.util.decorators import deprecated_kwargs
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from st_simcse.models.layers import reads_padding
+from st_simcse.models.precision import Precision, computing_in
+
+__all__ = ["FastModel", "check_one_process", "fast_encode", "fast_encode_own"]
+
+Features = dict[str, Any]
+
+# Texts that are tokenized at a time, while those before are embedded; of long texts fewer, since all are padded alike.
+WINDOW = 2048
+WINDOW_CHARACTERS = 2**20
+# Tokens of a batch on a CPU, at most: the activations of more leave its cache.
+CPU_TOKENS = 1024
+# Values of options of encode that ask for nothing special.
+USUAL = {"output_value": "sentence_embedding", "precision": "float32", "pool": None, "chunk_size": None}
+ENCODERS = {name: getattr(SentenceTransformer, name) for name in ("encode", "encode_query", "encode_document")}
+ENCODE = inspect.signature(SentenceTransformer.encode)
+
+
+def fast_encode(model: SentenceTransformer, precision: Precision = "auto") -> SentenceTransformer:
+    """The same model, with the same modules and settings, whose ``encode`` is faster.
+
+    Equal texts are embedded once. A batch has texts of about as many tokens, where ``SentenceTransformer.encode``
+    sorts by characters. A batch takes no more tokens than ``batch_size`` of the longest texts, and no more than 1,024
+    on a CPU. The embeddings are returned in float32, in the order of the texts.
+
+    ``encode`` works as before where it is asked for something else: token embeddings, quantized embeddings, several
+    processes, inputs that are no texts; so do architectures that read padding, such as FNet. Models whose inputs are no
+    rows of tokens, such as static embeddings, keep their batches.
+
+    Args:
+        model: the model, which shares all of its state with the one that is returned. One whose class has an
+            ``encode`` of its own is returned as it is, and one that this function returned keeps its precision unless
+            another is asked for.
+        precision: ``auto`` computes in bf16 by autocast where the hardware is faster at it and the weights are in
+            float32, and as the weights are elsewhere. ``bfloat16`` and ``float16`` always compute by autocast,
+            ``float32`` never.
+
+    Raises:
+        ValueError: for another precision, for ``float32`` where the weights are in half precision, for ``bfloat16`` and
+            ``float16`` where the model's class has an ``encode`` of its own, and later where ``encode`` is asked for
+            several processes.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run."])
+        >>> fast_encode(model).encode(["Two dogs run.", "Two dogs.", "Two dogs run."]).shape
+        (3, 64)
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"unknown precision {precision!r}: choose {', '.join(get_args(Precision))}")
+    if precision == "float32" and model.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"the model's weights are in {model.dtype}: convert them by model.float(), or choose auto")
+    if isinstance(model, FastModel):
+        return model if precision == "auto" else FastModel(model.plain, precision)
+    if any(name in vars(model) or getattr(type(model), name, None) is not plain for name, plain in ENCODERS.items()):
+        if precision in ("bfloat16", "float16"):
+            raise ValueError(
+                f"{type(model).__name__} has an encode of its own, which may not compute in {precision}: choose auto"
+            )
+        return model
+    return FastModel(model, precision)
+
+
+def fast_encode_own(model: SentenceTransformer, precision: Precision) -> SentenceTransformer:
+    """:func:`fast_encode` for a model that nobody else has: ``float32`` converts its weights from half precision."""
+    is_half = model.dtype in (torch.float16, torch.bfloat16)
+    return fast_encode(model.float() if precision == "float32" and is_half else model, precision)
+
+
+def check_one_process(precision: Precision) -> None:
+    """Refuse a precision that autocast sets, which no other process has.
+
+    Raises:
+        ValueError: for ``bfloat16`` and ``float16``.
+    """
+    if precision in ("bfloat16", "float16"):
+        raise ValueError(
+            f"several processes compute as the weights are, not in {precision}: choose one device, or the precision "
+            "auto or float32"
+        )
+
+
+@dataclass
+class _Asked:
+    """Options of ``SentenceTransformer.encode`` that ask for an embedding a text, computed in this process."""
+
+    prompt_name: str | None = None
+    prompt: str | None = None
+    batch_size: int = 32
+    show_progress_bar: bool | None = None
+    convert_to_numpy: bool = True
+    convert_to_tensor: bool = False
+    normalize_embeddings: bool = False
+    truncate_dim: int | None = None
+    task: str | None = None
+    device: Any = None
+
+    @classmethod
+    def by(cls, options: dict[str, Any]) -> _Asked | None:
+        """None where they ask for something else."""
+        options = {name: value for name, value in options.items() if name not in USUAL or value != USUAL[name]}
+        asks_for_more = options.keys() - {field.name for field in fields(cls)}
+        return None if asks_for_more or isinstance(options.get("device"), list) else cls(**options)
+
+    def resolved_prompt(self, model: SentenceTransformer) -> str | None:
+        """The text of the prompt."""
+        if self.prompt is not None:
+            return self.prompt
+        name = self.prompt_name or model.default_prompt_name
+        return None if name is None else model.prompts.get(name)
+
+    @property
+    def to_numpy(self) -> bool:
+        return self.convert_to_numpy and not self.convert_to_tensor
+
+
+class FastModel(SentenceTransformer):
+    """Another object with the state of ``plain``, all of it."""
+
+    # Slots lie outside of the state.
+    __slots__ = ("compute", "plain")
+    compute: Precision
+    plain: SentenceTransformer
+
+    def __init__(self, plain: SentenceTransformer, compute: Precision) -> None:
+        # Not by nn.Module's own way, in which ``plain`` would become one of the modules.
+        for name, value in (("__dict__", plain.__dict__), ("plain", plain), ("compute", compute)):
+            object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FastModel, (self.plain, self.compute)
+
+    def start_multi_process_pool(self, *args: Any, **options: Any) -> Any:
+        """As ``SentenceTransformer.start_multi_process_pool``.
+
+        Raises:
+            ValueError: for a precision that the processes would not compute in.
+        """
+        check_one_process(self.compute)
+        return self.plain.start_multi_process_pool(*args, **options)
+
+    @deprecated_kwargs(sentences="inputs")
+    def encode(self, inputs: Any, *args: Any, **options: Any) -> Any:
+        """As ``SentenceTransformer.encode``, which documents the arguments."""
+        options = ENCODE.bind(self, inputs, *args, **options).arguments
+        del options["self"], options["inputs"]
+        options |= options.pop("kwargs", {})
+        if options.get("pool") is not None or isinstance(options.get("device"), list):
+            check_one_process(self.compute)
+            return self.plain.encode(inputs, **options)
+        is_one = isinstance(inputs, str)
+        if not is_one and not self.plain.is_singular_input(inputs):
+            inputs = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
+        # It checks the options, moves the model where they say so, and turns dropout off.
+        self.plain.encode([], **options | {"show_progress_bar": False})
+        asked = _Asked.by(options)
+        texts = [inputs] if is_one else inputs
+        are_texts = isinstance(texts, list) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
+        with computing_in(self.compute, self.plain.device, self.plain.dtype):
+            # Several processes may share the work, which SentenceTransformer.encode knows how to.
+            if asked is None or not are_texts or get_world_size() > 1 or reads_padding(self.plain[0]):
+                return self.plain.encode(inputs, **options)
+            found: Any = self._embed(texts, asked, options)
+        if asked.to_numpy:
+            found = found.numpy()
+        elif not asked.convert_to_tensor:
+            found = list(found)
+        return found[0] if is_one else found
+
+    @torch.inference_mode()
+    def _embed(self, texts: list[str], asked: _Asked, options: dict[str, Any]) -> Tensor:
+        """Float32 (N, d): on the CPU for a numpy array, else on the model's device."""
+        row_of: dict[str, int] = {}
+        for row, text in enumerate(texts):
+            row_of.setdefault(text, row)
+        different = sorted(row_of, key=len, reverse=True)
+        found = torch.empty(0)
+        for some, embeddings in self._embedded(different, asked, options):
+            embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+            if asked.to_numpy:
+                embeddings = embeddings.cpu()
+            if not len(found):
+                found = embeddings.new_empty(len(texts), embeddings.shape[1])
+            found[[row_of[text] for text in some]] = embeddings
+        return found if len(different) == len(texts) else found[[row_of[text] for text in texts]]
+
+    def _embedded(
+        self, texts: list[str], asked: _Asked, options: dict[str, Any]
+    ) -> Iterator[tuple[Sequence[str], Tensor]]:
+        """Batches of the texts, which come longest first, with their embeddings."""
+        task = {} if asked.task is None else {"task": asked.task}
+        prompt = asked.resolved_prompt(self.plain)
+        # A single text has no padding to save.
+        if len(texts) == 1 or not _are_rows_of_tokens(self.plain.preprocess(texts[:1], prompt=prompt, **task), 1):
+            yield texts, self.plain.encode(texts, **options | {"convert_to_tensor": True})
+            return
+        width = self.plain.truncate_dim if asked.truncate_dim is None else asked.truncate_dim
+        budget = 0
+        with tqdm(total=len(texts), unit=" texts", disable=not _is_shown(asked.show_progress_bar)) as bar:
+            for window, features in self._windows(texts, prompt=prompt, **task):
+                mask = features["attention_mask"]
+                budget = budget or self._tokens(asked.batch_size * int(mask.sum(1).max()))
+                for rows in _batches(mask, budget):
+                    batch = batch_to_device(_take(features, rows), self.plain.device)
+                    embeddings = self.plain(batch, **task)["sentence_embedding"]
+                    if width is not None:
+                        embeddings = truncate_embeddings(embeddings, width)
+                    if asked.normalize_embeddings:
+                        embeddings = torch.nn.functional.normalize(embeddings, p=2, dim=1)
+                    yield [window[row] for row in rows], embeddings
+                    bar.update(len(rows))
+
+    def _tokens(self, asked: int) -> int:
+        return min(asked, CPU_TOKENS) if self.plain.device.type == "cpu" else asked
+
+    def _windows(self, texts: list[str], **options: Any) -> Iterator[tuple[list[str], Features]]:
+        """Texts and their tokens; the next ones are tokenized while the caller embeds these."""
+        windows = list(_split(texts))
+        with ThreadPoolExecutor(1) as thread:
+            following = thread.submit(self.plain.preprocess, windows[0], **options)
+            for window, after in zip(windows, [*windows[1:], None], strict=True):
+                features = following.result()
+                if after:
+                    following = thread.submit(self.plain.preprocess, after, **options)
+                yield window, features
+
+
+def _split(texts: list[str]) -> Iterator[list[str]]:
+    """Windows of texts that come longest first."""
+    start = 0
+    while start < len(texts):
+        count = max(1, min(WINDOW, WINDOW_CHARACTERS // max(1, len(texts[start]))))
+        yield texts[start : start + count]
+        start += count
+
+
+def _are_rows_of_tokens(features: Features, count: int) -> bool:
+    """Whether every tensor has a row a text, and a column a token if it has columns."""
+    mask = features.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or len(mask) != count:
+        return False
+    tensors = [value for value in features.values() if isinstance(value, Tensor)]
+    others = [value for value in features.values() if not isinstance(value, Tensor)]
+    return all(value.shape in (mask.shape, mask.shape[:1]) for value in tensors) and not any(
+        isinstance(value, list | tuple | dict) for value in others
+    )
+
+
+def _batches(mask: Tensor, budget: int) -> Iterator[list[int]]:
+    """Rows of as many tokens, longest first, that have no more than ``budget`` with their padding."""
+    lengths = mask.sum(1).tolist()
+    rows = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    start = 0
+    while start < len(rows):
+        count = max(1, budget // max(1, lengths[rows[start]]))
+        yield rows[start : start + count]
+        start += count
+
+
+def _take(features: Features, rows: list[int]) -> Features:
+    """These rows, without the columns in which all of them are padded."""
+    mask = features["attention_mask"]
+    columns = mask[rows].any(0).nonzero()[:, 0]
+    if not len(columns):  # texts without a token have a column of padding
+        columns = torch.zeros(1, dtype=torch.long)
+    taken: Features = {}
+    for name, value in features.items():
+        if isinstance(value, Tensor):
+            value = value[rows][:, columns] if value.ndim == 2 else value[rows]
+        taken[name] = value
+    return taken
+
+
+def _is_shown(show_progress_bar: bool | None) -> bool:
+    """As ``SentenceTransformer.encode`` decides it."""
+    if show_progress_bar is None:
+        return logging.getLogger(SentenceTransformer.__module__).getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+    return show_progress_bar

@@ -1,0 +1,45 @@
+"""The precision that a model embeds in, and whether the hardware is faster in bf16."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+
+__all__ = ["Precision", "computes_in_bf16", "computing_in"]
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def computes_in_bf16(use_cpu: bool) -> bool:
+    """Whether the device multiplies matrices in bf16 faster than in float32."""
+    if not use_cpu and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def computing_in(
+    precision: Precision, device: torch.device, weights: torch.dtype | None = torch.float32
+) -> AbstractContextManager[Any]:
+    """A context in which models on the device compute in a precision, by autocast.
+
+    Args:
+        precision: ``auto`` is bf16 where the device is faster at it and the weights are in float32, and changes
+            nothing elsewhere. ``float32`` turns autocast off.
+        device: of the model.
+        weights: what they are in.
+
+    Example:
+        >>> with computing_in("bfloat16", torch.device("cpu")):
+        ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        torch.bfloat16
+    """
+    if precision == "float32":
+        has_autocast = torch.amp.is_autocast_available(device.type)
+        return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
+    if precision == "auto":
+        is_known = device.type in ("cpu", "cuda") and weights == torch.float32
+        is_faster = is_known and computes_in_bf16(use_cpu=device.type == "cpu")
+        return torch.autocast(device.type, torch.bfloat16) if is_faster else nullcontext()
+    return torch.autocast(device.type, getattr(torch, precision))
