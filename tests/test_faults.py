@@ -153,7 +153,7 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys, name):
 
     monkeypatch.setattr(f"st_simcse.cli.{name}.run", run)
     with pytest.raises(SystemExit) as ended:
-        cli.main([name])
+        cli.main([name, "--model_name_or_path", "x", "--train_file", __file__])
     assert ended.value.code == 130
     assert capsys.readouterr().err == f"st-simcse {name}: interrupted\n"
 

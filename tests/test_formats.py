@@ -25,6 +25,7 @@ from st_simcse.data.formats import FileFormat
 from st_simcse.data.layouts import found_format
 from st_simcse.data.remedies import DataError
 from st_simcse.data.senteval import SUBSETS
+from st_simcse.demo import tiny_model
 from st_simcse.evaluation import load_classes, load_retrieval, sts_evaluators
 
 PAIRS = [("A dog runs.", "A hound runs.", "4.5"), ("A dog, a cat.", "A car.", "0.5"), ("Two men.", "Two.", "2")]
@@ -800,7 +801,7 @@ def test_queries_are_read_as_the_command_line_says(tmp_path, monkeypatch, capsys
             asked.extend(queries)
             return [[{"score": 1.0, "text": query}] for query in queries]
 
-    monkeypatch.setattr("st_simcse.search.searcher.Searcher.load", lambda index, model: Found())
+    monkeypatch.setattr("st_simcse.search.searcher.Searcher.load", lambda *given: Found())
     words = ["search", "--model", "m", "--index", ".", "--query_file", str(path), "--encoding", "gbk"]
     cli.main([*words, "--format", "lines"])
     cli.main([*words, "--column", "0"])
@@ -818,7 +819,7 @@ def test_the_page_searches_a_corpus_that_is_read_as_told(tmp_path, monkeypatch):
         raise ValueError("as far as this")
 
     monkeypatch.setattr("st_simcse.search.page.check_port", lambda port: None)
-    monkeypatch.setattr("st_simcse.models.checkpoints.load_model", lambda name: None)
+    monkeypatch.setattr("st_simcse.models.checkpoints.load_model", lambda name: tiny_model(["狗"]))
     monkeypatch.setattr("st_simcse.search.searcher.cached_searcher", cached)
     words = ["serve", "--model", "m", "--corpus", str(path), "--encoding", "gbk", "--split", "test"]
     with pytest.raises(SystemExit, match="as far as this"):

@@ -160,4 +160,4 @@ def test_a_name_or_a_number_in_place_of_an_object(model, tmp_path, monkeypatch, 
 )
 def test_what_an_option_is_called_elsewhere(option, meant):
     with pytest.raises(SystemExit, match=rf"unknown option {option}, did you mean {meant}\?"):
-        cli.main(["train", "--model_name_or_path", "x", option])
+        cli.main(["train", "--model_name_or_path", "x", "--train_file", __file__, option])

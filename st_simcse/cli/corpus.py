@@ -10,7 +10,6 @@ from st_simcse.cli.parsing import PRECISION, Precision, check_inputs, check_posi
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer
 
     from st_simcse.data.hub_dataset import HubDataset
 
@@ -74,17 +73,13 @@ class EmbedArguments:
         default=None, metadata={"help": "Such as cuda or cpu; several have a process each, such as cuda:0 cuda:1."}
     )
 
-    def model(self, name: str) -> SentenceTransformer:
-        """The model of this name, in the precision that is asked for."""
-        from st_simcse.models.checkpoints import load_model
-        from st_simcse.models.fast_encode import check_one_process, fast_encode_own
-
-        if self.device and len(self.device) > 1:
-            check_one_process(self.precision)
-        return fast_encode_own(load_model(name), self.precision)
-
     def options(self) -> dict[str, int | str | list[str] | None]:
         """For ``Searcher.build_index`` and ``add_to_index``."""
         check_positive(self, "batch_size")
+        if self.device and len(self.device) > 1 and self.precision in ("bfloat16", "float16"):
+            raise ValueError(
+                f"several processes compute as the weights are, not in {self.precision}: pass one --device, or "
+                "--precision auto or float32"
+            )
         device = self.device[0] if self.device and len(self.device) == 1 else self.device
         return {"batch_size": self.batch_size, "device": device}

@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
 
     from st_simcse.search.searcher import Searcher
 
-    searcher = Searcher(embed.model(args.model))
+    searcher = Searcher(args.model, embed.precision)
     folder, done = (output.with_name(f"{output.name}.{ending}") for ending in ("part", "part-done"))
     shutil.rmtree(done, ignore_errors=True)  # what a run that was killed at its very end has left
     searcher.build_index(sentences, folder, **options)

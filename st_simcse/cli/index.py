@@ -66,11 +66,11 @@ def run(argv: Sequence[str]) -> None:
     from st_simcse.search.searcher import Searcher
 
     if args.add:
-        searcher = Searcher.load(args.output_dir, embed.model(args.model))
+        searcher = Searcher.load(args.output_dir, args.model, embed.precision)
         searcher.add_to_index(corpus.read(drop_duplicates=True), **options)
     else:
         sentences = corpus.read(drop_duplicates=True)
-        searcher = Searcher(embed.model(args.model))
+        searcher = Searcher(args.model, embed.precision)
         searcher.build_index(sentences, args.output_dir, index, **options)
     print(
         f"{len(searcher.embeddings):,} sentences are in {args.output_dir}; search them with\n"

@@ -42,15 +42,13 @@ def run(argv: Sequence[str]) -> None:
 
     import_libraries()
     from st_simcse.data.readers import SentenceReader
-    from st_simcse.models.checkpoints import load_model
-    from st_simcse.models.fast_encode import fast_encode_own
     from st_simcse.search.searcher import Searcher
 
     queries = args.queries
     if queries is None:
         with named_options(**file_flags(vars(file))):
             queries = list(SentenceReader(**file_options(vars(file))).get_dataset(args.query_file)["sentence"])
-    searcher = Searcher.load(args.index, fast_encode_own(load_model(args.model), args.precision))
+    searcher = Searcher.load(args.index, args.model, args.precision)
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         some = queries[start : start + QUERIES_AT_ONCE]
         for query, hits in zip(some, searcher.search(some, args.top_k, args.threshold), strict=True):

@@ -50,13 +50,13 @@ def run(argv: Sequence[str]) -> None:
         from st_simcse.search.searcher import Searcher, cached_searcher
 
         check_port(args.port)
-        model = fast_encode_own(load_model(args.model), args.precision)
         if args.index:
-            searcher = Searcher.load(args.index, model)
+            searcher = Searcher.load(args.index, args.model, args.precision)
         else:
             with named_options(**file_flags(vars(file))):
                 reader = SentenceReader(drop_duplicates=True, **file_options(vars(file)))
                 sentences = reader.get_dataset(args.corpus)
+            model = fast_encode_own(load_model(args.model), args.precision)
             searcher = cached_searcher(model, sentences, args.cache_dir)
         page = search_page(searcher, args.model, args.index or args.corpus)
         launch(page, args.port)

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from st_simcse.models.layers import reads_padding
 from st_simcse.models.precision import Precision, computing_in
 
-__all__ = ["FastModel", "check_one_process", "fast_encode", "fast_encode_own"]
+__all__ = ["FastModel", "fast_encode", "fast_encode_own"]
 
 Features = dict[str, Any]
 
@@ -86,7 +86,7 @@ def fast_encode_own(model: SentenceTransformer, precision: Precision) -> Sentenc
     return fast_encode(model.float() if precision == "float32" and is_half else model, precision)
 
 
-def check_one_process(precision: Precision) -> None:
+def _check_one_process(precision: Precision) -> None:
     """Refuse a precision that autocast sets, which no other process has.
 
     Raises:
@@ -155,7 +155,7 @@ class FastModel(SentenceTransformer):
         Raises:
             ValueError: for a precision that the processes would not compute in.
         """
-        check_one_process(self.compute)
+        _check_one_process(self.compute)
         return self.plain.start_multi_process_pool(*args, **options)
 
     @deprecated_kwargs(sentences="inputs")
@@ -165,7 +165,7 @@ class FastModel(SentenceTransformer):
         del options["self"], options["inputs"]
         options |= options.pop("kwargs", {})
         if options.get("pool") is not None or isinstance(options.get("device"), list):
-            check_one_process(self.compute)
+            _check_one_process(self.compute)
             return self.plain.encode(inputs, **options)
         is_one = isinstance(inputs, str)
         if not is_one and not self.plain.is_singular_input(inputs):

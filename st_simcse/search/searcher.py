@@ -24,7 +24,8 @@ from st_simcse.data.lengths import rows_unknown, texts_without_tokens, warn_of_c
 from st_simcse.data.readers import SentenceReader
 from st_simcse.data.training_data import check_texts
 from st_simcse.models.checkpoints import load_model
-from st_simcse.models.fast_encode import fast_encode
+from st_simcse.models.fast_encode import fast_encode, fast_encode_own
+from st_simcse.models.precision import Precision
 from st_simcse.search.fingerprint import fingerprint, text_digest
 from st_simcse.search.index_folder import IndexFolder
 from st_simcse.search.neighbours import ExactIndex, Index, Neighbours
@@ -68,8 +69,9 @@ class Searcher:
 
     Args:
         model: a SentenceTransformer, a folder of one or of a published SimCSE checkpoint, or a name on the hub, such as
-            ``princeton-nlp/sup-simcse-bert-base-uncased``. It embeds as :func:`~st_simcse.fast_encode` has it, in bf16
-            where the hardware is faster at it; ``fast_encode(model, "float32")`` for a model stays in float32.
+            ``princeton-nlp/sup-simcse-bert-base-uncased``.
+        precision: what the model computes in, as :func:`~st_simcse.fast_encode` has it, which embeds the texts. A model
+            that is loaded here by its name is converted to float32 if that asks for it.
 
     Attributes:
         model: the SentenceTransformer.
@@ -88,9 +90,12 @@ class Searcher:
         1
     """
 
-    def __init__(self, model: SentenceTransformer | str | os.PathLike[str]) -> None:
-        self.model = model if isinstance(model, SentenceTransformer) else load_model(model)
-        self._encoder = fast_encode(self.model)
+    def __init__(self, model: SentenceTransformer | str | os.PathLike[str], precision: Precision = "auto") -> None:
+        if isinstance(model, SentenceTransformer):
+            self.model, self._encoder = model, fast_encode(model, precision)
+        else:
+            self.model = load_model(model)
+            self._encoder = fast_encode_own(self.model, precision)
         self.sentences: Dataset | None = None
         self.embeddings: np.ndarray = np.empty((0, 0), dtype=np.float32)
         self._folder: IndexFolder | None = None
@@ -210,7 +215,12 @@ class Searcher:
         shutil.copytree(source.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.lock", "*.tmp"))
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], model: SentenceTransformer | str | os.PathLike[str]) -> Searcher:
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        model: SentenceTransformer | str | os.PathLike[str],
+        precision: Precision = "auto",
+    ) -> Searcher:
         """Open a folder that :meth:`save`, or :meth:`build_index` with a folder, wrote.
 
         Raises:
@@ -220,7 +230,7 @@ class Searcher:
         index = IndexFolder(folder)
         if not index.exists():
             raise FileNotFoundError(f"{index.path} holds no index: st-simcse index, or build_index, makes one")
-        searcher = cls(model)
+        searcher = cls(model, precision)
         index.read()  # as it is now: loading a model takes a while, in which another program may have added texts
         index.check_model(fingerprint(searcher.model), searcher.model)
         searcher._open(index)
