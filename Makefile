@@ -1,7 +1,8 @@
 # make demo   sets up a virtual environment in .venv and runs the demo
-# make test   sets it up with the test tools, then lints, checks types and tests
+# make test   sets it up with the test tools, then lints, checks types and runs the tests of seconds
+# make test-all   the same with all tests
 # make docs   sets it up with the site's tools and builds the site, in build/site
-.PHONY: demo test docs
+.PHONY: demo test test-all checks docs
 
 .venv/bin/python:
 	python3 -m venv .venv
@@ -10,14 +11,20 @@ demo: .venv/bin/python
 	.venv/bin/pip install --editable .
 	.venv/bin/st-simcse demo
 
-test: .venv/bin/python
+checks: .venv/bin/python
 	.venv/bin/pip install --editable '.[test]'
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	@echo 'Now the tests: a quarter of an hour on two cores. Those of real data are skipped without it; the end says which, why,'
-	@echo 'and what fetches it. For one file while you work: .venv/bin/pytest tests/test_losses.py'
+
+test: checks
+	@echo 'Now the tests of seconds, some minutes on two cores. For one file while you work: .venv/bin/pytest tests/test_losses.py'
 	.venv/bin/pytest -n auto --dist worksteal
+
+test-all: checks
+	@echo 'Now all tests: a quarter of an hour on two cores. Those of real data are skipped without it; the end says which, why,'
+	@echo 'and what fetches it.'
+	.venv/bin/pytest -n auto --dist worksteal -m ''
 
 docs: .venv/bin/python
 	.venv/bin/pip install --editable '.[docs]'

@@ -353,6 +353,7 @@ def test_from_texts_to_a_model(corpus, here, capsys, monkeypatch):
     assert Path("out/report.md").read_text() == report
 
 
+@pytest.mark.slow
 def test_runs_without_training_are_as_train_makes_them(corpus, monkeypatch):
     """The same scores, though each text goes through the transformer once for all of them."""
     texts, pairs = corpus
@@ -399,6 +400,7 @@ def test_what_is_remembered_knows_prompts_and_tasks():
     assert np.abs(once.encode_query(texts) - once.encode_document(texts)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_checkpoints_are_saved_where_scored_pairs_choose_among_them(corpus, made_up):
     with Path("pets.csv").open("w") as file:
         csv.writer(file).writerows([("text", "class"), *((text, text.split()[-2]) for text in corpus[0][:60])])
@@ -434,6 +436,7 @@ def test_the_costs_that_are_told(corpus, made_up, monkeypatch, capsys):
     assert f"cost: about {total:g} minutes in all" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, capsys):
     scores, done = made_up
     scores |= {"simcse": 60.0}
@@ -464,6 +467,7 @@ def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, ca
     assert len(done) == len(first) + len(again)
 
 
+@pytest.mark.slow
 def test_where_nothing_wins_the_model_stays_as_it_was(corpus, made_up, capsys):
     scores, done = made_up
     scores |= {"simcse": 51.2, "whitened-1": 51.2}  # chance is 10 / sqrt(60) = 1.29
@@ -496,6 +500,7 @@ def test_a_winner_that_is_no_gain_on_all_texts_is_not_saved(corpus, made_up):
     assert "| **before** |" in report
 
 
+@pytest.mark.slow
 def test_a_recipe_that_fails_is_left_out(corpus, made_up, monkeypatch, caplog):
     scores, _ = made_up
     scores |= {"simcse": 60.0, "whitened-simcse": 70.0}
@@ -516,6 +521,7 @@ def test_a_recipe_that_fails_is_left_out(corpus, made_up, monkeypatch, caplog):
         adapt.run([*WORDS[:-1], "other"])
 
 
+@pytest.mark.slow
 def test_a_recipe_that_cannot_be_timed_is_left_out(corpus, made_up, monkeypatch, caplog):
     def step_seconds(task, length, candidate, texts):
         if candidate.name == "simcse":
@@ -541,6 +547,7 @@ def _without_dev(words):
     return [word for word in words if word not in ("--dev_file", "dev.tsv")]
 
 
+@pytest.mark.slow
 def test_without_dev_data_the_safest_recipe_is_taken(corpus, here, caplog):
     words = _without_dev(WORDS)
     assert adapt.run([*words, "--test_file", "test.tsv"]) == "before"

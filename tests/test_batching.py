@@ -163,6 +163,7 @@ def test_bf16_is_on_where_it_is_fast_and_can_be_turned_off(monkeypatch, tmp_path
     assert [message.startswith("This CPU has to emulate bf16") for message in caplog.messages] == [True] * (not fast)
 
 
+@pytest.mark.slow
 def test_torch_compile_trains(sentences, tmp_path):
     trainer = _trained(sentences, tmp_path, bf16=False, torch_compile=True)
     assert trainer.state.global_step == 4
@@ -182,6 +183,7 @@ def test_collators_can_be_pickled(model, sentences, tmp_path, views, once):
         assert torch.equal(got[key], value) if isinstance(value, torch.Tensor) else got[key] == value, key
 
 
+@pytest.mark.slow
 def test_spawned_workers_pad_what_was_tokenized_once(model, sentences):
     dataset = tokenize(Dataset.from_dict({"sentence": sentences}), model)
     loader = DataLoader(

@@ -57,6 +57,7 @@ def gpu(benchmark, monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_gpu(gpu, capsys, monkeypatch):
     gathered = []
     all_gather = collectives.all_gather

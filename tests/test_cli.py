@@ -116,6 +116,7 @@ def test_a_saved_model_keeps_its_modules_unless_told_otherwise(tmp_path, tiny_be
         assert ("takes the place of Pooling (mean), Dense" in caplog.text) == bool(options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
 def test_weights_are_trained_and_saved_in_the_precision_that_is_asked_for(tmp_path, tiny_bert, sentences, dtype):
     """Of a checkpoint in bfloat16, too; float32 if nothing is asked for."""
@@ -136,6 +137,7 @@ def test_the_saved_model_reads_more_than_training_did(tmp_path, tiny_bert, sente
         assert f"it reads {reads} tokens of a text" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_train_on_nli_rows_and_on_a_column(tmp_path, tiny_bert):
     nli = tmp_path / "nli.tsv"
     nli.write_text("premise\thypothesis\tlabel\nA\tB\tentailment\nA\tC\tcontradiction\n")
@@ -328,6 +330,7 @@ def test_evaluate_wants_one_kind_of_data(options):
         evaluate.run(["--model", "x", *options])
 
 
+@pytest.mark.slow
 def test_seeds_report_mean_and_spread(tmp_path, tiny_bert, sentences, capsys):
     (tmp_path / "a.txt").write_text("\n".join(sentences))
     test = _scored_pairs(tmp_path / "test.tsv", sentences)
@@ -435,6 +438,7 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path, tiny_bert, sentences, 
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_train_with_teachers(tmp_path, tiny_bert, sentences, generated):
     """Two of them, with scores before and after; a run that was stopped goes on, with the same teachers only."""
     (tmp_path / "a.txt").write_text("\n".join(sentences))
@@ -843,6 +847,7 @@ def test_the_package_runs_as_a_module():
     assert done.stdout.startswith("st_simcse 0.")
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
     """Where a clone lies in a folder named st_simcse, that folder is no package, and must not be taken for one."""
     (tmp_path / "st_simcse" / "docs").mkdir(parents=True)

@@ -13,11 +13,20 @@ from tests.combinations import cases, check, refusal
 CASES = cases()
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.processes == "1"], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] * (case.step == "compile"))
+        for case in CASES
+        if case.processes == "1"
+    ],
+    ids=str,
+)
 def test_one_process(case, tmp_path):
     check(case, tmp_path)
 
 
+@pytest.mark.distributed
 def test_two_processes():
     """All in one launch, which is what takes the time."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

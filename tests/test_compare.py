@@ -62,6 +62,7 @@ def trained(monkeypatch):
     return done
 
 
+@pytest.mark.slow
 def test_runs_in_processes_are_what_train_does_alone(words, tmp_path, sentences, capsys):
     recipes = ["--recipe", "hot: --temperature 0.5 --projection_head", "--plot_file", "plot.svg"]
     rows = [f"{row % 2},{text} {row}" for row, text in enumerate(sentences * 2)]
@@ -287,6 +288,7 @@ def test_a_damaged_result_file_is_named(words, trained, text):
     assert trained == [("a", 0)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines_train(words, name, tiny_bert, sentences, monkeypatch):
     trainers = []
@@ -308,6 +310,7 @@ def test_baselines_train(words, name, tiny_bert, sentences, monkeypatch):
     assert not any(text in Path("out/README.md").read_text() for text in sentences)
 
 
+@pytest.mark.slow
 def test_sts_recipe_is_the_one_that_its_users_write(words, sentences, tiny_bert):
     train.run([*words, "--max_steps", "2", "--seed", "5"], BASELINES["mnrl"])
     set_seed(5)

@@ -290,6 +290,7 @@ def test_sts_from_the_hub(hub):
     assert (evaluators[6].sentences1[0], evaluators[6].scores[0]) == ("A dog runs", 4.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "message"),
     [
@@ -331,6 +332,7 @@ def test_the_rows_of_all_fourteen_tasks(shared):
         assert sizes == STS_ROWS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", list(TRANSFER))
 def test_a_transfer_task_that_is_cut_short_is_refused(tmp_path, task):
     folder = {"SST2": "SST"}.get(task, task)
@@ -452,6 +454,7 @@ def _sparse(tar, name, size):
     tar.addfile(member)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bomb", "message"),
     [
@@ -526,6 +529,7 @@ def _train(folder, tiny_bert, *options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "loss"),
     [

@@ -57,6 +57,7 @@ def _alone(folder, sentences, pooling):
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=lambda config: config.model_type)
 def test_padding_on_either_side_changes_no_embedding_and_no_loss(tiny_bert, tmp_path, sentences, config, padding_side):

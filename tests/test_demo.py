@@ -1,9 +1,11 @@
+import pytest
 from scipy.stats import spearmanr
 
 from st_simcse.corpus import generate_corpus
 from st_simcse.demo import run_demo
 
 
+@pytest.mark.slow
 def test_demo_learns_both_ways(capsys):
     scores = run_demo()
     assert scores["before"] + 0.03 < scores["unsupervised"]

@@ -37,11 +37,13 @@ def _torchrun(processes, *words, **environment):
     return _run([*launch, "-m", "tests.distributed_worker", *words], **environment)
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("processes", [2, 4])
 def test_gradients_equal_one_process_over_the_whole_batch(tiny_bert, processes):
     assert _torchrun(processes, "gradients", TINY_BERT=tiny_bert).count("gradients equal") == processes
 
 
+@pytest.mark.distributed
 def test_samplers_datasets_wrappers_and_queues_in_two_processes(tmp_path, tiny_bert, monkeypatch):
     from tests.distributed_worker import losses_of_datasets
 
@@ -64,6 +66,7 @@ def test_samplers_datasets_wrappers_and_queues_in_two_processes(tmp_path, tiny_b
     assert {name for (name, _), _ in saved["steps"]} == {"sentences", "pairs"}
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_training_in_two_processes_equals_one(tmp_path, tiny_bert, launcher, monkeypatch):
     from tests.distributed_worker import _trained
@@ -90,6 +93,7 @@ def test_training_in_two_processes_equals_one(tmp_path, tiny_bert, launcher, mon
         assert torch.allclose(saved[name], parameter, atol=1e-5), (name, (saved[name] - parameter).abs().max())
 
 
+@pytest.mark.distributed
 def test_a_sharded_model_trains_saves_and_resumes_like_a_whole_one(tmp_path, tiny_bert, monkeypatch):
     from tests.distributed_worker import sharded_training
 

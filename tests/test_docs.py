@@ -132,6 +132,7 @@ def _blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page, folder):
     blocks = _blocks(page, "python")
@@ -147,6 +148,7 @@ def test_the_code_of_a_page_runs(page, folder):
             _run(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if "bert-base-uncased" in (ROOT / page).read_text()])
 def test_the_code_of_a_page_trains_a_real_model(page, folder, pretrained):
     """Whose dimensions are of very different size, two of them constant; random weights show nothing of that."""

@@ -221,6 +221,7 @@ def test_no_positive_pairs_is_an_error():
         AlignmentUniformityEvaluator(["A"], ["B"], [0.9])
 
 
+@pytest.mark.slow
 def test_mteb_agrees_on_the_same_pairs(generated, pretrained, monkeypatch):
     """MTEB itself, its seven tasks reading the first rows of generated files instead of downloading its own."""
     files = {"STSBenchmark": "STSB-test", "SICK-R": "SICKR-test"}
@@ -243,6 +244,7 @@ def test_mteb_agrees_on_the_same_pairs(generated, pretrained, monkeypatch):
     assert list(scores.values()) == pytest.approx(list(expected.values()), abs=1e-2)
 
 
+@pytest.mark.slow
 def test_mteb_in_chinese(senteval_cn, chinese_bert, monkeypatch):
     """The STS tasks of the installed C-MTEB, which read generated files instead of downloading their own."""
     benchmark = mteb.get_benchmark("MTEB(cmn, v1)")

@@ -49,6 +49,7 @@ def _improves(script, model, train_file, dev_file, tmp_path):
     assert (tmp_path / "out" / "modules.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["fit_unsup.py", "fit_sup.py", "trainer_unsup.py", "trainer_sup.py"])
 def test_training_examples(generated, pretrained, tmp_path, script):
     train_file = generated / ("nli/nli_triplets.csv" if script.endswith("_sup.py") else "wiki/wiki_sentences.txt")
@@ -61,6 +62,7 @@ def test_training_improves_on_real_data(shared, pretrained, tmp_path):
     _improves("trainer_unsup.py", pretrained, train_file, dev_file, tmp_path)
 
 
+@pytest.mark.slow
 def test_chinese(pretrained, tmp_path):
     people, places, things = ("人", "女人", "老人", "小孩"), ("家", "公园", "学校"), ("看书", "唱歌", "跳舞")
     meanings = list(product(people, places, things))
@@ -76,6 +78,7 @@ def test_chinese(pretrained, tmp_path):
     assert 0.1 < before != after < 1
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     code = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     monkeypatch.chdir(tmp_path)
@@ -139,6 +142,7 @@ def test_the_outputs_of_the_notebook_are_saved_without_paths():
         assert not any(text[:60] == query[:60] for text in texts)
 
 
+@pytest.mark.slow
 def test_search(pretrained, tmp_path, sentences):
     (tmp_path / "corpus.txt").write_text("\n".join(sentences))
     query = "An animal is resting."
@@ -146,6 +150,7 @@ def test_search(pretrained, tmp_path, sentences):
     assert "A cat sleeps on the couch." in output.splitlines()[1]
 
 
+@pytest.mark.distributed
 def test_distributed(generated, pretrained, tmp_path):
     small = _head(generated / "wiki/wiki_sentences.txt", tmp_path, rows=99)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

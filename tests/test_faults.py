@@ -97,6 +97,7 @@ def _contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_ends_as_if_undisturbed(tmp_path, command, trained):
     process = _slow_run(command(tmp_path / "killed"), 0.2)
     _wait_for(tmp_path / "killed" / "checkpoint-10" / "trainer_state.json", process)
@@ -117,6 +118,7 @@ def test_killed_and_resumed_ends_as_if_undisturbed(tmp_path, command, trained):
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_a_checkpoint_and_stops(tmp_path, command, trained, number):
     process = _slow_run(command(tmp_path / "out"), 0.5)
@@ -133,6 +135,7 @@ def test_a_signal_saves_a_checkpoint_and_stops(tmp_path, command, trained, numbe
         assert torch.equal(weight, _weights(tmp_path / "out")[name]), name
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path, command):
     process = _slow_run(command(tmp_path / "out"), 2)
     _wait_for(tmp_path / "out" / "checkpoint-5" / "trainer_state.json", process)
@@ -195,6 +198,7 @@ def test_a_damaged_archive_is_named(tmp_path, monkeypatch, kept):
         data._fetch(tmp_path, "senteval.tar", tmp_path / "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eval_steps", "evaluations"), [("0.25", [8, 16, 24, 30]), ("12", [12, 24, 30])])
 def test_shares_of_steps_and_the_best_and_last_checkpoint(tmp_path, command, sentences, eval_steps, evaluations):
     pairs = zip(sentences, sentences[3:] + sentences[:3], strict=True)
@@ -212,6 +216,7 @@ def test_shares_of_steps_and_the_best_and_last_checkpoint(tmp_path, command, sen
     assert tmp_path / "out" / f"checkpoint-{max(scores, key=scores.get)}" in left
 
 
+@pytest.mark.slow
 def test_sigterm_between_seeds_and_resume(tmp_path, command):
     seeds = ["--seeds", "1", "2"]
     process = _slow_run([*command(tmp_path / "out"), *seeds], 0.1)
@@ -228,6 +233,7 @@ def test_sigterm_between_seeds_and_resume(tmp_path, command):
             assert torch.equal(weight, _weights(tmp_path / "out" / seed)[name]), (seed, name)
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints(tmp_path, command, trained, caplog):
     shutil.copytree(trained, tmp_path / "out")
     (tmp_path / "out" / "model.safetensors").unlink()
@@ -311,6 +317,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, command, interrupted
     assert _contents(interrupted) == before
 
 
+@pytest.mark.slow
 def test_what_cannot_be_taken_over_with_changes_either(tmp_path, command, interrupted, sentences):
     save_tiny_transformer(tmp_path / "wider", sentences, width=48, layers=2)
     for changes, message in (
@@ -363,6 +370,7 @@ def tmpfs(tmp_path):
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root, which CI has")
 
 
+@pytest.mark.slow
 @needs_root
 def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path, command, tmpfs):
     folder = tmpfs("size=1m")

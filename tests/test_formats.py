@@ -553,6 +553,7 @@ FLAG_RECORDS = [
 TRIPLETS = [(f"anchor {row}", f"positive {row}", f"negative {row}") for row in range(4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "records"),
     [

@@ -64,6 +64,7 @@ def _build(folder):
     return build_model(folder, "mean", lora=LORA, device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["tiny_bert", "decoder"])
 def test_a_run_trains_and_saves_adapters_alone_and_resumes_exactly(request, sentences, tmp_path, backbone):
     folder = request.getfixturevalue(backbone)
@@ -281,6 +282,7 @@ def trained(request, tiny_bert, sentences, tmp_path):
     return trainer
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_loaded_again_in_every_way(trained, sentences, tmp_path):
     model = trained.model
     expected = model.encode(sentences)
@@ -302,6 +304,7 @@ def test_what_is_saved_is_loaded_again_in_every_way(trained, sentences, tmp_path
     assert loaded.encode(sentences) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_commands_that_merge_save_the_model_that_they_were_given(trained, sentences, tmp_path):
     expected, adapter = trained.model.encode(sentences), str(tmp_path / "adapter")
     cli.main(["export", "--model", adapter, "--output_dir", str(tmp_path / "exported")])

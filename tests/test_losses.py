@@ -879,6 +879,7 @@ def test_hooks_of_the_vocabulary_see_every_pass(model, sentences):
     assert seen.count("backward") == len(seen) // 2 == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["torch.compile(model)", "model.compile()", "its transformer"])
 def test_a_model_that_is_compiled_trains_to_the_same_weights(sentences, tmp_path, how):
     def trained(how):
@@ -908,6 +909,7 @@ def test_a_model_that_is_compiled_trains_to_the_same_weights(sentences, tmp_path
     assert any(not torch.equal(weight, start[name]) for name, weight in expected.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"mini_batch_size": 4}, {"options": [SharedLayers(1)]}])
 def test_the_losses_take_a_compiled_model(model, sentences, options):
     features = model.eval().preprocess(sentences)
@@ -916,6 +918,7 @@ def test_the_losses_take_a_compiled_model(model, sentences, options):
     assert UnsupSimCSELoss(compiled, **options)([features]).item() == pytest.approx(expected.item(), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer_class", [SimCSETrainer, SentenceTransformerTrainer])
 @pytest.mark.parametrize("labels", [[0.1, 0.9] * 4, [0, 1] * 4])
 def test_scored_pairs_are_no_positive_pairs(model, sentences, tmp_path, trainer_class, labels):

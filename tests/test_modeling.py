@@ -74,6 +74,7 @@ def test_pooling_equals_transformers_and_survives_saving(request, sentences, tmp
     assert (saved.encode(sentences) == embeddings).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["first_last_avg", "last2_avg"])
 def test_averages_of_layers_in_another_process(tiny_bert, sentences, pooling, tmp_path):
     model = build_model(tiny_bert, pooling=pooling, device="cpu")

@@ -33,6 +33,7 @@ def _sources(*folders):
     }
 
 
+@pytest.mark.slow
 def test_wheel(built):
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}

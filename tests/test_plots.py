@@ -206,6 +206,7 @@ def _every_kind(folder):
     plot_similarities({"before": rows.reshape(3, 30, 4)}, texts, folder / "similarities.png")
 
 
+@pytest.mark.slow
 def test_pictures_are_fit_to_publish(tmp_path, drawn):
     _every_kind(tmp_path)
     for path in tmp_path.iterdir():

@@ -69,6 +69,7 @@ def test_chinese():
         assert (data.train_format, arguments.weight_decay) == (("sentences", 0) if unsupervised else ("auto", 0.01))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.data)], ids=["generated", "real STS-B"])
 def test_chinese_from_files_to_scores(request, real, tmp_path, senteval_cn, chinese_bert, capsys):
     """In folders as those users have them. Random weights of a tiny model: mechanics, no quality."""

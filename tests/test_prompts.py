@@ -60,6 +60,7 @@ def _behind_prompt(model, text, prompt):
     return tokens[1 + len(prompt.replace(":", " :").split()) :].mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_training_embeds_as_encode_does(backbone, sentences, tmp_path, way):
     model = backbone
@@ -141,6 +142,7 @@ def test_prompts_that_cannot_be_meant_are_refused(model, sentences, tmp_path, ca
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_and_saves_with_prompts(tmp_path, tiny_bert, sentences, generated):
     (tmp_path / "a.txt").write_text("\n".join(sentences))
     files = ["--train_file", str(tmp_path / "a.txt"), "--output_dir", str(tmp_path / "out"), "--max_steps", "1"]

@@ -754,6 +754,7 @@ def test_damaged_gzip(tmp_path):
         SentenceReader().get_dataset(path)
 
 
+@pytest.mark.slow
 def test_a_million_lines_stream_to_disk(tmp_path):
     """Peak memory above the imports stays far below that of a million Python objects; the rows lie on disk."""
     path = tmp_path / "million.txt"

@@ -175,6 +175,7 @@ run(lambda: Searcher.load(second, model).add_to_index(more), kill_at=2)
 """
 
 
+@pytest.mark.slow
 def test_what_kill_9_interrupted_goes_on(tmp_path, tiny_bert, sentences, embedded, monkeypatch):
     monkeypatch.setattr(search, "CHUNK_SIZE", 3)
     corpus, more, first, second = (tmp_path / name for name in ("corpus.txt", "more.txt", "first", "second"))

@@ -151,6 +151,7 @@ def test_the_page_compares_texts_line_by_line(url, tiny, sentences):
         assert (joined.status_code, joined.json()["detail"]) == (422, message)
 
 
+@pytest.mark.slow
 def test_queries_that_wait_are_embedded_together_and_a_bad_one_fails_alone(url, tiny, sentences, monkeypatch):
     """The model is held until all queries have arrived; each gets its own answer, whatever its neighbours sent."""
     everybody_asked, batches = threading.Event(), []
@@ -223,6 +224,7 @@ def test_an_event_has_its_number_and_no_other_spelling_of_it(url, number):
     assert (joined.status_code, joined.json()["detail"]) == (422, "expected the data [text, text]")
 
 
+@pytest.mark.slow
 def test_queries_leave_nothing_of_their_callers_behind(url):
     """Objects that gradio keeps, in thousands, of everybody who asked: 15 to 30 KB a query."""
 
@@ -315,6 +317,7 @@ def test_the_corpus_is_embedded_once(tiny_bert, corpus, tmp_path, monkeypatch):
         cached_searcher(other, corpus, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_end_is_a_line_and_leaves_nothing_behind(options, tmp_path, sent):
     (tmp_path / "tmp").mkdir()

@@ -100,6 +100,7 @@ def test_lower_layers_see_a_text_once(three_layers):
     assert not any(torch.allclose(one, other) for one, other in zip(output[::2], output[1::2], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["whole", "cached", "checkpointed", "compiled"])
 def test_dropout_that_only_shared_layers_have_makes_equal_views(three_layers, how):
     model, layers = three_layers

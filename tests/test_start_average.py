@@ -37,6 +37,7 @@ def _weights(model):
     return {name: weight.detach().numpy().astype(np.float64) for name, weight in model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.25, 0.5])
 def test_the_average_is_that_of_the_start_and_the_trained_weights(tmp_path, weight):
     before, after = _weights(tiny_model(TEXTS, width=32)), _trained(tmp_path / "plain")

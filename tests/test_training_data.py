@@ -105,6 +105,7 @@ def test_a_row_that_was_selected_out_may_be_empty(model, tmp_path):
     assert len(SimCSETrainer(model, args, data).train_dataset) == 2
 
 
+@pytest.mark.slow
 def test_a_list_trains_as_its_dataset_does(model, sentences, tmp_path):
     """Whatever the data are made of, the columns are the same, and so are the losses of a seed."""
     losses = []

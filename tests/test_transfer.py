@@ -54,6 +54,7 @@ def _by_hand(splits, vectors_of, folds):
     return dev, sum(predicted == data["test"][1]) / len(predicted), (predicted, data["test"][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "mode"), [("CR", "fasttest"), ("SST2", "test"), ("TREC", "test"), ("MRPC", "fasttest")]
 )

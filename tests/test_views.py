@@ -184,6 +184,7 @@ def _trainer(paragraphs, folder, **options):
     return trainer, seen
 
 
+@pytest.mark.slow
 def test_views_are_fresh_every_epoch_and_resumed_exactly(paragraphs, tmp_path, caplog):
     """In a run that was stopped in the middle of an epoch, with workers, and where texts are tokenized once."""
     whole, seen = _trainer(paragraphs, tmp_path / "whole")

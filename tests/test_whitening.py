@@ -310,6 +310,7 @@ def test_prompts_by_column_are_refused_and_one_prompt_is_used(tmp_path, tiny_ber
     torch.testing.assert_close(saved[2].linear.weight.cpu(), layer.linear.weight, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_adapters_behind_a_whitening(tmp_path, tiny_bert):
     lora = ["--lora_r", "2", "--whiten", "--learning_rate", "1e-2"]
     merged = _train(tmp_path, tiny_bert, *lora)
@@ -320,6 +321,7 @@ def test_adapters_behind_a_whitening(tmp_path, tiny_bert):
     assert not torch.equal(merged[2].linear.weight.cpu(), _expected(tiny_bert)[2].linear.weight)
 
 
+@pytest.mark.slow
 def test_a_whitened_run_resumes_exactly(tmp_path, tiny_bert):
     options = ["--whiten", "--momentum_queue", "16", "--projection_head", "--save_steps", "2", "--max_steps", "4"]
     whole = _train(tmp_path, tiny_bert, *options)
@@ -329,6 +331,7 @@ def test_a_whitened_run_resumes_exactly(tmp_path, tiny_bert):
         assert torch.equal(weight, again.state_dict()[name]), name
 
 
+@pytest.mark.distributed
 def test_two_processes_whiten_alike(tmp_path, tiny_bert):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "st_simcse"]
