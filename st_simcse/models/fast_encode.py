@@ -25,7 +25,7 @@ __all__ = ["FastModel", "fast_encode", "fast_encode_own"]
 Features = dict[str, Any]
 
 # Texts that are tokenized at a time, while those before are embedded; of long texts fewer, since all are padded alike.
-WINDOW = 2048
+WINDOW = 1024
 WINDOW_CHARACTERS = 2**20
 # Tokens of a batch on a CPU, at most: the activations of more leave its cache.
 CPU_TOKENS = 1024
