@@ -36,9 +36,9 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
             ``word_repetition`` or ``token_cutoff``, or an object such as :class:`~st_simcse.Crops` with other settings.
         tokenize_once: prepare the token ids before training instead of in every epoch.
         group_by_length: make batches with :class:`~st_simcse.data.batching.LengthGroupedBatchSampler`.
-        start_weight: the share of the weights from before training in those of the trained model, 0 to below 1, as
-            :class:`~st_simcse.training.start_average.StartAverage` has it: 0.5 keeps more of what a good model knows.
-            Evaluations during the training measure the model without it.
+        start_weight: the share of the weights from before training in those of the trained model (WiSE-FT, Wortsman et
+            al., 2022), 0 to below 1: 0.5 keeps more of what a good model knows. Evaluations during the training
+            measure the model without it.
         texts_in_model_card: let the README of the saved model show texts of the training data, as ST's does.
         resume_with_changes: resume also where data, objective or settings are others than the checkpoint's.
 
