@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from run import BF16, device_name, median, ratio, table
+from run import BF16, device_name, in_turn, median, printed_by, ratio, table
 from scipy.stats import spearmanr
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.util import batch_to_device
@@ -159,19 +158,16 @@ def measured(way: str, args: argparse.Namespace) -> dict[str, float]:
 
 
 def in_a_process(way: str, args: argparse.Namespace) -> dict[str, float]:
-    options = json.dumps(vars(args))
-    process = subprocess.run([sys.executable, __file__, "--way", way, options], capture_output=True, text=True)
-    if process.returncode:
-        sys.exit(f"{way} failed:\n{process.stderr[-3000:]}")
-    return json.loads(process.stdout.splitlines()[-1])
+    return printed_by(Path(__file__), "--way", way, json.dumps(vars(args)))
 
 
 def compare(title: str, candidates: dict[str, tuple[str, dict[str, Any]]], args: argparse.Namespace) -> None:
     """A table with a row a candidate, all against the first."""
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in candidates}
-    for _ in range(args.rounds):
-        for name, (way, options) in candidates.items():
-            results[name].append(in_a_process(way, argparse.Namespace(**vars(args) | options)))
+    asked = {
+        name: {"way": way, "args": argparse.Namespace(**vars(args) | options)}
+        for name, (way, options) in candidates.items()
+    }
+    results = in_turn(args.rounds, asked, in_a_process)
     first = next(iter(candidates))
     has_score = "score" in results[first][0]
     rows = []

@@ -12,6 +12,8 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +30,26 @@ LARGEST = {"reference": 256, "matrix product": 8192, "ours": 65536, "bare produc
 
 
 def measure(command: str, **options: Any) -> dict[str, float]:
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    process = subprocess.run([sys.executable, str(MEASURE), command, *words], capture_output=True, text=True)
+    return printed_by(MEASURE, command, *(word for name, value in options.items() for word in (f"--{name}", value)))
+
+
+def printed_by(script: Path, *words: Any) -> dict[str, float]:
+    """What a script prints as JSON at its end, in a process of its own."""
+    shown = [str(word) for word in words]
+    process = subprocess.run([sys.executable, str(script), *shown], capture_output=True, text=True)
     if process.returncode:
-        sys.exit(f"{command} {' '.join(words)} failed:\n{process.stderr[-3000:]}")
+        sys.exit(f"{' '.join(shown)} failed:\n{process.stderr[-3000:]}")
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def in_turn(pairs: int, candidates: dict[str, dict[str, Any]], command: str) -> dict[str, list[dict[str, float]]]:
-    """The measurements of every candidate, taken one after the other, so many times."""
+def in_turn(
+    rounds: int, candidates: dict[str, dict[str, Any]], take: Callable[..., dict[str, float]]
+) -> dict[str, list[dict[str, float]]]:
+    """What ``take`` measures with the options of every candidate, one after the other, so many times."""
     results: dict[str, list[dict[str, float]]] = {name: [] for name in candidates}
-    for _ in range(pairs):
+    for _ in range(rounds):
         for name, options in candidates.items():
-            results[name].append(measure(command, **options))
+            results[name].append(take(**options))
     return results
 
 
@@ -72,7 +81,7 @@ def loss_functions(pairs: int, width: int, plot: Path | None, largest: int) -> N
         results = in_turn(
             pairs if batch <= 8192 else 1,
             {name: {"implementation": name, "batch": batch, "width": width, "repeat": repeat} for name in names},
-            "loss",
+            partial(measure, "loss"),
         )
         for name in names:
             seconds[name][batch] = median(results[name])
@@ -124,7 +133,7 @@ def training(pairs: int, steps: int, common: dict[str, Any]) -> None:
             name: {"recipe": recipe, "bf16": bf16, "batch": 64, "steps": steps, **common}
             for name, (recipe, bf16) in recipes.items()
         },
-        "training",
+        partial(measure, "training"),
     )
     default = next(iter(recipes))
     rows = []
@@ -140,7 +149,9 @@ def cached(pairs: int, batch: int, common: dict[str, Any]) -> None:
         f"\n### One step with gradient caching, batch {batch:,}, mini-batches of 64, {'bf16' if BF16 else 'float32'}\n"
     )
     common = {"batch": batch, "mini_batch": 64, "bf16": int(BF16), **common}
-    results = in_turn(pairs, {recipe: {"recipe": recipe, **common} for recipe in ("st", "ours")}, "cached")
+    results = in_turn(
+        pairs, {recipe: {"recipe": recipe, **common} for recipe in ("st", "ours")}, partial(measure, "cached")
+    )
     rows = [
         [name, f"{median(results[key]):.1f} s", f"{median(results[key], 'bytes') / 2**20:,.0f} MiB"]
         for key, name in (("st", "ST: CachedMultipleNegativesRankingLoss"), ("ours", "ours"))

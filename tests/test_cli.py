@@ -47,10 +47,11 @@ from st_simcse.cli.corpus import CorpusArguments
 from st_simcse.cli.files import FileArguments
 from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.output import MessageHandler
-from st_simcse.cli.parsing import Pooling
+from st_simcse.cli.parsing import Pooling, Precision
 from st_simcse.evaluation import STS_TASKS
 from st_simcse.losses import OPTIONS
 from st_simcse.losses.options import option_name
+from st_simcse.models import precision
 from st_simcse.models.modeling import PoolingMode
 
 
@@ -837,9 +838,10 @@ def test_commands_that_work_in_one_process_refuse_several(command, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_line_has_the_poolings_of_the_library():
+def test_the_command_line_has_the_poolings_and_precisions_of_the_library():
     """They stand in two places, since those of the command line must not wait for torch."""
     assert set(get_args(Pooling)) == {"as saved", *get_args(PoolingMode)}
+    assert get_args(Precision) == get_args(precision.Precision)
 
 
 def test_the_package_runs_as_a_module():

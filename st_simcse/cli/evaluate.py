@@ -299,7 +299,7 @@ def _results(model: SentenceTransformer, evaluators: list[Any], name: str, batch
     for task in transfer:
         warn_of_cut_texts(model, task.texts)
     are_shared = sum(map(len, sentences.values())) <= TOGETHER
-    sides = [set(texts) for task in pairs for texts in (task.sentences1, task.sentences2)]
+    sides = (set(texts) for task in pairs for texts in (task.sentences1, task.sentences2))
     embedded = sentences.values() if are_shared else sides
     total = sum(map(len, [*embedded, *(task.texts for task in transfer)]))
     with tqdm(total=total, unit=" sentences", leave=False, disable=None) as bar:

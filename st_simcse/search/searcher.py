@@ -330,7 +330,7 @@ class Searcher:
         begin = folder.embedded_rows()
         if begin < len(sentences):
             warn_of_cut_texts(self.model, sentences.select(range(begin, len(sentences))), **DOCUMENT)
-            pool = self.model.start_multi_process_pool(device) if isinstance(device, list) else None
+            pool = self._encoder.start_multi_process_pool(device) if isinstance(device, list) else None
             where = {"pool": pool} if pool else {"device": device}
             try:
                 with tqdm(total=len(sentences), initial=begin, unit=" sentences", disable=None) as bar:
