@@ -34,14 +34,13 @@ CHINESE_PAGES = ["README.zh.md", *sorted(f"docs/zh/{path.name}" for path in (ROO
 PAGES = ["README.md", *CHINESE_PAGES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 # The sections of README.md, and what they are called in README.zh.md, which has one more.
 SECTIONS = {
+    "Why": "为什么用它",
+    "Install": "安装",
+    "Quick start": "快速开始",
     "One command: a model for your texts": "一条命令：适应您的文本",
-    "Unsupervised: any file of sentences": "无监督：任意的句子文件",
-    "Supervised: anchor, positive, hard negative": "有监督：句子、正例、难负例",
-    "Encode": "编码",
-    "Command line": "命令行",
-    "Options": "选项",
-    "Measured": "实测",
+    "Results": "结果",
     "Read on": "延伸阅读",
+    "Citation": "引用",
 }
 OF_CHINESE = "中文任务：数据、配方和评测"
 

@@ -68,9 +68,13 @@ def test_a_release_leads_to_its_repository(tmp_path, monkeypatch):
     runpy.run_path(str(ROOT / ".ci/addresses"))
 
     before, after = (re.findall(r"\]\(([^)]*)\)", (folder / "README.md").read_text()) for folder in (ROOT, tmp_path))
-    expected = [link if link.startswith("https:") else f"{address}/blob/v1.2.3/{link}" for link in before]
+    kinds = {".png": "raw", ".svg": "raw"}
+    expected = [
+        link if link.startswith("https:") else f"{address}/{kinds.get(Path(link).suffix, 'blob')}/v1.2.3/{link}"
+        for link in before
+    ]
     assert after == expected
-    assert f"{address}/blob/v1.2.3/docs/migrate.md#with-modelfit" in after
+    assert f"{address}/raw/v1.2.3/docs/similarities.png" in after
     code = [re.findall(r"```.*?```", (folder / "README.md").read_text(), re.DOTALL) for folder in (ROOT, tmp_path)]
     assert code[0] == code[1]
 
