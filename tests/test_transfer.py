@@ -98,14 +98,18 @@ def test_embeddings_that_are_nan_have_no_accuracy(senteval, model):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("CR/custrev.neg", None, r"lacks CR/custrev.neg of CR$"),
-        ("CR/custrev.pos", None, r"lacks CR/custrev.pos of CR: expected SentEval's data/downstream.*st-simcse data"),
-        ("SST/binary/sentiment-dev", "fine .\t1\nbad .\n", r"sentiment-dev, line 2: 1 tab-separated cells, expected 2"),
+        ("CR/custrev.neg", None, r"has no file CR/custrev.neg for CR$"),
+        ("CR/custrev.pos", None, r"has no file CR/custrev.pos for CR: pass SentEval's data/downstream.*st-simcse data"),
+        (
+            "SST/binary/sentiment-dev",
+            "fine .\t1\nbad .\n",
+            r"sentiment-dev, line 2: the line has 1 tab-separated cell\(s\), expected at least 2",
+        ),
         ("SST/binary/sentiment-dev", "fine .\t3\n", r"sentiment-dev, line 1: '3' is not a class, expected one of 0, 1"),
         ("TREC/TREC_10.label", "HUM:ind Who ?\nWho ?\n", r"TREC_10.label, line 2: 'Who' is not a class, .*ABBR, DESC"),
         ("TREC/TREC_10.label", "Hu\0m", r"TREC_10.label.*"),
         ("MRPC/msr_paraphrase_test.txt", "head\nyes\t1\t2\ta\tb\n", r"test.txt, line 2: 'yes' is not a class"),
-        ("SST/binary/sentiment-dev", b"\x1f\x8b\x08", r"sentiment-dev: not lines of UTF-8 text but gzip data"),
+        ("SST/binary/sentiment-dev", b"\x1f\x8b\x08", r"sentiment-dev: expected lines of UTF-8 text, found gzip data"),
         ("CR/custrev.pos", "one .\n" * 5, r"CR: 5 example\(s\) of the class 1, of which every one of 5 folds .*6 are"),
     ],
 )
@@ -192,7 +196,7 @@ def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, t
     partial = [*model, "--sts_dir", str(tmp_path), "--tasks", "STS-B", "--allow_partial"]
     assert "STS-B" in evaluate.run([*partial, "--sts_columns", "a", "b", "rating"])[name]
     with pytest.raises(
-        ValueError, match="STSB-test.tsv, line 2: no column.*name the columns to read with --sts_columns"
+        ValueError, match="STSB-test.tsv, line 2: there are no columns.*name the columns to read with --sts_columns"
     ):
         evaluate.run(partial)
     with pytest.raises(
