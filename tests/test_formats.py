@@ -497,7 +497,7 @@ def test_lists_of_positives_and_negatives(tmp_path):
     [
         (
             {"query": "Q", "pos": ["P"], "neg": ["N"]},
-            r"line 2: the row has 1 negative\(s\), but the first row has 2, .*; shorten .*, or .* one column of lists, as in",
+            r"line 2: the row has 1 negative\(s\), but the first row has 2.*; shorten .*, or .* one column of lists,",
         ),
         ({"query": "Q", "pos": ["P"], "neg": [["N"], "M"]}, "line 2, column 'neg': expected text or a number"),
         ({"query": ["Q"], "pos": ["P"], "neg": ["N", "M"]}, "line 2, column 'query': expected text or a number"),

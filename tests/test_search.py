@@ -844,6 +844,6 @@ def test_what_is_no_text_is_named(model, sentences, texts, message):
         searcher.search(None)
     with pytest.raises(ValueError, match="text 0 is 3, expected a text"):
         searcher.similarity("Two dogs run.", 3)
-    with pytest.raises(ValueError, match="the corpus, row 1, column 'sentence': no text"):
+    with pytest.raises(ValueError, match="the corpus, row 1, column 'sentence': there is no text"):
         searcher.build_index(Dataset.from_dict({"sentence": ["Two dogs run.", None]}))
     assert len(searcher.sentences) == len(sentences)

@@ -9,8 +9,8 @@ class DataError(ValueError):
     """Data that cannot be read as it is.
 
     Args:
-        problem: What is wrong, and where. It may quote the data.
-        *remedies: What to do. Each remedy is enough by itself. Arguments are written as ``name=`` or ``name=value``,
+        problem: The problem, with its place. It may quote the data.
+        *remedies: The remedies. Each of them is enough by itself. Arguments are written as ``name=`` or ``name=value``,
             and readers by the names of their classes.
 
     Example:
