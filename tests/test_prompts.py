@@ -128,7 +128,7 @@ def test_prompts_that_cannot_be_meant_are_refused(model, sentences, tmp_path, ca
             ValueError, match=r"there is no column or dataset query for a prompt: the data has .*anchor, positive"
         ):
             trainer(prompts, columns)
-    with pytest.raises(ValueError, match=r"'A cat: ' takes all of the 5 tokens .* max_length"):
+    with pytest.raises(ValueError, match=r"'A cat: ' takes up all 5 tokens .* max_length"):
         trainer("A cat: ", max_length=5)
     for prompts in ("A cat: ", {"anchor": "A cat: "}):
         caplog.clear()

@@ -55,8 +55,8 @@ def test_data_as_users_hold_it(given, columns):
             "a.txt",
             r"train_dataset is 'a.txt', but must be data: read the file with SentenceReader\(\).get_dataset\('a.txt'\)",
         ),
-        (Path("a.csv"), "is 'a.csv', expected data: .* or with TripletReader or NLIReader if it is a table"),
-        ({"a": "a.txt"}, r"train_dataset\['a'\] is 'a.txt', expected data"),
+        (Path("a.csv"), "is 'a.csv', but must be data: .* or with TripletReader or NLIReader if it is a table"),
+        ({"a": "a.txt"}, r"train_dataset\['a'\] is 'a.txt', but must be data"),
         (["A dog.", None], "train_dataset: item 1 is None, but item 0 is 'A dog.': make all items alike"),
         ([PAIRS[0], PAIRS[1][:1]], "train_dataset: item 1 is .'A cat.',., but item 0 is"),
         ([InputExample(texts=["a"]), InputExample(texts=["a", "b"])], "item 1 has 2 texts, but item 0 has 1"),
@@ -64,23 +64,44 @@ def test_data_as_users_hold_it(given, columns):
         ([], "train_dataset is empty: pass at least one text"),
         (pd.DataFrame({"s": []}, dtype=str), "train_dataset has no rows: pass at least one"),
         (Dataset.from_dict({"s": []}), "train_dataset has no rows: pass at least one"),
-        ([{"s": "a"}, {"t": "b"}], "train_dataset, row 1, column 's': no text .None."),
-        ([{"s": None}, {"s": "a"}, {"s": 3}], "train_dataset, row 2, column 's': 3 beside 'a': make all of them texts"),
-        ([("a", "b"), ("c", 2)], "train_dataset, row 1, column 'positive': 2 beside 'b': make all of them texts"),
-        (pd.DataFrame({"s": ["a", 2]}, index=[5, 7]), "train_dataset, row 1, column 's': 2 beside 'a'"),
-        (Dataset.from_dict({"s": ["a"], "n": [[1.5]]}), "train_dataset, column 'n': float64 lists, expected texts"),
+        ([{"s": "a"}, {"t": "b"}], "train_dataset, row 1, column 's': there is no text .None."),
+        (
+            [{"s": None}, {"s": "a"}, {"s": 3}],
+            "train_dataset, row 2, column 's': the cell is 3, but an earlier one is 'a': make all of them texts",
+        ),
+        (
+            [("a", "b"), ("c", 2)],
+            "train_dataset, row 1, column 'positive': the cell is 2, but an earlier one is 'b': make all of them texts",
+        ),
+        (
+            pd.DataFrame({"s": ["a", 2]}, index=[5, 7]),
+            "train_dataset, row 1, column 's': the cell is 2, but an earlier one is 'a'",
+        ),
+        (
+            Dataset.from_dict({"s": ["a"], "n": [[1.5]]}),
+            "train_dataset, column 'n': expected texts, found float64 lists",
+        ),
         (
             IterableDataset.from_generator(lambda: [{"s": 1}], features=Features({"s": Value("int64")})),
-            "train_dataset, column 's': int64 values, expected texts",
+            "train_dataset, column 's': expected texts, found int64 values",
         ),
-        (3, "train_dataset is of the type int"),
+        (3, "train_dataset has the type int"),
         (
             Dataset.from_dict({"sentence": ["A dog.", None]}),
             "train_dataset, row 1, column 'sentence': there is no text .None.",
         ),
-        (pd.DataFrame({"s": ["a", float("nan")]}), "train_dataset, row 1, column 's': no text .None.: fill it in or"),
-        (Dataset.from_dict({"id": [1, 2]}), "train_dataset, column 'id': int64 values, expected texts: remove the"),
-        ({"a": Dataset.from_dict({"id": [True]})}, r"train_dataset\['a'\], column 'id': bool values, expected texts"),
+        (
+            pd.DataFrame({"s": ["a", float("nan")]}),
+            "train_dataset, row 1, column 's': there is no text .None.: fill it in or",
+        ),
+        (
+            Dataset.from_dict({"id": [1, 2]}),
+            "train_dataset, column 'id': expected texts, found int64 values: remove the",
+        ),
+        (
+            {"a": Dataset.from_dict({"id": [True]})},
+            r"train_dataset\['a'\], column 'id': expected texts, found bool values",
+        ),
     ],
 )
 def test_what_is_no_training_data_is_named(model, tmp_path, given, message):

@@ -58,7 +58,7 @@ class Crops(Bounded):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shortest > self.longest:
-            raise ValueError(f"the shortest share of Crops must not be larger than the longest, got {self}")
+            raise ValueError(f"Crops needs a shortest share that is not larger than the longest, got {self}")
 
     def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
         return self._crop(tokens, rng), self._crop(tokens, rng)
