@@ -175,7 +175,7 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
         (["--recipe", "../a: --symmetric"], "the recipe's name '../a' becomes a file's"),
         (["--recipe", "a: --symmetric", "--seeds", "1", "1"], "--seeds 1 1 names a seed twice"),
         (["--recipe", "a:", "--sts_dir", "."], "lacks STS12.tsv"),
-        (["--recipe", "a:", "--knn_dev_file", "dev/pairs.tsv"], "no column.s. .*'text', 'label'"),
+        (["--recipe", "a:", "--knn_dev_file", "dev/pairs.tsv"], "there are no columns .*'text', 'label'"),
         (
             ["--recipe", "a:", "b: --baseline x"],
             "recipe 'b': unknown baseline 'x': choose one of mnrl, gist, tsdae, ct",
