@@ -108,7 +108,7 @@ def test_sentevals_folder_is_found(tmp_path, sts, sick, folder, caplog):
     assert (evaluators[5].sentences1, evaluators[5].sentences2, evaluators[5].scores) == (['a "b, c'], ["d ."], [1.5])
     assert (evaluators[6].sentences1, evaluators[6].scores) == (["A dog runs"], [4.5])
     path = (tmp_path / sts / "STS13-en-test").absolute()
-    assert f"{path}: 3 read, skipped 3 without a gold score" in caplog.messages
+    assert f"{path}: read 3, skipped 3 without a gold score" in caplog.messages
 
 
 @pytest.mark.parametrize("task", list(STS_TASKS))
@@ -136,10 +136,20 @@ def test_pairs_without_a_gold_score_are_counted(shared):
         ("SICK/SICK_test_annotated.txt", None, FileNotFoundError, "lacks SICK_test_annotated.txt$"),
         ("STS/STS12-en-test/STS.gs.MSRvid.txt", None, FileNotFoundError, "STS.gs.MSRvid.txt"),
         ("STS/STS12-en-test/STS.gs.MSRvid.txt", "1\n2\n3\n", ValueError, "STS.input.MSRvid.txt and STS.gs.MSRvid"),
-        ("STS/STS12-en-test/STS.gs.MSRvid.txt", "1\n", ValueError, "differ in their number of lines"),
+        ("STS/STS12-en-test/STS.gs.MSRvid.txt", "1\n", ValueError, "have different numbers of lines"),
         ("STS/STS12-en-test/STS.gs.MSRvid.txt", "1\nx\n", ValueError, "MSRvid.txt, line 2, column 'score': 'x'"),
-        ("STS/STS12-en-test/STS.input.MSRvid.txt", "a\tb\nc d\n", ValueError, "line 2: 1 tab-separated cells"),
-        ("STS/STSBenchmark/sts-test.csv", "a,b,3\n", ValueError, "sts-test.csv, line 1: 1 tab-separated cells"),
+        (
+            "STS/STS12-en-test/STS.input.MSRvid.txt",
+            "a\tb\nc d\n",
+            ValueError,
+            r"line 2: the line has 1 tab-separated cell\(s\)",
+        ),
+        (
+            "STS/STSBenchmark/sts-test.csv",
+            "a,b,3\n",
+            ValueError,
+            r"sts-test.csv, line 1: the line has 1 tab-separated cell\(s\)",
+        ),
     ],
 )
 def test_what_is_wrong_in_sentevals_folder_is_named(tmp_path, file, content, error, message):
@@ -267,7 +277,7 @@ def test_chinese_tasks_from_the_hub(tmp_path, monkeypatch):
     ]
     assert evaluators[0].sentences1[:3] == ["怎么 还款", "如何 还钱", '"花呗"怎么还款']
     monkeypatch.setitem(DATA_SETS, "sts_zh", [replace(small[0], rows=3)])
-    with pytest.raises(ValueError, match="ATEC.train.data has 4 rows, expected 3: delete it to fetch it again"):
+    with pytest.raises(ValueError, match="ATEC.train.data has 4 rows, expected 3: delete it to download it again"):
         list(download("data", ["sts_zh"]))
 
 
@@ -306,10 +316,10 @@ def test_a_task_of_sentevals_folder_that_is_cut_short_is_not_fetched(hub, file, 
         (hub / "tar" / file).write_text(short)
         for path in sorted((hub / "tar").iterdir()):
             tar.add(path, path.name)
-    with pytest.raises(ValueError, match=f"partial-senteval/.*{message}: the data on the hub have changed"):
+    with pytest.raises(ValueError, match=f"partial-senteval/.*{message}: the data on the hub has changed"):
         list(download("data", ["sts"]))
     (hub / "data/partial-senteval").rename(hub / "data/senteval")
-    with pytest.raises(ValueError, match=f"data/senteval/.*{message}: delete it to fetch it again"):
+    with pytest.raises(ValueError, match=f"data/senteval/.*{message}: delete it to download it again"):
         list(download("data", ["sts"]))
 
 
@@ -405,12 +415,12 @@ def test_other_rows_than_expected_are_an_error(hub, small):
     source = hub / PRINCETON / "wiki1m_for_simcse.txt"
     source.write_text("One.\n")
     with pytest.raises(
-        ValueError, match="wiki1m_for_simcse.txt has 1 rows, expected 3: the data on the hub have changed"
+        ValueError, match="wiki1m_for_simcse.txt has 1 rows, expected 3: the data on the hub has changed"
     ):
         list(download("data", ["wiki1m"]))
     assert not (hub / "data/wiki1m_for_simcse.txt").exists()
     (hub / "data/wiki1m_for_simcse.txt").write_text("My own.\n")
-    with pytest.raises(ValueError, match="expected 3: delete it to fetch it again"):
+    with pytest.raises(ValueError, match="expected 3: delete it to download it again"):
         list(download("data", ["wiki1m"]))
     assert (hub / "data/wiki1m_for_simcse.txt").read_text() == "My own.\n"
 
@@ -458,9 +468,12 @@ def _sparse(tar, name, size):
 @pytest.mark.parametrize(
     ("bomb", "message"),
     [
-        (lambda tar: _sparse(tar, "STS/zeros", 2**31), "senteval.tar unpacks to more than .* nothing was unpacked"),
-        (lambda tar: [_sparse(tar, f"STS/{number}", 0) for number in range(10_001)], "unpacks to more than"),
-        (lambda tar: _sparse(tar, "../outside", 0), "senteval.tar is damaged or no tar archive .*outside"),
+        (
+            lambda tar: _sparse(tar, "STS/zeros", 2**31),
+            "senteval.tar would unpack to more than .* nothing was unpacked",
+        ),
+        (lambda tar: [_sparse(tar, f"STS/{number}", 0) for number in range(10_001)], "would unpack to more than"),
+        (lambda tar: _sparse(tar, "../outside", 0), "senteval.tar is damaged or not a tar archive .*outside"),
     ],
 )
 def test_an_archive_that_is_no_sentevals_is_refused(hub, bomb, message):
@@ -473,7 +486,7 @@ def test_an_archive_that_is_no_sentevals_is_refused(hub, bomb, message):
 
 def test_a_damaged_archive_is_an_error_in_one_line(hub):
     (hub / PRINCETON / "senteval.tar").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match="senteval.tar is damaged or no tar archive .*: delete it"):
+    with pytest.raises(ValueError, match="senteval.tar is damaged or not a tar archive .*: delete it"):
         list(download("data", ["sts"]))
 
 
@@ -486,7 +499,9 @@ def test_without_a_network_the_error_comes_at_once(tmp_path, monkeypatch, name):
         monkeypatch.setattr(f"st_simcse.data.hub_dataset.{loader}", None)
     source = DATA_SETS[name][0].source
     repository = source.name if isinstance(source, HubDataset) else PRINCETON
-    with pytest.raises(OSError, match=f"{repository} is no folder here, and the Hugging Face hub cannot be reached"):
+    with pytest.raises(
+        OSError, match=f"{repository} is not a local folder, and the Hugging Face hub cannot be reached"
+    ):
         list(download(tmp_path, [name]))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -579,28 +594,28 @@ def _record(seen):
         (["--train_dataset", "wiki", "--dev_columns", "x"], "--dev_columns go with --dev_file or --dev_dataset"),
         (
             ["--train_dataset", "wiki", "--dev_file", "table.csv"],
-            r"table.csv, line 2: no column\(s\) .*; name the columns to read with --dev_columns, by their header",
+            r"table.csv, line 2: there are no columns .*; name the columns .* --dev_columns, as in the header",
         ),
         (
             ["--train_dataset", "wiki", "--test_file", "table.csv"],
-            r"table.csv, line 2: no column\(s\) .*; name the columns to read with --test_columns, by their header",
+            r"table.csv, line 2: there are no columns .*; name the columns .* --test_columns, as in the header",
         ),
         (
             ["--train_dataset", "wiki", "--test_file", "table.csv", "--test_columns", "sentence", "other", "rating"],
-            "line 3: a row of the split 'test' .*; pass --test_split to choose one",
+            "line 3: the row belongs to the split 'test' .*; pass --test_split to choose one",
         ),
         (
             ["--train_dataset", "wiki", "--test_file", "table.csv", "--test_columns", "0"],
-            "long as .* for --test_columns,",
+            "--test_columns must be a list as long as",
         ),
-        (["--train_file", "table.csv"], "line 2: no column.*; --train_format sentences reads such"),
+        (["--train_file", "table.csv"], "line 2: there are no columns.*; read it with --train_format sentences"),
         (
             ["--train_file", "table.csv", "--train_format", "nli"],
-            "line 2: no column.*; --train_format sentences reads such a file",
+            "line 2: there are no columns.*; read it with --train_format sentences",
         ),
         (
             ["--train_file", "table.csv", "--train_format", "sentences"],
-            "line 3: a row of the split 'test' .*; pass --train_split to choose one",
+            "line 3: the row belongs to the split 'test' .*; pass --train_split to choose one",
         ),
         (["--train_dataset", "wiki", "--streaming"], "--streaming needs --max_steps"),
         (["--train_dataset", "./absent"], "there is no folder ./absent"),
@@ -612,7 +627,7 @@ def _record(seen):
         ),
         (
             ["--train_dataset", "nli", "--train_subset", "pair-class"],
-            "row 1: nothing says what the label 1 means.*; pass --labels with the meanings",
+            "row 1: the meaning of the label 1 is unknown.*; pass --labels with the meanings",
         ),
         (
             ["--train_dataset", "wiki", "--labels", "entailment"],
@@ -622,8 +637,11 @@ def _record(seen):
             ["--train_dataset", "nli", "--train_subset", "pair-class", "--labels", "0=entailment", "neutral"],
             "--labels 0=entailment neutral: either each has a name, NAME=MEANING, or none has",
         ),
-        (["--train_dataset", "wiki", "--columns", "body"], r"wiki \(train\), row 1: no column\(s\) \['body'\]"),
-        (["--train_dataset", "wiki", "--dev_dataset", "wiki", "--dev_split", "train"], r"row 1: no column.*'score'"),
+        (["--train_dataset", "wiki", "--columns", "body"], r"wiki \(train\), row 1: there are no columns \['body'\]"),
+        (
+            ["--train_dataset", "wiki", "--dev_dataset", "wiki", "--dev_split", "train"],
+            r"row 1: there are no columns.*'score'",
+        ),
     ],
 )
 def test_what_is_wrong_with_data_is_said(data_sets, monkeypatch, tiny_bert, options, message):

@@ -179,10 +179,10 @@ def test_a_download_that_breaks_off_says_what_was_not_downloaded(monkeypatch):
     monkeypatch.setattr(hub, "_ask_hub", lambda name: None)
     for name in ("hf_hub_download", "load_dataset"):
         monkeypatch.setattr(hub, name, broken)
-    message = r"was not downloaded to its end \(peer closed connection\): check the network, and do the same again"
-    with pytest.raises(OSError, match=rf"^a.tar of owner/name {message}"):
+    message = r"did not finish \(peer closed connection\): check the network and try again"
+    with pytest.raises(OSError, match=rf"^the download of a.tar of owner/name {message}"):
         hub.hub_file("owner/name", "a.tar")
-    with pytest.raises(OSError, match=rf"^owner/name \(train\) {message}"):
+    with pytest.raises(OSError, match=rf"^the download of owner/name \(train\) {message}"):
         hub.HubDataset("owner/name").load()
 
 
@@ -194,7 +194,7 @@ def test_a_damaged_archive_is_named(tmp_path, monkeypatch, kept):
         tar.add(tmp_path / "a.txt", "a.txt")
     archive.write_bytes(archive.read_bytes()[:kept])
     monkeypatch.setattr(data, "hub_file", lambda name, file: archive)
-    with pytest.raises(ValueError, match=f"{archive} is damaged .*: delete it, and the same call fetches it again"):
+    with pytest.raises(ValueError, match=f"{archive} is damaged .*: delete it, and the next call downloads it again"):
         data._fetch(tmp_path, "senteval.tar", tmp_path / "b")
 
 

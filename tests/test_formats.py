@@ -77,7 +77,7 @@ def test_a_table_is_read_as_one_whatever_its_name(tmp_path, ending, kind):
     ]
     assert _sentences(path, column="sentence2") == [pair[1] for pair in PAIRS]
     with pytest.raises(
-        ValueError, match=r"no column\(s\) \['sentence'\] or \['text'\], found \['sentence1'.*columns"
+        ValueError, match=r"no columns \['sentence'\] or \['text'\], found \['sentence1'.*columns"
     ) as error:
         _sentences(path)
     assert ("pass format='lines'" in str(error.value)) == (ending in ENDINGS)
@@ -115,12 +115,12 @@ def test_scored_pairs_without_a_header(tmp_path, name, separator):
     places = [1, 2] if has_id else [0, 1]
     assert _sentences(path) == _sentences(path, columns=places) == both
     assert [example.texts for example in SentenceReader().get_examples(path)] == [[text, text] for text in both]
-    with pytest.raises(ValueError, match=r"found \[0, 1, 2.*SentenceReader reads such a file"):
+    with pytest.raises(ValueError, match=r"found \[0, 1, 2.*read it with SentenceReader"):
         TripletReader().get_dataset(path)
     width = 3 + has_id
     _write(path, content + separator.join("好" * (width - 1)) + "\n")
     with pytest.raises(
-        ValueError, match=rf"{name}, line 22: {width - 1} cells, but the first row has {width}, separated"
+        ValueError, match=rf"{name}, line 22: the row has {width - 1} cells, but the first row has {width} .separated"
     ):
         load_sts(path)
     _write(path, content + separator.join("好" * width) + "\n")
@@ -162,14 +162,14 @@ def test_cnsd_snli(tmp_path):
     assert TripletReader().get_dataset(path)[:] == {column: [text] * 7 for column, text in triplet.items()}
     assert _sentences(path, column="origin") == [triplet["anchor"]] * 7
     _write(path, json.dumps(origin) + "\n" + json.dumps({"origin": "一"}) + "\n")
-    with pytest.raises(ValueError, match=r"train.txt, line 2: no column 'entailment', the row has \['origin'\]"):
+    with pytest.raises(ValueError, match=r"train.txt, line 2: there is no column 'entailment', found \['origin'\]"):
         TripletReader().get_dataset(path)
 
 
 def test_one_column_or_several():
     with pytest.raises(ValueError, match=r"pass column=0 or columns=\[0, 1\], not both"):
         SentenceReader(column=0, columns=[0, 1])
-    with pytest.raises(ValueError, match="expected a list as long as"):
+    with pytest.raises(ValueError, match="columns= must be a list as long as"):
         SentenceReader(columns=[])
 
 
@@ -221,7 +221,7 @@ MARKUP = {
 @pytest.mark.parametrize("content", MARKUP.values(), ids=MARKUP)
 def test_markup_is_refused(tmp_path, name, content):
     path = _write(tmp_path / name, content)
-    with pytest.raises(ValueError, match=r"its lines are XML or HTML.*format='lines'"):
+    with pytest.raises(ValueError, match=r"the lines are XML or HTML.*format='lines'"):
         _sentences(path)
     assert _sentences(path, format="lines") == [line.strip() for line in content.splitlines()]
 
@@ -237,7 +237,7 @@ AMBIGUOUS = {
 def test_what_may_be_sentences_or_a_table_is_refused(tmp_path, content):
     path = _write(tmp_path / "a.txt", content)
     table = "format='jsonl'" if "{" in content else "delimiter="
-    with pytest.raises(ValueError, match=rf"a.txt: most of its first .*format='lines'.*{table}"):
+    with pytest.raises(ValueError, match=rf"a.txt: most of the first .*format='lines'.*{table}"):
         _sentences(path)
     assert _sentences(path, format="lines") == content.splitlines()
 
@@ -257,7 +257,7 @@ def test_snli_as_it_is_released(tmp_path):
     ]
     path = _write(tmp_path / "snli_1.0_dev.txt", _joined("\t", rows))
     assert NLIReader().get_dataset(path)[0] == {"anchor": "P", "positive": "E", "negative": "C"}
-    with pytest.raises(ValueError, match="NLIReader reads such a file"):
+    with pytest.raises(ValueError, match="read it with NLIReader"):
         _sentences(path)
 
 
@@ -282,10 +282,10 @@ def test_the_separator_of_a_pipe_is_found(tmp_path):
 
 
 CONTRADICTED = {
-    "tabs in csv": ("a.csv", "\t", "separated by tabs, not by commas; name it .tsv, or pass delimiter="),
+    "tabs in csv": ("a.csv", "\t", "separated by tabs, not by commas; rename the file to .tsv, or pass delimiter="),
     "bars in csv": ("a.csv", "||", r"separated by \|\|, not by commas; pass delimiter='\|\|'"),
     "semicolons in csv": ("a.csv", ";", "separated by semicolons, not by commas; pass delimiter=';'"),
-    "commas in tsv": ("a.tsv", ",", "separated by commas, not by tabs; name it .csv, or pass delimiter=','"),
+    "commas in tsv": ("a.tsv", ",", "separated by commas, not by tabs; rename the file to .csv, or pass delimiter=','"),
     "semicolons in tsv": ("a.tsv.gz", ";", "separated by semicolons, not by tabs; pass delimiter=';'"),
 }
 
@@ -310,15 +310,25 @@ def test_tabs_of_a_csv_file_whose_sentences_have_commas(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_objects_under_another_name(tmp_path, name):
-    with pytest.raises(ValueError, match="lines are JSON objects; name it .jsonl, or pass format='jsonl'$"):
+    with pytest.raises(
+        ValueError, match="lines are JSON objects, not cells; rename the file to .jsonl, or pass format='jsonl'$"
+    ):
         _sentences(_write(tmp_path / name, '{"text": "a", "b": 1}\n' * 3))
 
 
 WIDTHS = {
-    "more": ("a.csv", "Hello,Hi\nHello, world,Hi\n", "line 2: 3 cells, but the first row has 2, separated by commas"),
-    "fewer": ("a.csv", "Hello,Hi,Yo\nHello,Hi\n", "line 2: 2 cells, but the first row has 3"),
-    "tabs": ("a.tsv", "a\tb\na\tb\tc\n", "line 2: 3 cells, but the first row has 2, separated by tabs"),
-    "later": ("a.txt", "a||b\n" * 30 + "c||d||e\n", r"line 31: 3 cells, but the first row has 2, separated by \|\|"),
+    "more": (
+        "a.csv",
+        "Hello,Hi\nHello, world,Hi\n",
+        r"line 2: the row has 3 cells, but the first row has 2 \(separated by commas",
+    ),
+    "fewer": ("a.csv", "Hello,Hi,Yo\nHello,Hi\n", "line 2: the row has 2 cells, but the first row has 3"),
+    "tabs": ("a.tsv", "a\tb\na\tb\tc\n", r"line 2: the row has 3 cells, but the first row has 2 \(separated by tabs"),
+    "later": (
+        "a.txt",
+        "a||b\n" * 30 + "c||d||e\n",
+        r"line 31: the row has 3 cells, but the first row has 2 \(separated by \|\|",
+    ),
 }
 
 
@@ -338,7 +348,7 @@ def test_a_header_is_no_row(tmp_path, caplog, header):
     path = _write(tmp_path / "a.tsv", f"{header}\nA dog.\tA cat.\t1\n")
     with caplog.at_level(logging.WARNING):
         assert _sentences(path, column=0) == ["A dog."]
-    assert any("a.tsv, line 1" in message and "skipped as a header" in message for message in caplog.messages)
+    assert any("a.tsv, line 1" in message and "skipped the header" in message for message in caplog.messages)
 
 
 def test_a_row_with_a_label_is_no_header(tmp_path):
@@ -394,7 +404,7 @@ def test_scored_pairs_in_another_encoding(tmp_path):
 
 def test_utf8_that_is_damaged_is_no_other_encoding(tmp_path):
     path = _write(tmp_path / "a.txt", "一个男人\n在弹吉他\n".encode() + "他们".encode()[:-1])
-    with pytest.raises(ValueError, match="line 3, byte 4: not UTF-8.*this one is damaged") as error:
+    with pytest.raises(ValueError, match="line 3, byte 4: not UTF-8.*this line is damaged") as error:
         _sentences(path)
     assert "gb18030" not in str(error.value)
 
@@ -402,11 +412,12 @@ def test_utf8_that_is_damaged_is_no_other_encoding(tmp_path):
 def test_utf8_under_another_encoding_is_said(tmp_path, caplog):
     path = _write(tmp_path / "a.txt", "café\n")
     _sentences(path, encoding="latin-1")
-    assert f"{path} is UTF-8, by its first lines, and is read as latin-1" in caplog.messages
+    assert f"The first lines of {path} are valid UTF-8, but the file is read as latin-1" in caplog.messages
 
 
 @pytest.mark.parametrize(
-    ("encoding", "message"), [("klingon", "no encoding"), ("base64", "no encoding"), ("utf-16", "iconv -f UTF-16")]
+    ("encoding", "message"),
+    [("klingon", "not a text encoding"), ("base64", "not a text encoding"), ("utf-16", "iconv -f UTF-16")],
 )
 def test_an_encoding_that_cannot_be_read(encoding, message):
     with pytest.raises(ValueError, match=message):
@@ -416,11 +427,11 @@ def test_an_encoding_that_cannot_be_read(encoding, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "xml"}, "format='xml' is unknown: choose among"),
+        ({"format": "xml"}, "format='xml' is unknown: choose lines, csv, tsv or jsonl"),
         ({"format": "lines", "delimiter": ","}, "leave delimiter= out"),
-        ({"delimiter": ""}, "separates no cells"),
-        ({"delimiter": "\n"}, "separates no cells"),
-        ({"delimiter": "||", "quoting": csv.QUOTE_MINIMAL}, "quoting= goes with a delimiter of one character"),
+        ({"delimiter": ""}, "cannot separate cells"),
+        ({"delimiter": "\n"}, "cannot separate cells"),
+        ({"delimiter": "||", "quoting": csv.QUOTE_MINIMAL}, "quoting= needs a delimiter of one character"),
     ],
 )
 def test_formats_that_do_not_go_together(options, message):
@@ -431,19 +442,19 @@ def test_formats_that_do_not_go_together(options, message):
 def test_parquet_files_and_data_sets_have_one_format(tmp_path):
     Dataset.from_dict({"text": ["A"]}).to_parquet(tmp_path / "train.parquet")
     for source in (tmp_path / "train.parquet", HubDataset(str(tmp_path))):
-        with pytest.raises(ValueError, match="is no text file, .*: leave encoding='gbk' out"):
+        with pytest.raises(ValueError, match="is not a text file .*: leave encoding='gbk' out"):
             _sentences(source, encoding="gbk")
 
 
 ARRAYS = {
     "empty": ("[]", "nothing to read"),
-    "texts": ('["a"]', "line 1: expected a JSON object a line, or an array of objects, got '\"a\"'"),
+    "texts": ('["a"]', "line 1: expected one JSON object per line, or an array of objects, got '\"a\"'"),
     "cut": ('[\n{"text": "a"},\n{"text": "b"', "line 3: not JSON"),
-    "not closed": ('[\n{"text": "a"}\n', r"line 3: not JSON, expected ',' or the array's end"),
-    "no comma": ('[\n{"text": "a"}\n{"text": "b"}]', r"line 3: not JSON, expected ',' or the array's end"),
-    "behind": ('[{"text": "a"}]\n{"text": "b"}', r"line 2: not JSON, expected ',' or the array's end"),
+    "not closed": ('[\n{"text": "a"}\n', r"line 3: not JSON, expected ',' or the end of the array"),
+    "no comma": ('[\n{"text": "a"}\n{"text": "b"}]', r"line 3: not JSON, expected ',' or the end of the array"),
+    "behind": ('[{"text": "a"}]\n{"text": "b"}', r"line 2: not JSON, expected ',' or the end of the array"),
     "bad cell": ('[\n{"text": "a"},\n\n{"text": {}}]', "line 4, column 'text': expected text"),
-    "constant": ('[{"text": "a", "x": NaN}]', "NaN is no JSON value"),
+    "constant": ('[{"text": "a", "x": NaN}]', "NaN is not a JSON value"),
 }
 
 
@@ -486,7 +497,7 @@ def test_lists_of_positives_and_negatives(tmp_path):
     [
         (
             {"query": "Q", "pos": ["P"], "neg": ["N"]},
-            "line 2: 1 negatives, but the first row has 2, .*; cut the longer lists, or .* one column of lists, as in",
+            r"line 2: the row has 1 negative\(s\), but the first row has 2.*; shorten .*, or .* one column of lists,",
         ),
         ({"query": "Q", "pos": ["P"], "neg": [["N"], "M"]}, "line 2, column 'neg': expected text or a number"),
         ({"query": ["Q"], "pos": ["P"], "neg": ["N", "M"]}, "line 2, column 'query': expected text or a number"),
@@ -629,7 +640,7 @@ def test_options_of_a_file_that_is_not_there_are_refused(tmp_path, option):
 def test_a_single_line_of_cells_has_nothing_below_it(tmp_path):
     path = _write(tmp_path / "a.txt", "One\tsentence.\n")
     with pytest.raises(
-        ValueError, match=r"a.txt: nothing to read below the header .* separated by tabs;.*format='lines'"
+        ValueError, match=r"a.txt: there is nothing to read below the header .* separated by tabs\);.*format='lines'"
     ):
         _sentences(path)
     assert _sentences(path, format="lines") == ["One\tsentence."]
@@ -715,8 +726,8 @@ def test_each_command_names_its_own_option_for_the_format(told, command):
     words, option, prefix = (OF_TEXTS | OF_TABLES | TRAINING)[command]
     said = told(words, option, "a.csv", '{"text": "a", "b": 1}\n' * 3)
     # --train_format is what the rows are for, so that there the name of the file is all that helps.
-    remedies = "name it .jsonl" + ("" if command == "train" else f", or pass {prefix}format jsonl")
-    assert said.endswith(f"its lines are JSON objects; {remedies}")
+    remedies = "rename the file to .jsonl" + ("" if command == "train" else f", or pass {prefix}format jsonl")
+    assert said.endswith(f"the lines are JSON objects, not cells; {remedies}")
 
 
 @pytest.mark.parametrize("command", [*OF_TEXTS, *OF_TABLES, *TRAINING])
@@ -724,32 +735,32 @@ def test_lines_are_offered_where_sentences_are_read(told, command):
     words, option, prefix = (OF_TEXTS | OF_TABLES | TRAINING)[command]
     said = told(words, option, "a.txt", "a\tb\tc\nd\te\nf\tg\th\n")
     lines = "" if command in OF_TABLES else f"pass {prefix}format lines to read each line as a sentence, or "
-    assert said.endswith(f"may be sentences or a table; {lines}pass {prefix}delimiter '\\t' to read it as a table")
+    assert said.endswith(f"may hold sentences or a table; {lines}pass {prefix}delimiter '\\t' to read it as a table")
 
 
 @pytest.mark.parametrize("command", OF_TEXTS)
 def test_commands_that_read_sentences_offer_no_other_reader(told, command):
     words, option, _ = OF_TEXTS[command]
     said = told(words, option, "a.csv", "anchor,positive,negative\nA,B,C\n")
-    named = "name the columns to read with --column, by their header or, for a file without one, by number from 0"
+    named = "name the columns to read with --column, as in the header or, if the file has none, by number from 0"
     assert said.endswith(f"found ['anchor', 'positive', 'negative']; {named}")
     assert told(words, option, "b.csv", "A dog runs.,x.\n" * 2).endswith(
-        "no header; pass --column 0, or other numbers from 0, to read it without one"
+        "no header; pass --column 0, or other numbers from 0, to read it without a header"
     )
 
 
 def test_training_names_the_options_of_train(told):
     words, option, _ = TRAINING["train"]
     said = told(words, option, "a.csv", "A dog runs.,A hound runs.,A cat sleeps.\n" * 2)
-    assert said.endswith("pass --columns 0 1 2, or other numbers from 0, to read it without one")
+    assert said.endswith("pass --columns 0 1 2, or other numbers from 0, to read it without a header")
     said = told(words, option, "b.csv", "long name\nA dog runs.\n")
-    assert said.endswith("; --train_format sentences --columns 'long name' reads its one column")
+    assert said.endswith("; read its only column with --train_format sentences --columns 'long name'")
     said = told(words, option, "c.txt", "anchor,text\n")
-    assert said.endswith("if this is no header, or read each line as a sentence with --train_format lines")
+    assert said.endswith("if this line is not a header, or read each line as a sentence with --train_format lines")
     said = told(words, option, "d.tsv", 'anchor\tpositive\n"A ""b""."\tB\n')
     assert said.endswith(
         "pass --train_quoting minimal if the file's cells are quoted, or --train_quoting none if quotes are ordinary "
-        "characters in it"
+        "characters"
     )
     said = told([*words, "--train_format", "lines", "--train_delimiter", ","], option, "e.txt", "A\n")
     assert said.endswith("--train_format lines has no cells to separate: leave --train_delimiter out")
@@ -877,7 +888,7 @@ def test_the_test_split_of_sick_is_evaluated(tmp_path, tiny_bert):
     words = ["--model", str(tmp_path / "out"), "--sts_dir", str(tmp_path), "--tasks", "SICK-R", "--allow_partial"]
     scores = evaluate.run([*words, "--sts_split", "TEST"])
     assert scores[str(tmp_path / "out")]["SICK-R"] == pytest.approx(100 * expected)
-    with pytest.raises(ValueError, match=r"rows of the split 'TRAIN'; pass --sts_split to choose one, or keep"):
+    with pytest.raises(ValueError, match=r"earlier rows belong to 'TRAIN'; pass --sts_split to choose one, or write"):
         evaluate.run(words)
 
 
@@ -944,7 +955,7 @@ def test_a_stream_that_breaks_off_while_it_is_trained_on_names_the_option(tmp_pa
 def test_options_of_text_files_are_refused_for_parquet_files_and_data_sets(tmp_path):
     Dataset.from_dict({"text": ["A"]}).to_parquet(tmp_path / "train.parquet")
     for source in (["--corpus", str(tmp_path / "train.parquet")], ["--dataset", str(tmp_path)]):
-        with pytest.raises(SystemExit, match=r"is no text file, .*: leave --delimiter '\\t' and --quoting out$"):
+        with pytest.raises(SystemExit, match=r"is not a text file .*: leave --delimiter '\\t' and --quoting out$"):
             cli.main(
                 ["encode", "--model", "m", "--output_file", "e.npy", *source, "--delimiter", "\\t", "--quoting", "none"]
             )

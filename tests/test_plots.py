@@ -304,13 +304,13 @@ def test_the_command_draws_what_the_models_say(files, tiny_bert, sentences, draw
         (["--histogram_file", "a.png"], "--pairs_file and --histogram_file go together"),
         (["--corpus", "news.csv", "--map_file", "a.doc"], "a.doc: the ending says the format"),
         (["--corpus", "news.csv", "--map_file", "lacking/a.png"], "there is no folder lacking"),
-        (["--corpus", "news.csv", "--map_file", "a.png"], r"news.csv, line 2: no column\(s\) \['sentence'\]"),
+        (["--corpus", "news.csv", "--map_file", "a.png"], r"news.csv, line 2: there are no columns \['sentence'\]"),
         (["--corpus", "news.csv", "--map_file", "a.png", "--class_column", "kind"], "--class_column needs --column"),
         (
             ["--corpus", "classes.csv", "--map_file", "a.png", "--column", "body", "--class_column", "kind"],
             "--class_column kind: 21 classes, colours tell 20 apart",
         ),
-        (["--pairs_file", "news.csv", "--histogram_file", "a.png"], "news.csv, line 2: no column"),
+        (["--pairs_file", "news.csv", "--histogram_file", "a.png"], "news.csv, line 2: there are no columns"),
         (["--corpus", "news.csv", "--map_file", "a.png", "--clusters", "0"], "--clusters must be at least 1"),
         (
             [

@@ -124,22 +124,22 @@ def test_prompts_that_cannot_be_meant_are_refused(model, sentences, tmp_path, ca
         return SimCSETrainer(model, arguments, data, loss=None if isinstance(data, dict) else UnsupSimCSELoss(model))
 
     for prompts, columns in (({"query": "A "}, data), ({"all": {"query": "A "}}, {"all": data})):
-        with pytest.raises(ValueError, match=r"there is no query: the data has .*anchor, positive"):
+        with pytest.raises(
+            ValueError, match=r"there is no column or dataset query for a prompt: the data has .*anchor, positive"
+        ):
             trainer(prompts, columns)
-    with pytest.raises(ValueError, match=r"'A cat: ' takes all of the 5 tokens .* max_length"):
+    with pytest.raises(ValueError, match=r"'A cat: ' takes up all 5 tokens .* max_length"):
         trainer("A cat: ", max_length=5)
     for prompts in ("A cat: ", {"anchor": "A cat: "}):
         caplog.clear()
         trainer(prompts, max_length=6)
-        assert "does not know the prompt 'A cat: '" in caplog.text
+        assert "does not store the prompt 'A cat: '" in caplog.text
     caplog.clear()
     model.prompts["query"], model.default_prompt_name = "A cat: ", "query"
     trainer({"all": {"anchor": "A cat: "}}, {"all": data})
     assert "prompt" not in caplog.text
     trainer(None)
-    assert (
-        "default prompt 'A cat: ' stands before texts in encode and in evaluation, but not in training" in caplog.text
-    )
+    assert "default prompt 'A cat: ' is used by encode and in evaluation, but not in training" in caplog.text
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_skipped_rows_are_counted_and_logged(tmp_path, caplog):
         assert len(reader.get_dataset("a.txt")) == 2
         assert len(reader.get_dataset("a.txt")) == 2  # a second reading counts again
     assert reader.skipped == {"blank": 2, "duplicate": 1}
-    assert caplog.messages == [f"{path}: 2 read, skipped 2 blank, 1 duplicate"] * 2
+    assert caplog.messages == [f"{path}: read 2, skipped 2 blank, 1 duplicate"] * 2
     assert len(SentenceReader(tmp_path).get_dataset("a.txt")) == 3  # duplicates stay unless asked for
 
 
@@ -186,7 +186,7 @@ def test_nli_counts_what_it_cannot_pair(tmp_path):
     _write(tmp_path, "n.tsv", "\n".join(["premise\thypothesis\tlabel", *rows]))
     reader = NLIReader(tmp_path)
     assert _texts(reader, "n.tsv") == [["P", "E1", "C1"]]
-    unpaired = "entailments or contradictions of a premise that lacks the other"
+    unpaired = "unpaired entailments or contradictions"
     assert reader.skipped == {"without a gold label": 1, unpaired: 2}
 
 
@@ -272,7 +272,9 @@ pair_ID\tsentence_A\tsentence_B\tentailment_label\trelatedness_score\tentailment
 
 def test_sick_as_it_is_released(tmp_path):
     path = _write(tmp_path, "SICK.txt", SICK)
-    with pytest.raises(ValueError, match=r"line 3: a row of the split 'TRIAL' \(column 'SemEval_set'\).*pass split="):
+    with pytest.raises(
+        ValueError, match=r"line 3: the row belongs to the split 'TRIAL' \(column 'SemEval_set'\).*pass split="
+    ):
         load_sts(path)
     evaluator = load_sts(path, split="TEST")
     assert evaluator.name == "SICK"
@@ -294,16 +296,16 @@ def _with_splits(folder, name, order=(0, 1, 2)):
 def test_a_split_has_to_be_chosen(tmp_path, name, caplog):
     path, splits, load = _with_splits(tmp_path, name)
     with pytest.raises(
-        ValueError, match=rf"(line|row) \d: a row of the split '{splits[1]}' .*'{splits[0]}'; pass split="
+        ValueError, match=rf"(line|row) \d: the row belongs to the split '{splits[1]}' .*'{splits[0]}'; pass split="
     ):
         load(path)
     for number, split in enumerate(splits):
         for spelled in (split.lower(), split.upper()):
             evaluator = load(path, split=spelled)
             assert (evaluator.sentences1, evaluator.scores) == ([f"A {split}"], [number + 1])
-    others = f"1 of the split '{splits[0]}', 1 of the split '{splits[1]}'"
-    assert f"{path}: 1 read, skipped {others}" in caplog.messages
-    with pytest.raises(ValueError, match="nothing to read, all rows were skipped: 1 of the split"):
+    others = f"1 from the split '{splits[0]}', 1 from the split '{splits[1]}'"
+    assert f"{path}: read 1, skipped {others}" in caplog.messages
+    with pytest.raises(ValueError, match="nothing to read, all rows were skipped: 1 from the split"):
         load(path, split="absent")
     path, splits, load = _with_splits(tmp_path, name, order=(2, 2))  # one alone need not be chosen
     assert load(path).sentences1 == [f"A {splits[2]}"] * 2
@@ -327,7 +329,9 @@ def test_readers_of_training_data_choose_a_split(tmp_path):
             reader.get_dataset,
             lambda path, r=reader: list(r.get_iterable_dataset(path)),
         ):
-            with pytest.raises(ValueError, match="line 5: a row of the split 'dev' .*behind rows of the split 'train'"):
+            with pytest.raises(
+                ValueError, match="line 5: the row belongs to the split 'dev' .*earlier rows belong to 'train'"
+            ):
                 read(path)
 
 
@@ -336,7 +340,9 @@ def test_what_is_no_column_of_splits(tmp_path):
     assert load_sts(path).scores == [1, 2]
     path = _write(tmp_path, "b.csv", "class,text\ntest,A\ntrain,B\n")
     assert _texts(SentenceReader(), path) == [["A", "A"], ["B", "B"]]
-    with pytest.raises(ValueError, match=r"line 2: no column of splits .*found \['class', 'text'\]; leave split= out"):
+    with pytest.raises(
+        ValueError, match=r"line 2: there is no column of splits .*found \['class', 'text'\]; leave split= out"
+    ):
         SentenceReader(split="test").get_examples(path)
     path = _write(tmp_path, "a.txt", "A\n")
     with pytest.raises(ValueError, match=r"a text file has .* no column of splits; leave split= out"):
@@ -372,9 +378,9 @@ def test_other_usual_names_of_columns(tmp_path, reader, columns):
 
 ERRORS = {
     "absent": (SentenceReader, "a.txt", None, FileNotFoundError, "a.txt"),
-    "empty": (SentenceReader, "a.txt", "", ValueError, "a.txt: nothing to read"),
-    "only blank": (SentenceReader, "a.txt", "\n\n", ValueError, "a.txt: nothing to read.*2 blank"),
-    "only a header": (TripletReader, "a.csv", "sent0,sent1\n", ValueError, "a.csv: nothing to read"),
+    "empty": (SentenceReader, "a.txt", "", ValueError, "a.txt: there is nothing to read"),
+    "only blank": (SentenceReader, "a.txt", "\n\n", ValueError, "a.txt: there is nothing to read.*2 blank"),
+    "only a header": (TripletReader, "a.csv", "sent0,sent1\n", ValueError, "a.csv: there is nothing to read"),
     "undecodable": (SentenceReader, "a.txt", b"Ok.\ncaf\xe9\n", ValueError, "a.txt, line 2, byte 4: not UTF-8.*iconv"),
     "undecodable csv": (SentenceReader, "a.csv", b"text\nOk\ncaf\xe9\n", ValueError, "a.csv, line 3, byte 4"),
     "infinite": (
@@ -396,14 +402,14 @@ ERRORS = {
         "a.csv",
         "sent0,sent1\nA\rB,C\n",
         ValueError,
-        r"line 2: a line end \\r inside an unquoted",
+        r"line 2: an unquoted cell contains the line end \\r",
     ),
     "nameless": (
         TripletReader,
         "a.csv",
         "sent0,sent1,,\nA,B,,C\n",
         ValueError,
-        "line 2: 4 cells, but the header has 2",
+        "line 2: the row has 4 cells, but the header has 2",
     ),
     **{
         constant: (
@@ -421,7 +427,7 @@ ERRORS = {
             "a.jsonl",
             f'{{"text": "A"}}\n{{"text": "B \\{half}!"}}\n',
             ValueError,
-            rf"a.jsonl, line 2, column 'text': '\\{half}' is one half",
+            rf"a.jsonl, line 2, column 'text': '\\{half}' is half",
         )
         for half in ("ud83d", "ude00")
     },
@@ -430,55 +436,61 @@ ERRORS = {
         "a.csv",
         "sent0,other\nA,B\n",
         ValueError,
-        r"line 2: no column.*\['sent0', 'other'\]; name the columns",
+        r"line 2: there are no columns.*\['sent0', 'other'\]; name the columns",
     ),
     "sentences for triplets": (
         TripletReader,
         "a.csv",
         "id,sentence\n1,A\n",
         ValueError,
-        r"line 2: no column.*found \['id', 'sentence'\]; SentenceReader reads",
+        r"line 2: there are no columns.*found \['id', 'sentence'\]; read it with SentenceReader",
     ),
     "nli for triplets": (
         TripletReader,
         "a.jsonl",
         '{"premise": "A", "hypothesis": "B", "label": 0}\n',
         ValueError,
-        r"line 1: no column.*; NLIReader reads",
+        r"line 1: there are no columns.*; read it with NLIReader",
     ),
     "a negative from the second row on": (
         TripletReader,
         "a.jsonl",
         '{"sent0": "A", "sent1": "B"}\n{"sent0": "A", "sent1": "B", "hard_neg": "C"}\n',
         ValueError,
-        r"line 2: the row has .*'hard_neg'\], the first one only \['sent0', 'sent1'\]",
+        r"line 2: the row has the columns .*'hard_neg'\], but the first row only \['sent0', 'sent1'\]",
     ),
     "a short first row": (
         TripletReader,
         "a.csv",
         "sent0,sent1,hard_neg\nA,B\nA,B,C\n",
         ValueError,
-        r"line 2: no column 'hard_neg', the row has \['sent0', 'sent1'\]",
+        r"line 2: there is no column 'hard_neg', found \['sent0', 'sent1'\]",
     ),
     "missing json key": (
         TripletReader,
         "a.jsonl",
         '{"sent0": "A", "sent1": "B"}\n{"sent0": "A"}\n',
         ValueError,
-        "line 2: no column 'sent1'",
+        "line 2: there is no column 'sent1'",
     ),
     "short row": (
         TripletReader,
         "a.csv",
         "sent0,sent1,hard_neg\nA,B,C\nA,B\n",
         ValueError,
-        "line 3: no column 'hard_neg'",
+        "line 3: there is no column 'hard_neg'",
     ),
-    "long row": (TripletReader, "a.tsv", 'sent0\tsent1\n"A\tB"\tC\n', ValueError, "line 2: 3 cells.*QUOTE_MINIMAL"),
+    "long row": (
+        TripletReader,
+        "a.tsv",
+        'sent0\tsent1\n"A\tB"\tC\n',
+        ValueError,
+        "line 2: the row has 3 cells.*QUOTE_MINIMAL",
+    ),
     "open quote": (TripletReader, "a.csv", 'sent0,sent1\nA,B\n"C,D\nE,F\n', ValueError, "line 3.*QUOTE_NONE"),
     "header twice": (TripletReader, "a.csv", "sent0,sent0\nA,B\n", ValueError, "line 1: the header names"),
     "not json": (SentenceReader, "a.jsonl", '{"text": "A"}\n{oops\n', ValueError, "a.jsonl, line 2: not JSON"),
-    "json list": (SentenceReader, "a.jsonl", '["A"]\n', ValueError, "line 1: expected a JSON object"),
+    "json list": (SentenceReader, "a.jsonl", '["A"]\n', ValueError, "line 1: expected one JSON object"),
     "nested json": (SentenceReader, "a.jsonl", '{"text": ["A"]}\n', ValueError, "line 1, column 'text': expected text"),
     "table wanted": (TripletReader, "a.txt", "A\n", ValueError, "expected a .csv, .tsv, .jsonl or .parquet"),
     "no parquet": (
@@ -486,7 +498,7 @@ ERRORS = {
         "a.parquet",
         "sent0,sent1\nA,B\n",
         ValueError,
-        "a.parquet: damaged or no parquet file",
+        "a.parquet: the file is damaged or not a parquet file",
     ),
     "absent parquet": (SentenceReader, "a.parquet", None, FileNotFoundError, "a.parquet"),
     "label": (
@@ -590,7 +602,7 @@ def test_a_stray_zero_is_a_character(tmp_path):
 )
 def test_line_ends_of_old_macs_are_named(tmp_path, name, content):
     _write(tmp_path, name, content)
-    with pytest.raises(ValueError, match=rf"{name}: its lines end in \\r alone, .* tr"):
+    with pytest.raises(ValueError, match=rf"{name}: the lines end in \\r only, .* tr"):
         SentenceReader(tmp_path).get_dataset(name)
 
 
@@ -672,7 +684,9 @@ def test_all_columns_that_the_user_names_are_required(tmp_path, name, columns, l
         lacking = [3]
     reader = TripletReader(tmp_path, columns=columns)
     for read in (reader.get_examples, reader.get_dataset, reader.get_iterable_dataset):
-        with pytest.raises(ValueError, match=rf"{name}, line \d: no column\(s\) {re.escape(str(lacking))}, found"):
+        with pytest.raises(
+            ValueError, match=rf"{name}, line \d: there are no columns {re.escape(str(lacking))}, found"
+        ):
             read(name)
 
 
@@ -687,14 +701,14 @@ def test_all_columns_that_the_user_names_are_required(tmp_path, name, columns, l
     ],
 )
 def test_as_many_columns_as_the_reader_takes(reader, columns):
-    with pytest.raises(ValueError, match="expected a list as long as") as error:
+    with pytest.raises(ValueError, match="columns= must be a list as long as") as error:
         reader(columns=columns)
     assert ("SentenceReader" in str(error.value)) == (columns == ["sentence"])
 
 
 def test_a_text_file_has_no_columns(tmp_path):
     _write(tmp_path, "a.txt", "One.\n")
-    with pytest.raises(ValueError, match=r"a.txt: a text file has .* no column 'body' to choose"):
+    with pytest.raises(ValueError, match=r"a.txt: a text file has .* no column 'body'"):
         SentenceReader(tmp_path, column="body").get_dataset("a.txt")
 
 
@@ -703,7 +717,7 @@ def test_pairs_of_a_table_with_other_columns_are_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert _texts(TripletReader(), path) == [["A", "B"]]
         assert _texts(TripletReader(columns=["anchor", "positive"]), path) == [["A", "B"]]
-    assert caplog.messages == [f"{path}: only the columns ['anchor', 'positive'] are read, not ['hard_negative']"]
+    assert caplog.messages == [f"{path}: reading only the columns ['anchor', 'positive'], not ['hard_negative']"]
 
 
 @pytest.mark.parametrize(
@@ -725,9 +739,14 @@ def test_the_format_is_that_of_the_files_own_ending(name, expected):
     ("name", "content", "options", "message"),
     [
         ("a.txt", "One.\n", ["--columns", "body"], "a.txt: a text file has .* no column 'body'"),
-        ("x.csv_data/a.txt", "\n", [], "x.csv_data/a.txt: nothing to read, .*1 blank"),  # read as text
-        ("a.csv", "sentence\nOne.\n", [], "a.csv, line 2: no column.*; --train_format sentences reads"),
-        ("a.csv", "body\nOne.\n", ["--columns", "body"], "; --train_format sentences reads one column"),
+        ("x.csv_data/a.txt", "\n", [], "x.csv_data/a.txt: there is nothing to read, .*1 blank"),  # read as text
+        (
+            "a.csv",
+            "sentence\nOne.\n",
+            [],
+            "a.csv, line 2: there are no columns.*; read it with --train_format sentences",
+        ),
+        ("a.csv", "body\nOne.\n", ["--columns", "body"], "; --train_format sentences reads a single column"),
     ],
 )
 def test_what_the_command_line_says_of_files(tmp_path, name, content, options, message):
@@ -747,10 +766,10 @@ def test_a_bad_score(tmp_path, score):
 def test_damaged_gzip(tmp_path):
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"One.\n" * 10_000)[:-20])
-    with pytest.raises(ValueError, match="damaged gzip"):
+    with pytest.raises(ValueError, match="the gzip file is damaged"):
         SentenceReader().get_dataset(path)
     path.write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match="damaged gzip"):
+    with pytest.raises(ValueError, match="the gzip file is damaged"):
         SentenceReader().get_dataset(path)
 
 
@@ -792,7 +811,7 @@ def test_files_of_different_width_are_no_stream(tmp_path):
     _write(tmp_path, "pairs.csv", "sent0,sent1\nA,B\n")
     _write(tmp_path, "triplets.csv", "sent0,sent1,hard_neg\nA,B,C\n")
     for names in (["pairs.csv", "triplets.csv"], ["triplets.csv", "triplets.csv", "pairs.csv"]):
-        message = r"different columns: .*pairs.csv \['anchor', 'positive'\].*; read them apart"
+        message = r"different columns: .*pairs.csv \['anchor', 'positive'\].*; read them separately"
         with pytest.raises(ValueError, match=message):
             TripletReader(tmp_path).get_iterable_dataset(*names)
     stream = TripletReader(tmp_path, columns=["sent0", "sent1"]).get_iterable_dataset("pairs.csv", "triplets.csv")
@@ -803,7 +822,7 @@ def test_a_stream_of_no_file_or_a_pipe_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no file to read"):
         SentenceReader(tmp_path).get_iterable_dataset()
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="pipe: a pipe can be read but once; use get_dataset"):
+    with pytest.raises(ValueError, match="pipe: a pipe can be read only once; use get_dataset"):
         SentenceReader(tmp_path).get_iterable_dataset("pipe")
 
 
@@ -1029,7 +1048,7 @@ def test_labels_mean_what_the_data_set_says(tmp_path, names, kind):
     assert _texts(reader, source) == [["P", "E", "C"]]
     assert reader.skipped == {"neutral": 1, "without a gold label": 1}
     assert list(reader.get_iterable_dataset(source)) == [{"anchor": "P", "positive": "E", "negative": "C"}]
-    with pytest.raises(ValueError, match=r"says that the label \d is \w+, and labels= says \w+: leave"):
+    with pytest.raises(ValueError, match=r"declares the label \d as \w+, but labels= says \w+: leave"):
         NLIReader(labels=[names[1], names[0], names[2]]).get_examples(source)
     assert _texts(NLIReader(labels=names), source) == [["P", "E", "C"]]
 
@@ -1049,7 +1068,9 @@ def test_numbers_that_nothing_explains_are_refused(tmp_path, name):
     else:
         cells = [columns, *rows]
         _write(tmp_path, name, "\n".join(("," if name == "a.csv" else "\t").join(map(str, row)) for row in cells))
-    with pytest.raises(ValueError, match=r"(line|row) \d: nothing says what the label 0 means.*pass labels= with the"):
+    with pytest.raises(
+        ValueError, match=r"(line|row) \d: the meaning of the label 0 is unknown.*pass labels= with the"
+    ):
         NLIReader().get_examples(source)
     for labels in (["neutral", "ENTAILMENT", "c"], {0: "neutral", "1": "entailment", 2: "contradiction"}):
         assert _texts(NLIReader(labels=labels), source) == [["P", "E", "C"]]
@@ -1060,14 +1081,14 @@ def test_labels_of_other_names(tmp_path):
     features["label"] = ClassLabel(names=["not_entailment", "unsure", "entailment"])
     _hub_folder(tmp_path, columns, features=features)
     source = HubDataset(str(tmp_path))
-    with pytest.raises(ValueError, match="row 1: unknown label 'not_entailment'; expected entail.*say so with labels="):
+    with pytest.raises(ValueError, match="row 1: unknown label 'not_entailment'; expected entail.*pass labels="):
         NLIReader().get_examples(source)
     named = {"not_entailment": "contradiction", "unsure": "neutral"}
     assert _texts(NLIReader(labels=named), source) == [["P", "E", "C"]]
     path = _write(tmp_path, "a.csv", "premise,hypothesis,label\nP,E,entailment\nP,C,not_entailment\n")
     assert _texts(NLIReader(labels=named), path) == [["P", "E", "C"]]
     for wrong in ("entailment", ["entailment", "maybe"], {"0": "1"}):
-        with pytest.raises(ValueError, match="expected entailment, neutral, contradiction, or - for none, in labels="):
+        with pytest.raises(ValueError, match="labels= must be entailment, neutral, contradiction, or - for no label"):
             NLIReader(labels=wrong)
 
 
@@ -1094,12 +1115,10 @@ def _scored(folder, names, labels, column="label"):
 def test_classes_are_no_scores(tmp_path, names, labels):
     for source in _scored(tmp_path, names, labels):
         for columns in (None, ["sentence1", "sentence2", "label"]):
-            with pytest.raises(ValueError, match=r"the numbers in the column 'label' are classes \(.*\), no scores; "):
+            with pytest.raises(ValueError, match=r"the numbers in the column 'label' are classes \(.*\), not scores; "):
                 load_sts(source, columns=columns)
         is_nli = "neutral" in names or "entailment" in names
-        with pytest.raises(
-            ValueError, match="NLIReader reads such a file, or" if is_nli else "no scores; name a column"
-        ):
+        with pytest.raises(ValueError, match="read it with NLIReader, or" if is_nli else "not scores; name a column"):
             load_sts(source)
 
 
@@ -1122,13 +1141,13 @@ def test_numbers_as_nli_data_have_them_are_scores_if_they_are_said_to_be(tmp_pat
     rows = [{"sentence1": "A", "sentence2": "B", "label": label} for label in labels]
     lines = ["sentence1,sentence2,label", *(",".join(map(str, row.values())) for row in rows)]
     path = _write(tmp_path, name, "\n".join(map(json.dumps, rows) if name == "a.jsonl" else lines))
-    with pytest.raises(ValueError, match=r"0, 1 and 2.*as NLI data.*NLIReader reads .*pass columns="):
+    with pytest.raises(ValueError, match=r"0, 1 and 2.*NLI data.*read it with NLIReader, .*pass columns="):
         load_sts(path)
     assert load_sts(path, columns=["sentence1", "sentence2", "label"]).scores == labels
     for others in ([0, 1], [0, 1, 2, 3], [0, 0.5, 1, 2]):
         table = "".join(f"A,B,{label}\n" for label in others)
         assert load_sts(_write(tmp_path, "b.csv", f"sentence1,sentence2,label\n{table}")).scores == others
-    with pytest.raises(ValueError, match="empty.csv: nothing to read"):
+    with pytest.raises(ValueError, match="empty.csv: there is nothing to read"):
         load_sts(_write(tmp_path, "empty.csv", ""))
     path = _write(tmp_path, "c.csv", "sentence1,sentence2,score\n" + "".join(f"A,B,{label}\n" for label in labels))
     assert load_sts(path).scores == labels
@@ -1137,7 +1156,7 @@ def test_numbers_as_nli_data_have_them_are_scores_if_they_are_said_to_be(tmp_pat
 @pytest.mark.parametrize("label", ["entailment", "CONTRADICTION", "contradictory", "neutral"])
 def test_nli_labels_in_words_are_no_scores(tmp_path, label):
     path = _write(tmp_path, "a.tsv", f"sentence1\tsentence2\tlabel\nA\tB\t{label}\n")
-    message = f"line 2, column 'label': '{label}' is an NLI label, no score; NLIReader reads such a file, or"
+    message = f"line 2, column 'label': '{label}' is an NLI label, not a score; read it with NLIReader, or"
     with pytest.raises(ValueError, match=message):
         load_sts(path)
 
@@ -1147,10 +1166,10 @@ def test_rows_of_a_data_set_are_checked(tmp_path, caplog):
     reader = SentenceReader()
     with caplog.at_level(logging.WARNING):
         assert len(reader.get_dataset(HubDataset(str(tmp_path)))) == 1
-    assert f"{tmp_path} (train): 1 read, skipped 2 blank" in caplog.messages
-    with pytest.raises(ValueError, match=r"\(train\), row 1: no column\(s\) .*'anchor'.*found \['sentence'\]"):
+    assert f"{tmp_path} (train): read 1, skipped 2 blank" in caplog.messages
+    with pytest.raises(ValueError, match=r"\(train\), row 1: there are no columns .*'anchor'.*found \['sentence'\]"):
         TripletReader().get_dataset(HubDataset(str(tmp_path)))
-    with pytest.raises(ValueError, match="parquet, row 1: no column"):
+    with pytest.raises(ValueError, match="parquet, row 1: there are no columns"):
         TripletReader().get_dataset(tmp_path / "data" / "train-00000-of-00001.parquet")
 
 
@@ -1204,7 +1223,7 @@ def test_an_unreachable_hub_is_an_error_at_once(monkeypatch):
     # A closed local port refuses the connection, as a machine without a network does.
     monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("st_simcse.data.hub_dataset.load_dataset", None)  # which would try again and again
-    with pytest.raises(OSError, match=r"nobody/nothing is no folder here, and .* cannot be reached"):
+    with pytest.raises(OSError, match=r"nobody/nothing is not a local folder, and .* cannot be reached"):
         HubDataset("nobody/nothing").load()
 
 
@@ -1222,22 +1241,22 @@ def test_columns_whose_names_are_numbers(tmp_path):
         (
             TripletReader(),
             "body\nA dog runs.\n",
-            "SentenceReader(column='body') reads its one column",
+            "read its only column with SentenceReader(column='body')",
         ),
         (
             TripletReader(),
             "A dog runs.,A hound runs.,A cat sleeps.\nA bird sings.,A finch sings.,A dog barks.\n",
-            "pass columns=[0, 1, 2], or other numbers from 0, to read it without one",
+            "pass columns=[0, 1, 2], or other numbers from 0, to read it without a header",
         ),
         (
             SentenceReader(),
             "1,A dog runs\n2,A cat sleeps\n",
-            "pass column=0, or other numbers from 0, to read it without one",
+            "pass column=0, or other numbers from 0, to read it without a header",
         ),
         (
             TripletReader(),
             "id,body\n1,A dog runs.\n",
-            "name the columns to read with columns=, by their header or, for a file without one, by number from 0",
+            "name the columns to read with columns=, as in the header or, if the file has none, by number from 0",
         ),
     ],
 )
@@ -1256,7 +1275,7 @@ def test_a_missing_file_gets_a_sentence(tmp_path):
 @pytest.mark.parametrize("data", [["Two dogs run."], pd.DataFrame({"sentence": ["Two dogs run."]}), None])
 @pytest.mark.parametrize("reader", [SentenceReader(), TripletReader(), NLIReader()])
 def test_data_in_place_of_a_file_name(reader, data):
-    message = f"expected the name of a file or a HubDataset, got data of the type {type(data).__name__}: SimCSETrainer"
+    message = f"expected a file name or a HubDataset, got data of the type {type(data).__name__}: .* SimCSETrainer"
     for read in (reader.get_dataset, reader.get_examples, reader.get_iterable_dataset, load_sts, load_classes):
         with pytest.raises(ValueError, match=message):
             read(data)

@@ -798,8 +798,11 @@ def test_what_the_commands_cannot_do_is_a_line(tmp_path, tiny_bert, monkeypatch)
         (["encode", *corpus, "--output_file", "no/e.npy"], "cannot write no/e.npy: there is no folder no"),
         (["encode", *corpus, "--output_file", "e.npy", "--batch_size", "0"], "--batch_size must be at least 1, got 0"),
         ([*index, "--dataset", "a/b"], "pass either --corpus with a file, or --dataset with a data set's name"),
-        ([*index, "--split", "train"], "a text file has a sentence a line and no column of splits; leave --split out"),
-        ([*index, "--column", "text"], "corpus.txt: a text file has a sentence a line and no column 'text' to choose"),
+        (
+            [*index, "--split", "train"],
+            "a text file has one sentence per line and no column of splits; leave --split out",
+        ),
+        ([*index, "--column", "text"], "corpus.txt: a text file has one sentence per line and no column 'text'"),
         ([*index, "--probes", "3"], "--probes is no option of --index_type exact: leave it out"),
         ([*index, "--index_type", "hnsw", "--links", "1"], "links must be at least 2"),
         ([*index, "--add", "--index_type", "ivf"], "--add keeps the way neighbours are found"),
@@ -841,6 +844,6 @@ def test_what_is_no_text_is_named(model, sentences, texts, message):
         searcher.search(None)
     with pytest.raises(ValueError, match="text 0 is 3, expected a text"):
         searcher.similarity("Two dogs run.", 3)
-    with pytest.raises(ValueError, match="the corpus, row 1, column 'sentence': no text"):
+    with pytest.raises(ValueError, match="the corpus, row 1, column 'sentence': there is no text"):
         searcher.build_index(Dataset.from_dict({"sentence": ["Two dogs run.", None]}))
     assert len(searcher.sentences) == len(sentences)

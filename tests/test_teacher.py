@@ -109,10 +109,10 @@ def test_the_teachers_embeddings_are_added_once(sentences, monkeypatch):
     assert torch.allclose(similarities, 0.75 * parts[0] + 0.25 * parts[1], atol=1e-5)
     with pytest.raises(ValueError, match="read the data without streaming"):
         add_teacher_embeddings(pairs.to_iterable_dataset(), teacher)
-    with pytest.raises(ValueError, match="labels already: leave the column label out"):
+    with pytest.raises(ValueError, match="already has labels: remove the column label"):
         add_teacher_embeddings(one, teacher)
     for teachers, weights in (([], None), ([teacher], [1, 2]), ([teacher, other], [1, 0])):
-        with pytest.raises(ValueError, match="one positive weight each"):
+        with pytest.raises(ValueError, match="one positive weight for each"):
             add_teacher_embeddings(pairs, teachers, weights)
 
 
@@ -175,16 +175,16 @@ def test_a_teacher_goes_with_a_queue(model, sentences):
     [
         (UnsupSimCSELoss, 1, None, r"no column label: pass add_teacher_embeddings\(dataset, teacher\)"),
         (UnsupSimCSELoss, 1, torch.zeros(8, dtype=torch.int64), r"expected floats of shape \(8, d\)"),
-        (UnsupSimCSELoss, 1, torch.ones(8, 3, 4), r"got torch.float32 of \(8, 3, 4\)"),
+        (UnsupSimCSELoss, 1, torch.ones(8, 3, 4), r"got torch.float32 of shape \(8, 3, 4\)"),
         (
             UnsupSimCSELoss,
             1,
             torch.ones(8, 2, 4),
-            r"of the 1 column .*\(8, d\), got torch.float32 of \(8, 2, 4\)",
+            r"of the 1 column .*\(8, d\), got torch.float32 of shape \(8, 2, 4\)",
         ),
         (UnsupSimCSELoss, 1, torch.ones(8, 8).triu(1), r"zero in row\(s\) \[7\] of 8"),
         (SupSimCSELoss, 2, torch.zeros(8, 2, 4), r"zero in row\(s\) \[0, 1, 2"),
-        (SupSimCSELoss, 2, torch.ones(8, 4), r"embeddings of the 2 columns.*got torch.float32 of \(8, 4\)"),
+        (SupSimCSELoss, 2, torch.ones(8, 4), r"embeddings of the 2 columns.*got torch.float32 of shape \(8, 4\)"),
         (SupSimCSELoss, 2, torch.ones(7, 2, 4), r"expected floats of shape \(8, 2, d\)"),
         (SupSimCSELoss, 2, torch.full((8, 2, 4), torch.nan), "the teacher's embeddings has NaN"),
     ],
@@ -255,10 +255,12 @@ def test_labels_know_which_columns_they_are_of(model, sentences, tmp_path):
         "positive,  anchor": read.select_columns(["positive", "anchor", "label"]),
     }
     for columns, dataset in wrong.items():
-        message = f"embeddings of anchor, positive, and the data has {' '.join(columns.split())}: select_columns"
+        message = (
+            f"embeddings of anchor, positive, but the data has {' '.join(columns.split())}: restore .* select_columns"
+        )
         with pytest.raises(ValueError, match=message):
             check_teacher_columns(dataset)
-    with pytest.raises(ValueError, match="embeddings of anchor, and the data has anchor, positive"):
+    with pytest.raises(ValueError, match="embeddings of anchor, but the data has anchor, positive"):
         check_teacher_columns(one.add_column("positive", sentences).select_columns(["anchor", "positive", "label"]))
     arguments = SimCSETrainingArguments(str(tmp_path / "out"), bf16=False, tokenize_once=True)
     loss = SupSimCSELoss(model, options=[RankDistillation(1.0)])

@@ -98,15 +98,19 @@ def test_embeddings_that_are_nan_have_no_accuracy(senteval, model):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("CR/custrev.neg", None, r"lacks CR/custrev.neg of CR$"),
-        ("CR/custrev.pos", None, r"lacks CR/custrev.pos of CR: expected SentEval's data/downstream.*st-simcse data"),
-        ("SST/binary/sentiment-dev", "fine .\t1\nbad .\n", r"sentiment-dev, line 2: 1 tab-separated cells, expected 2"),
+        ("CR/custrev.neg", None, r"has no file CR/custrev.neg for CR$"),
+        ("CR/custrev.pos", None, r"has no file CR/custrev.pos for CR: pass SentEval's data/downstream.*st-simcse data"),
+        (
+            "SST/binary/sentiment-dev",
+            "fine .\t1\nbad .\n",
+            r"sentiment-dev, line 2: the line has 1 tab-separated cell\(s\), expected at least 2",
+        ),
         ("SST/binary/sentiment-dev", "fine .\t3\n", r"sentiment-dev, line 1: '3' is not a class, expected one of 0, 1"),
         ("TREC/TREC_10.label", "HUM:ind Who ?\nWho ?\n", r"TREC_10.label, line 2: 'Who' is not a class, .*ABBR, DESC"),
         ("TREC/TREC_10.label", "Hu\0m", r"TREC_10.label.*"),
         ("MRPC/msr_paraphrase_test.txt", "head\nyes\t1\t2\ta\tb\n", r"test.txt, line 2: 'yes' is not a class"),
-        ("SST/binary/sentiment-dev", b"\x1f\x8b\x08", r"sentiment-dev: not lines of UTF-8 text but gzip data"),
-        ("CR/custrev.pos", "one .\n" * 5, r"CR: 5 example\(s\) of the class 1, of which every one of 5 folds .*6 are"),
+        ("SST/binary/sentiment-dev", b"\x1f\x8b\x08", r"sentiment-dev: expected lines of UTF-8 text, found gzip data"),
+        ("CR/custrev.pos", "one .\n" * 5, r"CR: the class 1 has 5 example\(s\), but 5 folds need at least 6"),
     ],
 )
 def test_data_that_cannot_be_used(senteval, tmp_path, name, content, message):
@@ -143,18 +147,18 @@ def test_lines_are_read_as_senteval_leaves_them(tmp_path):
 def test_what_an_evaluator_refuses():
     row = (("A",), "0")
     for splits, mode, message in (
-        ({"train": [row], "dev": [row]}, "test", "or train, dev and test; got train, dev"),
-        ({"all": [row]}, "test", "two classes at least, got 0"),
+        ({"train": [row], "dev": [row]}, "test", "got the splits train, dev: pass one split, train and test, or"),
+        ({"all": [row]}, "test", "at least two classes, got 0"),
         (
             {"train": [row, (("B",), "1")], "test": [(("C",), "2")]},
             "test",
-            "no training example has the class 2 of test",
+            "test has the class 2, but no training example has it",
         ),
-        ({"all": [row]}, "slow", "unknown mode 'slow': choose test, fasttest, dev"),
+        ({"all": [row]}, "slow", "mode='slow' is unknown: choose one of test, fasttest, dev"),
     ):
         with pytest.raises(ValueError, match=message):
             TransferEvaluator(splits, "task", mode)
-    with pytest.raises(ValueError, match="no transfer task is IMDB: choose among MR"):
+    with pytest.raises(ValueError, match="there is no transfer task IMDB: choose from MR"):
         transfer_evaluators("absent", ["IMDB"])
 
 
@@ -192,12 +196,12 @@ def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, t
     partial = [*model, "--sts_dir", str(tmp_path), "--tasks", "STS-B", "--allow_partial"]
     assert "STS-B" in evaluate.run([*partial, "--sts_columns", "a", "b", "rating"])[name]
     with pytest.raises(
-        ValueError, match="STSB-test.tsv, line 2: no column.*name the columns to read with --sts_columns"
+        ValueError, match="STSB-test.tsv, line 2: there are no columns.*name the columns to read with --sts_columns"
     ):
         evaluate.run(partial)
     with pytest.raises(
         ValueError,
-        match="SentEval's, whose files have a layout of their own and no columns to choose: leave --sts_columns out",
+        match="holds SentEval's data, whose files have a fixed layout .*: leave --sts_columns out",
     ):
         evaluate.run([*model, "--sts_dir", str(_senteval_sts(tmp_path)), "--tasks", "STS-B", "--sts_columns", *"abc"])
     for folder in (senteval, generated / "sts/raw"):

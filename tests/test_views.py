@@ -240,7 +240,12 @@ def test_what_views_do_not_go_with_is_refused(paragraphs, tmp_path, static_model
     for options, given, data, message in (
         ({}, model, pairs, "one column of texts, the data has anchor, positive: keep one"),
         ({}, static_model, one, "no attention mask"),
-        ({"views": "mixup"}, model, one, "unknown views 'mixup': choose from crops, word_repetition, token_cutoff"),
+        (
+            {"views": "mixup"},
+            model,
+            one,
+            "views='mixup' is unknown: choose one of crops, word_repetition, token_cutoff",
+        ),
         ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1}, model, one, "workers that persist"),
     ):
         arguments = SimCSETrainingArguments(str(tmp_path), use_cpu=True, **{"views": "crops"} | options)

@@ -1,1 +1,1 @@
-"""Texts on their way to a batch: files and data sets, public ones by name, views, prompts, a teacher's embeddings."""
+"""Training and evaluation data: reading, downloading, batching, views, prompts and a teacher's embeddings."""

@@ -1,4 +1,4 @@
-"""How batches come about: rows of like length together, and tokenization once for all epochs."""
+"""Batches of rows of similar length, and tokenization once for all epochs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ __all__ = ["LengthGroupedBatchSampler", "pad", "token_collator", "token_ids", "t
 
 
 class LengthGroupedBatchSampler(DefaultBatchSampler):
-    """Batches of rows of like length in random order, for ST's ``batch_sampler`` argument.
+    """Batches of rows of similar length in random order, for ST's ``batch_sampler`` argument.
 
-    Batches need less padding, and a positive can no longer be told from the in-batch negatives by its length alone.
-    Rows are drawn at random in groups of up to 50 batches, sorted by their number of characters within a group, and the
-    batches are shuffled; one that is not full comes last. Takes what ST passes to every batch sampler.
+    Batches need less padding, and length alone no longer distinguishes a positive from the in-batch negatives.
+
+    Rows are drawn at random in groups of up to 50 batches and sorted by their number of characters within each group.
+    The batches are then shuffled. A batch that is not full comes last. The arguments are those that ST passes to every
+    batch sampler.
 
     Example:
         >>> dataset = Dataset.from_dict({"sentence": ["Ah.", "One two three."] * 16})
@@ -62,24 +64,29 @@ class LengthGroupedBatchSampler(DefaultBatchSampler):
 
 
 def _length(cell: Any) -> int:
-    """The characters or tokens of a cell, which may be a list of texts."""
+    """Returns the number of characters or tokens of a cell. A cell may be a list of texts."""
     is_list = isinstance(cell, list) and bool(cell) and isinstance(cell[0], str)
     return sum(map(len, cell)) if is_list else len(cell or ())
 
 
 def tokenize(dataset: Dataset, model: SentenceTransformer, collator: BaseDataCollator | None = None) -> Dataset:
-    """A Dataset whose text columns are token ids, so that every epoch finds the work done.
+    """Replaces the texts of a Dataset with token ids, so that they are tokenized once and not in every epoch.
 
-    :func:`token_collator` makes batches of it. The ids lie on disk as the texts did; labels stay as they are.
+    Use :func:`token_collator` to collate the result. The token ids are stored on disk, as the texts were. Labels do not
+    change.
 
     Args:
-        dataset: columns of texts, perhaps a label.
-        model: the model that the texts are for.
-        collator: says which prompt and which route of a Router a column has; ST's own, without any, when left out.
+        dataset: A Dataset with columns of texts and possibly a label.
+        model: The model that the texts are for.
+        collator: The data collator. It determines the prompt of each column and the route of a Router. If None, ST's
+            own collator is used, without prompts or routes.
+
+    Returns:
+        The Dataset with a list of token ids in place of each text.
 
     Raises:
-        ValueError: if the model's inputs are not one row of tokens a text, as with a StaticEmbedding, and for a Router
-            whose routes pad differently.
+        ValueError: If the model's inputs are not one row of tokens per text, as for a StaticEmbedding, or if the routes
+            of a Router pad differently.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -90,12 +97,12 @@ def tokenize(dataset: Dataset, model: SentenceTransformer, collator: BaseDataCol
     routes: list[Any] = [modules for router in routers for modules in router.sub_modules.values()]
     tokenizers = [modules[0].tokenizer for modules in routes]
     if len({(tokenizer.pad_token_id, tokenizer.padding_side) for tokenizer in tokenizers}) > 1:
-        raise ValueError("the routes of this model pad differently, so that they cannot be tokenized once")
+        raise ValueError("the routes of this model pad differently, so its texts cannot be tokenized in advance")
 
     def ids(texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
         return {"ids": token_ids(model, texts, **options)}
 
-    # ST's collator knows which columns are texts, and which prompt and route they have.
+    # ST's collator knows which columns hold texts, and their prompts and routes.
     collator = replace(collator or SentenceTransformerDataCollator(model.preprocess), preprocess_fn=ids)
 
     def rows(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
@@ -106,28 +113,30 @@ def tokenize(dataset: Dataset, model: SentenceTransformer, collator: BaseDataCol
 
 
 def token_ids(model: SentenceTransformer, texts: list[str], **options: Any) -> list[list[int]]:
-    """The tokens of each text, as the model's tokenizer gives them.
+    """Returns the token ids of each text, as the model's tokenizer produces them.
 
     Args:
-        model: the model that the texts are for.
-        texts: the texts.
-        **options: of ``model.preprocess``.
+        model: The model that the texts are for.
+        texts: The texts.
+        **options: Keyword arguments of ``model.preprocess``.
 
     Raises:
-        ValueError: if the model's inputs are not one row of tokens a text.
+        ValueError: If the model's inputs are not one row of tokens per text, or if its tokens have types.
     """
     tokens = model.preprocess(texts, **options)
     if "attention_mask" not in tokens:
-        raise ValueError("only the inputs of a transformer can be tokenized once: this model has no attention mask")
+        raise ValueError(
+            "this model has no attention mask, and only the inputs of a transformer can be tokenized in advance"
+        )
     if tokens.get("token_type_ids", torch.zeros(())).any():
-        raise ValueError("this model's tokens have types, so that they cannot be tokenized once")
+        raise ValueError("this model's tokens have types, so its texts cannot be tokenized in advance")
     masks = tokens["attention_mask"].bool()
     return [row[mask].tolist() for row, mask in zip(tokens["input_ids"], masks, strict=True)]
 
 
 def pad(model: SentenceTransformer, rows: list[list[int]], **options: Any) -> dict[str, Any]:
-    """The features of texts whose tokens are given, as ``model.preprocess`` gives them of the texts."""
-    # What comes with the tokens, such as the route and the length of the prompt, which the ids begin with.
+    """Returns the features of tokenized texts, equal to those that ``model.preprocess`` returns for the texts."""
+    # Features besides the tokens, such as the route and the length of the prompt that the ids begin with.
     features = model.preprocess(["."], **options)
     types = {"token_type_ids"} & features.keys()
     tokens = model.tokenizer.pad({"input_ids": rows}, return_tensors="pt")
@@ -135,7 +144,7 @@ def pad(model: SentenceTransformer, rows: list[list[int]], **options: Any) -> di
 
 
 def token_collator(model: SentenceTransformer, collator: BaseDataCollator | None = None) -> BaseDataCollator:
-    """A collator like the one given, which pads the columns that :func:`tokenize` made and takes texts as well.
+    """Returns a copy of the collator that pads the token ids of :func:`tokenize`. It accepts texts as well.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -148,7 +157,7 @@ def token_collator(model: SentenceTransformer, collator: BaseDataCollator | None
 
 @dataclass(frozen=True)
 class _Features:
-    """What a model makes of texts, or of token ids; a class, since workers that are spawned get it pickled."""
+    """A model's features of texts or token ids. This is a class because spawned workers receive it pickled."""
 
     model: SentenceTransformer
 

@@ -1,4 +1,4 @@
-"""Lines to the cells of a table, under a header or by number; one row's cells may go over several lines."""
+"""The rows of a table of cells, with a header or numbered columns. A row may span several lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def cell_rows(
     path: Path, how: FileFormat, pieces: Iterator[bytes], numbered: bool | None, as_lines: str | None
 ) -> Iterator[Row]:
-    """The rows under a header, or by the numbers of their cells."""
+    """Yields the rows, with cells keyed by the names of the header or, if ``numbered``, by their numbers."""
     header: list[str] | None = None
     first: list[str] | None = None
     any_row = False
@@ -38,7 +38,7 @@ def cell_rows(
             numbered = _is_scored_pair(cells, how)
         if numbered:
             if first is None and is_header(cells):
-                logger.warning("%s, line %d: %s is skipped as a header; columns go by number", path, line, cells)
+                logger.warning("%s, line %d: skipped the header %s because columns are numbered", path, line, cells)
                 first = cells
                 continue
             first = first or cells
@@ -49,29 +49,32 @@ def cell_rows(
             if twice := [name for name, count in Counter(header).items() if count > 1]:
                 raise ValueError(f"{path}, line {line}: the header names {twice} more than once")
         elif len(cells := _without_empty_end(cells, len(header))) > len(header):
-            problem = f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)} columns"
+            problem = f"{path}, line {line}: the row has {len(cells)} cells, but the header has {len(header)} columns"
             raise DataError(problem, _for_separators_in_cells(how))
         else:
             any_row = True
             yield line, dict(zip_longest(header, cells, fillvalue=LACKING))
     if header is not None and not any_row:
         raise DataError(
-            f"{path}: nothing to read below the header {header}, the cells of its only line, separated by "
-            f"{separator_name(how.delimiter)}",
-            "name the columns by number from 0 if this is no header",
+            f"{path}: there is nothing to read below the header {header} (cells separated by "
+            f"{separator_name(how.delimiter)})",
+            "pass column numbers from 0 if this line is not a header",
             *filter(None, [as_lines]),
         )
 
 
 def _for_separators_in_cells(how: FileFormat) -> str:
-    """What to do about a row with more cells than it should have."""
+    """Returns the remedy for a row with too many cells."""
     if how.is_quoted:
         return "put quotes around a cell that contains the separator"
     return "pass quoting=csv.QUOTE_MINIMAL if cells are quoted in this file"
 
 
 def _is_scored_pair(cells: Sequence[str], how: FileFormat) -> bool:
-    """Whether a row is sentence, sentence and score, perhaps behind an id such as 2012test-0001: no header is."""
+    """Returns whether a row has two sentences and a score, possibly after an id such as 2012test-0001.
+
+    A header never looks like this.
+    """
     if how.delimiter not in ("\t", "||") or not all(cell.strip() for cell in cells) or is_header(cells):
         return False
     *others, score = (cell.strip() for cell in cells)
@@ -80,7 +83,7 @@ def _is_scored_pair(cells: Sequence[str], how: FileFormat) -> bool:
 
 
 def _split(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row, and the line that it begins on."""
+    """Yields the cells of each row, with the line that it begins on."""
     delimiter = str(how.delimiter)
     if len(delimiter) > 1:  # the csv module takes one character
         for line, text in decoded_lines(path, how, pieces):
@@ -92,20 +95,20 @@ def _split(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterator[tup
         nonlocal size
         for _, text in decoded_lines(path, how, pieces):
             size += len(text.encode())
-            if size > how.max_row_bytes + 2:  # with the line's end
+            if size > how.max_row_bytes + 2:  # 2 for the line's end
                 raise too_long(path, line, how.max_row_bytes)
             yield text
 
     quoting = how.quoting if how.quoting is not None else csv.QUOTE_MINIMAL if how.is_quoted else csv.QUOTE_NONE
-    # strict, since a lenient parser lets one unbalanced quote swallow the rest of the file
+    # strict, because otherwise one unbalanced quote swallows the rest of the file
     reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
     while True:
         line, size = reader.line_num + 1, 0
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            # csv's own words on a lone \\r are meant for who calls it.
-            told = "a line end \\r inside an unquoted cell" if "new-line" in str(error) else str(error)
+            # The csv module's message about a lone \\r is written for its callers, not for users.
+            told = "an unquoted cell contains the line end \\r" if "new-line" in str(error) else str(error)
             remedy = "pass quoting=csv.QUOTE_NONE if quotes are ordinary characters in this file"
             raise DataError(f"{path}, line {line}: {told}", *([remedy] if how.is_quoted else [])) from None
         if cells is None:
@@ -114,19 +117,22 @@ def _split(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterator[tup
 
 
 def _check_width(path: Path, line: int, cells: list[str], first: list[str], how: FileFormat) -> None:
-    """ValueError for a row with more or fewer cells than the first; empty ones at the end count for nothing."""
+    """Raises a ValueError if a row has more or fewer cells than the first. Empty cells at the end do not count."""
     least, most = len(_without_empty_end(list(first), 1)), len(first)
     if len(_without_empty_end(list(cells), most)) > most or len(cells) < least:
         raise DataError(
-            f"{path}, line {line}: {len(cells)} cells, but the first row has {len(first)}, separated by "
-            f"{separator_name(how.delimiter)}",
+            f"{path}, line {line}: the row has {len(cells)} cells, but the first row has {len(first)} (separated by "
+            f"{separator_name(how.delimiter)})",
             _for_separators_in_cells(how),
-            "pass delimiter= if another separates them",
+            "pass delimiter= if the file has a different separator",
         )
 
 
 def _quote_checker(path: Path, how: FileFormat) -> Callable[[int, list[str]], None]:
-    """Refuses rows whose first cell with quotes is as csv writers put it: in quotes, with those inside doubled."""
+    """Returns a check that refuses files whose cells are quoted, with doubled quotes inside, as csv writers do it.
+
+    The first cells with quotes decide. The check applies only if the caller has not said how to read quotes.
+    """
     undecided = how.quoting is None and not how.is_quoted
 
     def check(line: int, cells: list[str]) -> None:
@@ -134,20 +140,20 @@ def _quote_checker(path: Path, how: FileFormat) -> Callable[[int, list[str]], No
         for cell in cells if undecided else ():
             inner = cell[1:-1]
             if '"' in cell and not (cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")):
-                undecided = False  # a writer would have quoted it
+                undecided = False  # a csv writer would have quoted this cell
             elif '""' in inner:
                 raise DataError(
-                    f"{path}, line {line}: the cell {cell[:60]!r} has doubled quotes, as pandas and spreadsheets write "
-                    "them",
+                    f"{path}, line {line}: the cell {cell[:60]!r} has doubled quotes, like cells that pandas or a "
+                    "spreadsheet has quoted",
                     "pass quoting=csv.QUOTE_MINIMAL if the file's cells are quoted",
-                    "quoting=csv.QUOTE_NONE if quotes are ordinary characters in it",
+                    "quoting=csv.QUOTE_NONE if quotes are ordinary characters",
                 )
 
     return check
 
 
 def _without_empty_end(cells: list[str], width: int) -> list[str]:
-    """The cells without empty ones behind the last column: spreadsheets write commas for them."""
+    """Removes empty cells after the last column, because spreadsheets write commas for them."""
     while len(cells) > width and not cells[-1].strip():
         cells.pop()
     return cells

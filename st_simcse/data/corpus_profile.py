@@ -1,4 +1,4 @@
-"""What a corpus is: how many texts, how long, sentences or paragraphs, and in which script."""
+"""A summary of a corpus: the number and length of its texts, whether they are paragraphs, and their script."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from dataclasses import dataclass
 
 __all__ = ["CorpusProfile", "profile_corpus"]
 
-# Characters of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Han.
+# Characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, kana, Han.
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_SPACELESS}]|[^\s{_SPACELESS}]+")
-# A full stop ends a sentence only before a space, so that one in a number does not; that of scripts without spaces
-# always does.
+# A full stop ends a sentence only before a space, because numbers contain full stops too. In scripts without spaces it
+# always ends a sentence.
 _END = re.compile(r"[.!?]+[\"')\]’”»]*(?=\s|$)|[。！？｡।۔؟]+")
 _SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
 
-# Two crops of 8 tokens, the least that they have.
+# Enough for two crops of 8 tokens, their minimum.
 _PARAGRAPH_WORDS = 16
 _PARAGRAPHS = 0.25
 
 
 @dataclass(frozen=True)
 class CorpusProfile:
-    """What :func:`profile_corpus` finds.
+    """The result of :func:`profile_corpus`.
 
     Args:
-        texts: how many there are, duplicates too.
-        duplicates: how many of them were there before.
-        characters: median number of characters.
-        words: median number of words; in scripts without spaces, such as Chinese, a character counts as one.
-        paragraph_share: the share of texts that have two or more sentences and 16 or more words.
-        script: that of most letters, such as Latin, Han or Cyrillic; ``none`` without letters.
+        texts: The number of texts, including duplicates.
+        duplicates: The number of texts that are equal to an earlier one.
+        characters: The median number of characters.
+        words: The median number of words. In scripts without spaces, such as Chinese, each character counts as a word.
+        paragraph_share: The share of texts with at least two sentences and at least 16 words.
+        script: The script of most letters, such as Latin, Han or Cyrillic, or ``none`` if there are no letters.
 
     Example:
         >>> CorpusProfile(1000, 0, 80, 14, 0.02, "Latin").has_paragraphs
@@ -49,18 +49,23 @@ class CorpusProfile:
 
     @property
     def has_paragraphs(self) -> bool:
-        """Whether a quarter of the texts or more are paragraphs."""
+        """True if at least a quarter of the texts are paragraphs."""
         return self.paragraph_share >= _PARAGRAPHS
 
 
 def profile_corpus(texts: Iterable[str]) -> CorpusProfile:
-    """Read the texts once, in memory that grows with the number of different texts by some bytes each.
+    """Summarizes a corpus in one pass.
+
+    The texts are not kept in memory, only a hash of each different text.
 
     Args:
-        texts: a stream of them.
+        texts: The texts. They can be a stream.
+
+    Returns:
+        The summary of the corpus.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: If there are no texts.
 
     Example:
         >>> profile_corpus(["两只狗在跑。", "一个人在弹吉他！"])
@@ -92,22 +97,22 @@ def profile_corpus(texts: Iterable[str]) -> CorpusProfile:
 
 
 def _sentences(text: str) -> int:
-    """How many pieces between the ends of sentences have a letter."""
+    """Returns the number of sentences, counting only those with a letter."""
     return sum(any(map(str.isalpha, piece)) for piece in _END.split(text))
 
 
 def _median(counts: Counter[int]) -> int:
-    """The lower one of two."""
+    """Returns the median of the counted values, and the lower one if two are in the middle."""
     half, below = (counts.total() + 1) // 2, 0
     for value in sorted(counts):
         below += counts[value]
         if below >= half:
             return value
-    raise AssertionError("a median of nothing")
+    raise AssertionError("no values to take the median of")
 
 
 def _script(characters: Counter[str]) -> str:
-    """Unicode's names of letters begin with their script's."""
+    """Returns the script of most letters. A letter's Unicode name begins with its script."""
     scripts: Counter[str] = Counter()
     for character, count in characters.items():
         if character.isalpha():

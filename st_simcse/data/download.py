@@ -1,4 +1,4 @@
-"""The public data sets, by name, to files."""
+"""Downloads of public data sets to files."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ __all__ = ["DATA_SETS", "PublicFile", "download"]
 
 PRINCETON = "princeton-nlp/datasets-for-simcse"
 
-# SentEval's data are some hundred files of less than 100 MB.
+# SentEval's data consists of about 100 files with less than 100 MB.
 MAX_FILES, MAX_BYTES = 10_000, 2**30
 
 
 @dataclass(frozen=True)
 class PublicFile:
-    """A file that :func:`download` makes.
+    """A file that :func:`download` writes.
 
     Attributes:
-        path: where it goes. ``.txt`` holds sentences, ``.csv`` triplets, ``.tsv`` scored pairs, and ``.data`` those
-            without a header.
-        rows: how many it must have; None for SentEval's data, whose fourteen tasks have numbers of their own.
-        source: a data set whose rows it gets, a file of the authors of SimCSE, or the folder of SentEval's data
-            (for the test set of SICK-R).
+        path: The path in the folder. ``.txt`` files hold sentences, ``.csv`` files triplets, ``.tsv`` files scored
+            pairs with a header, and ``.data`` files scored pairs without a header.
+        rows: The number of rows that the file must have. None for SentEval's data, whose fourteen tasks are checked
+            one by one.
+        source: The data set that the rows come from, the name of a file published by the authors of SimCSE, or the
+            folder of SentEval's data (for the test set of SICK-R).
     """
 
     path: str
@@ -51,8 +52,8 @@ class PublicFile:
     source: HubDataset | str | Path
 
 
-# On the hub SICK-R has the pairs of all its three splits in one, 9,927, and does not say which are which. The 4,927 of
-# the test set, which the paper uses, come with SentEval's data.
+# SICK-R on the hub mixes the 9,927 pairs of its three splits and does not say which belong to which. The 4,927 pairs of
+# the test set, which the paper uses, are in SentEval's data.
 DATA_SETS = {
     "sts": [
         *(
@@ -81,24 +82,24 @@ DATA_SETS = {
 
 
 def download(folder: str | os.PathLike[str], sets: Sequence[str] = tuple(DATA_SETS)) -> Iterator[tuple[Path, int]]:
-    """The public data sets as files that the readers and :func:`~st_simcse.sts_evaluators` take.
+    """Downloads public data sets to files that the readers and :func:`~st_simcse.sts_evaluators` can read.
 
-    A file gets its name when it is complete and has the rows that it must have, so that a second call goes on where the
-    first was stopped. What has been downloaded also stays in the hub's cache.
+    A file gets its final name only when it is complete and has the expected number of rows, so a second call continues
+    where the first one stopped. Downloads also stay in the hub's cache.
 
     Args:
-        folder: where they go.
-        sets: some of ``sts`` (the tables of the seven STS tasks, and SentEval's data in its own layout), ``sts_zh``
-            (the five Chinese STS tasks from C-MTEB, in the layout of senteval_cn), ``wiki1m`` and ``nli`` (the paper's
-            training data), ``all-nli`` (triplets of the whole of SNLI and MultiNLI).
+        folder: The folder to write to.
+        sets: The names of the data sets: ``sts`` (the tables of the seven STS tasks, and SentEval's data in its own
+            layout), ``sts_zh`` (the five Chinese STS tasks from C-MTEB, in the layout of senteval_cn), ``wiki1m`` and
+            ``nli`` (the paper's training data), and ``all-nli`` (triplets from all of SNLI and MultiNLI).
 
     Yields:
-        Each file's path and its number of rows.
+        The path of each file and its number of rows.
 
     Raises:
-        OSError: if the hub cannot be reached.
-        ValueError: for a file with other rows than it must have, or other bytes than the hub announced, and for an
-            archive that is far larger than SentEval's data.
+        OSError: If the hub cannot be reached.
+        ValueError: If a file has an unexpected number of rows, if its SHA-256 differs from the one on the hub, or if an
+            archive is far larger than SentEval's data.
 
     Example:
         ::
@@ -114,7 +115,7 @@ def download(folder: str | os.PathLike[str], sets: Sequence[str] = tuple(DATA_SE
             if found is partial:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _fetch(Path(folder), file.source, partial)
-            remedy = "delete it to fetch it again" if found is path else "the data on the hub have changed"
+            remedy = "delete it to download it again" if found is path else "the data on the hub has changed"
             if file.rows is None:
                 rows = _check_senteval(found, remedy)
             else:
@@ -136,7 +137,7 @@ def _fetch(folder: Path, source: HubDataset | str | Path, target: Path) -> None:
 
 
 def _extract(archive: Path, target: Path) -> None:
-    """Unpack an archive that holds what SentEval's data may: a bomb is refused before anything is written."""
+    """Unpacks the archive of SentEval's data. Refuses one that is too large before anything is written."""
     try:
         with tarfile.open(archive, "r:") as tar:
             files = size = 0
@@ -144,13 +145,13 @@ def _extract(archive: Path, target: Path) -> None:
                 files, size = files + 1, size + member.size
                 if files > MAX_FILES or size > MAX_BYTES:
                     raise ValueError(
-                        f"{archive} unpacks to more than {MAX_FILES:,} files or {MAX_BYTES:,} bytes, and SentEval's "
-                        "data are far smaller: it is not what it should be, and nothing was unpacked"
+                        f"{archive} would unpack to more than {MAX_FILES:,} files or {MAX_BYTES:,} bytes, but "
+                        "SentEval's data is far smaller. This is the wrong archive, so nothing was unpacked"
                     )
             tar.extractall(target, filter="data")
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(
-            f"{archive} is damaged or no tar archive ({error}): delete it, and the same call fetches it again"
+            f"{archive} is damaged or not a tar archive ({error}): delete it, and the next call downloads it again"
         ) from error
 
 
@@ -159,7 +160,7 @@ def _write_table(dataset: Any, target: Path) -> None:
     columns = ["sentence1", "sentence2", "score"] if scored else ["anchor", "positive", "negative"]
     frame = dataset.select_columns(columns).to_pandas()
     if scored:
-        # In tsv files nothing is quoted, and a cell is one line.
+        # Cells of tsv files are not quoted, so they cannot contain tabs or line ends.
         frame = frame.replace(r"[\t\r\n]+", " ", regex=True)
         frame.to_csv(target, sep="\t", index=False, quoting=csv.QUOTE_NONE, header=target.suffix == ".tsv")
     else:
@@ -167,7 +168,7 @@ def _write_table(dataset: Any, target: Path) -> None:
 
 
 def _count(path: Path) -> int:
-    """The rows of a file as its reader finds them, also those that it skips."""
+    """Returns the number of rows that the file's reader finds, including those that it skips."""
     if path.suffix in (".tsv", ".data"):
         reader: Reader = STSReader(delimiter="\t")
     else:
@@ -176,7 +177,11 @@ def _count(path: Path) -> int:
 
 
 def _check_senteval(folder: Path, remedy: str) -> int:
-    """The pairs and examples of SentEval's fourteen tasks; ValueError if a file has other rows than it must have."""
+    """Returns the number of pairs and examples of SentEval's fourteen tasks.
+
+    Raises:
+        ValueError: If a file has an unexpected number of rows.
+    """
     total = 0
     for task, path in senteval_tasks(folder).items():
         check_rows(path, rows := sum(1 for _ in SentEvalReader()._read(path)), (STS_ROWS[task],), remedy=remedy)

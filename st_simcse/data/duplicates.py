@@ -1,4 +1,4 @@
-"""Which texts of a batch are the same, a number a row."""
+"""Keys that are equal for equal texts of a batch, one per row."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from st_simcse.objective.batch import MISSING_KEY
 __all__ = ["MISSING", "TEXT_KEY", "keys_of_columns", "text_keys", "without_text_key"]
 
 TEXT_KEY = "text_key"
-# A feature (B,) bool: which rows of a column of hard negatives are there only to fill it.
+# A feature (B,) bool of a column of hard negatives: True for rows without a text, which only fill the column.
 MISSING = "missing"
 
-# Odd, so that its powers modulo 2^64 never become 0; otherwise arbitrary.
+# An arbitrary number that is odd, so that its powers modulo 2^64 never become 0.
 _MULTIPLIER = 6364136223846793005
 
 
 def text_keys(features: dict[str, Any], first_tokens: Collection[int | None] = ()) -> Tensor | None:
-    """A polynomial hash of every row's tokens, padding left out, alike in all batches and processes.
+    """Returns a polynomial hash of each row's tokens without padding. It is the same in all batches and processes.
 
-    A prompt of ``prompt_length`` tokens does not count, so that a text has the same key behind every prompt.
+    A prompt of ``prompt_length`` tokens does not count, so a text has the same key with any prompt.
 
     Args:
-        features: a column as the model's tokenizer gives it: ``input_ids`` (B, L) with an ``attention_mask``, or the
-            flat ``input_ids`` and ``offsets`` of a StaticEmbedding, or flattened for flash attention, ``input_ids``
-            (1, tokens) with ``cu_seq_lens_q`` (B + 1,). Views of texts come with ``text_key``, the keys of the texts;
-            hard negatives of different numbers with ``missing``, true where a row has no further one.
-        first_tokens: what a tokenizer puts before a text, which ``prompt_length`` counts: not counted without a prompt
-            either.
+        features: The features of a column from the model's tokenizer: ``input_ids`` (B, L) with an ``attention_mask``,
+            flat ``input_ids`` with the ``offsets`` of a StaticEmbedding, or ``input_ids`` (1, tokens) flattened for
+            flash attention with ``cu_seq_lens_q`` (B + 1,). Views have ``text_key``, the keys of the whole texts.
+            Columns of hard negatives whose number varies have ``missing``, which is True for rows with fewer of them.
+        first_tokens: The ids of tokens that a tokenizer puts before a text. ``prompt_length`` includes this token, so
+            it does not count without a prompt either.
 
     Returns:
-        (B,) int64; None for inputs that are no rows of tokens.
+        The keys, (B,) int64, or None if the inputs are not rows of tokens.
 
     Example:
         >>> ids = torch.tensor([[5, 6, 0], [5, 6, 7], [0, 5, 6]])
@@ -68,7 +68,7 @@ def text_keys(features: dict[str, Any], first_tokens: Collection[int | None] = (
         length = int(int(ids[0]) in first_tokens)
     if length:
         prompts = ids[positions < length]
-        # Unless the tokenizer drew the beginning of the texts into the prompt.
+        # The prompts differ if the tokenizer merged the beginning of a text into the prompt. Then they stay.
         if len(prompts) == count * length and bool((prompts.view(count, -1) == prompts[:length]).all()):
             kept = positions >= length
             rows, positions, ids = rows[kept], positions[kept] - length, ids[kept]
@@ -77,14 +77,19 @@ def text_keys(features: dict[str, Any], first_tokens: Collection[int | None] = (
 
 
 def keys_of_columns(model: nn.Module, columns: Sequence[dict[str, Any]], mask_duplicates: bool) -> list[Tensor]:
-    """(B,) int64 a column, equal for equal texts; none if that does not matter or a column has no tokens.
+    """Returns the keys of each column, (B,) int64, which are equal for equal texts.
+
+    The list is empty if duplicates are not masked, or if a column has no tokens.
 
     Raises:
-        ValueError: for hard negatives of different numbers, if duplicates are not masked.
+        ValueError: If the number of hard negatives varies and duplicates are not masked.
     """
     if not mask_duplicates:
         if any(MISSING in column for column in columns):
-            raise ValueError("hard negatives of different numbers need mask_duplicates=True, which leaves some out")
+            raise ValueError(
+                "the number of hard negatives varies between rows: pass mask_duplicates=True, which masks the missing "
+                "ones"
+            )
         return []
     first_tokens: tuple[int | None, ...] = ()
     if any("prompt_length" in column for column in columns):
@@ -96,5 +101,5 @@ def keys_of_columns(model: nn.Module, columns: Sequence[dict[str, Any]], mask_du
 
 
 def without_text_key(features: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a column's features with those alone that are the model's."""
+    """Returns a copy of a column's features with only those that the model reads."""
     return {name: value for name, value in features.items() if name not in (MISSING, TEXT_KEY)}

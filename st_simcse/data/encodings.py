@@ -1,4 +1,4 @@
-"""The encodings that text which is not UTF-8 may be in."""
+"""Detection of the encoding of text that is not UTF-8."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 __all__ = ["check_encoding", "fitting_encodings", "is_utf8", "reads_as_utf8"]
 
-# The most frequent characters: bytes in the right encoding give many of them, in a wrong one few.
+# The most frequent characters. Bytes decoded with the right encoding contain many of them, with a wrong one few.
 _SIMPLIFIED = frozenset(
     "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事成方"
     "多经么去法学如都同现当没动面起看定天分还进好小部其些主样理心她本前开但因只从想实日军者意无力它与长把机十民第公此已工使情"
@@ -49,19 +49,19 @@ def _korean(text: str, others: str) -> float:
 
 
 def _cyrillic(text: str, others: str) -> float:
-    """Words are all Cyrillic, and of small letters but for the first."""
+    """Returns the share of letters in words that are all Cyrillic and lower case except for the first letter."""
     words = re.findall("(?<!\\w)[А-Яа-яЁёІіЇїЄєҐґЎў][а-яёіїєґў]*(?!\\w)", text)
     return sum(map(len, words)) / max(1, len(others))
 
 
 def _western(text: str, others: str) -> float:
-    """Few letters have accents, and these stand beside ones without."""
+    """Returns the share of the usual accented letters and signs, or 0 if too many letters are not ASCII."""
     if len(others) > len(text) / 4:
         return 0.0
     return _share(others, "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿßœšžÀÁÂÄÅÆÇÈÉÊËÍÎÑÓÔÖØÚÜŒŠŽ’‘“”–—…«»°€£§©®º½¡¿´".__contains__)
 
 
-# By codec: the language, and how much a text with these letters beyond ASCII looks like it, 0 to 1.
+# Language and score by codec. The score, from 0 to 1, rates how much a text with these non-ASCII letters looks like it.
 _CANDIDATES: dict[str, tuple[str, Callable[[str, str], float]]] = {
     "gb18030": ("Chinese, GBK", _chinese(_SIMPLIFIED)),
     "big5": ("Chinese, Big5", _chinese(_TRADITIONAL)),
@@ -75,7 +75,9 @@ _CANDIDATES: dict[str, tuple[str, Callable[[str, str], float]]] = {
 
 
 def fitting_encodings(lines: Sequence[bytes]) -> dict[str, str]:
-    """The codecs in which lines read as text of a language, best first, and the languages; those close to the best.
+    """Returns the codecs that decode the lines to text of a language, best first, with the names of the languages.
+
+    Codecs that fit much worse than the best one are not listed.
 
     Example:
         >>> fitting_encodings(["我的狗在公园里跑。".encode("gbk")])
@@ -95,12 +97,12 @@ def fitting_encodings(lines: Sequence[bytes]) -> dict[str, str]:
 
 
 def is_utf8(encoding: str) -> bool:
-    """Whether it is a name of UTF-8."""
+    """Returns whether the encoding is UTF-8 under any of its names."""
     return codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
 
 
 def reads_as_utf8(content: bytes) -> bool:
-    """Whether it has letters beyond ASCII, and all of them are UTF-8; the last may be cut off."""
+    """Returns whether the content is valid UTF-8 with non-ASCII letters. The last letter may be cut off."""
     if content.isascii():
         return False
     try:
@@ -111,16 +113,16 @@ def reads_as_utf8(content: bytes) -> bool:
 
 
 def check_encoding(encoding: str) -> None:
-    """ValueError unless it is a codec of text in which a line's end is the byte that it is in ASCII."""
+    """Raises a ValueError unless this is a text codec whose line ends are the same byte as in ASCII."""
     try:
         plain = "a,\t\n".encode(encoding) == b"a,\t\n"
     except LookupError:
         raise ValueError(
-            f"encoding={encoding!r} is no encoding of text that Python knows: expected such as 'gb18030', 'big5', "
+            f"encoding={encoding!r} is not a text encoding that Python knows: pass one like 'gb18030', 'big5', "
             "'shift_jis' or 'cp1252'"
         ) from None
     if not plain and codecs.lookup(encoding).name != "utf-8-sig":
         raise ValueError(
-            f"encoding={encoding!r} has line ends of several bytes, which no reader finds: convert the file with "
-            f"iconv -f {encoding.upper()} -t UTF-8"
+            f"encoding={encoding!r} has line ends of several bytes, which the readers do not support: convert the file "
+            f"with iconv -f {encoding.upper()} -t UTF-8"
         )

@@ -1,4 +1,4 @@
-"""What a file is: its format as a caller says it or its name does, and where in it a row is."""
+"""File formats, from the caller's arguments or the file name, and the places of rows in a file."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Column = str | int
 
 FileOrDataset = Path | HubDataset
 
-# The line a row begins on (in parquet files and data sets its number), and its cells by column name (or number,
-# without a header).
+# The line that a row begins on, or its number in a parquet file or data set. Its cells are keyed by column name, or by
+# column number if there is no header.
 Row = tuple[int, dict[Column, Any]]
 
-# What a row has in a column of the header that lies behind its last cell.
+# The value of a header's column in a row that ends before it.
 LACKING: Any = object()
 
-# Room for every document; a row beyond it is a mistake, such as a quote that is never closed.
+# Large enough for any document. A longer row is a mistake, such as an unclosed quote.
 MAX_ROW_BYTES = 2**24
 
-# The csv module's own limit of 128 KiB a cell would refuse long documents; ours is that of the row.
+# The csv module's limit of 128 KiB per cell would reject long documents. The readers limit the row instead.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 Format = Literal["lines", "csv", "tsv", "jsonl"]
@@ -50,12 +50,12 @@ _BY_ENDING = {
     **dict.fromkeys((".jsonl", ".json", ".ndjson", ".jsonlines"), "jsonl"),
 }
 
-# What a reader of sentences says to do about lines that it takes for a table.
+# SentenceReader's remedy for lines that look like a table.
 AS_LINES = "pass format='lines' to read each line as a sentence"
 
 
 class FormatOptions(TypedDict, total=False):
-    """The arguments of :class:`FileFormat`, as the readers and :func:`~st_simcse.load_sts` take them."""
+    """The arguments of :class:`FileFormat` that the readers and :func:`~st_simcse.load_sts` accept."""
 
     format: Format | None
     delimiter: str | None
@@ -66,20 +66,22 @@ class FormatOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How the bytes of a file become rows. The file's name and its first lines say what is left out.
+    """The format of a file, which determines how its bytes become rows.
+
+    Format and delimiter are detected from the file's name and first lines if they are None.
 
     Args:
-        format: ``"lines"``, each of which is a sentence; ``"csv"`` or ``"tsv"``, cells with a separator between them;
-            ``"jsonl"``, JSON objects, one a line or in an array.
-        delimiter: what separates the cells, such as ``"\\t"`` or ``"||"``.
-        encoding: the name of a codec of Python's, such as ``"gb18030"``; UTF-8 when left out.
-        quoting: how quotes are read, a constant of the csv module. When left out, cells that commas or semicolons
-            separate are quoted (``csv.QUOTE_MINIMAL``), and in others a quote is an ordinary character
+        format: ``"lines"`` for one sentence per line, ``"csv"`` or ``"tsv"`` for cells with a separator between them,
+            or ``"jsonl"`` for JSON objects, one per line or in an array.
+        delimiter: The separator of the cells, such as ``"\\t"`` or ``"||"``.
+        encoding: The name of a Python codec, such as ``"gb18030"``. If None, UTF-8.
+        quoting: A constant of the csv module that says how quotes are read. If None, cells separated by commas or
+            semicolons may be quoted (``csv.QUOTE_MINIMAL``), and with other separators a quote is an ordinary character
             (``csv.QUOTE_NONE``).
-        max_row_bytes: a row that is longer is refused.
+        max_row_bytes: The maximum length of a row in bytes. Longer rows raise an error.
 
     Raises:
-        ValueError: for values that are unknown or do not go together.
+        ValueError: If a value is unknown, or if the values do not fit together.
 
     Example:
         >>> FileFormat(delimiter="||").delimiter
@@ -94,13 +96,13 @@ class FileFormat:
 
     def __post_init__(self) -> None:
         if self.format not in (None, "lines", "csv", "tsv", "jsonl"):
-            raise ValueError(f"format={self.format!r} is unknown: choose among lines, csv, tsv, jsonl")
+            raise ValueError(f"format={self.format!r} is unknown: choose lines, csv, tsv or jsonl")
         if self.format in ("lines", "jsonl") and self.delimiter is not None:
             raise ValueError(f"format={self.format!r} has no cells to separate: leave delimiter= out")
         if self.delimiter is not None and (not self.delimiter or set(self.delimiter) & set('\r\n"')):
-            raise ValueError(f"delimiter={self.delimiter!r} separates no cells: expected such as '\\t', ',' or '||'")
+            raise ValueError(f"delimiter={self.delimiter!r} cannot separate cells: pass one like '\\t', ',' or '||'")
         if len(self.delimiter or "") > 1 and self.quoting not in (None, csv.QUOTE_NONE):
-            raise ValueError(f"quoting= goes with a delimiter of one character, got {self.delimiter!r}: leave it out")
+            raise ValueError(f"quoting= needs a delimiter of one character, got {self.delimiter!r}: leave quoting= out")
         if self.encoding is not None:
             check_encoding(self.encoding)
         if self.max_row_bytes < 1:
@@ -108,7 +110,7 @@ class FileFormat:
 
     @property
     def given(self) -> list[str]:
-        """The arguments that say more than how long rows may be, as they are written in Python."""
+        """The arguments that were passed, except ``max_row_bytes``, as they are written in Python."""
         return [
             f"{option.name}=" if option.name == "quoting" else f"{option.name}={value!r}"
             for option in fields(self)
@@ -117,12 +119,12 @@ class FileFormat:
 
     @property
     def is_quoted(self) -> bool:
-        """Whether cells may stand in quotes."""
+        """True if cells may be quoted."""
         return self.delimiter in (",", ";") if self.quoting is None else self.quoting != csv.QUOTE_NONE
 
 
 def file_format(path: FileOrDataset) -> str:
-    """What the source's name says that it is: csv, tsv, jsonl, parquet, dataset, or, if nothing, txt."""
+    """Returns the format from the source's name: csv, tsv, jsonl, parquet, dataset, or txt for all other names."""
     if isinstance(path, HubDataset):
         return "dataset"
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
@@ -130,14 +132,14 @@ def file_format(path: FileOrDataset) -> str:
 
 
 def place(path: FileOrDataset, line: int) -> str:
-    """Where in the source a row is, for messages."""
+    """Returns the place of a row in the source, for messages."""
     return f"{path}, {'row' if file_format(path) in ('dataset', 'parquet') else 'line'} {line}"
 
 
 def too_long(path: FileOrDataset, line: int, max_row_bytes: int) -> ValueError:
-    """What to raise for a row of more bytes than a reader takes."""
+    """Returns the error for a row that is longer than ``max_row_bytes``."""
     return DataError(
         f"{place(path, line)}: longer than {max_row_bytes:,} bytes",
-        "look for an unclosed quote or a file without line ends",
+        "look for an unclosed quote or missing line ends",
         "raise max_row_bytes=",
     )

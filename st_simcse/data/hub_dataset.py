@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub by name, and their files."""
+"""Data sets of the Hugging Face hub, and their files."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ __all__ = ["HubDataset", "class_names", "hub_file"]
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A data set by its name on the hub, or by the path of a folder in the hub's layout; stands where a file can.
+    """A data set on the Hugging Face hub, or a local folder in its layout. The readers accept it like a file name.
 
     Attributes:
-        name: such as ``sentence-transformers/all-nli``. A folder of that name comes first, as for ``load_dataset``.
-        subset: which of its subsets, where it has several, such as ``triplet``.
-        split: ``train``, ``validation``, ``test[:100]``, ...
-        streaming: read it while training goes on, without downloading it first.
+        name: The name on the hub, such as ``sentence-transformers/all-nli``, or the path of a folder. A folder takes
+            precedence, as in ``load_dataset``.
+        subset: The subset, such as ``triplet``, if the data set has several.
+        split: The split, such as ``train``, ``validation`` or ``test[:100]``.
+        streaming: Whether to read the data set during training, without downloading it first.
 
     Example:
         >>> from pathlib import Path
@@ -48,12 +49,13 @@ class HubDataset:
         return f"{self.name} ({self.subset + ', ' if self.subset else ''}{self.split})"
 
     def load(self) -> Dataset | IterableDataset:
-        """The rows as they are.
+        """Loads the data set without changes.
 
         Raises:
-            FileNotFoundError: if there is no such folder or data set.
-            OSError: if the hub cannot be reached.
-            ValueError: for an unknown subset or split, named with those that there are, and for unreadable files.
+            FileNotFoundError: If there is no such folder or data set.
+            OSError: If the hub cannot be reached.
+            ValueError: If the subset or split does not exist, with a list of those that do, or if a file cannot be
+                read.
         """
         _ask_hub(self.name)
         try:
@@ -66,10 +68,10 @@ class HubDataset:
 
 
 def class_names(source: Path | HubDataset) -> dict[str, list[str]]:
-    """The names of the classes, in the order of their numbers, by column.
+    """Returns the class names of each column of classes, in the order of their numbers.
 
     Args:
-        source: a data set, or a parquet file, which says the same if the library datasets wrote it.
+        source: A data set, or a parquet file. Only parquet files written by the datasets library have class names.
 
     Example:
         >>> from datasets import ClassLabel, Dataset, Features
@@ -87,12 +89,12 @@ def class_names(source: Path | HubDataset) -> dict[str, list[str]]:
 
 
 def hub_file(name: str, file: str) -> Path:
-    """A file of a data set on the hub, downloaded to the hub's cache; or of a folder of that name.
+    """Downloads a file of a data set to the hub's cache and returns its path. A local folder of that name comes first.
 
     Raises:
-        FileNotFoundError: if there is no such folder, data set or file.
-        OSError: if the hub cannot be reached.
-        ValueError: if the bytes in the cache are not those whose SHA-256 the hub announced.
+        FileNotFoundError: If the hub has no such data set or file.
+        OSError: If the hub cannot be reached.
+        ValueError: If the SHA-256 of the file in the cache differs from the one on the hub.
     """
     _ask_hub(name)
     if Path(name).is_dir():
@@ -101,13 +103,15 @@ def hub_file(name: str, file: str) -> Path:
         with _downloading(f"{file} of {name}"):
             path = Path(hf_hub_download(name, file, repo_type="dataset"))
     except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(f"{file} of {name} is not in the local cache, and the hub did not give it") from error
-    # The cache names a large file by the SHA-256 that the hub announced, and nobody has compared the two.
+        raise FileNotFoundError(
+            f"{file} of {name} is not in the local cache and could not be downloaded from the hub"
+        ) from error
+    # The cache names a large file by the SHA-256 on the hub, but does not verify it.
     blob = path.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name) and _sha256(blob) != blob.name:
         raise ValueError(
-            f"{blob} is damaged: its SHA-256 is not the one that the hub announced for {file} of {name}; delete it to "
-            "download it again"
+            f"{blob} is damaged: its SHA-256 is not the one on the hub for {file} of {name}; delete it to download it "
+            "again"
         )
     return path
 
@@ -119,24 +123,24 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _downloading(what: str) -> Iterator[None]:
-    """An OSError that says what was not downloaded, in place of the network library's own."""
+    """Replaces errors of the network library by an OSError that names what was not downloaded."""
     try:
         yield
     except Exception as error:
         if not is_network_error(error):
             raise
-        message = f"{what} was not downloaded to its end ({error}): check the network, and do the same again"
+        message = f"the download of {what} did not finish ({error}): check the network and try again"
         raise OSError(message) from error
 
 
 def _ask_hub(name: str) -> None:
-    """OSError at once, instead of after minutes, where a data set can be had neither here nor from the hub."""
+    """Raises an OSError at once if there is no such folder and the hub cannot be reached, instead of after minutes."""
     if Path(name).is_dir():
         return
     error = hub_error(name, "dataset")
-    # Whoever asked for offline mode gets the copy of an earlier download.
+    # In offline mode, an earlier download is used.
     if error is not None and not isinstance(error, OfflineModeIsEnabled):
         raise OSError(
-            f"{name} is no folder here, and the Hugging Face hub cannot be reached ({error}): check the name and the "
-            "network, or set HF_HUB_OFFLINE=1 to use an earlier download"
+            f"{name} is not a local folder, and the Hugging Face hub cannot be reached ({error}): check the name and "
+            "the network, or set HF_HUB_OFFLINE=1 to use an earlier download"
         ) from error

@@ -1,4 +1,4 @@
-"""Lines to rows that are JSON objects, one a line or in an array."""
+"""The rows of a file of JSON objects, one per line or in an array."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from st_simcse.data.remedies import DataError
 
 __all__ = ["json_rows"]
 
-# A JSON array is in memory as a whole; it may be as large as so many of the longest rows.
+# A JSON array is read into memory whole. It may be this many times as long as the longest row.
 _ARRAY_ROWS = 16
 
-# Before the first and before any other element of an array; the group is the array's end.
+# The text before the first element of an array, and before any other element. The group is the end of the array.
 _OPENING = re.compile(r"\s*\[(\s*\])?\s*")
 
 _FOLLOWING = re.compile(r"\s*(?:,|(\]))\s*")
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise ValueError(f"an object names one of {list(row)} more than once")
+        raise ValueError(f"an object has one of the names {list(row)} more than once")
     return row
 
 
@@ -41,7 +41,7 @@ _JSON = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
 
 
 def json_rows(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterator[Row]:
-    """The objects, and the lines they begin on; blank lines are empty rows."""
+    """Yields the objects, with the lines that they begin on. Blank lines are empty rows."""
     first = b""
     head: list[bytes] = []
     for piece in pieces:
@@ -61,7 +61,7 @@ def _object_rows(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterat
             row = _JSON.decode(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path}, line {line}: not JSON ({error}); expected one object a line, or an array of objects"
+                f"{path}, line {line}: not JSON ({error}); expected one object per line, or an array of objects"
             ) from None
         yield line, _checked(path, line, row, text)
 
@@ -69,21 +69,21 @@ def _object_rows(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterat
 def _checked(path: Path, line: int, row: Any, text: str) -> dict[Column, Any]:
     if not isinstance(row, dict):
         raise ValueError(
-            f"{path}, line {line}: expected a JSON object a line, or an array of objects, got {text.strip()[:40]!r}"
+            f"{path}, line {line}: expected one JSON object per line, or an array of objects, got {text.strip()[:40]!r}"
         )
     return row
 
 
 def _array_rows(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterator[Row]:
-    """The objects of a JSON array, and the lines that they begin on. All of the array is in memory."""
+    """Yields the objects of a JSON array, with the lines that they begin on. Reads the whole array into memory."""
     content = bytearray()
     limit = _ARRAY_ROWS * how.max_row_bytes
     for piece in pieces:
         content += piece
         if len(content) > limit:
             raise DataError(
-                f"{path}: a JSON array of more than {limit:,} bytes, which is read at once",
-                "write an object a line instead, for example with jq -c '.[]'",
+                f"{path}: the file is a JSON array of more than {limit:,} bytes, and arrays are read into memory whole",
+                "write one object per line instead, for example with jq -c '.[]'",
                 "raise max_row_bytes=",
             )
     text = "".join(
@@ -93,7 +93,7 @@ def _array_rows(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterato
     while found := mark.match(text, end):
         line += text.count("\n", end, found.end())
         end = found.end()
-        if found[1]:  # the array's end
+        if found[1]:  # the end of the array
             break
         try:
             row, stop = _JSON.raw_decode(text, end)
@@ -107,4 +107,4 @@ def _array_rows(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterato
     if not found or text[end:].strip():
         rest = text[end:].lstrip()
         line += text.count("\n", end, len(text) - len(rest))
-        raise ValueError(f"{path}, line {line}: not JSON, expected ',' or the array's end, got {rest[:40]!r}")
+        raise ValueError(f"{path}, line {line}: not JSON, expected ',' or the end of the array, got {rest[:40]!r}")

@@ -1,4 +1,4 @@
-"""What a file's first lines say that it is: sentences, JSON objects, or cells, and what stands between these."""
+"""Detection of a text file's layout from its first lines: sentences, JSON objects, or cells and their separator."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 _SEPARATORS = {"\t": "tabs", "||": "||", ",": "commas", ";": "semicolons"}
 
-# What is looked at to find a file's format: so many lines with text, and no more than so many bytes.
+# The part of a file that is read to detect its format: this many non-blank lines, or about this many bytes.
 _HEAD_LINES, _HEAD_BYTES = 20, 2**20
 
-# By two of these names, or by these names alone, a first row is known as a header.
+# A first row is a header if it has at least two of these names, or nothing else.
 _NAMES = (
     "id idx index pair_id pairid captionid split filename genre year source subset sentence sentence0 sentence1 "
     "sentence2 sentence_a sentence_b sent0 sent1 sent2 hard_neg text text1 text2 text_a text_b anchor positive "
@@ -40,9 +40,10 @@ _ARRAY = re.compile(r"\s*\[\s*\{\s*[\"}]")
 
 
 def found_format(path: Path, how: FileFormat) -> str:
-    """``lines``, ``csv`` (any separator), ``jsonl``, ``parquet`` or ``dataset``.
+    """Returns ``lines``, ``csv`` (any separator), ``jsonl``, ``parquet`` or ``dataset``.
 
-    A pipe can be read but once: for that, and for a file that is not there, it is what the name says.
+    A pipe can be read only once, so its name decides. The name also decides for a file that does not exist. In these
+    two cases the result can be ``tsv``.
     """
     named = file_format(path)
     if named in ("dataset", "parquet") or not path.is_file():
@@ -52,7 +53,7 @@ def found_format(path: Path, how: FileFormat) -> str:
 
 
 def open_file(path: Path, how: FileFormat, as_lines: str | None) -> tuple[FileFormat, Iterator[bytes]]:
-    """Format and delimiter, and the file's lines; long ones in pieces."""
+    """Returns the file's format, with the delimiter, and an iterator over its lines. Long lines come in pieces."""
     pieces = line_pieces(path)
     head: list[bytes] = []
     size = filled = 0
@@ -64,17 +65,17 @@ def open_file(path: Path, how: FileFormat, as_lines: str | None) -> tuple[FileFo
             break
     content = b"".join(head)
     if how.encoding and reads_as_utf8(content) and not is_utf8(how.encoding):
-        logger.warning("%s is UTF-8, by its first lines, and is read as %s", path, how.encoding)
+        logger.warning("The first lines of %s are valid UTF-8, but the file is read as %s", path, how.encoding)
     text = content.decode(how.encoding or "utf-8-sig", errors="replace")
     lines = text.split("\n")
     if size > _HEAD_BYTES:
-        lines = lines[:-1]  # of which the end is not there
+        lines = lines[:-1]  # the last one is incomplete
     found = _find(path, [line.rstrip("\r") for line in lines if line.strip()], text, how, as_lines)
     return found, chain(head, pieces)
 
 
 def _find(path: Path, lines: Sequence[str], text: str, how: FileFormat, as_lines: str | None) -> FileFormat:
-    """What the file is by its first lines; ValueError if that is ambiguous or contradicts its name."""
+    """Detects the format from the first lines. Raises a ValueError if it is ambiguous or contradicts the file name."""
     named = file_format(path)
     if how.format is None and how.delimiter is None and named == "txt":
         found = _by_content(path, lines, text, as_lines)
@@ -94,7 +95,7 @@ def _find(path: Path, lines: Sequence[str], text: str, how: FileFormat, as_lines
 def _by_content(path: Path, lines: Sequence[str], text: str, as_lines: str | None) -> FileFormat:
     if _is_markup(lines):
         remedies = ["extract the sentences", *filter(None, [as_lines])]
-        raise DataError(f"{path}: its lines are XML or HTML, which no reader takes", *remedies)
+        raise DataError(f"{path}: the lines are XML or HTML, which no reader supports", *remedies)
     if _ARRAY.match(text):
         return FileFormat("jsonl")
     shares = {"JSON objects": sum(map(_is_object, lines)) / max(1, len(lines))}
@@ -113,8 +114,8 @@ def _by_content(path: Path, lines: Sequence[str], text: str, as_lines: str | Non
         passed = [f"delimiter={mark!r}" for mark, name in _SEPARATORS.items() if name in mostly]
         passed += ["format='jsonl'"] if "JSON objects" in mostly else []
         raise DataError(
-            f"{path}: most of its first {len(lines)} lines have {' and '.join(mostly)}, but not all of them alike, so "
-            "that it may be sentences or a table",
+            f"{path}: most of the first {len(lines)} lines contain {' and '.join(mostly)}, but their layout is "
+            "ambiguous: the file may hold sentences or a table",
             *filter(None, [as_lines]),
             *(f"pass {argument} to read it as a table" for argument in passed),
         )
@@ -122,30 +123,32 @@ def _by_content(path: Path, lines: Sequence[str], text: str, as_lines: str | Non
 
 
 def _check_separator(path: Path, lines: Sequence[str], delimiter: str) -> None:
-    """ValueError if the name promises cells that this delimiter separates, and the lines have others."""
+    """Raises a ValueError if the file name implies this delimiter, but the lines hold JSON or use another delimiter."""
     if lines and all(map(_is_object, lines)):
-        raise DataError(f"{path}: its lines are JSON objects", "name it .jsonl", "pass format='jsonl'")
+        raise DataError(
+            f"{path}: the lines are JSON objects, not cells", "rename the file to .jsonl", "pass format='jsonl'"
+        )
     try:
         widths = {len(cells) for cells in csv.reader(lines, delimiter=delimiter)}
-    except csv.Error:  # which the rows will raise with their line
+    except csv.Error:  # reading the rows raises it again, with the line
         return
     if len(widths) == 1 and widths != {1}:
         return
     for other in _SEPARATORS.keys() - {delimiter}:
-        # Commas and semicolons are in sentences too; in one line, or by chance in as many of a few.
+        # Sentences contain commas and semicolons too: in a single line, or by chance equally many in a few lines.
         least = 1 if other in ("\t", "||") else 2
         if len(lines) >= least and _is_uniform(lines, other) and not (other in ",;" and delimiter in "".join(lines)):
             ending = {"\t": ".tsv", ",": ".csv"}.get(other)
             raise DataError(
-                f"{path}: the cells of its lines are separated by {separator_name(other)}, not by "
+                f"{path}: the cells of the lines are separated by {separator_name(other)}, not by "
                 f"{separator_name(delimiter)}",
-                *([f"name it {ending}"] if ending else []),
+                *([f"rename the file to {ending}"] if ending else []),
                 f"pass delimiter={other!r}",
             )
 
 
 def _is_uniform(lines: Sequence[str], delimiter: str) -> bool:
-    """Whether all lines have the same number of it, and not just at their ends."""
+    """Returns whether all lines contain the delimiter equally often, and not only at their ends."""
     counts = {line.count(delimiter) for line in lines}
     return len(counts) == 1 and counts != {0} and any(delimiter in line.strip() for line in lines)
 
@@ -158,7 +161,7 @@ def _is_object(line: str) -> bool:
 
 
 def is_header(cells: Sequence[str]) -> bool:
-    """Whether they are names of columns."""
+    """Returns whether the cells are column names."""
     known = sum(cell.strip().strip('"').lower() in _COLUMN_NAMES for cell in cells)
     return known >= 2 or 0 < known == len(cells)
 
@@ -174,5 +177,5 @@ def _is_markup(lines: Sequence[str]) -> bool:
 
 
 def separator_name(delimiter: str | None) -> str:
-    """What it is called in messages."""
+    """Returns the delimiter's name in messages."""
     return _SEPARATORS.get(str(delimiter), repr(delimiter))

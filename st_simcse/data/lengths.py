@@ -1,4 +1,4 @@
-"""Texts that are longer than what a model reads, and are cut, and those of which it reads nothing."""
+"""Counts of texts that a model cuts because they are too long, and texts without any token that it knows."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Of more rows a sample is tokenized: it takes seconds, however large the data are.
+# At most this many rows are tokenized, so that the count takes seconds for data of any size.
 SAMPLE = 20_000
 BATCH = 256
 
 
 def count_longer(model: SentenceTransformer, texts: Sequence[str], limit: int, **options: Any) -> int:
-    """How many of the texts have more than ``limit`` tokens, those of the prompt and of the tokenizer among them.
+    """Counts the texts with more than ``limit`` tokens, including the tokens of the prompt and of the tokenizer.
 
     Args:
-        model: the model that the texts are for.
-        texts: the texts.
-        limit: tokens that are read.
-        **options: of ``model.preprocess``, such as ``prompt``.
+        model: The model that the texts are for.
+        texts: The texts.
+        limit: The maximum number of tokens.
+        **options: Keyword arguments of ``model.preprocess``, such as ``prompt``.
 
     Returns:
-        The number; 0 for models whose inputs are no rows of tokens, which cut nothing.
+        The number of longer texts. It is 0 for models whose inputs are not rows of tokens, because they cut nothing.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -50,7 +50,7 @@ def count_longer(model: SentenceTransformer, texts: Sequence[str], limit: int, *
     """
     longer = 0
     for begin in range(0, len(texts), BATCH):
-        # One token more than is read tells a text that is longer, and long ones take no memory.
+        # One token more than the limit shows that a text is longer, and saves the memory for the rest.
         counts = _token_counts(model, texts[begin : begin + BATCH], **options | {"max_length": limit + 1})
         longer += sum(count > limit for count in counts)
     return longer
@@ -58,7 +58,7 @@ def count_longer(model: SentenceTransformer, texts: Sequence[str], limit: int, *
 
 @contextmanager
 def reading_at_most(model: SentenceTransformer, limit: int) -> Iterator[None]:
-    """For a while, texts are cut after so many tokens, if the model reads more; static embeddings read all of them.
+    """A context in which the model reads at most ``limit`` tokens of a text. Static embeddings still read all tokens.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -82,15 +82,19 @@ def reading_at_most(model: SentenceTransformer, limit: int) -> Iterator[None]:
 def texts_without_tokens(
     model: SentenceTransformer, texts: Sequence[str] | Dataset, prompt_names: Sequence[str] = (), **options: Any
 ) -> dict[int, str]:
-    """The texts that have no token, by their rows: the model fails on them, or embeds the padding.
+    """Finds the texts that have no token. The model fails on them, or embeds the padding.
 
-    The empty text is one, and a text of nothing but what the tokenizer removes. There are none for a tokenizer that
-    adds special tokens, for a prompt, and for models whose inputs are no rows of tokens.
+    The empty text has no token, and neither has a text of characters that the tokenizer removes. Every text has a token
+    if the tokenizer adds special tokens or if there is a prompt. Models whose inputs are not rows of tokens have no
+    such texts.
 
     Args:
-        model: the model that the texts are for.
-        texts, prompt_names: as in :func:`warn_of_cut_texts`.
-        **options: of ``model.preprocess``, such as ``task``.
+        model: The model that the texts are for.
+        texts, prompt_names: See :func:`warn_of_cut_texts`.
+        **options: Keyword arguments of ``model.preprocess``, such as ``task``.
+
+    Returns:
+        The texts, by their row.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -110,15 +114,15 @@ def texts_without_tokens(
 
 
 def rows_unknown(model: SentenceTransformer, texts: Sequence[str]) -> list[int]:
-    """The rows of texts of which the model's tokenizer knows no part, empty texts among them.
+    """Returns the rows of texts that consist of unknown tokens only. Empty texts are among them.
 
-    A tokenizer reads characters that are not in its vocabulary, and words that are too long for it, as its unknown
-    token. The model embeds all such texts alike, so that their similarities are high and mean nothing. Tokenizers that
-    fall back to bytes know every text but the empty one.
+    A tokenizer uses its unknown token for characters outside its vocabulary and for words that are too long. The model
+    gives all such texts the same embedding, so their similarities are high but mean nothing. Tokenizers that fall back
+    to bytes know every text except the empty one.
 
     Args:
-        model: the model that the texts are for.
-        texts: the texts.
+        model: The model that the texts are for.
+        texts: The texts.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -131,13 +135,13 @@ def rows_unknown(model: SentenceTransformer, texts: Sequence[str]) -> list[int]:
 def warn_of_cut_texts(
     model: SentenceTransformer, texts: Sequence[str] | Dataset, prompt_names: Sequence[str] = (), **options: Any
 ) -> None:
-    """Say how many texts are longer than the tokens that the model reads, if any are.
+    """Logs a warning with the number of texts that the model cuts, if there are any.
 
     Args:
-        model: the model that the texts are for.
-        texts: the texts, or a Dataset of one column of them.
-        prompt_names: the first of them that the model has is the prompt; its default if it has none.
-        **options: of ``model.preprocess``, such as ``task``.
+        model: The model that the texts are for.
+        texts: The texts, or a Dataset with a single column of texts.
+        prompt_names: The names of prompts. The first one that the model has is used, or the model's default prompt.
+        **options: Keyword arguments of ``model.preprocess``, such as ``task``.
     """
     limit = _limit(model)
     if limit is None:
@@ -150,12 +154,13 @@ def warn_of_cut_texts(
 def warn_of_cut_training_texts(
     model: SentenceTransformer, collator: BaseDataCollator, datasets: dict[str | None, Any]
 ) -> None:
-    """Say how many texts of the training data are longer than what training reads, if any are.
+    """Logs a warning with the number of texts in the training data that training cuts, if there are any.
 
     Args:
-        model: the model to train.
-        collator: knows the columns of texts, their prompts and their length.
-        datasets: by name; None is that of a single one. Streams are not counted, since nobody has read them yet.
+        model: The model to train.
+        collator: The data collator. It knows the columns of texts, their prompts and the maximum length.
+        datasets: The datasets by name. The name of a single dataset is None. Streams are not counted, because they
+            have not been read yet.
     """
     asked = getattr(collator, "max_length", None)
     limit = asked if isinstance(asked, int) else _limit(model)
@@ -182,26 +187,26 @@ def warn_of_cut_training_texts(
 
 
 def _take(texts: Sequence[str] | Dataset, rows: range) -> list[str]:
-    """Some of the texts, of which a Dataset reads no others."""
+    """Returns the texts of these rows. Reads no other rows of a Dataset."""
     if isinstance(texts, Dataset):
         return list(texts.select(rows)[texts.column_names[0]])
     return [texts[row] for row in rows]
 
 
 def _token_counts(model: SentenceTransformer, texts: Sequence[str], **options: Any) -> list[int]:
-    """The tokens of each text; nothing for models whose inputs are no rows of tokens."""
+    """Returns the number of tokens of each text, or an empty list if the model's inputs are not rows of tokens."""
     features = model.preprocess(list(texts), **options)
     return features["attention_mask"].sum(dim=1).tolist() if "attention_mask" in features else []
 
 
 def _is_known(tokenizer: Any, text: str) -> bool:
-    """Whether there is a token that stands for a part of the text; True for tokenizers that are none of text."""
-    if isinstance(tokenizer, WordTokenizer):  # leaves unknown words out
+    """Returns whether any part of the text has a known token. Always True for tokenizers of other kinds."""
+    if isinstance(tokenizer, WordTokenizer):  # drops unknown words
         return bool(tokenizer.tokenize(text))
     if isinstance(tokenizer, Tokenizer):
         encoding = tokenizer.encode(text, add_special_tokens=False)
         unknown = getattr(tokenizer.model, "unk_token", None)
-        # Unigram's unknown tokens have the text that they stand for.
+        # Unigram's encoding names an unknown token by its text, not by the unknown token's name.
         pairs = zip(encoding.tokens, encoding.ids, strict=True)
         tokens = [token for token, number in pairs if token != unknown and tokenizer.token_to_id(token) == number]
     elif isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -210,23 +215,23 @@ def _is_known(tokenizer: Any, text: str) -> bool:
         tokens = list(tokenizer.convert_ids_to_tokens(known))
     else:
         return True
-    return any(token.strip("\u2581") for token in tokens)  # SentencePiece's sign of a space
+    return any(token.strip("\u2581") for token in tokens)  # SentencePiece's mark for a space
 
 
 def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str | None:
-    """What stands before a text: the prompt with the first of these names that the model has, or its default."""
+    """Returns the prompt with the first of these names that the model has, or the model's default prompt."""
     name = next((name for name in names if name in model.prompts), model.default_prompt_name)
     return None if name is None else model.prompts.get(name)
 
 
 def _limit(model: SentenceTransformer) -> int | None:
-    """Tokens of a text that the model reads; None without a limit, for which tokenizers have a huge number."""
+    """Returns the number of tokens that the model reads of a text. None, or a huge number, means no limit."""
     limit = model.max_seq_length
     return limit if isinstance(limit, int) and limit < 2**31 else None
 
 
 def _sample(rows: int) -> range:
-    """All rows, or of many as many as ``SAMPLE``, evenly spaced."""
+    """Returns all rows, or at most ``SAMPLE`` evenly spaced rows."""
     return range(rows) if rows <= SAMPLE else range(0, rows, -(-rows // SAMPLE))
 
 

@@ -1,4 +1,4 @@
-"""Bytes to lines of text: files are unpacked and decoded, and what is no text is said to be what it is."""
+"""Lines of text from files: decompression, decoding, and errors that name the format of a file that is not text."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _GZIP = b"\x1f\x8b"
 
 _UTF16 = "UTF-16 text: convert it with iconv -f UTF-16LE (or UTF-16BE) -t UTF-8"
 
-# What begins so, and what to do with it.
+# Formats by the bytes that they begin with, and what to do with each.
 _FOREIGN = {
     rb"\x1f\x8b": "gzip data: unpack it, or give it a name that ends in .gz",
-    rb"PK(\x03\x04|\x05\x06)": "a zip archive, as .xlsx files are too: unpack it, or save the sheet as csv",
+    rb"PK(\x03\x04|\x05\x06)": "a zip archive, as .xlsx files are: unpack it, or save the sheet as csv",
     rb"\xd0\xcf\x11\xe0": "an .xls file: save the sheet as csv",
     rb"BZh[1-9]1AY&SY": "bzip2 data: unpack it",
     rb"\xfd7zXZ\x00": "xz data: unpack it",
@@ -42,15 +42,16 @@ _FOREIGN = {
 
 
 def text_lines(path: Path, how: FileFormat, otherwise: str | None = None) -> Iterator[tuple[int, str]]:
-    """Line numbers and lines, line ends included; reads bytes so that a line can be named that does not decode.
+    """Yields line numbers and lines, with their line ends.
 
-    Where ``otherwise`` names an encoding, a line that is not UTF-8 is in that.
+    Lines are read as bytes, so that an error can name the line that does not decode. If ``otherwise`` is an encoding,
+    lines that are not UTF-8 are decoded with it.
     """
     return decoded_lines(path, how, line_pieces(path), otherwise)
 
 
 def line_pieces(path: Path) -> Iterator[bytes]:
-    """The lines of a file that may be gzipped, line ends included; long lines in pieces."""
+    """Yields the lines of a file, which may be gzipped, with their line ends. Long lines come in pieces."""
     with path.open("rb") as raw:
         before = os.fstat(raw.fileno())
         number = 0
@@ -60,7 +61,7 @@ def line_pieces(path: Path) -> Iterator[bytes]:
                 file = io.BufferedReader(gzip.GzipFile(fileobj=raw))
                 head = file.peek()
             if foreign := foreign_kind(head):
-                raise ValueError(f"{path}: not lines of UTF-8 text but {foreign}")
+                raise ValueError(f"{path}: expected lines of UTF-8 text, found {foreign}")
             while piece := file.readline(_PIECE_BYTES):
                 if piece.endswith(b"\n"):
                     number += 1
@@ -69,7 +70,7 @@ def line_pieces(path: Path) -> Iterator[bytes]:
                 yield piece
             check_unchanged(path, raw, before)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}, after line {number}: damaged gzip file ({error})") from None
+            raise ValueError(f"{path}, after line {number}: the gzip file is damaged ({error})") from None
 
 
 def _whole_lines(path: Path, pieces: Iterator[bytes], max_row_bytes: int) -> Iterator[tuple[int, bytes]]:
@@ -82,7 +83,7 @@ def _whole_lines(path: Path, pieces: Iterator[bytes], max_row_bytes: int) -> Ite
             continue
         line = b"".join(parts)
         if number == 1 and b"\n" not in line and b"\r" in line.rstrip(b"\r"):
-            raise ValueError(f"{path}: its lines end in \\r alone, as on old Macs; convert it with tr '\\r' '\\n'")
+            raise ValueError(f"{path}: the lines end in \\r only, as on old Macs; convert it with tr '\\r' '\\n'")
         if len(line.rstrip(b"\r\n")) > max_row_bytes:
             raise too_long(path, number, max_row_bytes)
         if complete:
@@ -93,10 +94,10 @@ def _whole_lines(path: Path, pieces: Iterator[bytes], max_row_bytes: int) -> Ite
 def decoded_lines(
     path: Path, how: FileFormat, pieces: Iterator[bytes], otherwise: str | None = None
 ) -> Iterator[tuple[int, str]]:
-    """As :func:`text_lines`, of the pieces that :func:`line_pieces` gives."""
+    """Yields line numbers and lines like :func:`text_lines`, from the pieces of :func:`line_pieces`."""
     encoding = how.encoding or "utf-8"
     utf8 = is_utf8(encoding)
-    had_others = False  # letters that are not ASCII, and could be decoded
+    had_others = False  # whether an earlier line had non-ASCII letters
     lines = _whole_lines(path, pieces, how.max_row_bytes)
     for number, line in lines:
         try:
@@ -110,7 +111,7 @@ def decoded_lines(
 
 
 def _next_bytes(lines: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
-    """The lines that follow, as far as they can be read and as many as say what the encoding is."""
+    """Yields the following lines that can be read, until there are enough of them to guess the encoding."""
     size = 0
     try:
         for _, line in lines:
@@ -118,7 +119,7 @@ def _next_bytes(lines: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
             size += len(line)
             if size > _PIECE_BYTES:
                 return
-    except ValueError:  # the error to report is another
+    except ValueError:  # the caller reports the first error
         return
 
 
@@ -131,30 +132,30 @@ def _undecodable(
     if b"\0" in b"".join(lines):  # no other encoding of text has zero bytes
         return DataError(problem, f"it may be {_UTF16}")
     if utf8 and had_others:
-        told = "the lines before it are, with letters beyond ASCII, so that this one is damaged"
-        return DataError(f"{problem}; {told}", "mend or delete it")
+        told = "earlier lines with non-ASCII letters are UTF-8, so this line is damaged"
+        return DataError(f"{problem}; {told}", "repair or delete it")
     if fitting := fitting_encodings(lines):
         first = next(iter(fitting))
         described = " or ".join(f"{name} ({language})" for name, language in fitting.items())
         remedies = [f"pass encoding={first!r}", f"convert it with iconv -f {first.upper()} -t UTF-8"]
         return DataError(f"{problem}; its bytes fit {described}", *remedies)
-    remedies = ["find out which it is and pass encoding=", "convert it with iconv -t UTF-8"]
-    return DataError(f"{problem}; no encoding that is known here fits", *remedies)
+    remedies = ["find out the file's encoding and pass encoding=", "convert it with iconv -t UTF-8"]
+    return DataError(f"{problem}; its bytes fit none of the known encodings", *remedies)
 
 
 def foreign_kind(head: bytes) -> str:
-    """What a file with these first bytes is, and what to do with it, if it is no UTF-8 text; else empty."""
+    """Returns the format of a file with these first bytes and what to do with it, or "" if it may be UTF-8 text."""
     for pattern, kind in _FOREIGN.items():
         if re.match(pattern, head):
             return kind
-    # Western text in UTF-16 is half zeros; a stray zero in UTF-8 is a character like any other.
+    # Half of the bytes of Western text in UTF-16 are zero. In UTF-8, a stray zero is a character like any other.
     return _UTF16 + ", if it is text" if head.count(0) > len(head) / 20 else ""
 
 
 def check_unchanged(path: Path, file: io.BufferedReader, before: os.stat_result) -> None:
-    """ValueError if the open file was written to since: rows may be lost or torn."""
+    """Raises a ValueError if the open file was written to since ``before``, because rows may be lost or cut off."""
     after = os.fstat(file.fileno())
     written = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
     if written and stat.S_ISREG(before.st_mode):
         sizes = f"from {before.st_size:,} to {after.st_size:,} bytes"
-        raise ValueError(f"{path}: changed while it was read, {sizes}; read it when it is complete")
+        raise ValueError(f"{path}: the file changed while it was read, {sizes}; read it when it is complete")

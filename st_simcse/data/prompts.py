@@ -1,4 +1,4 @@
-"""Prompts in training: which there are, whether they fit the data and the model, and whether the model knows them."""
+"""Prompts in training: checks that they fit the data and the model, and the model's default prompt."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ logger = logging.getLogger(__name__)
 
 
 def check_prompts(prompts: Any, model: SentenceTransformer, max_length: int | None, names: Collection[str]) -> None:
-    """Whether training with these prompts does what their user means; says so where encoding would do something else.
+    """Checks the prompts of training. Logs a warning if encoding with the trained model would not use them.
 
     Args:
-        prompts: as ST's training arguments take them: one text, or texts by column, by dataset, or by both.
-        model: the model to train.
-        max_length: tokens of a text that training sees, the prompt's among them; None is what the model reads.
-        names: the columns and the datasets of the training data; empty if nobody knows them.
+        prompts: The prompts in the format of ST's training arguments: one text, or texts by column, by dataset, or by
+            both.
+        model: The model to train.
+        max_length: The maximum number of tokens in training, including the prompt. If None, the model's own maximum.
+        names: The names of the columns and datasets of the training data. Empty if they are not known.
 
     Raises:
-        ValueError: for a prompt of a column or dataset that is not there, and one that leaves nothing of a text.
+        ValueError: If there is no such column or dataset, or if a prompt leaves no room for the text.
 
     Example:
         >>> from st_simcse.demo import tiny_model
         >>> check_prompts({"query": "query: "}, tiny_model(["query: Two dogs run."]), None, ["anchor", "positive"])
         Traceback (most recent call last):
         ...
-        ValueError: prompts are by column or dataset, and there is no query: the data has anchor, positive
+        ValueError: there is no column or dataset query for a prompt: the data has anchor, positive
     """
     if names and (unknown := sorted(set(_names(prompts)) - set(names))):
         raise ValueError(
-            f"prompts are by column or dataset, and there is no {', '.join(unknown)}: the data has {', '.join(names)}"
+            f"there is no column or dataset {', '.join(unknown)} for a prompt: the data has {', '.join(names)}"
         )
     used = dict.fromkeys(_texts(prompts))
     for prompt in used if isinstance(unwrapped(model)[0], Transformer) else ():
@@ -46,30 +47,35 @@ def check_prompts(prompts: Any, model: SentenceTransformer, max_length: int | No
         features = model.preprocess([prompt], **options)
         if limit and "attention_mask" in features and features["attention_mask"].shape[1] >= limit:
             raise ValueError(
-                f"the prompt {prompt!r} takes all of the {limit} tokens of a text that training sees: raise max_length "
-                "(--max_seq_length), which counts the prompt"
+                f"the prompt {prompt!r} takes up all {limit} tokens that training reads: raise max_length "
+                "(--max_seq_length), which includes the prompt"
             )
     default = model.prompts.get(model.default_prompt_name or "")
     if default and default not in used:
         logger.warning(
-            "The model's default prompt %r stands before texts in encode and in evaluation, but not in training: pass "
-            "prompts (--prompts)",
+            "The model's default prompt %r is used by encode and in evaluation, but not in training: pass prompts "
+            "(--prompts)",
             default,
         )
     elif unknown := [prompt for prompt in used if prompt not in model.prompts.values()]:
         logger.warning(
-            "The model does not know the prompt %s of the training: its users have to pass it, encode(prompt=...), "
-            "unless the model gets it, build_model(prompts=..., default_prompt_name=...) (--model_prompts, "
+            "The model does not store the prompt %s of the training, so its users have to pass it with "
+            "encode(prompt=...). To store it, use build_model(prompts=..., default_prompt_name=...) (--model_prompts, "
             "--default_prompt_name)",
             ", ".join(map(repr, unknown)),
         )
 
 
 def set_prompt(model: SentenceTransformer, prompt: str | None, name: str | None) -> None:
-    """Let the model put a prompt, or its own of that name, before every text where none is asked for.
+    """Sets the model's default prompt.
+
+    Args:
+        model: The model.
+        prompt: The new default prompt.
+        name: The name of one of the model's prompts instead. If both are None, nothing changes.
 
     Raises:
-        ValueError: for both, and for a name that the model does not have.
+        ValueError: If both are passed, or if the model has no prompt of this name.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -79,12 +85,12 @@ def set_prompt(model: SentenceTransformer, prompt: str | None, name: str | None)
         True
     """
     if prompt is not None and name is not None:
-        raise ValueError("pass a prompt or the name of one, not both")
+        raise ValueError("pass either a prompt or the name of one, not both")
     if prompt is not None:
         name = "prompt"
         model.prompts[name] = prompt
     if name is not None and name not in model.prompts:
-        raise ValueError(f"the model has no prompt {name!r}, it has {', '.join(model.prompts)}")
+        raise ValueError(f"the model has no prompt {name!r}: choose one of {', '.join(model.prompts)}")
     model.default_prompt_name = name or model.default_prompt_name
 
 

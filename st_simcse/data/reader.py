@@ -1,7 +1,7 @@
-"""What the readers share: a table's columns are found, its rows become records, and these examples or a Dataset.
+"""The base class of the readers, which turns the rows of a table into records, and these into examples or a Dataset.
 
-A reader never drops a row in silence: what it skips it counts in ``skipped`` and logs, and what it cannot read is a
-ValueError that names the file, the line and the column.
+A reader never drops a row silently. It counts skipped rows in ``skipped`` and logs them. If it cannot read a row, it
+raises a ValueError with the file, line and column.
 """
 
 from __future__ import annotations
@@ -48,40 +48,45 @@ Record = tuple[str, ...]
 
 Name = str | os.PathLike[str] | HubDataset
 
-# Those of training data by what they read.
+# The readers of training data by the kind of data.
 READERS: dict[str, type[Reader]] = {}
 
 
 class Reader:
-    """What the readers share: finding the file, the columns, duplicates, counting, and the three ways out.
+    """The base class of the readers.
+
+    It finds the file and its columns, skips duplicates, counts what it skips, and returns the records as examples, as a
+    Dataset or as a stream.
 
     Args:
-        dataset_folder: file names are relative to it.
-        columns: the columns to read, by name (the file has a header) or by number from 0 (it has none); found by
-            their usual names when left out.
-        drop_duplicates: skip, and count, what was read before.
-        split: which split is read, of a table that has several and a column (``split``, ``partition``, ``set``,
-            ``SemEval_set``; without a header the first) that says which; upper and lower case are the same.
-        **how: how the files' bytes become rows, the arguments of :class:`~st_simcse.data.formats.FileFormat`:
-            ``format``, ``delimiter``, ``encoding``, ``quoting`` and ``max_row_bytes``. A row that is longer than the
-            latter is refused before more of it is in memory (in parquet files, JSON arrays and data sets, once it is
-            loaded).
-            A row is a line, in csv files all the lines of its quoted cells.
+        dataset_folder: The folder that file names are relative to.
+        columns: The columns to read, by name if the file has a header, or by number from 0 if it has none. If None, the
+            reader looks for the usual names.
+        drop_duplicates: Whether to skip (and count) records that were read before.
+        split: The split to read from a table with several splits. The split of a row is in the column ``split``,
+            ``partition``, ``set`` or ``SemEval_set``, or in the first column if there is no header. Case does not
+            matter.
+        **how: The format of the file, as arguments of :class:`~st_simcse.data.formats.FileFormat`: ``format``,
+            ``delimiter``, ``encoding``, ``quoting`` and ``max_row_bytes``. A row that is longer than ``max_row_bytes``
+            raises an error before more of it is read (in parquet files, JSON arrays and data sets, after it is loaded).
+            A row is a line, or several lines if quoted cells of a csv file contain line ends.
 
     Attributes:
-        skipped: the reasons for which the last file's rows were skipped, with their counts.
-        found_columns: the columns that were read of the last table.
-        usual: the column sets to look for, of which the first that the file has is taken.
-        optional: how many of the last ones it may lack; those that the user names it must have.
-        argument: what the reader calls the columns that the user names.
-        of_pairs: what is read of a scored pair without a header, whose last three columns are sentence, sentence and
-            score; None refuses such a file.
-        takes_lines: whether a file may hold a sentence a line instead of a table.
-        as_lines: what messages say to do about lines that are sentences; None for readers of scores and classes.
-        scores: which of the wanted columns, by their places, have numbers; true is 1 there, and false 0.
+        skipped: The reasons why rows of the last file were skipped, with their counts.
+        found_columns: The columns that were read from the last table.
+        usual: The sets of column names to look for. The reader uses the first set that the file has.
+        optional: The number of columns at the end of a set that the file may lack. Columns that the user names are
+            never optional.
+        argument: The name of the reader's argument for columns.
+        of_pairs: The part to read of a scored pair without a header, whose last three columns are two sentences and a
+            score. If None, the reader refuses such files.
+        takes_lines: Whether a file may hold one sentence per line instead of a table.
+        as_lines: The remedy in messages for lines that are sentences. None for readers of scores and classes.
+        scores: The positions of wanted columns that hold numbers. In these, true is read as 1 and false as 0.
 
     Raises:
-        ValueError: for fewer or more columns than the reader takes, and as :class:`~st_simcse.data.formats.FileFormat`.
+        ValueError: If there are fewer or more columns than the reader accepts, or if
+            :class:`~st_simcse.data.formats.FileFormat` refuses the format.
     """
 
     usual: ClassVar[Sequence[Sequence[Column]]] = ()
@@ -107,8 +112,8 @@ class Reader:
     ) -> None:
         if columns is not None and (isinstance(columns, str) or not self._takes(len(columns))):
             expected = " or ".join(str(list(usual)) for usual in self.usual)
-            hint = "; SentenceReader reads one column" if len(columns) == 1 and self._trains() else ""
-            raise ValueError(f"expected a list as long as {expected} for columns=, got {columns!r}{hint}")
+            hint = "; SentenceReader reads a single column" if len(columns) == 1 and self._trains() else ""
+            raise ValueError(f"columns= must be a list as long as {expected}, got {columns!r}{hint}")
         self.dataset_folder = dataset_folder
         self.columns = columns
         self.drop_duplicates = drop_duplicates
@@ -118,15 +123,18 @@ class Reader:
         self.found_columns: Sequence[Column] = ()
 
     def get_examples(self, filename: Name, max_examples: int = 0) -> list[InputExample]:
-        """The file as InputExamples, for ``model.fit``.
+        """Reads a file as InputExamples, for ``model.fit``.
 
         Args:
-            filename: path of the file, relative to ``dataset_folder``; or a :class:`~st_simcse.HubDataset`.
-            max_examples: stop after so many examples; 0 reads them all.
+            filename: The path of the file, relative to ``dataset_folder``, or a :class:`~st_simcse.HubDataset`.
+            max_examples: The maximum number of examples to read. Reads all of them if 0.
+
+        Returns:
+            The examples, each with the texts of one record.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it cannot be read as it should, or has no row to give; names file, line and column.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file cannot be read, with file, line and column, or if it has no usable row.
         """
         return [
             InputExample(guid=f"{Path(str(filename)).name}-{index}", texts=list(self._texts(record)))
@@ -134,13 +142,13 @@ class Reader:
         ]
 
     def get_dataset(self, filename: Name) -> Dataset:
-        """The file as a Dataset, for ``SentenceTransformerTrainer``.
+        """Reads a file as a Dataset, for ``SentenceTransformerTrainer``.
 
-        Rows stream through Arrow into a temporary file that is deleted when the program ends, so that memory does not
-        grow with the file. Raises what :meth:`get_examples` raises.
+        Rows stream through Arrow into a temporary file, so memory does not grow with the file. The temporary file is
+        deleted when the program ends. The arguments and errors are those of :meth:`get_examples`.
         """
         try:
-            # The folder is new every time: a cached table would hide both a changed file and what was skipped.
+            # The folder is always new, because a cached table would hide changes of the file and the skipped rows.
             return Dataset.from_generator(
                 self._read_dicts, gen_kwargs={"filenames": [filename]}, cache_dir=tempfile.mkdtemp(dir=_scratch().name)
             )
@@ -148,29 +156,38 @@ class Reader:
             raise (error.__cause__ or error) from None
 
     def get_iterable_dataset(self, *filenames: Name) -> IterableDataset:
-        """Files that are read while training goes on, for data that is too large to copy.
+        """Streams files during training, for data that is too large to copy.
 
-        Every file is a shard; ``.shuffle(seed, buffer_size)`` shuffles the files and, within a buffer, their rows. The
-        trainer needs ``max_steps``, because nobody has counted the rows. What is skipped is logged file by file.
-        Raises what :meth:`get_examples` raises, at once for each file's first row, later when it comes to the row; and
-        ValueError for files of different width, for none, and for pipes, which can be read but once.
+        Each file is a shard. ``.shuffle(seed, buffer_size)`` shuffles the files, and their rows within a buffer. The
+        trainer needs ``max_steps``, because the number of rows is unknown. Skipped rows are logged for each file.
+
+        The errors are those of :meth:`get_examples`. Errors in the first row of a file are raised at once, and errors
+        in other rows when training reaches them.
+
+        Args:
+            *filenames: The paths of the files, relative to ``dataset_folder``, or :class:`~st_simcse.HubDataset`
+                objects.
+
+        Raises:
+            ValueError: If there are no files, if the files have different columns, or if a file is a pipe, which can be
+                read only once.
         """
         if not filenames:
-            raise ValueError("no file to read: pass one file name or more")
+            raise ValueError("no file to read: pass at least one file name")
         for name in filenames:
             check_name(name)
         paths = {str(name): Path(self.dataset_folder, name) for name in filenames if not isinstance(name, HubDataset)}
         if missing := [name for name, path in paths.items() if not path.exists()]:
-            raise FileNotFoundError(f"no such file(s): {', '.join(missing)}")
+            raise FileNotFoundError(f"these files do not exist: {', '.join(missing)}")
         if pipes := [name for name, path in paths.items() if path.is_fifo()]:
-            raise ValueError(f"{', '.join(pipes)}: a pipe can be read but once; use get_dataset")
+            raise ValueError(f"{', '.join(pipes)}: a pipe can be read only once; use get_dataset")
         columns = {str(name): list(self._names(len(next(self._read(name))))) for name in filenames}
         names = columns[str(filenames[0])]
         if any(other != names for other in columns.values()):
             raise ValueError(
-                "the files give different columns: "
+                "the files have different columns: "
                 + ", ".join(f"{file} {found}" for file, found in columns.items())
-                + "; read them apart, or name the columns that all of them have"
+                + "; read them separately, or name columns that all files have"
             )
         return IterableDataset.from_generator(
             self._read_dicts,
@@ -184,13 +201,17 @@ class Reader:
                 yield dict(zip(self._names(len(record)), record, strict=True))
 
     def _read(self, filename: Name) -> Iterator[Record]:
-        """The records of a file, of which there is one at least; what is skipped is counted, and logged at the end."""
+        """Yields the records of a file. Counts skipped rows and logs them at the end.
+
+        Raises:
+            ValueError: If there is no record.
+        """
         check_name(filename)
         path = filename if isinstance(filename, HubDataset) else Path(self.dataset_folder, filename)
         if isinstance(path, Path) and not path.exists():
-            raise FileNotFoundError(f"there is no file {path}: check its name and the folder, {path.absolute().parent}")
+            raise FileNotFoundError(f"there is no file {path}: check its name and the folder {path.absolute().parent}")
         self.skipped = Counter()
-        seen: set[int] = set()  # hashes: the texts of a large file would fill the memory
+        seen: set[int] = set()  # hashes, because the texts of a large file would fill the memory
         count = 0
         for record in self._records(path):
             if self.drop_duplicates:
@@ -203,12 +224,14 @@ class Reader:
             yield record
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.skipped.items())
         if not count:
-            raise ValueError(f"{path}: nothing to read" + (f", all rows were skipped: {reasons}" if reasons else ""))
+            raise ValueError(
+                f"{path}: there is nothing to read" + (f", all rows were skipped: {reasons}" if reasons else "")
+            )
         if reasons:
-            logger.warning("%s: %s read, skipped %s", path, f"{count:,}", reasons)
+            logger.warning("%s: read %s, skipped %s", path, f"{count:,}", reasons)
 
     def _cells(self, path: FileOrDataset) -> Iterator[tuple[int, Record]]:
-        """The line and the stripped text of the wanted columns of each row; rows with an empty cell are skipped."""
+        """Yields the line and the stripped texts of the wanted columns of each row. Skips rows with an empty cell."""
         wanted: Sequence[Column] = ()
         names: Collection[Column] = ()
         splits: Splits | None = None
@@ -222,9 +245,11 @@ class Reader:
                 names = row.keys()
                 splits = Splits(path, line, row, wanted, self.split)
             elif self.columns is None and row.keys() != names and len(self.usual_columns(row)) > len(wanted):
-                raise ValueError(f"{place(path, line)}: the row has {list(row)}, the first one only {list(names)}")
+                raise ValueError(
+                    f"{place(path, line)}: the row has the columns {list(row)}, but the first row only {list(names)}"
+                )
             if splits and (other := splits.foreign(line, row)):
-                self.skipped[f"of the split {other!r}"] += 1
+                self.skipped[f"from the split {other!r}"] += 1
                 continue
             for cells in self._choices(path, line, row, wanted):
                 texts = tuple(text for _, text in cells)
@@ -241,34 +266,36 @@ class Reader:
     def _choices(
         self, path: FileOrDataset, line: int, row: dict[Column, Any], wanted: Sequence[Column]
     ) -> Iterator[list[tuple[Column, str]]]:
-        """The wanted columns and texts of each record that the row gives: of the one."""
+        """Yields the wanted columns, with their texts, of each record in the row. By default a row is one record."""
         yield [
             (column, cell_text(path, line, row, column, index in self.scores)) for index, column in enumerate(wanted)
         ]
 
     def _rows(self, path: FileOrDataset) -> Iterator[Row]:
-        """The rows with the line they begin on; blank lines are empty rows."""
+        """Yields the rows, with the lines that they begin on. Blank lines are empty rows."""
         numbered = None if self.columns is None else all(isinstance(column, int) for column in self.columns)
         kind, rows = open_rows(path, self.how, numbered, self.as_lines)
         if kind == "lines" and not self.takes_lines:
             raise DataError(
-                f"{path}: its lines are no table; expected a .csv, .tsv, .jsonl or .parquet file (or one of the first "
-                "three with .gz), or lines of JSON objects or of cells with tabs or || between them",
-                "pass delimiter= if another separates its cells",
+                f"{path}: the lines are not a table, expected a .csv, .tsv, .jsonl or .parquet file (the first three "
+                "also with .gz), or lines of JSON objects or of cells separated by tabs or ||",
+                "pass delimiter= if the cells have a different separator",
                 *filter(None, [self.as_lines]),
             )
         if kind == "lines" and self.split is not None:
-            raise DataError(f"{path}: a text file has a sentence a line and no column of splits", "leave split= out")
+            raise DataError(
+                f"{path}: a text file has one sentence per line and no column of splits", "leave split= out"
+            )
         if kind == "lines" and self.columns is not None:
             raise DataError(
-                f"{path}: a text file has a sentence a line and no column {self.columns[0]!r} to choose",
+                f"{path}: a text file has one sentence per line and no column {self.columns[0]!r}",
                 "pass delimiter= if its lines have cells",
             )
         yield from rows
 
     @classmethod
     def usual_columns(cls, names: Container[Column]) -> Sequence[Column]:
-        """Those of the usual columns that a file with these has; none if it lacks some."""
+        """Returns the usual columns that are among these names, or an empty list if some of them are missing."""
         for usual in cls.usual:
             for wanted in (usual, usual[: len(usual) - cls.optional]):
                 if all(column in names for column in wanted):
@@ -279,91 +306,95 @@ class Reader:
         wanted: Sequence[Column]
         if self.columns is None and self.of_pairs and all(isinstance(column, int) for column in row):
             wanted = list(row)[self.of_pairs]
-            logger.info("%s holds scored pairs and no header: the columns %s are read, from 0", path, wanted)
+            logger.info("%s holds scored pairs without a header: reading the columns %s, from 0", path, wanted)
             return wanted
         if self.columns is not None:
-            # Where columns have names, a number is one.
+            # If columns have names, a number is a name.
             wanted = [column if column in row or str(column) not in row else str(column) for column in self.columns]
             lacking = str([column for column in wanted if column not in row])
         else:
             wanted, lacking = self.usual_columns(row), " or ".join(str(list(columns)) for columns in self.usual)
         if not wanted or not all(column in row for column in wanted):
-            problem = f"{place(path, line)}: no column(s) {lacking}, found {list(row)}"
+            problem = f"{place(path, line)}: there are no columns {lacking}, found {list(row)}"
             if self.columns is None and all(isinstance(name, str) and _is_text(name) for name in row):
                 number: int | list[int] = 0 if self.argument == "column" else list(range(len(row)))
                 raise DataError(
-                    f"{problem}, which are texts, so that the file seems to have no header",
-                    f"pass {self.argument}={number!r}, or other numbers from 0, to read it without one",
+                    f"{problem}, which are texts, so the file seems to have no header",
+                    f"pass {self.argument}={number!r}, or other numbers from 0, to read it without a header",
                 )
             raise DataError(problem, *self._column_remedies(path, row))
         unread = [column for column in row if column not in wanted]
         if unread and self.columns is None and len(wanted) < len(self.usual[0]):
-            logger.warning("%s: only the columns %s are read, not %s", path, list(wanted), unread)
+            logger.warning("%s: reading only the columns %s, not %s", path, list(wanted), unread)
         return wanted
 
     def _read_classes(self, path: FileOrDataset) -> None:
-        """For readers of classes: what the source says of them, once the columns are found."""
+        """Reads the class names that the source declares, once the columns are found. For readers of classes."""
 
     def _class_names(self, path: FileOrDataset, column: int) -> list[str]:
-        """What the source itself says of the numbers in one of the found columns."""
+        """Returns the class names that the source declares for one of the found columns, in the order of numbers."""
         has_features = file_format(path) in ("dataset", "parquet")
         return class_names(path).get(str(self.found_columns[column]), []) if has_features else []
 
     def _column_remedies(self, path: FileOrDataset, row: dict[Column, Any]) -> list[str]:
-        """What to do about a table that lacks the wanted columns."""
+        """Returns the remedies for a table without the wanted columns."""
         remedies = []
         other = next((name for name, reader in READERS.items() if reader.usual_columns(row)), None)
         if self.columns is None and all(isinstance(name, int) for name in row):
-            other = "sentences"  # without a header, so that scored pairs were found
+            other = "sentences"  # there is no header, so these are scored pairs
         if other and self._trains() and not self.columns:
-            remedies.append(f"{READERS[other].__name__} reads such a file")
+            remedies.append(f"read it with {READERS[other].__name__}")
         elif self._trains() and len(row) == 1 and not self._takes(1):
-            remedies.append(f"SentenceReader(column={next(iter(row))!r}) reads its one column")
+            remedies.append(f"read its only column with SentenceReader(column={next(iter(row))!r})")
         if any(map(self._takes, range(len(row) + 1))):
             remedies.append(
-                f"name the columns to read with {self.argument}=, by their header or, for a file without one, by "
-                "number from 0"
+                f"name the columns to read with {self.argument}=, as in the header or, if the file has none, by number "
+                "from 0"
             )
-        if self.as_lines and file_format(path) == "txt":  # its lines were found to be a table's
+        if self.as_lines and file_format(path) == "txt":  # the lines looked like a table
             remedies.append(self.as_lines)
         return remedies
 
     @classmethod
     def _trains(cls) -> bool:
-        """Whether it reads training data, of which there are several kinds."""
+        """Returns whether this is a reader of training data."""
         return cls in READERS.values()
 
     @classmethod
     def _takes(cls, columns: int) -> bool:
-        """Whether the user may name so many columns."""
+        """Returns whether the user may name this number of columns."""
         return columns in map(len, cls.usual)
 
     def _records(self, path: FileOrDataset) -> Iterator[Record]:
-        """What the rows of a source give, before duplicates are dropped."""
+        """Yields the records of a source, including duplicates."""
         for _, record in self._cells(path):
             yield record
 
     def _names(self, width: int) -> Sequence[str]:
-        """Names of the Dataset's columns, of records with so many texts."""
+        """Returns the names of the Dataset's columns for records with ``width`` texts."""
         raise NotImplementedError
 
     def _texts(self, record: Record) -> Record:
-        """The texts of a record's InputExample."""
+        """Returns the texts of a record's InputExample."""
         return record
 
 
 def _is_text(cell: str) -> bool:
-    """Whether it reads like a sentence or a number, and not like the name of a column."""
+    """Returns whether a cell looks like a sentence or a number and not like a column name."""
     return len(cell.split()) > 2 or cell[-1:] in (".", "!", "?", "。") or cell.replace(".", "", 1).isdecimal()
 
 
 def cell_text(path: FileOrDataset, line: int, row: dict[Column, Any], column: Column, is_score: bool = False) -> str:
-    """The stripped text of a cell; ValueError, with its place, for what is neither text nor a number."""
+    """Returns the stripped text of a cell.
+
+    Raises:
+        ValueError: If the row has no such column, or if the cell is neither text nor a number.
+    """
     cell = row.get(column, LACKING)
     if cell is LACKING:
         found = [name for name, cell in row.items() if cell is not LACKING]
-        raise ValueError(f"{place(path, line)}: no column {column!r}, the row has {found}")
-    # Labels and scores may be JSON numbers; a null is an empty cell.
+        raise ValueError(f"{place(path, line)}: there is no column {column!r}, found {found}")
+    # Labels and scores may be JSON numbers. A null is an empty cell.
     if cell is None:
         return ""
     if is_score and (isinstance(cell, bool) or str(cell).strip().lower() in ("true", "false")):
@@ -377,22 +408,22 @@ def cell_text(path: FileOrDataset, line: int, row: dict[Column, Any], column: Co
     except UnicodeEncodeError as error:
         half = text[error.start]
         raise ValueError(
-            f"{place(path, line)}, column {column!r}: {half!r} is one half of a character (a lone surrogate); delete it"
+            f"{place(path, line)}, column {column!r}: {half!r} is half of a character (a lone surrogate); delete it"
         ) from None
     return text
 
 
 @cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder that is deleted when the program ends."""
+    """Returns a folder that is deleted when the program ends."""
     return tempfile.TemporaryDirectory(prefix="st_simcse_", ignore_cleanup_errors=True)
 
 
 def check_name(filename: Any) -> None:
-    """ValueError for data in place of the name of a file."""
+    """Raises a ValueError if data was passed instead of a file name."""
     if not isinstance(filename, (str, os.PathLike, HubDataset)):
         raise ValueError(
-            f"expected the name of a file or a HubDataset, got data of the type {type(filename).__name__}: "
-            "SimCSETrainer takes lists and DataFrames as they are (train_dataset=), EmbeddingSimilarityEvaluator lists "
-            "of sentences and scores"
+            f"expected a file name or a HubDataset, got data of the type {type(filename).__name__}: pass lists and "
+            "DataFrames directly to SimCSETrainer (train_dataset=), and lists of sentences and scores to "
+            "EmbeddingSimilarityEvaluator"
         )

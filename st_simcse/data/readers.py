@@ -18,7 +18,7 @@ __all__ = ["NLI_LABELS", "READERS", "NLIReader", "Reader", "SentenceReader", "Tr
 
 _WITH_SENTENCE_READER = "read each line as a sentence with SentenceReader(format='lines')"
 
-# By their spelling in lower case. Data sets differ in what they number 0, 1 and 2.
+# Spellings are in lower case. There are no numbers, because data sets differ in the meaning of 0, 1 and 2.
 NLI_LABELS = {
     **dict.fromkeys(("entailment", "e"), "entailment"),
     **dict.fromkeys(("neutral", "n"), "neutral"),
@@ -30,19 +30,26 @@ NLI_LABELS = {
 class SentenceReader(Reader, kind="sentences"):
     """Single sentences for :class:`~st_simcse.UnsupSimCSELoss`.
 
-    Text files (``.txt``, or any other name) hold one sentence a line. Tables (``.csv``, ``.tsv``, ``.jsonl``,
-    ``.parquet``, data sets of the hub, and text files in which all of the first lines are JSON objects or have the same
-    number of tabs or ``||``) hold it in the column ``sentence`` or ``text``, or in those given. A table of scored pairs
-    without a header gives both texts of each row. Each but parquet may be gzipped (``.gz``). Examples come doubled,
-    ``texts=[s, s]``, as ``fit`` needs them; the Dataset has the single column ``sentence``.
+    Text files (``.txt`` or an unknown ending) hold one sentence per line. Tables hold sentences in the column
+    ``sentence`` or ``text``, or in the columns that you name. Tables are ``.csv``, ``.tsv``, ``.jsonl`` and
+    ``.parquet`` files, data sets of the hub, and text files whose first lines are all JSON objects or all have the same
+    number of tabs or ``||``. A table of scored pairs without a header has two sentences per row. All files except
+    parquet may be gzipped (``.gz``).
+
+    Each example has its sentence twice, ``texts=[s, s]``, as ``fit`` needs it. The Dataset has the single column
+    ``sentence``.
 
     Args:
-        dataset_folder: file names are relative to it.
-        column: name or number of the column.
-        columns: several of them instead, each cell of which is a sentence.
-        drop_duplicates: skip, and count, sentences that were read before.
-        split: see :class:`Reader`.
-        **how: see :class:`Reader`; ``format="lines"`` reads a sentence a line, whatever is in it.
+        dataset_folder: The folder that file names are relative to.
+        column: The name or number of the column.
+        columns: Several columns instead. Each cell is a sentence.
+        drop_duplicates: Whether to skip (and count) sentences that were read before.
+        split: See :class:`Reader`.
+        **how: See :class:`Reader`. With ``format="lines"``, every line is a sentence, even if it looks like a row of a
+            table.
+
+    Raises:
+        ValueError: If both ``column`` and ``columns`` are passed, or as for :class:`Reader`.
 
     Example:
         >>> from pathlib import Path
@@ -95,11 +102,12 @@ class SentenceReader(Reader, kind="sentences"):
 class TripletReader(Reader, kind="triplets"):
     """(anchor, positive, hard negative) rows for :class:`~st_simcse.SupSimCSELoss`.
 
-    Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, each also gzipped, ``.parquet`` files and data sets of the hub. The
-    header says ``sent0, sent1, hard_neg`` (the layout of the paper's ``nli_for_simcse.csv``), ``anchor, positive,
-    negative``, ``origin, entailment, contradiction`` or ``query, pos, neg``; a file without the third column gives
-    pairs. Other names, numbers for a file without a header, and several hard negatives go into ``columns``. Where a
-    cell is a list, as in FlagEmbedding's files, each positive of a row has a record, with all of the row's negatives.
+    Reads ``.csv``, ``.tsv`` and ``.jsonl`` files, which may be gzipped, ``.parquet`` files, and data sets of the hub.
+    The columns are ``sent0, sent1, hard_neg`` (the layout of the paper's ``nli_for_simcse.csv``), ``anchor, positive,
+    negative``, ``origin, entailment, contradiction`` or ``query, pos, neg``. A file without the third column has
+    pairs. Pass ``columns`` for other names, for column numbers of a file without a header, and for several hard
+    negatives. If cells are lists, as in FlagEmbedding's files, each positive of a row makes a record with all of the
+    row's negatives.
 
     Example:
         >>> from pathlib import Path
@@ -127,9 +135,9 @@ class TripletReader(Reader, kind="triplets"):
             width = width or len(record)
             if len(record) != width:
                 raise DataError(
-                    f"{place(path, line)}: {len(record) - 2} negatives, but the first row has {width - 2}, and every "
-                    "row needs as many",
-                    "cut the longer lists",
+                    f"{place(path, line)}: the row has {len(record) - 2} negative(s), but the first row has "
+                    f"{width - 2}, and all rows need the same number",
+                    "shorten the longer lists",
                     "pass SimCSETrainer train_dataset= with one column of lists, as in "
                     'Dataset.from_list([{"anchor": ..., "positive": ..., "negatives": [...]}])',
                 )
@@ -149,24 +157,28 @@ class TripletReader(Reader, kind="triplets"):
 
 
 class NLIReader(Reader, kind="nli"):
-    """Triplets from premise, hypothesis, label rows: the hypotheses of a premise become positive and hard negative.
+    """Triplets from (premise, hypothesis, label) rows: a premise with an entailment and a contradiction.
 
     The entailments of a premise are paired with its contradictions in file order, as in the paper's
-    ``nli_for_simcse.csv``; those left over, neutral hypotheses and rows without a gold label are skipped and counted.
-    The header says ``premise, hypothesis, label`` or ``sentence1, sentence2, gold_label`` (SNLI, MNLI), ``sentence1,
-    sentence2, label`` or SICK's own names. Labels are ``entailment``, ``neutral``, ``contradiction`` (or
-    ``contradictory``) or their first letters, in any case; ``-`` and -1 mean that the annotators did not agree. Data
-    sets differ in the order of their numbers: a number means what the data set's own ``ClassLabel`` says, or
-    ``labels``. The whole file is held in memory, because a premise's rows may lie apart.
+    ``nli_for_simcse.csv``. Unpaired hypotheses, neutral hypotheses and rows without a gold label are skipped and
+    counted. The columns are ``premise, hypothesis, label``, ``sentence1, sentence2, gold_label`` (SNLI, MNLI),
+    ``sentence1, sentence2, label``, or the names in SICK's own file.
+
+    Labels are ``entailment``, ``neutral``, ``contradiction`` (or ``contradictory``) or their first letters, in any
+    case. ``-`` and -1 mean that the annotators did not agree. Data sets differ in their numbers, so the data set's own
+    ``ClassLabel`` or the argument ``labels`` gives the meaning of a number.
+
+    The whole file is held in memory, because rows with the same premise may be far apart.
 
     Args:
-        *others: as for :class:`Reader`.
-        labels: the meanings of the numbers 0, 1, ... in their order, such as ``("entailment", "neutral",
-            "contradiction")``, or of numbers and words by name, such as ``{"not_entailment": "contradiction"}``.
-        **options: as for :class:`Reader`.
+        *others: See :class:`Reader`.
+        labels: The meanings of the numbers 0, 1, ... in this order, such as ``("entailment", "neutral",
+            "contradiction")``, or a mapping of numbers and words to meanings, such as
+            ``{"not_entailment": "contradiction"}``.
+        **options: See :class:`Reader`.
 
     Raises:
-        ValueError: for ``labels`` that name another meaning than these.
+        ValueError: If ``labels`` has an unknown meaning, or as for :class:`Reader`.
 
     Example:
         >>> from pathlib import Path
@@ -191,7 +203,7 @@ class NLIReader(Reader, kind="nli"):
         super().__init__(*others, **options)
         given: dict[Any, str] = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels or ()))
         if isinstance(labels, str) or not all(str(meaning).lower() in NLI_LABELS for meaning in given.values()):
-            raise ValueError(f"expected entailment, neutral, contradiction, or - for none, in labels=, got {labels!r}")
+            raise ValueError(f"labels= must be entailment, neutral, contradiction, or - for no label, got {labels!r}")
         self._meanings: dict[str, str] = {}
         self._given = {str(spelled).lower(): NLI_LABELS[meaning.lower()] for spelled, meaning in given.items()}
 
@@ -209,33 +221,37 @@ class NLIReader(Reader, kind="nli"):
         for premise, hypotheses in premises.items():
             positives, negatives = hypotheses["entailment"], hypotheses["contradiction"]
             if unpaired := abs(len(positives) - len(negatives)):
-                self.skipped["entailments or contradictions of a premise that lacks the other"] += unpaired
+                self.skipped["unpaired entailments or contradictions"] += unpaired
             for positive, negative in zip(positives, negatives, strict=False):
                 yield premise, positive, negative
 
     def _read_classes(self, path: FileOrDataset) -> None:
-        """What the labels of the source mean, by their spelling in lower case."""
+        """Sets the meanings of the source's labels, which are keyed by their spelling in lower case.
+
+        Raises:
+            ValueError: If ``labels`` contradicts the class names that the source declares.
+        """
         words = NLI_LABELS | self._given
         names = {str(number): name.lower() for number, name in enumerate(self._class_names(path, 2))}
         declared = {number: words[name] for number, name in names.items() if name in words}
         for number, meaning in declared.items():
             if self._given.get(number, meaning) != meaning:
                 raise ValueError(
-                    f"{path}: the data set says that the label {number} is {meaning}, and labels= says "
-                    f"{self._given[number]}: leave it out"
+                    f"{path}: the data set declares the label {number} as {meaning}, but labels= says "
+                    f"{self._given[number]}: leave labels= out"
                 )
         self._meanings = words | declared
 
     def _unknown_label(self, path: FileOrDataset, line: int, spelled: str) -> ValueError:
-        remedy = "say so with labels= if it means one of these"
+        remedy = "pass labels= if it means one of these"
         if not spelled.replace(".", "", 1).isdecimal():
             told = f"unknown label {spelled!r}"
         elif names := self._class_names(path, 2)[int(float(spelled)) :]:
             told = f"unknown label {names[0]!r}"
         else:
-            told = f"nothing says what the label {spelled} means, since data sets differ in their numbers"
+            told = f"the meaning of the label {spelled} is unknown, because data sets differ in their numbers"
             remedy = "pass labels= with the meanings in the order of the numbers"
-        expected = "expected entailment, neutral, contradiction, or - for none"
+        expected = "expected entailment, neutral, contradiction, or - for no label"
         return DataError(f"{place(path, line)}: {told}; {expected}", remedy)
 
     def _names(self, width: int) -> Sequence[str]:
@@ -243,7 +259,7 @@ class NLIReader(Reader, kind="nli"):
 
 
 def _listed(path: FileOrDataset, line: int, row: dict[Column, Any], column: Column) -> list[tuple[Column, str]]:
-    """The column and the text of its cell, or of each in a list."""
+    """Returns the column and the text of its cell, or one entry for each text if the cell is a list."""
     cell = row.get(column, LACKING)
     rows = [{column: text} for text in cell or [""]] if isinstance(cell, list) else [row]
     return [(column, cell_text(path, line, row, column)) for row in rows]

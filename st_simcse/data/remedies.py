@@ -1,4 +1,4 @@
-"""Errors that say what to do apart from what is wrong, so that a command can name its own options in it."""
+"""Errors that keep the problem and its remedies apart, so that a command can name its own options in the remedies."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ __all__ = ["DataError"]
 
 
 class DataError(ValueError):
-    """Data that cannot be read as they are.
+    """Data that cannot be read as it is.
 
     Args:
-        problem: what is wrong, and where; it may quote the data.
-        *remedies: what to do, of which one is enough. An argument is written as ``name=`` or ``name=value``, and a
-            reader with its class's name.
+        problem: The problem, with its place. It may quote the data.
+        *remedies: The remedies. Each of them is enough by itself. Arguments are written as ``name=`` or ``name=value``,
+            and readers by the names of their classes.
 
     Example:
         >>> raise DataError("a.txt, line 2: not UTF-8", "pass encoding='gb18030'", "convert it with iconv")

@@ -1,4 +1,4 @@
-"""The rows of any source: a text file, whatever is in it, a parquet file, or a data set of the hub."""
+"""The rows of any source: a text file of any layout, a parquet file, or a data set of the hub."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from st_simcse.data.lines import check_unchanged, decoded_lines, foreign_kind
 
 __all__ = ["open_rows"]
 
-# The column that a line is, where lines are sentences.
+# The column name of a line in a file of sentences.
 LINE = "sentence"
 
 
 def open_rows(
     path: FileOrDataset, how: FileFormat, numbered: bool | None, as_lines: str | None
 ) -> tuple[str, Iterator[Row]]:
-    """What the source is found to be, and its rows; blank lines are empty rows.
+    """Returns the format of the source and an iterator over its rows. Blank lines are empty rows.
 
     Args:
-        path: the file or data set.
-        how: what is known of the file.
-        numbered: the rows of a csv or tsv file go by the numbers of their cells; else its first row is a header. None
-            leaves it to the first row, which is no header if it is a scored pair between tabs or ``||``.
-        as_lines: for messages, what to do if the lines are sentences; None where nobody takes them for that.
+        path: The file or data set.
+        how: The format of the file, as far as it is known.
+        numbered: Whether the columns of a csv or tsv file are numbered. If False, its first row is the header. If None,
+            the first row is the header unless it is a scored pair separated by tabs or ``||``.
+        as_lines: The remedy in messages for lines that are sentences. None if the reader does not read sentences.
 
     Returns:
         ``lines``, ``csv`` (any separator), ``jsonl``, ``parquet`` or ``dataset``, and the rows.
 
     Raises:
-        ValueError: for content that is ambiguous or contradicts the name, with what to pass; the rows raise for
-            what they cannot read, naming file and line.
+        ValueError: If the content is ambiguous or contradicts the file name. The message says what to pass. The
+            iterator raises it for rows that it cannot read, with file and line.
     """
     kind = file_format(path)
     if isinstance(path, HubDataset) or kind == "parquet":
         if how.given:
-            raise ValueError(f"{path} is no text file, whose layout may vary: leave {' and '.join(how.given)} out")
+            raise ValueError(f"{path} is not a text file and has a fixed layout: leave {' and '.join(how.given)} out")
         return kind, enumerate(_dataset_rows(path) if isinstance(path, HubDataset) else _parquet_rows(path), start=1)
     found, pieces = open_file(path, how, as_lines)
     if found.format == "jsonl":
@@ -70,6 +70,6 @@ def _parquet_rows(path: Path) -> Iterator[dict[Column, Any]]:
                 yield from batch.to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(
-                f"{path}: damaged or no parquet file ({error})" + (foreign and f" but {foreign}")
+                f"{path}: the file is damaged or not a parquet file ({error})" + (foreign and f" but {foreign}")
             ) from None
         check_unchanged(path, file, before)

@@ -1,4 +1,4 @@
-"""Scored sentence pairs as an evaluator; classes are not taken for scores."""
+"""Scored sentence pairs as an evaluator, with checks that the scores are not classes."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ class STSReader(Reader):
         scores: set[str] = set()
         for line, (sentence1, sentence2, score) in self._cells(path):
             check_score(path, line, self.found_columns[2], score)
-            if len(scores) < 5:  # more are no NLI labels
+            if len(scores) < 5:  # NLI has at most four labels
                 scores.add(score)
             yield sentence1, sentence2, score
         looks_like_nli = scores - {"-1"} == {"0", "1", "2"} and self.found_columns[2] == "label"
         if looks_like_nli and self.columns is None and not self._class_names(path, 2):
             raise DataError(
-                f"{path}: the column 'label' has the numbers 0, 1 and 2 alone, as NLI data have them for entailment, "
-                "neutral and contradiction",
-                "NLIReader reads such a file",
+                f"{path}: the column 'label' contains only 0, 1 and 2, which in NLI data mean entailment, neutral and "
+                "contradiction",
+                "read it with NLIReader",
                 f"pass columns={list(self.found_columns)} if they are scores",
             )
 
     def _read_classes(self, path: FileOrDataset) -> None:
-        """ValueError if the source declares classes in the column of scores whose order is not that of similarity."""
+        """Raises a ValueError if the column of scores has classes that are not in the order of similarity."""
         names = [name.lower() for name in self._class_names(path, 2)]
         is_nli = not NLI_LABELS.keys().isdisjoint(names)
-        # Of two, the second is the similar pairs' unless it denies the first: not_duplicate.
+        # The second of two classes means similar, unless it negates the first (duplicate, not_duplicate).
         is_pair = len(names) == 2 and not names[1].endswith(names[0])
         if names and (is_nli or not (is_pair or _rise(names))):
             raise DataError(
-                f"{path}: the numbers in the column {self.found_columns[2]!r} are classes ({', '.join(names)}), no "
+                f"{path}: the numbers in the column {self.found_columns[2]!r} are classes ({', '.join(names)}), not "
                 "scores",
-                *(["NLIReader reads such a file"] if is_nli else []),
+                *(["read it with NLIReader"] if is_nli else []),
                 "name a column of scores with columns=",
             )
 
 
 def _rise(names: Sequence[str]) -> bool:
-    """Whether they are numbers, each above the one before."""
+    """Returns whether the names are numbers in ascending order."""
     try:
         numbers = [float(name) for name in names]
     except ValueError:
@@ -79,24 +79,31 @@ def load_sts(
     split: str | None = None,
     **options: Any,
 ) -> EmbeddingSimilarityEvaluator:
-    """Scored sentence pairs as ST's EmbeddingSimilarityEvaluator with Spearman's correlation of the cosine.
+    """Loads scored sentence pairs as ST's EmbeddingSimilarityEvaluator.
+
+    Its main metric is Spearman's correlation between the scores and the cosine similarities.
 
     Args:
-        filename: a ``.csv``, ``.tsv`` or ``.jsonl`` file or another with such lines, also gzipped, a ``.parquet`` file
-            or a :class:`~st_simcse.HubDataset`, with the columns ``sentence1, sentence2`` or ``text1, text2`` and
-            ``score`` or ``label``, or SICK's own names. Scores may be on any scale, since only their order counts.
-        name: the evaluator's name; when left out the file's name without endings, or those of data set and split.
-        columns: other columns, see :class:`Reader`.
-        split: see :class:`Reader`; sentence-transformers' ``stsbenchmark.tsv.gz`` needs it.
-        **options: how the file is read, the arguments of :class:`~st_simcse.data.formats.FileFormat`; any other is for
-            the evaluator, such as ``batch_size``.
+        filename: A ``.csv``, ``.tsv`` or ``.jsonl`` file, or a file of any name with such lines, which may be gzipped,
+            or a ``.parquet`` file, or a :class:`~st_simcse.HubDataset`. The columns are ``sentence1, sentence2`` or
+            ``text1, text2`` with ``score`` or ``label``, or the names in SICK's own file. Scores can have any scale,
+            because only their order counts.
+        name: The evaluator's name. If None, the file name without its endings, or the names of the data set and split.
+        columns: Other columns, see :class:`Reader`.
+        split: See :class:`Reader`. The file ``stsbenchmark.tsv.gz`` of sentence-transformers needs it.
+        **options: Arguments of :class:`~st_simcse.data.formats.FileFormat` that say how to read the file. Other
+            arguments are passed to the evaluator, such as ``batch_size``.
+
+    Returns:
+        The evaluator, with a batch size of 64 by default.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a missing column, a score that is no number, an empty file, and rows of several splits without
-            ``split``; names file, line and column. For classes in place of scores: where a ``ClassLabel`` has other
-            names than numbers that rise or two like ``not_equivalent, equivalent``, and for a column ``label`` of 0, 1
-            and 2 alone, unless ``columns`` names it.
+        FileNotFoundError: If there is no such file.
+        ValueError: If a column is missing, a score is not a number, the file is empty, or the rows belong to several
+            splits and ``split`` is None. The message names file, line and column. Also if the scores look like
+            classes. This is the case for a ``ClassLabel``, except with ascending numbers or two names like
+            ``not_equivalent, equivalent``, and for a column ``label`` with only 0, 1 and 2 that ``columns`` does not
+            name.
 
     Example:
         >>> from pathlib import Path
@@ -111,13 +118,13 @@ def load_sts(
 
 
 def split_options(options: dict[str, Any]) -> tuple[FormatOptions, dict[str, Any]]:
-    """Those that say how a file is read, and the others."""
+    """Splits options into those that say how to read a file, and all others."""
     how: Any = {name: value for name, value in options.items() if name in FormatOptions.__annotations__}
     return how, {name: value for name, value in options.items() if name not in how}
 
 
 def evaluator_name(filename: Name, name: str | None) -> str:
-    """The name, or when left out the file's without endings, or those of data set and split."""
+    """Returns the name. If None, returns the file name without endings, or the names of the data set and split."""
     check_name(filename)
     if name is not None:
         return name
@@ -127,7 +134,7 @@ def evaluator_name(filename: Name, name: str | None) -> str:
 
 
 def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs: Any) -> EmbeddingSimilarityEvaluator:
-    """The (sentence1, sentence2, score) records of a reader as an evaluator."""
+    """Returns an evaluator with the (sentence1, sentence2, score) records of a reader."""
     sentences1, sentences2, scores = zip(*reader._read(filename), strict=True)
     options: dict[str, Any] = {"batch_size": 64, "main_similarity": "cosine"} | evaluator_kwargs
     return EmbeddingSimilarityEvaluator(
@@ -136,16 +143,16 @@ def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs:
 
 
 def check_score(path: FileOrDataset, line: int, column: Column, score: str) -> None:
-    """ValueError unless it is a finite number."""
+    """Raises a ValueError unless the score is a finite number."""
     try:
         finite = math.isfinite(float(score))
     except ValueError:
         finite = False
     if not finite and score.lower() in NLI_LABELS:
         raise DataError(
-            f"{place(path, line)}, column {column!r}: {score!r} is an NLI label, no score",
-            "NLIReader reads such a file",
+            f"{place(path, line)}, column {column!r}: {score!r} is an NLI label, not a score",
+            "read it with NLIReader",
             "name a column of scores with columns=",
         )
     if not finite:
-        raise ValueError(f"{place(path, line)}, column {column!r}: {score!r} is not a score, expected a number")
+        raise ValueError(f"{place(path, line)}, column {column!r}: {score!r} is not a score, which must be a number")

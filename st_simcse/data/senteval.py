@@ -1,4 +1,4 @@
-"""The STS and transfer tasks in the layout of SentEval: where they lie, how many rows they have, how they are read."""
+"""The STS and transfer tasks in the layout of SentEval: their files, numbers of rows, and readers."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = [
 # A text or a pair of texts, and its class.
 Example = tuple[Record, str]
 
-# The scored pairs of the test sets of the STS tasks, and of the dev sets.
+# The number of scored pairs in the test sets of the STS tasks, and in the dev sets.
 STS_ROWS = {"STS12": 3108, "STS13": 1500, "STS14": 3750, "STS15": 3000, "STS16": 1186, "STS-B": 1379, "SICK-R": 4927}
 STS_DEV_ROWS = {"STS-B": 1500, "SICK-R": 500}
 
-# The scored pairs of the five Chinese tasks of senteval_cn, which C-MTEB has too. STS-B is a translation of the English
-# one, of which CNSD's lacks pairs that others, such as stsb_multi_mt's, have.
+# The number of scored pairs in the five Chinese tasks of senteval_cn, which are also in C-MTEB. STS-B is a translation
+# of the English task. CNSD's version lacks pairs that other versions have, such as stsb_multi_mt.
 STS_ZH_ROWS: dict[str, dict[str, tuple[int, ...]]] = {
     "ATEC": {"train": (62_477,), "valid": (20_000,), "test": (20_000,)},
     "BQ": {"train": (100_000,), "valid": (10_000,), "test": (10_000,)},
@@ -44,7 +44,7 @@ STS_ZH_ROWS: dict[str, dict[str, tuple[int, ...]]] = {
     "STS-B": {"train": (5_231, 5_749), "valid": (1_458, 1_500), "test": (1_361, 1_379)},
 }
 
-# SentEval's own lists; STS13 is without SMT, whose sentences are not free.
+# SentEval's own lists. STS13 lacks SMT, whose sentences are not freely available.
 SUBSETS = {
     "STS12": ["MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"],
     "STS13": ["FNWN", "headlines", "OnWN"],
@@ -53,7 +53,7 @@ SUBSETS = {
     "STS16": ["answer-answer", "headlines", "plagiarism", "postediting", "question-question"],
 }
 
-# SentEval's transfer tasks: files by split; where there is no split, by class.
+# The files of SentEval's transfer tasks by split, or by class for tasks without splits.
 TRANSFER_FILES = {
     "MR": {"1": "MR/rt-polarity.pos", "0": "MR/rt-polarity.neg"},
     "CR": {"1": "CR/custrev.pos", "0": "CR/custrev.neg"},
@@ -65,8 +65,8 @@ TRANSFER_FILES = {
 }
 
 
-# The examples of these files. SentEval's training file of SST2 has the phrases of the sentences too, other releases the
-# sentences alone; of MRPC's training file releases differ by four pairs.
+# The number of examples in these files. SentEval's training file of SST2 also has the phrases of the sentences, and
+# other releases only have the sentences. The releases of MRPC's training file differ by four pairs.
 TRANSFER_ROWS: dict[str, tuple[int, ...]] = {
     "MR/rt-polarity.pos": (5331,),
     "MR/rt-polarity.neg": (5331,),
@@ -93,22 +93,25 @@ def check_rows(
     rows: int,
     expected: Sequence[int],
     allow_partial: bool = False,
-    remedy: str = "fetch it again, or pass allow_partial= if it is meant to be smaller",
+    remedy: str = "download it again, or pass allow_partial= if it is meant to be smaller",
 ) -> None:
-    """ValueError if a public file has other rows than it must have: scores on these cannot be compared.
+    """Checks the number of rows of a public file. Scores on a different number of rows would not be comparable.
 
     Args:
-        path: the file, for the message.
-        rows: how many it has.
-        expected: how many it may have.
-        allow_partial: whether it may have fewer.
-        remedy: what the message says to do about it.
+        path: The file, for the message.
+        rows: The number of rows that it has.
+        expected: The numbers of rows that it may have.
+        allow_partial: Whether it may have fewer rows.
+        remedy: The remedy in the message.
+
+    Raises:
+        ValueError: If the number of rows is not an expected one.
 
     Example:
-        >>> check_rows(Path("STS12.tsv"), 2458, [3108], remedy="fetch it again")
+        >>> check_rows(Path("STS12.tsv"), 2458, [3108], remedy="download it again")
         Traceback (most recent call last):
         ...
-        ValueError: STS12.tsv has 2,458 rows, expected 3,108: fetch it again
+        ValueError: STS12.tsv has 2,458 rows, expected 3,108: download it again
     """
     if rows not in expected and not (allow_partial and rows < max(expected)):
         numbers = " or ".join(f"{number:,}" for number in expected)
@@ -116,10 +119,11 @@ def check_rows(
 
 
 def senteval_tasks(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Where SentEval's data has the seven STS tasks, by task; empty if the folder is not SentEval's.
+    """Returns the paths of the seven STS tasks in SentEval's data, by task, or an empty dict if it is not SentEval's.
 
     Args:
-        folder: SentEval's ``data/downstream``, a folder that holds ``SentEval``, or ``STS`` with ``SICK`` beside it.
+        folder: SentEval's ``data/downstream``, a folder that contains ``SentEval``, or ``STS`` with ``SICK`` inside or
+            next to it.
     """
     places = ["", "STS", "downstream/STS", "data/downstream/STS", "SentEval/data/downstream/STS"]
     sts = next(
@@ -137,21 +141,24 @@ def senteval_tasks(folder: str | os.PathLike[str]) -> dict[str, Path]:
 def transfer_examples(
     folder: str | os.PathLike[str], task: str, allow_partial: bool = False, **message: str
 ) -> dict[str, list[Example]]:
-    """The examples of a transfer task by split, as SentEval's download script leaves them.
+    """Reads the examples of a transfer task from the files that SentEval's download script writes.
 
-    White space is that between SentEval's tokens, and an empty line of MR, CR, SUBJ and MPQA is an empty text. Lines
-    that are not UTF-8 are read as Latin-1, which TREC is in as it was published.
+    White space becomes single spaces, like those between SentEval's tokens. An empty line of MR, CR, SUBJ or MPQA is an
+    empty text. Lines that are not UTF-8 are read as Latin-1, because TREC was published in it.
 
     Args:
-        folder: SentEval's ``data/downstream``, or a folder that holds ``SentEval``.
-        task: one of ``TRANSFER_FILES``. MR, CR, SUBJ and MPQA have the single split ``all``.
-        allow_partial: whether files may have fewer examples than the released ones.
+        folder: SentEval's ``data/downstream``, or a folder that contains ``SentEval``.
+        task: A task of ``TRANSFER_FILES``. MR, CR, SUBJ and MPQA have the single split ``all``.
+        allow_partial: Whether files may have fewer examples than the released ones.
         **message: ``remedy``, as for :func:`check_rows`.
 
+    Returns:
+        The examples of each split. An example is a tuple of one or two texts, and a class.
+
     Raises:
-        FileNotFoundError: for a file that is not there; says where it was looked for.
-        ValueError: for a line that is no example of the task, naming file and line, and for a file with other rows
-            than it must have.
+        FileNotFoundError: If a file does not exist. The message says where it was expected.
+        ValueError: If a line is not an example of the task, with file and line, or if a file has an unexpected number
+            of rows.
 
     Example:
         >>> from pathlib import Path
@@ -166,11 +173,11 @@ def transfer_examples(
     root = next((place for place in places if (place / next(iter(files.values()))).exists()), None)
     if root is None:
         raise FileNotFoundError(
-            f"{folder} lacks {next(iter(files.values()))} of {task}: expected SentEval's data/downstream, or a folder "
-            "that holds SentEval; `st-simcse data --sets sts` fetches it"
+            f"{folder} has no file {next(iter(files.values()))} for {task}: pass SentEval's data/downstream or a "
+            "folder that contains SentEval, or download the data with `st-simcse data --sets sts`"
         )
     if missing := [name for name in files.values() if not (root / name).exists()]:
-        raise FileNotFoundError(f"{root} lacks {', '.join(missing)} of {task}")
+        raise FileNotFoundError(f"{root} has no file {', '.join(missing)} for {task}")
     is_single = task in ("MR", "CR", "SUBJ", "MPQA")
     examples: dict[str, list[Example]] = {}
     for key, name in files.items():
@@ -181,7 +188,7 @@ def transfer_examples(
 
 
 def _examples(path: Path, label: str | None = None) -> Iterator[Example]:
-    """Those of a file, whose classes are in its lines if ``label`` is None."""
+    """Yields the examples of a file. If ``label`` is None, each line has its own class."""
     texts: Sequence[str]
     classes: Sequence[str]
     for line, text in text_lines(path, FileFormat(), otherwise="latin-1"):
@@ -204,12 +211,15 @@ def _examples(path: Path, label: str | None = None) -> Iterator[Example]:
 
 
 class SentEvalReader(Reader):
-    """Scored pairs of one STS task as SentEval's download script leaves it.
+    """Scored pairs of an STS task, from the files that SentEval's download script writes.
 
-    A folder ``STS12-en-test`` to ``STS16-en-test`` has ``STS.input.SUBSET.txt``, two tab-separated sentences a line,
-    and ``STS.gs.SUBSET.txt`` with their scores; its subsets are read one after the other. An empty score means that
-    nobody judged the pair: it is skipped and counted, as SentEval leaves it out. The files of the STS benchmark
-    (``sts-*.csv``, tab separated in spite of their name) and of SICK (``SICK_*.txt``) are read too.
+    A folder ``STS12-en-test`` to ``STS16-en-test`` has a file ``STS.input.SUBSET.txt`` for each subset, with two
+    tab-separated sentences per line, and a file ``STS.gs.SUBSET.txt`` with their scores. The subsets are read one after
+    another. An empty score means that nobody judged the pair. Such pairs are skipped and counted, and SentEval skips
+    them too.
+
+    The files of the STS benchmark (``sts-*.csv``, which are tab-separated despite their name) and of SICK
+    (``SICK_*.txt``) can also be read.
 
     Example:
         >>> from pathlib import Path
@@ -238,7 +248,7 @@ class SentEvalReader(Reader):
 
 
 def _pairs(path: Path, how: FileFormat) -> Iterator[tuple[Path, int, Record]]:
-    """File, line, and (sentence1, sentence2, score) of each pair."""
+    """Yields the file, the line, and (sentence1, sentence2, score) of each pair."""
     if path.suffix:
         places, header = ((5, 6, 4), 0) if path.name.startswith("sts-") else ((1, 2, 3), 1)
         for line, text in text_lines(path, how):
@@ -249,7 +259,7 @@ def _pairs(path: Path, how: FileFormat) -> Iterator[tuple[Path, int, Record]]:
         inputs, golds = path / f"STS.input.{subset}.txt", path / f"STS.gs.{subset}.txt"
         for row, gold in zip_longest(text_lines(inputs, how), text_lines(golds, how)):
             if row is None or gold is None:
-                raise ValueError(f"{inputs} and {golds.name} differ in their number of lines")
+                raise ValueError(f"{inputs} and {golds.name} have different numbers of lines: download them again")
             line, text = row
             yield inputs, line, (*_cells(inputs, line, text, (0, 1)), gold[1].strip())
 
@@ -257,5 +267,7 @@ def _pairs(path: Path, how: FileFormat) -> Iterator[tuple[Path, int, Record]]:
 def _cells(path: Path, line: int, text: str, places: tuple[int, ...]) -> Record:
     cells = text.split("\t")
     if len(cells) <= max(places):
-        raise ValueError(f"{path}, line {line}: {len(cells)} tab-separated cells, expected {max(places) + 1} or more")
+        raise ValueError(
+            f"{path}, line {line}: the line has {len(cells)} tab-separated cell(s), expected at least {max(places) + 1}"
+        )
     return tuple(cells[place].strip() for place in places)

@@ -1,4 +1,4 @@
-"""The embeddings of a teacher, made once and kept beside the texts, in the label column."""
+"""The embeddings of a teacher, computed once and stored in the label column of the texts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from st_simcse.objective import normalize
 __all__ = ["LABEL", "add_teacher_embeddings", "check_teacher_columns", "teacher_embeddings"]
 
 LABEL = "label"
-# That are sorted by length and embedded together.
+# The number of rows that are sorted by length and embedded together.
 ROWS = 10_000
-# As ST's data collator knows them.
+# The label columns of ST's data collator.
 _LABELS = ("label", "labels", "score", "scores")
 
 
@@ -33,29 +33,29 @@ def add_teacher_embeddings(
     weights: Sequence[float] | None = None,
     batch_size: int = 64,
 ) -> Dataset:
-    """The dataset with another column, ``label``, the teacher's embeddings of its texts.
+    """Adds a column ``label`` with the teacher's embeddings of the texts.
 
-    They are what :class:`~st_simcse.RankDistillation` and :class:`~st_simcse.GuidedNegatives` need, and for one column
-    of texts what ST's MSELoss takes. The teacher reads the texts with its own tokenizer, once: the embeddings lie on
-    disk, 4 bytes a number, and no epoch pays again.
+    :class:`~st_simcse.RankDistillation` and :class:`~st_simcse.GuidedNegatives` need these embeddings. For one column
+    of texts they are also the labels for ST's MSELoss. The teacher reads each text once, with its own tokenizer. The
+    embeddings are stored on disk with 4 bytes per number, so training does not compute them again.
 
-    Several teachers make one: their embeddings are scaled to unit length, weighted and put side by side, so that cosine
-    similarities are the weighted means of theirs (as RankCSE averages those of two teachers).
+    Several teachers are combined into one. Their embeddings are scaled to unit length, weighted and concatenated, so a
+    cosine similarity is the weighted mean of the teachers' similarities (RankCSE averages two teachers in this way).
 
     Args:
-        dataset: columns of texts.
-        teacher: one model or several; their own prompts and lengths apply.
-        weights: of several teachers, positive; alike when left out.
-        batch_size: texts a forward pass, as :func:`~st_simcse.fast_encode` has it, which embeds them.
+        dataset: A Dataset with columns of texts.
+        teacher: The teacher model, or several. Each uses its own prompts and maximum length.
+        weights: The weights of several teachers, which must be positive. If None, all weights are equal.
+        batch_size: The number of texts per forward pass. The texts are embedded with :func:`~st_simcse.fast_encode`.
 
     Returns:
-        The dataset with a column of float32 lists: (d,) for one column of texts; (columns, d) for more, in their order.
-        The column's feature keeps the names of the texts' columns, by which SimCSETrainer knows whose embeddings they
-        are.
+        The Dataset with a column of float32 lists: (d,) for one column of texts, (columns, d) for several, in their
+        order. The column's feature stores the names of the text columns, so SimCSETrainer can check which texts the
+        embeddings belong to.
 
     Raises:
-        ValueError: for a stream, which would be embedded anew in every epoch; for a dataset that has labels already, no
-            teacher, and weights that do not fit; for a text whose embedding is zero or not finite.
+        ValueError: If the dataset is a stream or already has labels, if there is no teacher, if the weights do not fit,
+            or if the embedding of a text is zero or not finite.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -68,13 +68,16 @@ def add_teacher_embeddings(
     weights = [1.0] * len(teachers) if weights is None else list(weights)
     if not isinstance(dataset, Dataset):
         raise ValueError(
-            f"a teacher's embeddings are made once, beforehand, for a datasets.Dataset, got {type(dataset).__name__}: "
-            "read the data without streaming"
+            "a teacher's embeddings are computed before training and need a datasets.Dataset, got "
+            f"{type(dataset).__name__}: read the data without streaming"
         )
     if labels := [name for name in dataset.column_names if name in _LABELS]:
-        raise ValueError(f"the dataset has labels already: leave the column {labels[0]} out with remove_columns")
+        raise ValueError(f"the dataset already has labels: remove the column {labels[0]} with remove_columns")
     if not teachers or len(weights) != len(teachers) or not all(0 < weight < math.inf for weight in weights):
-        raise ValueError(f"pass a teacher, and for several one positive weight each, got {len(teachers)} and {weights}")
+        raise ValueError(
+            f"got {len(teachers)} teacher(s) and the weights {weights}: pass at least one teacher, and one positive "
+            "weight for each"
+        )
     columns = dataset.column_names
     scales = [math.sqrt(weight / sum(weights)) for weight in weights]
 
@@ -91,7 +94,7 @@ def add_teacher_embeddings(
         return {LABEL: list(np.stack(np.split(embedded, len(columns)), axis=1))}
 
     width = sum(one.encode(".", convert_to_tensor=True).shape[-1] for one in teachers)
-    feature: Any = Lists(Value("float32", id=json.dumps(columns)), length=width)  # what stays with the column
+    feature: Any = Lists(Value("float32", id=json.dumps(columns)), length=width)  # the id stays with the column
     feature = feature if len(columns) == 1 else Lists(feature, length=len(columns))
     features = dataset.features.copy()
     features[LABEL] = feature
@@ -103,20 +106,19 @@ def _check_embedded(parts: Sequence[Tensor], texts: Sequence[str]) -> None:
         lengths = part.norm(dim=1)
         for row in (~(lengths.isfinite() & (lengths > 0))).nonzero()[:1]:
             raise ValueError(
-                f"a teacher's embedding of the text {texts[row]!r} is zero or not finite, so that nothing is near it: "
-                "leave such texts out with dataset.filter, or choose another teacher"
+                f"a teacher's embedding of the text {texts[row]!r} is zero or not finite, so it has no similarities: "
+                "remove such texts with dataset.filter, or use a different teacher"
             )
 
 
 def check_teacher_columns(*datasets: Any) -> None:
-    """Whether the texts that a teacher has embedded are those of the datasets, in the order of their columns.
+    """Checks that the teacher's embeddings belong to the text columns of the datasets, in this order.
 
     Args:
-        *datasets: Datasets, dicts of them by name, or None; labels of other origin are not looked at.
+        *datasets: Datasets, dicts of Datasets by name, or None. Labels from other sources are not checked.
 
     Raises:
-        ValueError: for columns that were put in another order, renamed, added or left out after
-            :func:`add_teacher_embeddings`.
+        ValueError: If text columns were reordered, renamed, added or removed after :func:`add_teacher_embeddings`.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -125,7 +127,7 @@ def check_teacher_columns(*datasets: Any) -> None:
         >>> check_teacher_columns(dataset.select_columns(["positive", "anchor", "label"]))
         Traceback (most recent call last):
         ...
-        ValueError: the labels are a teacher's embeddings of anchor, positive, and the data has positive, anchor: ...
+        ValueError: the labels are a teacher's embeddings of anchor, positive, but the data has positive, anchor: ...
     """
     for dataset in (one for data in datasets for one in (data.values() if isinstance(data, dict) else [data])):
         feature: Any = (getattr(dataset, "features", None) or {}).get(LABEL)
@@ -137,28 +139,31 @@ def check_teacher_columns(*datasets: Any) -> None:
         texts = [name for name in dataset.column_names if name not in (*_LABELS, "dataset_name")]
         if embedded != texts:
             raise ValueError(
-                f"the labels are a teacher's embeddings of {', '.join(embedded)}, and the data has {', '.join(texts)}: "
-                f"select_columns({[*embedded, LABEL]}) restores these; for others leave the column {LABEL} out with "
+                f"the labels are a teacher's embeddings of {', '.join(embedded)}, but the data has {', '.join(texts)}: "
+                f"restore the columns with select_columns({[*embedded, LABEL]}), or remove the column {LABEL} with "
                 "remove_columns and call add_teacher_embeddings again"
             )
 
 
 def teacher_embeddings(labels: Tensor | None, rows: int, columns: int, counts: Sequence[int] = ()) -> list[Tensor]:
-    """The labels of a batch as the teacher's embeddings (B, d) of each column, of unit length, in float32.
+    """Returns the teacher's embeddings of each column from the labels of a batch.
 
     Args:
-        labels: (B, d), or (B, columns, d), as :func:`add_teacher_embeddings` makes them.
-        rows: B.
-        columns: how many the loss has.
-        counts: of how many columns the labels may be; of 1 where all columns are views of one text, which share its
-            embedding. Of one or of all when left out.
+        labels: The labels of :func:`add_teacher_embeddings`, (B, d) or (B, columns, d).
+        rows: The number of rows, B.
+        columns: The number of columns that the loss has.
+        counts: The numbers of columns that the labels may have. Labels of one column apply to all columns, which are
+            then views of the same text. If empty, one or ``columns``.
+
+    Returns:
+        The embeddings of each column, (B, d) float32, with unit length.
 
     Raises:
-        ValueError: for labels that are missing, of another shape, zero or not finite.
+        ValueError: If the labels are missing, have a different shape, or are zero or not finite.
     """
     if labels is None:
         raise ValueError(
-            "an option needs the embeddings of a teacher, and the data has no column label: pass "
+            "an option needs the embeddings of a teacher, but the data has no column label: pass "
             "add_teacher_embeddings(dataset, teacher) as train_dataset (--teacher)"
         )
     embedded = labels[:, None] if labels.ndim == 2 else labels
@@ -168,14 +173,13 @@ def teacher_embeddings(labels: Tensor | None, rows: int, columns: int, counts: S
         count = max(counts)
         texts, shape = ("column", f"({rows}, d)") if count == 1 else ("columns", f"({rows}, {count}, d)")
         raise ValueError(
-            f"the labels are not a teacher's embeddings of the {count} {texts} of texts, one row a row: "
-            f"expected floats of shape {shape}, got {labels.dtype} of {tuple(labels.shape)}; add_teacher_embeddings "
-            "makes them"
+            f"the labels are not a teacher's embeddings of the {count} {texts} of texts: expected floats of shape "
+            f"{shape}, got {labels.dtype} of shape {tuple(labels.shape)}; compute them with add_teacher_embeddings"
         )
     unit = normalize(embedded, "the teacher's embeddings")
     if zero := (~unit.any(-1).all(-1)).nonzero().flatten().tolist():
         raise ValueError(
-            f"the teacher's embeddings are zero in row(s) {zero} of {rows}, so that nothing is near these texts: leave "
-            "them out, or choose another teacher"
+            f"the teacher's embeddings are zero in row(s) {zero} of {rows}, so these texts have no similarities: "
+            "remove them, or use a different teacher"
         )
     return list(unit.expand(-1, columns, -1).unbind(1))

@@ -1,4 +1,4 @@
-"""Training data as users hold it, lists and DataFrames, as a datasets.Dataset; a cell that is no text is named."""
+"""Conversion of lists and DataFrames to a datasets.Dataset, and checks that its cells are texts."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ from st_simcse.data.readers import TripletReader
 
 __all__ = ["LABEL_COLUMNS", "as_dataset", "check_texts"]
 
-# The columns that ST's data collator takes for labels.
+# The label columns of ST's data collator.
 LABEL_COLUMNS: list[str] = SentenceTransformerDataCollator(preprocess_fn=dict).valid_label_columns
 
 
 def as_dataset(data: Any, argument: str) -> Any:
-    """What a trainer takes for its data: a Dataset or IterableDataset, or several by name.
+    """Converts data to what a trainer accepts: a Dataset or IterableDataset, or several by name.
 
     Args:
-        data: that; or a DataFrame, or a list of texts, of tuples of texts, of dicts, or of InputExamples (or another
-            sequence, such as a column of a table); or several of these by name. None stays None.
-        argument: how the caller names it, for errors.
+        data: A Dataset, an IterableDataset, a DataFrame, or a list of texts, tuples of texts, dicts or InputExamples.
+            Other sequences work like lists, such as a column of a table. It can also be a dict of several by name. None
+            stays None.
+        argument: The caller's name for the data, for errors.
+
+    Returns:
+        The data as a Dataset or IterableDataset, or a dict of several by name.
 
     Raises:
-        ValueError: for the name of a file, for a list of other or of different items, for a column of different types,
-            for data without a row, and for other objects.
+        ValueError: If the data is a file name or an object of another type, if a list is empty or its items are not
+            supported or not alike, or if a column mixes types.
 
     Example:
         >>> as_dataset([("A dog.", "A hound."), ("A cat.", "A feline.")], "train_dataset")[0]
@@ -45,7 +49,7 @@ def as_dataset(data: Any, argument: str) -> Any:
         return _from_columns(data, argument)
     if isinstance(data, (str, os.PathLike)):
         raise ValueError(
-            f"{argument} is {str(data)!r}, expected data: read the file with SentenceReader().get_dataset"
+            f"{argument} is {str(data)!r}, but must be data: read the file with SentenceReader().get_dataset"
             f"({str(data)!r}), or with TripletReader or NLIReader if it is a table"
         )
     if hasattr(data, "column_names"):
@@ -55,18 +59,18 @@ def as_dataset(data: Any, argument: str) -> Any:
     if isinstance(data, Sequence):
         return _from_list(list(data), argument)
     raise ValueError(
-        f"{argument} is of the type {type(data).__name__}: pass a datasets.Dataset, a DataFrame, or a list of texts or "
-        "of tuples of texts"
+        f"{argument} has the type {type(data).__name__}: pass a datasets.Dataset, a DataFrame, or a list of texts or "
+        "tuples of texts"
     )
 
 
 def _from_list(items: list[Any], argument: str) -> Dataset:
     if not items:
-        raise ValueError(f"{argument} is empty: pass one text at least")
+        raise ValueError(f"{argument} is empty: pass at least one text")
     first = items[0]
     for row, item in enumerate(items):
         if type(item) is not type(first) or (isinstance(item, (tuple, list)) and len(item) != len(first)):
-            raise ValueError(f"{argument}: item {row} is {item!r}, and item 0 is {first!r}: make all of them alike")
+            raise ValueError(f"{argument}: item {row} is {item!r}, but item 0 is {first!r}: make all items alike")
     if isinstance(first, str):
         return Dataset.from_dict({"sentence": items})
     if isinstance(first, Mapping):
@@ -75,7 +79,7 @@ def _from_list(items: list[Any], argument: str) -> Dataset:
     if isinstance(first, InputExample):
         columns = _columns([example.texts for example in items], argument)
         labels = [example.label for example in items]
-        # InputExample labels what has no label with 0.
+        # An InputExample without a label has the label 0.
         return _from_columns(columns | ({"label": labels} if any(labels) else {}), argument)
     if isinstance(first, (tuple, list)):
         return _from_columns(_columns(items, argument), argument)
@@ -94,13 +98,14 @@ def _from_columns(columns: pd.DataFrame | Mapping[str, Sequence[Any]], argument:
 
 
 def _check_alike(cells: Iterable[Any], column: str, argument: str) -> None:
-    """ValueError for the first cell that is of another type than the first one; None is of any."""
+    """Raises a ValueError for the first cell whose type differs from the first cell's. None fits any type."""
     first = None
     for row, cell in enumerate(cells):
         first = cell if first is None else first
         if cell is not None and type(cell) is not type(first):
             raise ValueError(
-                f"{argument}, row {row}, {column}: {cell!r} beside {first!r}: make all of them texts"
+                f"{argument}, row {row}, {column}: the cell is {cell!r}, but an earlier one is {first!r}: make all of "
+                "them texts"
             ) from None
 
 
@@ -108,27 +113,30 @@ def _columns(rows: list[Any], argument: str) -> dict[str, list[Any]]:
     width = len(rows[0])
     for row, texts in enumerate(rows):
         if len(texts) != width:
-            raise ValueError(f"{argument}: item {row} has {len(texts)} texts, and item 0 has {width}")
+            raise ValueError(
+                f"{argument}: item {row} has {len(texts)} texts, but item 0 has {width}: give all items the same number"
+            )
     names = ["sentence"] if width == 1 else TripletReader()._names(width)
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
 def check_texts(data: Any, argument: str, label_columns: Collection[str]) -> None:
-    """Whether the columns of a dataset hold texts or lists of texts; columns of other media are not looked at.
+    """Checks that the columns of a dataset hold texts or lists of texts. Columns of other media are not checked.
 
     Args:
-        data: what :func:`as_dataset` returns. The rows of streams are not known yet.
-        argument: how the caller names it, for errors.
-        label_columns: the columns that may hold numbers.
+        data: The result of :func:`as_dataset`. The rows of streams are not checked.
+        argument: The caller's name for the data, for errors.
+        label_columns: The columns that may hold numbers.
 
     Raises:
-        ValueError: for data without a row, a column of numbers, and a row without a text; names column, row and remedy.
+        ValueError: If there are no rows, if a column holds numbers, or if a row has no text. The message names the
+            column, the row and the remedy.
 
     Example:
         >>> check_texts(Dataset.from_dict({"sentence": ["A dog.", None]}), "train_dataset", [])
         Traceback (most recent call last):
         ...
-        ValueError: train_dataset, row 1, column 'sentence': no text (None): fill it in or drop the row
+        ValueError: train_dataset, row 1, column 'sentence': there is no text (None): fill it in or drop the row
     """
     if isinstance(data, Mapping):
         for name, part in data.items():
@@ -136,7 +144,7 @@ def check_texts(data: Any, argument: str, label_columns: Collection[str]) -> Non
     if not isinstance(data, (Dataset, IterableDataset)):
         return
     if isinstance(data, Dataset) and not len(data):
-        raise ValueError(f"{argument} has no row: pass one at least")
+        raise ValueError(f"{argument} has no rows: pass at least one")
     for name, feature in (data.features or {}).items():
         inner = getattr(feature, "feature", feature)  # of a list
         if name in label_columns or not isinstance(inner, Value):
@@ -144,13 +152,13 @@ def check_texts(data: Any, argument: str, label_columns: Collection[str]) -> Non
         if inner.dtype not in ("string", "large_string", "string_view", "null"):
             kind = "values" if inner is feature else "lists"
             raise ValueError(
-                f"{argument}, column {name!r}: {inner.dtype} {kind}, expected texts: remove the column with "
-                f"dataset.remove_columns({name!r}), or call it label if a loss reads it"
+                f"{argument}, column {name!r}: expected texts, found {inner.dtype} {kind}: remove the column with "
+                f"dataset.remove_columns({name!r}), or rename it to label if a loss reads it"
             )
-        # The table may have rows that were selected out of the dataset.
+        # The table may still have rows that are no longer in the dataset.
         if inner is feature and isinstance(data, Dataset) and data.data.column(name).null_count:
             empty = next((row for row, text in enumerate(data[name]) if text is None), None)
             if empty is not None:
                 raise ValueError(
-                    f"{argument}, row {empty}, column {name!r}: no text (None): fill it in or drop the row"
+                    f"{argument}, row {empty}, column {name!r}: there is no text (None): fill it in or drop the row"
                 )

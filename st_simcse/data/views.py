@@ -1,4 +1,4 @@
-"""Two views of a text that differ by more than dropout, made afresh for every batch."""
+"""Two views of a text that differ by more than dropout. They are new in every batch."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from st_simcse.objective.bounds import Bounded
 
 __all__ = ["VIEWS", "Crops", "TokenCutoff", "View", "ViewCallback", "WordRepetition", "view_collator", "whole_texts"]
 
-# More tokens than any text has: a view is made of the whole text, and cut afterwards.
+# More tokens than any text has. Views are made from the whole text and cut afterwards.
 NO_LIMIT = 2**20
 
 
 class View(Protocol):
-    """Makes two views of a text out of its tokens, without the tokenizer's own and without a prompt's."""
+    """A function that makes two views from the tokens of a text, without a prompt and without special tokens."""
 
     def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
-        """The tokens of both, in which nothing but ``rng`` is random."""
+        """Returns the tokens of both views. ``rng`` is the only source of randomness."""
 
 
 @dataclass(frozen=True)
 class Crops(Bounded):
-    """Two random spans of the text, which may overlap, each of a random share of its tokens.
+    """Two random spans of the text, which may overlap. Each has a random share of its tokens.
 
-    For texts of several sentences: crops of one abstract are a better pair than one text under two dropout masks
-    (González-Márquez et al., TMLR 2026, whose crops are two whole sentences each; mean pooling, batches of 64, learning
-    rate 2e-5, two epochs). Spans of random lengths are the independent cropping of Contriever (Izacard et al., TMLR
-    2022), whose scripts have these shares.
+    Crops are for texts of several sentences. Two crops of an abstract are a better pair than one text with two dropout
+    masks (González-Márquez et al., TMLR 2026, with crops of two whole sentences, mean pooling, a batch size of 64, a
+    learning rate of 2e-5 and two epochs). Spans of random length are the independent cropping of Contriever (Izacard et
+    al., TMLR 2022). The default shares are those of its scripts.
 
     Args:
-        shortest, longest: the shares are drawn uniformly between these, 0 < shortest ≤ longest ≤ 1.
-        least: tokens that a crop has where the text has them.
+        shortest, longest: The range that shares are drawn from uniformly, 0 < shortest ≤ longest ≤ 1.
+        least: The minimum number of tokens in a crop, if the text has that many.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: If a number is out of range.
 
     Example:
         >>> Crops(least=2)(list(range(20)), random.Random(0))
         ([6, 7, 8, 9, 10, 11, 12, 13, 14], [16, 17])
     """
 
-    shortest: float = field(default=0.1, metadata={"above": 0, "help": "Least share of a text that a crop has."})
-    longest: float = field(default=0.5, metadata={"most": 1, "help": "Largest share of a text that a crop has."})
-    least: int = field(default=8, metadata={"least": 1, "help": "Tokens that a crop has where the text has them."})
+    shortest: float = field(default=0.1, metadata={"above": 0, "help": "Smallest share of a text in a crop."})
+    longest: float = field(default=0.5, metadata={"most": 1, "help": "Largest share of a text in a crop."})
+    least: int = field(default=8, metadata={"least": 1, "help": "Minimum number of tokens in a crop."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shortest > self.longest:
-            raise ValueError(f"Crops needs a shortest share of at most the longest, got {self}")
+            raise ValueError(f"Crops needs a shortest share that is not larger than the longest, got {self}")
 
     def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
         return self._crop(tokens, rng), self._crop(tokens, rng)
@@ -71,16 +71,17 @@ class Crops(Bounded):
 
 @dataclass(frozen=True)
 class WordRepetition(Bounded):
-    """The text, and the text with some of its tokens twice: ESimCSE (Wu et al., COLING 2022, section 3.1).
+    """The text, and the text with some of its tokens repeated, as in ESimCSE (Wu et al., COLING 2022, section 3.1).
 
-    Otherwise the two views would always be of one length, which is then learned as what makes texts alike. Of N tokens
-    a number drawn uniformly from 0 to max(2, share N) is repeated.
+    Without repetition both views always have the same length, and the model learns that texts of the same length are
+    similar. The number of repeated tokens is drawn uniformly from 0 to max(2, share N), where N is the number of
+    tokens.
 
     Args:
-        share: between 0 and 1; 0.32 in ESimCSE.
+        share: The largest share of repeated tokens, from 0 to below 1. ESimCSE uses 0.32.
 
     Raises:
-        ValueError: for a share out of range.
+        ValueError: If the share is out of range.
 
     Example:
         >>> WordRepetition()([5, 6, 7, 8, 9], random.Random(0))
@@ -98,22 +99,22 @@ class WordRepetition(Bounded):
 
 @dataclass(frozen=True)
 class TokenCutoff(Bounded):
-    """The text twice, each time without a random share of its tokens, of which at least one stays.
+    """The text twice, each time without a random share of its tokens. At least one token stays.
 
-    The token cutoff of ConSERT (Yan et al., ACL 2021), which blanks the embeddings of the tokens instead.
+    This is the token cutoff of ConSERT (Yan et al., ACL 2021), which sets the embeddings of the tokens to zero instead.
 
     Args:
-        share: between 0 and 1.
+        share: The share of tokens that are removed, from 0 to below 1.
 
     Raises:
-        ValueError: for a share out of range.
+        ValueError: If the share is out of range.
 
     Example:
         >>> TokenCutoff(0.4)([5, 6, 7, 8, 9], random.Random(0))
         ([5, 8, 9], [6, 7, 8])
     """
 
-    share: float = field(default=0.15, metadata={"least": 0, "below": 1, "help": "Share of the tokens that are cut."})
+    share: float = field(default=0.15, metadata={"least": 0, "below": 1, "help": "Share of removed tokens."})
 
     def __call__(self, tokens: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
         return self._cut(tokens, rng), self._cut(tokens, rng)
@@ -123,20 +124,20 @@ class TokenCutoff(Bounded):
         return [tokens[place] for place in sorted(rng.sample(range(len(tokens)), left))]
 
 
-# As `views` of the training arguments names them.
+# The names for the training argument `views`.
 VIEWS: dict[str, type[Any]] = {"crops": Crops, "word_repetition": WordRepetition, "token_cutoff": TokenCutoff}
 
 
 class ViewMaker:
-    """Tokenizes texts, or takes token ids of whole texts, and gives two padded views of each.
+    """Makes two padded views of each text, from texts or from the token ids of whole texts.
 
-    What is random depends on nothing but the seed, the epoch, the text and its place in the batch, so that a resumed
-    run, workers and other processes need no state of a generator.
+    Randomness depends only on the seed, the epoch, the text and its place in the batch. So resumed runs, workers and
+    other processes do not need the state of a random generator.
 
     Args:
-        model: the model that the views are for.
-        view: what makes them.
-        seed: of the run.
+        model: The model that the views are for.
+        view: The function that makes the views.
+        seed: The seed of the run.
     """
 
     def __init__(self, model: SentenceTransformer, view: View, seed: int) -> None:
@@ -146,9 +147,10 @@ class ViewMaker:
         self.epoch = 0
 
     def __call__(self, rows: list[Any], **options: Any) -> dict[str, Any]:
-        """Both views' features, under ``first_`` and ``second_``, and the keys of the whole texts in both.
+        """Returns the features of both views, with the prefixes ``first_`` and ``second_``.
 
-        A view keeps the tokens that every text has before and behind its own: the prompt's and the tokenizer's.
+        Both have the keys of the whole texts. A view keeps the tokens before and after the text, which belong to the
+        prompt and the tokenizer.
         """
         whole = options | {"max_length": NO_LIMIT}
         ids: list[list[int]] = rows if isinstance(rows[0], list) else token_ids(self.model, rows, **whole)
@@ -158,8 +160,9 @@ class ViewMaker:
         longest = (options.get("max_length") or self.model.max_seq_length or NO_LIMIT) - before - after
         if longest < 1:
             raise ValueError(
-                f"views of {longest + before + after} tokens have none of the text beside the {before + after} that "
-                f"come with every text: raise max_length (--max_seq_length) to {before + after + 1} or more"
+                f"views of {longest + before + after} tokens have no room for the text, because every text has "
+                f"{before + after} tokens of the prompt and the tokenizer: raise max_length (--max_seq_length) to "
+                f"{before + after + 1} or more"
             )
         keys = _keys(ids)
         views: list[list[list[int]]] = [[], []]
@@ -176,7 +179,7 @@ class ViewMaker:
 
 
 def _begin_alike(one: list[int], other: list[int]) -> int:
-    """How many tokens both begin with."""
+    """Returns the number of tokens that both begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (first, second) in pairs if first != second), min(len(one), len(other)))
 
@@ -192,17 +195,17 @@ def _keys(ids: list[list[int]]) -> torch.Tensor:
 def view_collator(
     model: SentenceTransformer, collator: BaseDataCollator, view: View | str, seed: int
 ) -> BaseDataCollator:
-    """A collator like the one given, which makes two columns of a column of texts, or of token ids of whole texts.
+    """Returns a copy of the collator that turns a column of texts, or of token ids of whole texts, into two views.
 
     Args:
-        model: the model that the views are for.
-        collator: says which prompt, route and length the column has.
-        view: what makes the views, or its name in ``VIEWS``.
-        seed: of the run.
+        model: The model that the views are for.
+        collator: The data collator, which determines the prompt, route and maximum length of the column.
+        view: The function that makes the views, or its name in ``VIEWS``.
+        seed: The seed of the run.
 
     Raises:
-        ValueError: for an unknown name; for a model whose inputs are no rows of tokens; for a length of training that
-            leaves no token of a text.
+        ValueError: If the name is unknown, if the model's inputs are not rows of tokens, or if the maximum length
+            leaves no room for a token of the text.
 
     Example:
         >>> from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
@@ -214,21 +217,21 @@ def view_collator(
         [('sentence_first_input_ids', [[2, 11, 6, 9, 3]]), ('sentence_second_input_ids', [[2, 10, 8, 5, 3]])]
     """
     if isinstance(view, str) and view not in VIEWS:
-        raise ValueError(f"unknown views {view!r}: choose from {', '.join(VIEWS)}")
+        raise ValueError(f"views={view!r} is unknown: choose one of {', '.join(VIEWS)}")
     made: View = VIEWS[view]() if isinstance(view, str) else view
     maker = ViewMaker(unwrapped(model), made, seed)
     limit = {"max_length": collator.max_length} if isinstance(collator.max_length, int) else {}
-    maker(["."], **limit)  # now, not at the first batch
+    maker(["."], **limit)  # raises errors now and not at the first batch
     return replace(collator, preprocess_fn=maker)
 
 
 def whole_texts(collator: BaseDataCollator) -> BaseDataCollator:
-    """The collator without a limit to the length of texts."""
+    """Returns a copy of the collator without a limit on the length of texts."""
     return replace(collator, max_length=NO_LIMIT)
 
 
 class ViewCallback(TrainerCallback):
-    """Tells the collator which epoch it is."""
+    """A callback that sets the epoch of the collator."""
 
     def __init__(self, collator: BaseDataCollator) -> None:
         self.maker: Any = collator.preprocess_fn
@@ -237,6 +240,6 @@ class ViewCallback(TrainerCallback):
         self.has_begun = False
 
     def on_epoch_begin(self, args: Any, state: Any, *others: Any, **kwargs: Any) -> None:
-        # Of a stream nobody knows what share of an epoch a step is.
+        # state.epoch is unreliable for streams, because the length of an epoch is unknown, so epochs are counted here.
         self.maker.epoch = self.maker.epoch + 1 if self.has_begun else int(state.epoch or 0)
         self.has_begun = True

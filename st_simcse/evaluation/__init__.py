@@ -1,4 +1,4 @@
-"""The paper's evaluation as ST evaluators: STS and transfer tasks with their tables, alignment and uniformity."""
+"""The paper's evaluation as ST evaluators: STS and transfer tasks with their tables, and alignment and uniformity."""
 
 from st_simcse.evaluation.alignment_uniformity import AlignmentUniformityEvaluator
 from st_simcse.evaluation.knn_retrieval import KNNEvaluator, load_classes, load_retrieval

@@ -15,21 +15,21 @@ __all__ = ["AlignmentUniformityEvaluator"]
 
 
 class AlignmentUniformityEvaluator(RecordingEvaluator):
-    """Alignment and uniformity of a model on scored pairs: equations 2 and 3 of the paper, for both less is better.
+    """Alignment and uniformity of a model on scored pairs, equations 2 and 3 of the paper. Lower is better for both.
 
-    Positive pairs are those with a score above ``positive_threshold``; uniformity is over all sentences.
+    The positive pairs are those with a score above ``positive_threshold``. Uniformity is computed over all sentences.
 
     Args:
-        sentences1: first sentences of the pairs.
-        sentences2: second sentences.
-        scores: their similarities; on the scale of the STS benchmark, 0 to 5, for the default threshold.
-        name: prefix of the metrics, ``{name}_alignment`` and ``{name}_uniformity``.
-        batch_size: sentences a forward pass.
-        positive_threshold: the paper's is 4.
-        write_csv: append the numbers to ``alignment_uniformity_{name}_results.csv`` in the output folder.
+        sentences1: The first sentences of the pairs.
+        sentences2: The second sentences of the pairs.
+        scores: The similarities of the pairs. The default threshold is for the scale of the STS benchmark, 0 to 5.
+        name: The prefix of the metrics ``{name}_alignment`` and ``{name}_uniformity``.
+        batch_size: The number of sentences per forward pass.
+        positive_threshold: The score above which pairs are positive. The paper uses 4.
+        write_csv: Whether to append the metrics to ``alignment_uniformity_{name}_results.csv`` in the output folder.
 
     Raises:
-        ValueError: if no pair is scored above the threshold.
+        ValueError: If no pair has a score above the threshold.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -53,14 +53,15 @@ class AlignmentUniformityEvaluator(RecordingEvaluator):
         self.positives = [index for index, score in enumerate(scores) if score > positive_threshold]
         if not self.positives:
             raise ValueError(
-                f"no pair is scored above {positive_threshold}: pass a positive_threshold on the scale of these scores"
+                f"no pair has a score above {positive_threshold}: pass a positive_threshold that fits the scale of the "
+                "scores"
             )
         self.sentences1, self.sentences2 = list(sentences1), list(sentences2)
         self.greater_is_better = False
 
     @classmethod
     def from_sts(cls, evaluator: EmbeddingSimilarityEvaluator, **options: Any) -> AlignmentUniformityEvaluator:
-        """The evaluator on the pairs of another, such as :func:`~st_simcse.load_sts` makes."""
+        """Creates the evaluator from the pairs of another evaluator, such as one from :func:`~st_simcse.load_sts`."""
         given: dict[str, Any] = {"name": evaluator.name, "batch_size": evaluator.batch_size} | options
         return cls(evaluator.sentences1, evaluator.sentences2, evaluator.scores, **given)
 

@@ -1,4 +1,4 @@
-"""What our evaluators have in common: metrics under a name, in a csv file and in the model card, as ST's have them."""
+"""The base class of the evaluators, which records metrics in a csv file and in the model card like ST's evaluators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["RecordingEvaluator"]
 
 
 class RecordingEvaluator(BaseEvaluator):
-    """An evaluator that measures, and records what it measured."""
+    """An evaluator that computes metrics of a model and records them."""
 
     def __init__(self, kind: str, primary_metric: str, name: str, batch_size: int, write_csv: bool) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class RecordingEvaluator(BaseEvaluator):
 
     @abstractmethod
     def measure(self, model: SentenceTransformer) -> dict[str, float]:
-        """The metrics of a model, without the evaluator's name."""
+        """Returns the metrics of a model, without the evaluator's name."""
 
     def __call__(
         self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1

@@ -1,4 +1,4 @@
-"""What a corpus says of a model without scored pairs: classes of texts, and pairs of a query and its document."""
+"""Evaluation of a model on a corpus without scored pairs, from classes of texts or pairs of a query and a document."""
 
 from __future__ import annotations
 
@@ -35,20 +35,22 @@ class _QueryReader(Reader):
 
 
 class KNNEvaluator(RecordingEvaluator):
-    """The share of texts whose class is the most frequent among their k nearest other texts, by cosine similarity.
+    """The share of texts whose class is the most frequent one among their k nearest neighbours, by cosine similarity.
 
-    Of classes that are equally frequent the first by name counts, as in scikit-learn.
+    A text is not its own neighbour. If several classes are equally frequent, the first by name counts, as in
+    scikit-learn.
 
     Args:
-        texts: N texts, more than k.
-        classes: the class of each.
-        k: how many neighbours vote.
-        name: prefix of the metric, ``{name}_accuracy``.
-        batch_size: texts a forward pass.
-        write_csv: append the numbers to ``knn_{name}_results.csv`` in the output folder.
+        texts: The texts. There must be more than k.
+        classes: The class of each text.
+        k: The number of neighbours.
+        name: The prefix of the metric ``{name}_accuracy``.
+        batch_size: The number of texts per forward pass.
+        write_csv: Whether to append the metric to ``knn_{name}_results.csv`` in the output folder.
 
     Raises:
-        ValueError: for texts and classes of different number, one class, and no more than k texts.
+        ValueError: If the numbers of texts and classes differ, if there is only one class, or if there are not more
+            than k texts.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -71,8 +73,8 @@ class KNNEvaluator(RecordingEvaluator):
             raise ValueError(f"every text needs a class, got {len(texts)} texts and {len(classes)} classes")
         if len(set(classes)) < 2 or not 1 <= k < len(texts):
             raise ValueError(
-                f"{len(texts)} texts of {len(set(classes))} class(es) and k={k}: two classes are the least, and more "
-                "texts than k, which is 1 or more"
+                f"got {len(texts)} texts of {len(set(classes))} class(es) and k={k}: pass at least two classes, a k of "
+                "at least 1, and more texts than k"
             )
         self.texts, self.classes = list(texts), list(classes)
         self.k = k
@@ -82,10 +84,10 @@ class KNNEvaluator(RecordingEvaluator):
         return {"accuracy": self._accuracy(np.asarray(embeddings, dtype=np.float32))}
 
     def _accuracy(self, embeddings: np.ndarray[Any, Any]) -> float:
-        """From the embeddings (N, d); nan where one of them is."""
+        """Returns the accuracy for the embeddings (N, d), or nan if an embedding is not finite."""
         if not np.isfinite(embeddings).all():
             return math.nan
-        # Without texts to score, scikit-learn scores those of fit and leaves each out of its own neighbours.
+        # If X is None, scikit-learn scores the texts of fit, and no text is its own neighbour.
         classifier = KNeighborsClassifier(self.k, metric="cosine").fit(embeddings, self.classes)
         return float(classifier.score(None, self.classes))
 
@@ -98,20 +100,21 @@ def load_classes(
     split: str | None = None,
     **how: Unpack[FormatOptions],
 ) -> KNNEvaluator:
-    """A table of texts and their classes as a :class:`KNNEvaluator`.
+    """Loads a table of texts and their classes as a :class:`KNNEvaluator`.
 
     Args:
-        filename: a file or data set, as for :func:`~st_simcse.load_sts`.
-        name: the evaluator's; when left out as for :func:`~st_simcse.load_sts`.
-        columns: of text and class, by name or number; ``text`` or ``sentence`` and ``label`` or ``class`` when left
-            out.
-        k: how many neighbours vote.
-        split: which split, of a table of several, as for :func:`~st_simcse.load_sts`.
-        **how: how the file is read, the arguments of :class:`~st_simcse.data.formats.FileFormat`.
+        filename: A file or data set, see :func:`~st_simcse.load_sts`.
+        name: The evaluator's name. The default is the same as in :func:`~st_simcse.load_sts`.
+        columns: The columns of text and class, by name or number. If None, ``text`` or ``sentence``, and ``label`` or
+            ``class``.
+        k: The number of neighbours.
+        split: The split to read if the table has several, see :func:`~st_simcse.load_sts`.
+        **how: The format of the file, as arguments of :class:`~st_simcse.data.formats.FileFormat`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a missing column and an empty file, naming it, and what :class:`KNNEvaluator` refuses.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, lacks a column or is empty, or if :class:`KNNEvaluator` refuses its
+            texts and classes.
 
     Example:
         >>> from pathlib import Path
@@ -130,23 +133,23 @@ def load_retrieval(
     split: str | None = None,
     **options: Any,
 ) -> InformationRetrievalEvaluator:
-    """A table of queries and their documents, such as titles and texts, as ST's InformationRetrievalEvaluator.
+    """Loads a table of queries and documents, such as titles and texts, as ST's InformationRetrievalEvaluator.
 
-    Each query looks for its document among those of all rows. Equal documents are one, and equal queries look for all
-    of theirs.
+    Each query has to find its document among the documents of all rows. Equal documents count as one. Rows with equal
+    queries become one query with several relevant documents.
 
     Args:
-        filename: a file or data set, as for :func:`~st_simcse.load_sts`.
-        name: the evaluator's; when left out as for :func:`~st_simcse.load_sts`.
-        columns: of query and document, by name or number; ``query`` and ``document`` or ``answer``, ``title`` and
-            ``text``, or ``anchor`` and ``positive`` when left out.
-        split: which split, of a table of several, as for :func:`~st_simcse.load_sts`.
-        **options: how the file is read, the arguments of :class:`~st_simcse.data.formats.FileFormat`; any other is for
-            the evaluator, such as ``batch_size``.
+        filename: A file or data set, see :func:`~st_simcse.load_sts`.
+        name: The evaluator's name. The default is the same as in :func:`~st_simcse.load_sts`.
+        columns: The columns of query and document, by name or number. If None, ``query`` with ``document`` or
+            ``answer``, ``title`` with ``text``, or ``anchor`` with ``positive``.
+        split: The split to read if the table has several, see :func:`~st_simcse.load_sts`.
+        **options: Arguments of :class:`~st_simcse.data.formats.FileFormat` that say how to read the file. Other
+            arguments are passed to the evaluator, such as ``batch_size``.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a missing column and an empty file, naming it.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, lacks a column or is empty.
 
     Example:
         >>> from pathlib import Path

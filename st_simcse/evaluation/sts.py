@@ -30,14 +30,14 @@ STS_TASKS = {
 }
 
 MTEB_TASKS = STS_TASKS | {"STS-B": "STSBenchmark", "SICK-R": "SICK-R"}
-# By the code of ISO 639-3, zho for Chinese, of which MTEB's cmn is Mandarin.
+# Tasks by ISO 639-3 code. The code zho is Chinese, and MTEB's cmn is Mandarin Chinese.
 MTEB_LANGUAGES = {
     "eng": MTEB_TASKS,
     "zho": {name: name for name in ("ATEC", "BQ", "LCQMC", "PAWSX")}
     | {"STS-B": "STSB", "AFQMC": "AFQMC", "QBQTC": "QBQTC"},
 }
 
-# Those that have a dev set.
+# The tasks with a dev set.
 STS_DEV_TASKS = {"STS-B": "STSB-dev", "SICK-R": "SICKR-dev"}
 _SENTEVAL_DEV = {"STS-B": "sts-dev.csv", "SICK-R": "SICK_trial.txt"}
 
@@ -52,33 +52,34 @@ def sts_evaluators(
     split: str | None = None,
     **how: Unpack[FormatOptions],
 ) -> SequentialEvaluator:
-    """The seven STS tasks as one evaluator whose main score is their average.
+    """The seven STS tasks as one evaluator. Its main score is their average.
 
-    Each task is Spearman's correlation over all its pairs at once: the "all" setting of the paper (appendix on the STS
-    evaluation protocol), in which a task's subsets are concatenated.
+    The score of a task is Spearman's correlation over all of its pairs. This is the "all" setting of the paper
+    (appendix on the STS evaluation protocol), which concatenates the subsets of a task.
 
     Args:
-        folder: holds STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv with the columns sentence1, sentence2,
-            score; or SentEval's own data as :func:`~st_simcse.data.senteval.senteval_tasks` finds it, in which pairs
-            without a gold score are left out, counted and logged.
-        batch_size: sentences a forward pass.
-        tasks: some of ``STS_TASKS`` instead of all.
-        dev: the dev sets instead, which STS-B and SICK-R alone have: STSB-dev.tsv and SICKR-dev.tsv.
-        columns: of the tables, where they have other names; as for :func:`~st_simcse.load_sts`.
-        allow_partial: whether a task may have fewer pairs than the released one, for sets that are meant to be
+        folder: A folder with STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv, with the columns sentence1,
+            sentence2 and score, or SentEval's own data in a layout that
+            :func:`~st_simcse.data.senteval.senteval_tasks` finds. Pairs of SentEval's data without a gold score are
+            skipped, counted and logged.
+        batch_size: The number of sentences per forward pass.
+        tasks: The tasks, a subset of ``STS_TASKS``. If None, all of them.
+        dev: Whether to use the dev sets, STSB-dev.tsv and SICKR-dev.tsv. Only STS-B and SICK-R have one.
+        columns: The columns of the tables if they have other names, see :func:`~st_simcse.load_sts`.
+        allow_partial: Whether a task may have fewer pairs than the released one, for sets that are meant to be
             smaller.
-        split: which split of the tables, where a column says it, such as ``SemEval_set`` in SICK's own file; as for
-            :func:`~st_simcse.load_sts`.
-        **how: how the tables are read, the arguments of :class:`~st_simcse.data.formats.FileFormat`. SentEval's files
-            have ``encoding`` alone.
+        split: The split to read if the tables have several, such as those in the column ``SemEval_set`` of SICK's own
+            file, see :func:`~st_simcse.load_sts`.
+        **how: The format of the tables, as arguments of :class:`~st_simcse.data.formats.FileFormat`. Only ``encoding``
+            and ``max_row_bytes`` apply to SentEval's files.
 
     Returns:
-        An evaluator; called with a model it gives ``{"STS12_spearman_cosine": ..., ..., "sequential_score": ...}``.
+        An evaluator that returns ``{"STS12_spearman_cosine": ..., ..., "sequential_score": ...}`` for a model.
 
     Raises:
-        FileNotFoundError: naming the tasks that the folder lacks.
-        ValueError: for a file that cannot be read, as :func:`~st_simcse.load_sts` raises it, for a task with another
-            number of pairs than it must have, whose score could not be compared, and for an unknown task.
+        FileNotFoundError: If the folder lacks tasks. The message names their files.
+        ValueError: If a task is unknown, if a file cannot be read (see :func:`~st_simcse.load_sts`), or if a task has
+            an unexpected number of pairs, because its score would not be comparable.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -91,7 +92,7 @@ def sts_evaluators(
     tasks = list(stems) if tasks is None else list(tasks)
     if unknown := [task for task in tasks if task not in stems]:
         what = "dev set of an STS task" if dev else "STS task"
-        raise ValueError(f"no {what} is {', '.join(unknown)}: choose among {', '.join(stems)}")
+        raise ValueError(f"there is no {what} {', '.join(unknown)}: choose from {', '.join(stems)}")
     paths = {task: Path(folder, f"{stems[task]}.tsv") for task in tasks}
     senteval = {} if any(path.exists() for path in paths.values()) else senteval_tasks(folder)
     if senteval:
@@ -99,7 +100,8 @@ def sts_evaluators(
         paths = {task: senteval[task].with_name(names.get(task, senteval[task].name)) for task in tasks}
     if missing := [path.name for path in paths.values() if not path.exists()]:
         raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}" + ("" if senteval else ", and has no STS/STS12-en-test of SentEval")
+            f"{folder} lacks {', '.join(missing)}"
+            + ("" if senteval else ", and has no SentEval data (STS/STS12-en-test)")
         )
     reader = (
         _senteval_reader(folder, columns, split, how) if senteval else STSReader(columns=columns, split=split, **how)
@@ -121,14 +123,14 @@ def _senteval_reader(
     layout += [f"split={split!r}"] if split is not None else []
     if layout:
         raise ValueError(
-            f"{folder} is SentEval's, whose files have a layout of their own and no columns to choose: leave "
+            f"{folder} holds SentEval's data, whose files have a fixed layout and no columns to choose: leave "
             f"{' and '.join(layout)} out"
         )
     return SentEvalReader(**how)
 
 
 def sts_scores(results: Mapping[str, float]) -> dict[str, float]:
-    """A row of the paper's table: Spearman × 100 by task, and the average, as :func:`sts_evaluators` measures them.
+    """Returns a row of the paper's table: Spearman × 100 by task from :func:`sts_evaluators`, and the average.
 
     Example:
         >>> results = {f"{task}_spearman_cosine": 0.5 for task in STS_TASKS}
@@ -140,23 +142,26 @@ def sts_scores(results: Mapping[str, float]) -> dict[str, float]:
 
 
 def mteb_scores(model: SentenceTransformer, language: str = "eng") -> dict[str, float]:
-    """The STS tasks of a language as MTEB computes them, with the data that the package mteb downloads.
+    """Evaluates the STS tasks of a language with MTEB, on the data that the mteb package downloads.
 
     Args:
-        model: the model.
-        language: ``eng``, the same row as :func:`sts_scores` (its SICK-R has all splits), or ``zho``, the seven Chinese
-            STS tasks of C-MTEB (the benchmark ``MTEB(cmn, v1)``) on the splits that it has chosen.
+        model: The model.
+        language: ``eng`` for the tasks of :func:`sts_scores` (MTEB's SICK-R has all splits), or ``zho`` for the seven
+            Chinese STS tasks of C-MTEB (the benchmark ``MTEB(cmn, v1)``) on the benchmark's splits.
+
+    Returns:
+        The main score × 100 of each task, and the average.
 
     Raises:
-        ImportError: without the package mteb.
-        ValueError: for another language.
+        ImportError: If the mteb package is not installed.
+        ValueError: If the language is unknown.
     """
     if language not in MTEB_LANGUAGES:
-        raise ValueError(f"no STS tasks of MTEB are known here for {language!r}: choose {' or '.join(MTEB_LANGUAGES)}")
+        raise ValueError(f"MTEB's STS tasks are not supported for {language!r}: choose {' or '.join(MTEB_LANGUAGES)}")
     try:
         import mteb
     except ImportError as error:
-        raise ImportError('MTEB needs its package: pip install "st_simcse[mteb]"') from error
+        raise ImportError('the mteb package is not installed: pip install "st_simcse[mteb]"') from error
 
     names = MTEB_LANGUAGES[language]
     if language == "eng":

@@ -20,7 +20,7 @@ __all__ = ["STS_ZH_SPLITS", "STS_ZH_TASKS", "CutEvaluator", "sts_zh_evaluators",
 STS_ZH_TASKS = tuple(STS_ZH_ROWS)
 STS_ZH_SPLITS = ("train", "valid", "test")
 
-# Where a split lies: in senteval_cn, and as LCQMC and CNSD's STS-B are released.
+# The file names of a split in senteval_cn, and in the releases of LCQMC and of CNSD's STS-B.
 _FILES = {
     split: (f"{{task}}.{split}.data", f"{released}.txt", f"{released}.tsv", f"cnsd-sts-{released}.txt")
     for split, released in (("train", "train"), ("valid", "dev"), ("test", "test"))
@@ -28,13 +28,13 @@ _FILES = {
 
 
 class CutEvaluator(EmbeddingSimilarityEvaluator):
-    """ST's evaluator of scored pairs, whose texts are cut after so many tokens if the model reads more.
+    """ST's evaluator of scored pairs with a maximum length of texts. It applies if the model reads more tokens.
 
     Args:
-        sentences1, sentences2: the texts of the pairs.
-        scores: one a pair.
-        max_length: tokens of a text, the tokenizer's own among them.
-        **options: for :class:`EmbeddingSimilarityEvaluator`.
+        sentences1, sentences2: The texts of the pairs.
+        scores: The score of each pair.
+        max_length: The maximum number of tokens of a text, including special tokens.
+        **options: Keyword arguments of :class:`EmbeddingSimilarityEvaluator`.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -63,29 +63,30 @@ def sts_zh_evaluators(
     max_length: int | None = None,
     allow_partial: bool = False,
 ) -> SequentialEvaluator:
-    """The Chinese STS tasks, each of their splits, as one evaluator whose main score is the plain average.
+    """The Chinese STS tasks and their splits as one evaluator. Its main score is the unweighted average.
 
-    The tasks and their lengths are those of bojone/SimCSE, whose training data without labels are a task's own
-    sentences, so that it reports all three splits: Spearman's correlation of the cosine, texts cut after 64 tokens,
-    those of PAWSX after 128.
+    The tasks, the maximum lengths and the metric are those of bojone/SimCSE: Spearman's correlation of the cosine, with
+    texts cut after 64 tokens, or 128 for PAWSX. It trains on a task's own sentences without labels, so it reports all
+    three splits.
 
     Args:
-        folder: holds a folder a task, in it ``ATEC.train.data``, ``ATEC.valid.data`` and ``ATEC.test.data``, as
-            senteval_cn and ``st-simcse data --sets sts_zh`` have them: sentence, sentence and score between tabs,
-            without a header. ``train.txt`` and ``dev.tsv`` of LCQMC and ``cnsd-sts-dev.txt`` of CNSD are found too.
-        batch_size: sentences a forward pass.
-        tasks: some of ``STS_ZH_TASKS`` instead of all.
-        splits: some of ``STS_ZH_SPLITS``; those that each task has when left out.
-        max_length: tokens of a text instead of 64, or 128 for PAWSX.
-        allow_partial: whether files may have fewer pairs than the released ones, for sets that are meant to be smaller.
+        folder: A folder with a subfolder for each task, with files such as ``ATEC.train.data``, ``ATEC.valid.data`` and
+            ``ATEC.test.data``. This is the layout of senteval_cn and of ``st-simcse data --sets sts_zh``: two sentences
+            and a score, separated by tabs, without a header. LCQMC can also have the files ``train.txt`` and
+            ``dev.tsv``, and STS-B files of CNSD such as ``cnsd-sts-dev.txt``.
+        batch_size: The number of sentences per forward pass.
+        tasks: The tasks, a subset of ``STS_ZH_TASKS``. If None, all of them.
+        splits: The splits, a subset of ``STS_ZH_SPLITS``. If None, all splits that a task has.
+        max_length: The maximum number of tokens of a text. If None, 64, or 128 for PAWSX.
+        allow_partial: Whether files may have fewer pairs than the released ones, for sets that are meant to be smaller.
 
     Returns:
-        An evaluator; called with a model it gives ``{"ATEC-train_spearman_cosine": ..., "sequential_score": ...}``.
+        An evaluator that returns ``{"ATEC-train_spearman_cosine": ..., "sequential_score": ...}`` for a model.
 
     Raises:
-        FileNotFoundError: naming the tasks, or the splits, that the folder lacks.
-        ValueError: for an unknown task or split, a row that does not fit, naming file and line, and a file with another
-            number of pairs than it must have.
+        FileNotFoundError: If the folder lacks tasks or splits. The message names them.
+        ValueError: If a task or split is unknown, if a row cannot be read, with file and line, or if a file has an
+            unexpected number of pairs.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -100,7 +101,7 @@ def sts_zh_evaluators(
     """
     for what, asked, known in (("task", tasks, STS_ZH_TASKS), ("split", splits, STS_ZH_SPLITS)):
         if unknown := [name for name in asked or () if name not in known]:
-            raise ValueError(f"no Chinese STS {what} is {', '.join(unknown)}: choose among {', '.join(known)}")
+            raise ValueError(f"there is no Chinese STS {what} {', '.join(unknown)}: choose from {', '.join(known)}")
     evaluators = []
     for (task, split), path in _paths(Path(folder), tasks, splits).items():
         reader = STSReader(delimiter="||" if path.name.startswith("cnsd-sts-") else "\t")
@@ -114,7 +115,7 @@ def sts_zh_evaluators(
 
 
 def _paths(folder: Path, tasks: Sequence[str] | None, splits: Sequence[str] | None) -> dict[tuple[str, str], Path]:
-    """The file of each task and split that is asked for, or is there."""
+    """Returns the file of each wanted task and split. If ``splits`` is None, returns all files that exist."""
     tasks = STS_ZH_TASKS if tasks is None else tasks
     found = {
         (task, split): path
@@ -125,8 +126,9 @@ def _paths(folder: Path, tasks: Sequence[str] | None, splits: Sequence[str] | No
     }
     if missing := [task for task in tasks if not any((task, split) in found for split in STS_ZH_SPLITS)]:
         raise FileNotFoundError(
-            f"{folder} lacks {', '.join(missing)}, of each a folder with such as {_expected(missing[0], splits)}: "
-            "`st-simcse data --sets sts_zh` fetches all five; or choose those that are there with tasks= (--tasks)"
+            f"{folder} lacks {', '.join(missing)}. Each task needs a folder with files like "
+            f"{_expected(missing[0], splits)}: download all five tasks with `st-simcse data --sets sts_zh`, or choose "
+            "the available tasks with tasks= (--tasks)"
         )
     lacking = [
         f"{task}/{_expected(task, [split])}" for task in tasks for split in splits or () if (task, split) not in found
@@ -146,11 +148,11 @@ def _expected(task: str, splits: Sequence[str] | None) -> str:
 
 
 def sts_zh_scores(results: Mapping[str, float], evaluator: SequentialEvaluator) -> dict[str, float]:
-    """A row of the table: Spearman × 100 by task and split, their average, and the one weighted with the pairs of each.
+    """Returns a row of the table: Spearman × 100 by task and split, their average, and an average weighted by pairs.
 
     Args:
-        results: what the evaluator found.
-        evaluator: of :func:`sts_zh_evaluators`.
+        results: The results of the evaluator.
+        evaluator: The evaluator from :func:`sts_zh_evaluators`.
     """
     tasks: Sequence[Any] = evaluator.evaluators
     scores = {task.name: 100 * results[f"{task.name}_spearman_cosine"] for task in tasks}

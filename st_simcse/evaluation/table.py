@@ -1,4 +1,4 @@
-"""Scores by model as a table, and as lines of a csv file while training goes on."""
+"""Tables of scores by model, and rows of a csv file during training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ __all__ = ["append_row", "check_defined", "format_table"]
 
 
 def format_table(rows: Mapping[str, Mapping[str, float | str]], corner: str = "model") -> str:
-    """Rows of numbers by name as a Markdown table with two decimals; a ``|`` in a name is escaped, a line end or
-    another control character becomes a space.
+    """Formats rows of numbers as a Markdown table with two decimals.
+
+    A ``|`` in a name is escaped. Line ends and other control characters become spaces.
 
     Args:
-        rows: numbers, or texts, by row and column, the same columns in every row.
-        corner: what stands above the names.
+        rows: The numbers or texts by row and column. All rows have the same columns.
+        corner: The header of the column of names.
 
     Example:
         >>> print(format_table({"half": {"STS-B": 50.0, "Avg.": 50.0}}))
@@ -39,13 +40,16 @@ def _one_line(cell: str) -> str:
 
 
 def check_defined(rows: Mapping[str, Mapping[str, float]]) -> None:
-    """ValueError that names the rows and columns without a score: those that are nan.
+    """Checks that all scores are numbers.
+
+    Raises:
+        ValueError: If scores are nan. The message names their rows and columns.
 
     Example:
         >>> check_defined({"collapsed": {"STS-B": math.nan}})
         Traceback (most recent call last):
         ...
-        ValueError: no score for collapsed on STS-B: the embeddings hold NaN, or all similarities are equal
+        ValueError: no score for collapsed on STS-B: the embeddings contain NaN, or all similarities are equal
     """
     undefined = [
         f"{name} on {', '.join(columns)}"
@@ -53,11 +57,13 @@ def check_defined(rows: Mapping[str, Mapping[str, float]]) -> None:
         if (columns := [column for column, value in row.items() if math.isnan(value)])
     ]
     if undefined:
-        raise ValueError(f"no score for {'; '.join(undefined)}: the embeddings hold NaN, or all similarities are equal")
+        raise ValueError(
+            f"no score for {'; '.join(undefined)}: the embeddings contain NaN, or all similarities are equal"
+        )
 
 
 def append_row(path: Path, row: Mapping[str, float]) -> None:
-    """Add a row to a csv file, which is made, with its folder and the names of the columns, if it is not there."""
+    """Appends a row to a csv file. A new file is created with its folder and a header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:

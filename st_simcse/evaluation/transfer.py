@@ -1,4 +1,4 @@
-"""The seven transfer tasks: what a logistic regression makes of a model's embeddings, in SentEval's protocol."""
+"""The seven transfer tasks: a logistic regression on a model's embeddings, with SentEval's protocol."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Mode = Literal["test", "fasttest", "dev"]
 
 TRANSFER_TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
-# princeton-nlp/SimCSE's evaluation.py: "kfold" of its modes.
+# The "kfold" of the modes in princeton-nlp/SimCSE's evaluation.py.
 FOLDS: dict[Mode, int] = {"test": 10, "fasttest": 5, "dev": 5}
-# SentEval's choices of scikit-learn's C, the inverse of the regularization's strength; others for train without dev.
+# SentEval's values of scikit-learn's C, the inverse regularization strength. Tasks with train but no dev have others.
 STRENGTHS = [2.0**power for power in range(-2, 4)]
 STRENGTHS_OF_TRAIN = [2.0**power for power in range(-1, 6)]
 
@@ -41,22 +41,22 @@ def transfer_evaluators(
     seed: int = 1111,
     allow_partial: bool = False,
 ) -> SequentialEvaluator:
-    """The transfer tasks as one evaluator whose main score is their average accuracy.
+    """The transfer tasks as one evaluator. Its main score is the average of their main metrics.
 
     Args:
-        folder: SentEval's data, ``st-simcse data --sets sts`` fetches it.
-        tasks: some of ``TRANSFER_TASKS``.
-        mode, batch_size, seed: as for :class:`TransferEvaluator`.
-        allow_partial: whether files may have fewer examples than the released ones, for sets that are deliberately
+        folder: SentEval's data. Download it with ``st-simcse data --sets sts``.
+        tasks: The tasks, a subset of ``TRANSFER_TASKS``.
+        mode, batch_size, seed: See :class:`TransferEvaluator`.
+        allow_partial: Whether files may have fewer examples than the released ones, for sets that are meant to be
             smaller.
 
     Returns:
-        An evaluator; called with a model it gives ``{"MR_accuracy": ..., "MRPC_f1": ..., "sequential_score": ...}``.
+        An evaluator that returns ``{"MR_accuracy": ..., "MRPC_f1": ..., "sequential_score": ...}`` for a model.
 
     Raises:
-        FileNotFoundError: for a task that the folder lacks, naming its file.
-        ValueError: for an unknown task or mode, a file that cannot be read, naming file and line, and a file with
-            another number of examples than it must have.
+        FileNotFoundError: If the folder lacks a task. The message names its file.
+        ValueError: If a task or mode is unknown, if a file cannot be read, with file and line, or if a file has an
+            unexpected number of examples.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -68,14 +68,14 @@ def transfer_evaluators(
         ['SST2', 'Avg.']
     """
     if unknown := [task for task in tasks if task not in TRANSFER_TASKS]:
-        raise ValueError(f"no transfer task is {', '.join(unknown)}: choose among {', '.join(TRANSFER_TASKS)}")
+        raise ValueError(f"there is no transfer task {', '.join(unknown)}: choose from {', '.join(TRANSFER_TASKS)}")
     examples = {task: transfer_examples(folder, task, allow_partial) for task in tasks}
     evaluators = [TransferEvaluator(splits, task, mode, batch_size, seed) for task, splits in examples.items()]
     return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
 
 
 def transfer_scores(results: Mapping[str, float], mode: Mode = "test") -> dict[str, float]:
-    """A row of the paper's table: accuracy × 100 by task, on the dev sets in the mode ``dev``, and the average.
+    """Returns a row of the paper's table: accuracy × 100 by task and the average. ``dev`` uses the dev accuracies.
 
     Example:
         >>> transfer_scores({"CR_accuracy": 0.875, "MR_accuracy": 0.625, "sequential_score": 0.75})
@@ -89,29 +89,32 @@ def transfer_scores(results: Mapping[str, float], mode: Mode = "test") -> dict[s
 class TransferEvaluator(RecordingEvaluator):
     r"""Accuracy of a logistic regression on a model's frozen embeddings (SentEval, Conneau and Kiela, LREC 2018).
 
-    The features of a text are its embedding u; those of a pair of texts are :math:`(|u - v|, u * v)`. The strength of
-    the :math:`L_2` regularization is searched, among SentEval's, on data that are not tested on:
+    The features of a text are its embedding u. The features of a pair of texts are :math:`(|u - v|, u * v)`. The
+    strength of the :math:`L_2` regularization is chosen from SentEval's values on data that is not in the test set:
 
-    - one set of examples: k folds, and in each a search over k folds of the rest. The dev accuracy is the mean of the
-      best of these searches.
-    - ``train`` and ``test``: a search over k folds of ``train``.
-    - ``train``, ``dev`` and ``test``: the best on ``dev``, after training on ``train`` alone.
+    - A single split: k folds for testing. In each, k folds of the rest choose the strength. The dev accuracy is the
+      mean of the best accuracies of these searches.
+    - ``train`` and ``test``: k folds of ``train`` choose the strength.
+    - ``train``, ``dev`` and ``test``: The strength with the best accuracy on ``dev`` is chosen. Only ``train`` is
+      trained on.
 
-    SentEval's authors and those of SimCSE train the same classifier with PyTorch, Adam and early stopping, so that
-    their numbers differ from these by tenths of a point. Folds and their order are SentEval's.
+    The authors of SentEval and SimCSE train the same classifier with PyTorch, Adam and early stopping, so their numbers
+    differ by tenths of a point. The folds and their order are SentEval's.
 
     Args:
-        splits: examples by split, each a tuple of one text or two, and a class. A single split may have any name.
-        name: prefix of the metrics, ``{name}_accuracy``, ``{name}_dev_accuracy`` and, with two classes in a test set of
-            its own, ``{name}_f1``.
-        mode: ``test`` has 10 folds, ``fasttest`` and ``dev`` have 5. The main metric of ``dev`` is the dev accuracy.
-        batch_size: texts a forward pass.
-        seed: of the folds; SentEval's.
-        write_csv: append the numbers to ``transfer_{name}_results.csv`` in the output folder.
+        splits: The examples by split. An example is a tuple of one or two texts, and a class. A single split may have
+            any name.
+        name: The prefix of the metrics ``{name}_accuracy``, ``{name}_dev_accuracy`` and, for two classes and a separate
+            test set, ``{name}_f1``.
+        mode: ``test`` uses 10 folds, and ``fasttest`` and ``dev`` use 5. The main metric of ``dev`` is the dev
+            accuracy.
+        batch_size: The number of texts per forward pass.
+        seed: The seed of the folds. The default is SentEval's.
+        write_csv: Whether to append the metrics to ``transfer_{name}_results.csv`` in the output folder.
 
     Raises:
-        ValueError: for an unknown mode, other splits, a class that is in a test set and was not trained, or fewer
-            examples of a class than there are folds.
+        ValueError: If the mode is unknown, if the splits have other names, if a class occurs only outside of the
+            training data, if there is only one class, or if a class has too few examples for the folds.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -132,10 +135,12 @@ class TransferEvaluator(RecordingEvaluator):
     ) -> None:
         super().__init__("transfer", "dev_accuracy" if mode == "dev" else "accuracy", name, batch_size, write_csv)
         if mode not in FOLDS:
-            raise ValueError(f"unknown mode {mode!r}: choose {', '.join(FOLDS)}")
+            raise ValueError(f"mode={mode!r} is unknown: choose one of {', '.join(FOLDS)}")
         if len(splits) > 1 and set(splits) not in ({"train", "test"}, {"train", "dev", "test"}):
-            raise ValueError(f"a task has one split, train and test, or train, dev and test; got {', '.join(splits)}")
-        # In SentEval's order, so that its folds are ours.
+            raise ValueError(
+                f"got the splits {', '.join(splits)}: pass one split, train and test, or train, dev and test"
+            )
+        # SentEval's order, which gives the same folds.
         self.splits = {split: sorted(examples, key=_order) for split, examples in splits.items()}
         self.texts = list(dict.fromkeys(text for rows in splits.values() for texts, _ in rows for text in texts))
         self.mode, self.seed = mode, seed
@@ -146,28 +151,30 @@ class TransferEvaluator(RecordingEvaluator):
         counts = Counter(label for _, label in training)
         for split, rows in self.splits.items():
             if unknown := {label for _, label in rows} - counts.keys():
-                raise ValueError(f"{self.name}: no training example has the class {min(unknown)} of {split}")
+                raise ValueError(f"{self.name}: {split} has the class {min(unknown)}, but no training example has it")
         if len(counts) < 2:
-            raise ValueError(f"{self.name}: a classifier needs two classes at least, got {', '.join(counts) or 'none'}")
-        # In the folds of a single set the search has folds of its own.
+            raise ValueError(f"{self.name}: a classifier needs at least two classes, got {', '.join(counts) or 'none'}")
+        # With a single split, the search makes folds within each fold.
         least = FOLDS[self.mode] + (len(self.splits) == 1)
         rarest = min(counts, key=lambda label: counts[label])
         if "dev" not in self.splits and counts[rarest] < least:
             raise ValueError(
-                f"{self.name}: {counts[rarest]} example(s) of the class {rarest}, of which every one of "
-                f"{FOLDS[self.mode]} folds needs one: {least} are the least"
+                f"{self.name}: the class {rarest} has {counts[rarest]} example(s), but {FOLDS[self.mode]} folds need "
+                f"at least {least}"
             )
 
     @property
     def work(self) -> int:
-        """How many rows the classifiers are trained on, counted each time: tasks take about as long as they have of it.
+        """The number of training rows, summed over all trained classifiers.
+
+        The running time of a task is roughly proportional to it.
 
         Example:
             >>> TransferEvaluator({"all": [(("A dog runs.",), "dog"), (("A cat sleeps.",), "cat")] * 50}).work
             48600
         """
         folds = FOLDS[self.mode]
-        if len(self.splits) == 1:  # of each fold the rest, and of that rest again the rest of each fold
+        if len(self.splits) == 1:  # every fold trains on the rest, within the rest of another fold
             rows = len(next(iter(self.splits.values())))
             return round(rows * (folds - 1) ** 2 * len(STRENGTHS))
         rows = len(self.splits["train"])
@@ -178,7 +185,7 @@ class TransferEvaluator(RecordingEvaluator):
         return self._metrics(np.asarray(embeddings))
 
     def _metrics(self, embeddings: Array) -> dict[str, float]:
-        """All metrics, from the embeddings (N, d) of ``texts``; nan where an embedding is."""
+        """Returns all metrics for the embeddings (N, d) of ``texts``, or nan if an embedding is not finite."""
         if not np.isfinite(embeddings).all():
             return {"accuracy": math.nan, "dev_accuracy": math.nan}
         with warnings.catch_warnings():
@@ -224,7 +231,7 @@ class TransferEvaluator(RecordingEvaluator):
 
 
 def pair_features(first: Array, second: Array) -> Array:
-    """What a pair of embeddings (N, d) tells: absolute differences and products, (N, 2d).
+    """Returns the features of pairs of embeddings (N, d), which are absolute differences and products (N, 2d).
 
     Example:
         >>> pair_features(np.array([[1.0, 2.0]]), np.array([[3.0, 2.0]])).tolist()
@@ -239,6 +246,6 @@ def _order(example: Example) -> tuple[list[int], str]:
 
 
 def _search(strengths: list[float], splits: Any, refit: bool = True) -> GridSearchCV:
-    """For the C with the best accuracy, on average over the splits; of equals the smallest."""
-    # Of 100 steps at most, which is scikit-learn's default, as SentEval's: run to the end, TREC differs by 3 of 500.
+    """Returns a search for the C with the best average accuracy over the splits. In a tie, the smallest C wins."""
+    # At most 100 steps, the default of scikit-learn and SentEval. If run to convergence, TREC differs by 3 of 500.
     return GridSearchCV(LogisticRegression(), {"C": strengths}, cv=splits, refit=refit)
