@@ -1,4 +1,4 @@
-"""Adds to the site what is not in docs/: pages from the root, the examples, the tables of options, and links to them."""
+"""Adds pages that are not in docs/ to the site: those of the root, the examples, and the tables of options."""
 
 import dataclasses
 import inspect
@@ -68,7 +68,7 @@ def _formula(formula: re.Match[str]) -> str:
 
 
 def _link(link: re.Match[str], source: str, here: str, repository: str | None) -> str:
-    """Returns a link between files of the repository as one between pages, or to the file's address if it is no page."""
+    """Returns a link between files as one between pages, or to the file's address if it is no page."""
     text, target, anchor = link.groups()
     path = posixpath.normpath(posixpath.join(source, target))
     if re.match(r"\w+:", target) or not (ROOT / path).exists():
