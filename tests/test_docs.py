@@ -1,8 +1,10 @@
 """The code of README and docs runs as it stands, on small files and a tiny model under the names that it uses."""
 
+import ast
 import contextlib
 import dataclasses
 import gzip
+import inspect
 import itertools
 import json
 import os
@@ -19,15 +21,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer, LlamaConfig, ModernBertConfig, Qwen3Config, set_seed
+from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, LlamaConfig, ModernBertConfig, Qwen3Config, set_seed
 
 import st_simcse
 from conftest import CHINESE
 from st_simcse import budget, cli
 from st_simcse.cli import runs
+from st_simcse.cli.data import SETS
 from st_simcse.cli.loss import LossArguments
+from st_simcse.cli.serve import ServeArguments
 from st_simcse.corpus import generate_corpus
+from st_simcse.data.formats import MAX_ROW_BYTES
+from st_simcse.data.layouts import _HEAD_LINES
+from st_simcse.data.reader import Reader
+from st_simcse.data.senteval import STS_ROWS
 from st_simcse.demo import save_tiny_transformer
+from st_simcse.losses import OPTIONS
+from st_simcse.losses.options import SHARDED
+from st_simcse.objective.cross_entropy import EDITED_TILE_ROWS, TILE_ELEMENTS, TILE_ROWS
+from st_simcse.presets import PRESETS
+from st_simcse.search import page as search_page
+from tests.backbones import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
 CHINESE_PAGES = ["README.zh.md", *sorted(f"docs/zh/{path.name}" for path in (ROOT / "docs/zh").glob("*.md"))]
@@ -43,6 +57,15 @@ SECTIONS = {
     "Citation": "引用",
 }
 OF_CHINESE = "中文任务：数据、配方和评测"
+
+# Flags of other programs, which the pages compare with ours or run.
+FOREIGN = {
+    "docs/many_gpus.md": "num_processes use_fsdp fsdp_version fsdp_auto_wrap_policy fsdp_state_dict_type",
+    "docs/migrate.md": "pooler_type mlp_only_train temp hard_negative_weight do_mlm mlm_weight mlm_probability "
+    "evaluation_strategy pad_to_max_length overwrite_output_dir",
+    "docs/supervised.md": "hard_negative_weight",
+    "docs/zh/migrate.md": "train_set_file test_set_file scale dup_rate margin",
+}
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99}
 MODERN = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
@@ -233,7 +256,7 @@ def test_the_options_table_has_every_flag_and_what_is_refused():
         "*Improving Contrastive Learning of Sentence Embeddings with Focal InfoNCE*, 2023" in described["FocalMargin"]
     )
     assert "`--momentum_queue_momentum`: " in described["MomentumQueue"]
-    assert "`0.995` when left out" in described["MomentumQueue"]
+    assert "Default: `0.995`." in described["MomentumQueue"]
     columns = {name: [cell.strip() for cell in line.strip("|").split("|")[1:]] for name, line in goes_with.items()}
     assert columns.keys() == described.keys()
     assert columns["FocalMargin"] == ["yes"] * 5
@@ -335,3 +358,186 @@ def test_chinese_pages_are_set_as_chinese_is(page):
     assert re.findall(r"[\u4e00-\u9fff][,;:!?()].{0,9}|.{0,9}[,;:!?()][\u4e00-\u9fff]", text) == []
     kinds = [line[:1] if line[:1] in ("", "#", "|", "-") else "text" for line in text.splitlines()]
     assert ("text", "text") not in set(itertools.pairwise(kinds))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_a_page_is_short_and_opens_with_a_summary(page):
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 200
+    heading, summary = "\n".join(lines).split("\n\n")[:2]
+    assert re.fullmatch("# .+", heading)
+    assert len(summary.splitlines()) <= 3
+    assert not summary.startswith(("#", "|", "```", "-"))
+
+
+def _text(page):
+    """A page's text in one line, so that phrases are found across line breaks."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def _flags_of_scripts():
+    """The flags of the scripts of benchmarks/ and examples/, and torchrun's."""
+    scripts = [path.read_text() for folder in ("benchmarks", "examples") for path in (ROOT / folder).glob("*.py")]
+    pattern = r'"--(\w+)"|^    (\w+): .*field\('
+    return {name for text in scripts for pair in re.findall(pattern, text, re.MULTILINE) for name in pair} | {
+        "nproc_per_node"
+    }
+
+
+def test_flags_that_pages_name_exist(capsys):
+    flags = {}
+    for command in cli.COMMANDS:
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        flags[command] = set(re.findall(r"--(\w+)", capsys.readouterr().out))
+    for command in ("adapt", "compare"):  # which pass what they do not know on to train
+        flags[command] |= flags["train"]
+    known = _flags_of_scripts().union(*flags.values())
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        named = set(re.findall(r"(?<![\w-])--([a-z]\w*)", text))
+        assert named - known - set(FOREIGN.get(page, "").split()) == set(), page
+        for command, options in re.findall(r"st-simcse (\w+)((?: +[^`#\n]+(?:\n(?=--))?)*)", text):
+            if command in flags:
+                assert set(re.findall(r"(?<![\w-])--([a-z]\w*)", options)) <= flags[command], (page, command, options)
+
+
+def _defaults():
+    """By the name of an argument or field, the defaults that the public classes, functions and methods give it."""
+    public = [getattr(st_simcse, name) for name in st_simcse.__all__]
+    public += [
+        method for one in public if inspect.isclass(one) for method in vars(one).values() if inspect.isfunction(method)
+    ]
+    found = {}
+    for one in public:
+        with contextlib.suppress(TypeError, ValueError):
+            for name, parameter in inspect.signature(one).parameters.items():
+                if parameter.default is not inspect.Parameter.empty:
+                    found.setdefault(name, []).append(parameter.default)
+    return found
+
+
+def _value(words):
+    try:
+        return ast.literal_eval(words)
+    except (SyntaxError, ValueError):
+        return words
+
+
+def _defaults_named_on(page):
+    """Names and values: those of tables with a column of defaults, and those of sentences."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for header, rows in re.findall(r"^(\|.*)\n\|[- |]+\|\n((?:\|.*\n)+)", text, re.MULTILINE):
+        columns = [cell.strip() for cell in header.strip("|").split("|")]
+        for row in rows.splitlines():
+            cells = dict(zip(columns, (cell.strip() for cell in row.strip("|").split("|")), strict=False))
+            yield from re.findall(r"`(\w+)=([^`]+)`", cells.get("fields and defaults", ""))
+            if "default" in cells:
+                values = [value.strip("` ") for value in cells["default"].split(",")]
+                # Beside a name, the flag for it may stand in parentheses.
+                yield from zip(re.findall(r"`(\w+)`", cells[columns[0]]), values, strict=True)
+    plain = " ".join(text.split())
+    yield from re.findall(r"`(\w+)=([^`]+)`,? (?:which is )?the default\b", plain)
+    yield from re.findall(r"by default \(`(\w+)=([^`]+)`\)", plain)
+
+
+def test_defaults_that_pages_name_are_those_of_the_code():
+    defaults = _defaults()
+    named = [(page, *default) for page in PAGES for default in _defaults_named_on(page)]
+    assert named
+    assert [each for each in named if _value(each[2]) not in defaults.get(each[1], [])] == []
+
+
+def _preset(name, *phrases):
+    """The phrases, with the preset's options in their places; numbers as the pages write them."""
+    values = {}
+    for option, value in PRESETS[name].items():
+        number = _value(value)
+        is_small = isinstance(number, float) and 0 < number < 0.001
+        values[option] = f"{number:.0e}".replace("e-0", "e-") if is_small else value
+    return [phrase.format(**values, steps=f"{_value(values.get('max_steps', '0')):,}") for phrase in phrases]
+
+
+NUMBERS = {
+    "docs/large_batches.md": [
+        f"{TILE_ROWS:,} rows and 2^{TILE_ELEMENTS.bit_length() - 1} elements ({TILE_ELEMENTS * 4 // 2**20} MiB)",
+        f"at most {EDITED_TILE_ROWS} rows",
+    ],
+    "docs/command_line.md": [
+        f"http://127.0.0.1:{ServeArguments.port}",
+        f"queries of up to {search_page.MAX_QUERY_LENGTH:,} characters",
+        f"up to {search_page.MAX_PAIRS} lines",
+        f"up to {search_page.MAX_BATCH_SIZE} at a time",
+    ],
+    "docs/data_formats.md": [f"first {_HEAD_LINES} lines", f"more than {MAX_ROW_BYTES // 2**20} MiB"],
+    "docs/zh/data_formats.md": [f"前 {_HEAD_LINES} 行", f"超过 {MAX_ROW_BYTES // 2**20} MiB"],
+    "docs/reproduce.md": [
+        f"test set of {STS_ROWS['SICK-R']:,} pairs",
+        *_preset(
+            "unsup-bert-base",
+            "evaluation every {eval_steps} steps",
+            "temperature {temperature}",
+            "{max_seq_length} tokens",
+        ),
+        *_preset("sup-bert-base", "or {num_train_epochs} (supervised)", "batches of {per_device_train_batch_size}"),
+    ],
+    "docs/llms.md": [
+        *_preset(
+            "llm2vec",
+            "batch size {per_device_train_batch_size}, learning rate {learning_rate}, {steps} steps",
+            "{max_seq_length} tokens, temperature {temperature}",
+            "r {lora_r}, gradient checkpointing, a checkpoint every {save_steps} steps",
+            "| dropout {dropout} |",
+            "| alpha {lora_alpha}, adapters on all seven linear layers of a block, with a dropout of {lora_dropout} |",
+        ),
+        *_preset(
+            "modernbert",
+            "learning rate {learning_rate}, batches of {per_device_train_batch_size}",
+            "in mini-batches of {mini_batch_size} rows",
+            "temperature {temperature}",
+            "{max_seq_length} tokens, an evaluation every {eval_steps} steps, and a dropout of {dropout}",
+        ),
+        f"{float(PRESETS['modernbert']['warmup_steps']):.0%} warm-up",
+    ],
+    "docs/recipes.md": _preset("language-model", "power {whiten_power}", "`{views}` at learning rate {learning_rate}"),
+}
+
+
+@pytest.mark.parametrize("page", NUMBERS)
+def test_numbers_that_pages_name_are_those_of_the_code(page):
+    text = _text(page)
+    assert [phrase for phrase in NUMBERS[page] if phrase not in text] == []
+
+
+def test_pages_name_all_commands_presets_columns_and_sets():
+    commands = (ROOT / "docs/command_line.md").read_text()
+    assert [command for command in cli.COMMANDS if f"\nst-simcse {command}" not in commands] == []
+    pages = "".join((ROOT / page).read_text() for page in PAGES)
+    papers = [name for name in PRESETS if re.fullmatch("(unsup|sup)-(bert|roberta)-(base|large)", name)]
+    assert len(papers) == 8
+    assert "The eight settings of the paper" in _text("docs/reproduce.md")
+    assert [name for name in PRESETS.keys() - set(papers) if f"`{name}`" not in pages] == []
+    formats = (ROOT / "docs/data_formats.md").read_text()
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`\n]+`", formats))))
+    usual = {name for reader in Reader.__subclasses__() for columns in reader.usual for name in columns}
+    of_sick = {"sentence_A", "sentence_B", "relatedness_score", "entailment_label", "entailment_judgment"}
+    assert usual - of_sick - named == set()
+    assert [name for name in SETS if f"\n| `{name}` |" not in formats] == []
+
+
+def test_pages_say_what_options_do_not_go_with():
+    variants = (ROOT / "docs/variants.md").read_text()
+    names = {name for option in OPTIONS for name in getattr(option, "incompatible", ())}
+    assert [name for name in names if f"`{name}`" not in variants.split("| name in `incompatible`")[1]] == []
+    refused = next(line for line in (ROOT / "docs/many_gpus.md").read_text().splitlines() if "`torch_compile`" in line)
+    sharded = {option.__name__ for option in OPTIONS if getattr(option, "incompatible", frozenset()) >= SHARDED}
+    assert {option.__name__ for option in OPTIONS if f"`{option.__name__}`" in refused} == sharded
+
+
+def test_architectures_without_dropout_are_those_that_the_page_names():
+    (names,) = re.findall(r"dropout of 0\.1\. (.*?) have none by default", _text("docs/backbones.md"))
+    names = re.split(r", | and ", names)
+    for name, architecture in ARCHITECTURES.items():
+        config = CONFIG_MAPPING[architecture.model_type]()
+        values = [getattr(config, field) for field in architecture.dropouts]
+        assert not values or any(values) != any(one in name for one in names), name

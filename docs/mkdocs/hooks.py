@@ -1,4 +1,4 @@
-"""What the site has besides docs/: pages from the root, the examples, the table of options, links that lead there."""
+"""Adds pages that are not in docs/ to the site: those of the root, the examples, and the tables of options."""
 
 import dataclasses
 import inspect
@@ -13,7 +13,7 @@ from st_simcse.losses.options import option_name
 from st_simcse.losses.wrappers import WRAPPERS
 
 ROOT = Path(__file__).parents[2]
-# Where files that are not in docs/ are in the site.
+# The site's pages for files outside docs/.
 PAGES = {
     "README.md": "index.md",
     "README.zh.md": "zh/index.md",
@@ -22,7 +22,11 @@ PAGES = {
     "SECURITY.md": "security.md",
 }
 PICTURES = ["benchmarks/growth.png"]
-# The tables of options stand behind this line of docs/options.md.
+# The tables of options follow this line of docs/options.md.
+EXAMPLES = """# Examples
+
+This page shows a notebook and the scripts of the folder `examples`, which you can run as they are. Each takes one task
+from the data to the result. For explanations, read [get started](get_started.md) and the pages on training."""
 OPTIONS_FOLLOW = "<!-- python docs/mkdocs/hooks.py writes what follows -->\n"
 GOES_WITH = ("UnsupSimCSELoss", "SupSimCSELoss", "mini_batch_size", *WRAPPERS)
 
@@ -52,7 +56,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
-    """Chinese pages say that they are: browsers choose the shapes of characters by it, and screen readers the voice."""
+    """Marks Chinese pages as Chinese, so that browsers choose the right glyphs and screen readers the right voice."""
     is_chinese = page.file.src_uri.startswith("zh/")
     return output.replace('<html lang="en"', '<html lang="zh-Hans"', 1) if is_chinese else output
 
@@ -64,7 +68,7 @@ def _formula(formula: re.Match[str]) -> str:
 
 
 def _link(link: re.Match[str], source: str, here: str, repository: str | None) -> str:
-    """A link out of a file of the repository to another as one from page to page; to its address if it is no page."""
+    """Returns a link between files as one between pages, or to the file's address if it is no page."""
     text, target, anchor = link.groups()
     path = posixpath.normpath(posixpath.join(source, target))
     if re.match(r"\w+:", target) or not (ROOT / path).exists():
@@ -79,8 +83,8 @@ def _link(link: re.Match[str], source: str, here: str, repository: str | None) -
 
 
 def examples() -> str:
-    """A page with the scripts of examples/, and the notebook's cells."""
-    parts = ["# Examples"]
+    """Returns a page with the scripts of examples/ and the notebook's cells."""
+    parts = [EXAMPLES]
     for path in sorted((ROOT / "examples").glob("*.ipynb")):
         parts.append(f"## {path.name}")
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
@@ -93,8 +97,8 @@ def examples() -> str:
 
 
 def options_tables() -> str:
-    """What the options do, out of their fields and docstrings; and what they go with, out of what they say of it."""
-    rows = [("option", "what", "on the command line"), ("---",) * 3]
+    """Returns two tables: the options with their flags, and which losses and settings they can be combined with."""
+    rows = [("option", "effect", "flags"), ("---",) * 3]
     goes_with = [("option", *(f"`{name}`" for name in GOES_WITH)), ("---",) * (1 + len(GOES_WITH))]
     for option in OPTIONS:
         name = f"[`{option.__name__}`][st_simcse.{option.__name__}]"
@@ -106,7 +110,7 @@ def options_tables() -> str:
 
 
 def with_options(page: str) -> str:
-    """The text of docs/options.md with the tables as they should be, for readers of the file itself."""
+    """Returns the text of docs/options.md with up-to-date tables, for readers of the file itself."""
     tables = re.sub(r"\[(`\w+`)\]\[[\w.]+\]", r"\1", options_tables())
     return f"{page.partition(OPTIONS_FOLLOW)[0]}{OPTIONS_FOLLOW}\n{tables}\n"
 
@@ -115,8 +119,8 @@ def _flags(option: Any) -> str:
     name, flags = option_name(option), []
     for number, one in enumerate(dataclasses.fields(option)):
         flag = f"`--{name}`" if number == 0 else f"`--{name}_{one.name}`"
-        default = "" if one.default is dataclasses.MISSING else f", `{one.default}` when left out"
-        flags.append(f"{flag}: {one.metadata['help'].rstrip('.')}{default}.")
+        default = "" if one.default is dataclasses.MISSING else f" Default: `{one.default}`."
+        flags.append(f"{flag}: {one.metadata['help'].rstrip('.')}.{default}")
     return "<br>".join(flags) or f"`--{name}`"
 
 
@@ -125,7 +129,7 @@ def _summary(option: Any) -> str:
 
 
 def _paper(citation: str) -> str:
-    """Title and year of a BibTeX entry."""
+    """Returns title and year of a BibTeX entry."""
     fields = {name: re.search(rf"{name} = \{{(.+?)\}},\n", citation, re.DOTALL) for name in ("title", "year", "eprint")}
     found = {
         name: " ".join(match[1].replace("{", "").replace("}", "").split()) for name, match in fields.items() if match
