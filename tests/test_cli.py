@@ -641,7 +641,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, tiny_bert, senten
         ("b.csv", "--dropout_free_negatives", "--dropout_free_negatives does not go with triplets"),
         ("a.txt", "--momentum_queue_momentum 0.9", "--momentum_queue_momentum is part of --momentum_queue: pass that"),
         ("a.txt", "--momentum_queue 0", "MomentumQueue needs an integer size of at least 1"),
-        ("a.txt", "--masked_language_model 0.1 --mini_batch_size 4", "MaskedLanguageModel does not go with mini_batch"),
+        ("a.txt", "--masked_language_model 0.1 --mini_batch_size 4", "MaskedLanguageModel cannot be combined with"),
         ("a.txt", "--directions query_to_fox", "unknown direction"),
         ("a.txt", "--dropout 1", "dropout must be at least 0 and below 1, got 1.0"),
         ("a.txt", "--rank_distillation 1", "--rank_distillation needs --teacher, a model's name or folder"),
@@ -794,7 +794,7 @@ def test_help_of_train_is_grouped(capsys):
     text = capsys.readouterr().out
     for option in OPTIONS:
         assert f"--{option_name(option)} " in text
-    assert "How slowly the copy that embeds them moves. 0.995 when left out." in " ".join(text.split())
+    assert "Momentum λ of the copy that embeds them. 0.995 when left out." in " ".join(text.split())
     places = [
         text.index(word)
         for word in ("\nmodel:", "\ndata:", "--train_file", "\nobjective:", "--temperature", "\ntraining:")
