@@ -381,7 +381,7 @@ def test_runs_without_training_are_as_train_makes_them(corpus, monkeypatch):
         for column in ("dev avg.", "dev", "knn dev", "retrieval dev"):
             assert found[recipe][column] == pytest.approx(scores[column], abs=1e-3)
     assert expected["half"]["dev"] != expected["before"]["dev"]
-    with pytest.raises(NotImplementedError, match="save the one that it was made of"):
+    with pytest.raises(NotImplementedError, match="save the model that it was made from"):
         untrained.model.save_pretrained("out/model")
 
 

@@ -114,7 +114,7 @@ def test_a_saved_model_keeps_its_modules_unless_told_otherwise(tmp_path, tiny_be
         saved = SentenceTransformer(str(tmp_path / "out"))
         assert ", ".join(type(module).__name__ for module in saved) == modules
         assert saved[1].pooling_mode == ("cls" if options else "mean")
-        assert ("takes the place of Pooling (mean), Dense" in caplog.text) == bool(options)
+        assert ("replaces Pooling (mean), Dense" in caplog.text) == bool(options)
 
 
 @pytest.mark.slow
@@ -588,7 +588,7 @@ def test_export_says_which_prompts_its_users_put_before_texts(tmp_path, tiny_ber
     assert namespace["embeddings"].detach().numpy() == pytest.approx(expected, abs=1e-5)
     model.set_pooling_include_prompt(False)
     model.save_pretrained(str(tmp_path / "model"))
-    with pytest.raises(ValueError, match="the pooling leaves the tokens of prompts out .* call model.prompts.clear"):
+    with pytest.raises(ValueError, match="the pooling excludes the tokens of prompts .* call model.prompts.clear"):
         export.run(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "plain")])
 
 

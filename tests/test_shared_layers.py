@@ -175,7 +175,7 @@ def test_what_cannot_be_shared_is_refused(three_layers, make, static_model, tiny
     with pytest.raises(ValueError, match="mini_batch_size must be even, got 3"):
         UnsupSimCSELoss(model, options=[SharedLayers(1)], mini_batch_size=3)
     for other in (make("albert"), static_model):
-        with pytest.raises(ValueError, match="layers are one list is needed, and .* has 0 of them"):
+        with pytest.raises(ValueError, match="layers are one list, but .* has 0 such lists"):
             UnsupSimCSELoss(other, options=[SharedLayers(1)])
     with pytest.raises(ValueError, match="that can be sorted and split"):
         UnsupSimCSELoss(make("fnet"), options=[SharedLayers(1)])

@@ -172,7 +172,7 @@ def test_a_model_that_is_refused_is_left_as_it_was(tiny):
         (TEXTS[:9], "9 texts are too few for 16 dimensions"),
         ([TEXTS[0]] * 40, "all 40 embeddings are equal"),
         ([], "there are no texts"),
-        ("A dog runs.", "texts is one text"),
+        ("A dog runs.", "texts is a single text"),
     ):
         with pytest.raises(ValueError, match=message):
             whiten(tiny, texts)
