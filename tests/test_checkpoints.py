@@ -307,5 +307,5 @@ def test_what_automodel_cannot_stand_in_for_is_refused(tiny_bert, tmp_path, stat
 
 
 def test_a_published_name_that_is_neither_cached_nor_reachable():
-    with pytest.raises(OSError, match="princeton-nlp/unsup-simcse-bert-base-uncased is no folder here"):
+    with pytest.raises(OSError, match="princeton-nlp/unsup-simcse-bert-base-uncased is not a local folder"):
         load_simcse("princeton-nlp/unsup-simcse-bert-base-uncased")

@@ -42,7 +42,7 @@ def test_layers_that_there_are_not(tiny_bert, layers, message):
 
 def test_layers_of_what_has_no_list_of_them(tiny_bert, static_model, tmp_path):
     static_model.save_pretrained(str(tmp_path / "static"))
-    with pytest.raises(ValueError, match="layers .* needs a transformer whose layers are one list, but StaticEmbedding has 0"):
+    with pytest.raises(ValueError, match="layers .* layers are one list, but StaticEmbedding has 0"):
         build_model(tmp_path / "static", layers=1)
     build_model(tiny_bert, pooling="last2_avg").save_pretrained(str(tmp_path / "average"))
     with pytest.raises(ValueError, match="averages layers that layers=1 would remove"):

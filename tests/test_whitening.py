@@ -89,7 +89,7 @@ def test_directions_without_spread_are_zero():
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (_rows(6, 6), (), r"6 texts are too few for 6 dimensions, which need 7 .*dimensions=5 or fewer"),
+        (_rows(6, 6), (), r"6 texts are too few for 6 dimensions, which need at least 7 .*dimensions=5 or fewer"),
         (np.tile(_rows(1), (9, 1)), (), "all 9 embeddings are equal.*texts that differ"),
         (np.tile(_rows(1), (9, 1)), (0.0,), "all 9 embeddings are equal"),
         (np.zeros((9, 3)), (), "all 9 embeddings are equal"),

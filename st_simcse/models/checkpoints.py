@@ -38,7 +38,7 @@ def load_simcse(
         name_or_path: A folder, or a model's name on the Hugging Face Hub.
         supervised: Whether the checkpoint is supervised. If None, it is read from ``unsup-simcse`` or ``sup-simcse`` in
             the path.
-        max_seq_length: The number of tokens after which texts are truncated. If None, 128, as in the authors' tool.
+        max_seq_length: The maximum number of tokens of a text. If None, 128, as in the authors' tool.
         device: The device of the model. If None, ST chooses it.
         **options: Further options of :func:`~st_simcse.build_model`.
 
