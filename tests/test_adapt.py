@@ -579,7 +579,7 @@ def _centred(embeddings):
     [
         (["--budget", "10"], "--budget 10: expected a time such as 600s"),
         (["--budget", "3s"], "too small for one step of each of 2 recipes with 2 seeds: pass --budget 4s or more"),
-        (["--model_name_or_path", "absent/model"], "absent/model is not a local folder|there is no folder absent/model"),
+        (["--model_name_or_path", "absent/model"], "absent/model is not a local folder|there is no folder"),
         (["--corpus", "absent.txt"], "there is no file absent.txt"),
         (["--corpus", "few.txt"], "3 different texts beside those of the dev and test data are too few: 128 are the"),
         (["--corpus", "empty.txt"], "empty.txt"),
