@@ -232,7 +232,7 @@ def test_options_reach_the_transformer(tiny_bert):
 def test_texts_are_no_longer_than_the_model_reads(tiny_bert, caplog):
     model = build_model(tiny_bert, max_seq_length=128)
     assert model.max_seq_length == 64
-    assert "max_seq_length is 64" in caplog.text
+    assert "max_seq_length is reduced to 64" in caplog.text
     assert model.encode("word " * 100).shape == (32,)
     with pytest.raises(ValueError, match="max_seq_length must be at least 1, got 0"):
         build_model(tiny_bert, max_seq_length=0)
@@ -327,7 +327,7 @@ def test_what_is_trained_in_full_is_float32_whatever_it_was_saved_in(half, tmp_p
     loss = UnsupSimCSELoss(model, projection_head=True, options=[MomentumQueue(6)])
     assert {weight.dtype for weight in loss.state_dict().values() if weight.is_floating_point()} == {torch.float32}
     precision = str(transformer.dtype).removeprefix("torch.")
-    assert f"{folder} was saved in {precision}, in which small steps round to nothing" in caplog.text
+    assert f"{folder} was saved in {precision}, which rounds small training steps to nothing" in caplog.text
     assert "Its weights are now float32 and will be saved so" in caplog.text
     model.save_pretrained(str(tmp_path / "float32"))
     assert build_model(str(tmp_path / "float32"), device="cpu").dtype == torch.float32

@@ -93,7 +93,7 @@ def test_directions_without_spread_are_zero():
         (np.tile(_rows(1), (9, 1)), (), "all 9 embeddings are equal.*texts that differ"),
         (np.tile(_rows(1), (9, 1)), (0.0,), "all 9 embeddings are equal"),
         (np.zeros((9, 3)), (), "all 9 embeddings are equal"),
-        (_rows(1), (), "two embeddings at least, got 1"),
+        (_rows(1), (), "at least two embeddings, got 1"),
         (_rows(), (-0.5,), "power must be 0 or more, got -0.5"),
         (_rows(), (float("nan"),), "power must be 0 or more, got nan"),
         (_rows(), (1.0, 0), "dimensions must be between 1 and 6.*got 0"),
