@@ -269,13 +269,13 @@ def refusal(case: Case) -> str | None:
     ):
         for option in options:
             if applies and name in getattr(option, "incompatible", ()):
-                return f"{option.__name__} does not go with {name}"
+                return f"{option.__name__} cannot be combined with {name}"
     if layers and case.cached:
-        return "leave mini_batch_size out"
+        return "Omit mini_batch_size"
     if layers and case.step == "compile" and case.processes != "1":
-        return "leave torch_compile out"
+        return "Omit torch_compile"
     if dimensions and case.option == "projection_head":
-        return "leave projection_head out"
+        return "Omit projection_head"
     return None
 
 

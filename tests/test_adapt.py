@@ -381,7 +381,7 @@ def test_runs_without_training_are_as_train_makes_them(corpus, monkeypatch):
         for column in ("dev avg.", "dev", "knn dev", "retrieval dev"):
             assert found[recipe][column] == pytest.approx(scores[column], abs=1e-3)
     assert expected["half"]["dev"] != expected["before"]["dev"]
-    with pytest.raises(NotImplementedError, match="save the one that it was made of"):
+    with pytest.raises(NotImplementedError, match="save the model that it was made from"):
         untrained.model.save_pretrained("out/model")
 
 
@@ -579,7 +579,7 @@ def _centred(embeddings):
     [
         (["--budget", "10"], "--budget 10: expected a time such as 600s"),
         (["--budget", "3s"], "too small for one step of each of 2 recipes with 2 seeds: pass --budget 4s or more"),
-        (["--model_name_or_path", "absent/model"], "absent/model is no folder here|there is no folder absent/model"),
+        (["--model_name_or_path", "absent/model"], "absent/model is not a local folder|there is no folder"),
         (["--corpus", "absent.txt"], "there is no file absent.txt"),
         (["--corpus", "few.txt"], "3 different texts beside those of the dev and test data are too few: 128 are the"),
         (["--corpus", "empty.txt"], "empty.txt"),

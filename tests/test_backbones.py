@@ -88,7 +88,7 @@ def test_dropout_out_of_range(tiny_bert, dropout):
 
 
 def test_two_dropouts_contradict_each_other(tiny_bert):
-    with pytest.raises(ValueError, match="for hidden_dropout_prob of config_kwargs too"):
+    with pytest.raises(ValueError, match="hidden_dropout_prob in config_kwargs both set dropout"):
         build_model(tiny_bert, dropout=0.1, config_kwargs={"hidden_dropout_prob": 0.2})
 
 

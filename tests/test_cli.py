@@ -114,7 +114,7 @@ def test_a_saved_model_keeps_its_modules_unless_told_otherwise(tmp_path, tiny_be
         saved = SentenceTransformer(str(tmp_path / "out"))
         assert ", ".join(type(module).__name__ for module in saved) == modules
         assert saved[1].pooling_mode == ("cls" if options else "mean")
-        assert ("takes the place of Pooling (mean), Dense" in caplog.text) == bool(options)
+        assert ("replaces Pooling (mean), Dense" in caplog.text) == bool(options)
 
 
 @pytest.mark.slow
@@ -588,7 +588,7 @@ def test_export_says_which_prompts_its_users_put_before_texts(tmp_path, tiny_ber
     assert namespace["embeddings"].detach().numpy() == pytest.approx(expected, abs=1e-5)
     model.set_pooling_include_prompt(False)
     model.save_pretrained(str(tmp_path / "model"))
-    with pytest.raises(ValueError, match="the pooling leaves the tokens of prompts out .* call model.prompts.clear"):
+    with pytest.raises(ValueError, match="the pooling excludes the tokens of prompts .* call model.prompts.clear"):
         export.run(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "plain")])
 
 
@@ -641,7 +641,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, tiny_bert, senten
         ("b.csv", "--dropout_free_negatives", "--dropout_free_negatives does not go with triplets"),
         ("a.txt", "--momentum_queue_momentum 0.9", "--momentum_queue_momentum is part of --momentum_queue: pass that"),
         ("a.txt", "--momentum_queue 0", "MomentumQueue needs an integer size of at least 1"),
-        ("a.txt", "--masked_language_model 0.1 --mini_batch_size 4", "MaskedLanguageModel does not go with mini_batch"),
+        ("a.txt", "--masked_language_model 0.1 --mini_batch_size 4", "MaskedLanguageModel cannot be combined with"),
         ("a.txt", "--directions query_to_fox", "unknown direction"),
         ("a.txt", "--dropout 1", "dropout must be at least 0 and below 1, got 1.0"),
         ("a.txt", "--rank_distillation 1", "--rank_distillation needs --teacher, a model's name or folder"),
@@ -794,7 +794,7 @@ def test_help_of_train_is_grouped(capsys):
     text = capsys.readouterr().out
     for option in OPTIONS:
         assert f"--{option_name(option)} " in text
-    assert "How slowly the copy that embeds them moves. 0.995 when left out." in " ".join(text.split())
+    assert "Momentum λ of the copy that embeds them. 0.995 when left out." in " ".join(text.split())
     places = [
         text.index(word)
         for word in ("\nmodel:", "\ndata:", "--train_file", "\nobjective:", "--temperature", "\ntraining:")

@@ -130,11 +130,11 @@ def test_duplicates_are_no_negatives_in_any_direction():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"directions": ("doc_to_query",)}, "query_to_doc holds the positive pair"),
+        ({"directions": ("doc_to_query",)}, "query_to_doc contains the positive pairs"),
         ({"directions": ("query_to_doc", "doc_to_fox")}, r"unknown direction\(s\) \['doc_to_fox'\]"),
-        ({"directions": JOINT[-1], "partition_mode": "per_direction"}, "pass partition_mode='joint'"),
+        ({"directions": JOINT[-1], "partition_mode": "per_direction"}, "Pass partition_mode='joint'"),
         ({"partition_mode": "split"}, "joint or per_direction, got 'split'"),
-        ({"symmetric": True, "directions": JOINT[-1]}, "leave directions out"),
+        ({"symmetric": True, "directions": JOINT[-1]}, "omit directions"),
     ],
 )
 def test_comparisons_that_are_none(options, message):

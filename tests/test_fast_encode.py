@@ -370,7 +370,7 @@ def test_weights_in_half_precision(model, dtype):
     assert found.dtype == np.float32
     expected = model.encode(TEXTS, convert_to_tensor=True).float().numpy()
     np.testing.assert_allclose(found, expected, atol=0.02, rtol=0)
-    with pytest.raises(ValueError, match=r"weights are in torch.*convert them by model.float\(\), or choose auto"):
+    with pytest.raises(ValueError, match=r"weights are in torch.*convert them with model.float\(\), or choose auto"):
         fast_encode(model, "float32")
     assert seen(model, fast_encode_own(model, "float32"))[1] == torch.float32
 
@@ -397,7 +397,7 @@ def test_an_encode_of_its_own_stays(model):
     once = embed_once(model)
     assert fast_encode(once) is once
     for one in (own, once):
-        with pytest.raises(ValueError, match="encode of its own, which may not compute in bfloat16: choose auto"):
+        with pytest.raises(ValueError, match="its own encode, which may not compute in bfloat16: choose auto"):
             fast_encode(one, "bfloat16")
 
 
@@ -414,7 +414,7 @@ def test_several_processes(model, monkeypatch):
     fast_encode(model).encode(TEXTS, device=["cpu", "cpu"], batch_size=3)
     assert asked == [{"device": ["cpu", "cpu"], "batch_size": 3}]
     fast = fast_encode(model, "bfloat16")
-    message = "not in bfloat16: choose one device, or the precision auto or float32"
+    message = "not in bfloat16. Choose one device, or the precision auto or float32"
     for call in (
         lambda: fast.encode(TEXTS, device=["cpu", "cpu"]),
         lambda: fast.encode(TEXTS, pool={"processes": []}),

@@ -452,7 +452,7 @@ def test_pickled_weights_and_remote_code_are_refused(tmp_path, tiny_bert, senten
     shutil.copytree(tiny_bert, pickled)
     (pickled / "model.safetensors").unlink()
     torch.save({"embeddings.word_embeddings.weight": Harm()}, pickled / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="pickled weights hold more than tensors"):
+    with pytest.raises(ValueError, match="pickled weights contain more than tensors"):
         build_model(str(pickled))
 
     remote = tmp_path / "remote"

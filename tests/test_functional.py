@@ -136,7 +136,7 @@ def test_positives_with_similarities_of_their_own(symmetric, focal):
     assert value.item() == pytest.approx(loop(similarities.detach()), abs=1e-9)
     value.backward()
     assert torch.allclose(similarities.grad, finite_difference(loop, similarities.detach()), atol=1e-6)
-    with pytest.raises(ValueError, match=r"positive_similarities must be one a row, got \(4,\) for 5 rows"):
+    with pytest.raises(ValueError, match=r"positive_similarities must have one value per row, got \(4,\) for 5 rows"):
         contrast(anchors, positives, similarities=similarities[1:])
 
 
@@ -155,7 +155,7 @@ def test_every_candidate_needs_a_key():
         ValueError, match=r"of shapes \[\(2,\), \(2,\), \(2, 3\), \(2,\)\]; got \[\(2,\), \(2,\), \(2,\)\]"
     ):
         contrast(anchors, positives, negatives, shared=shared, keys=[keys] * 3)
-    with pytest.raises(ValueError, match="text_keys must be one tensor for"):
+    with pytest.raises(ValueError, match="text_keys must be one tensor each for"):
         contrast(anchors, positives, keys=[keys, keys[:1]])
 
 

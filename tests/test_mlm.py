@@ -127,7 +127,7 @@ def test_the_transformer_is_shared_and_the_head_stays_behind(checkpoint, sentenc
 
 def test_a_checkpoint_that_is_gone_gives_a_new_head(model, caplog):
     MaskedLanguageModel(0.1).build(model)
-    assert "head starts anew" in caplog.text
+    assert "masked-language-model head starts untrained" in caplog.text
 
 
 def test_a_static_embedding_has_no_masked_language_model(static_model):

@@ -131,9 +131,9 @@ def test_no_trained_pooler_is_refused(tiny_bert, tmp_path):
     for name, transformer in others.items():
         for part in (transformer, tokenizer):
             part.save_pretrained(tmp_path / name)
-        with pytest.raises(ValueError, match=f"{name} has no trained pooler.*pass pooling='cls' .--pooling cls"):
+        with pytest.raises(ValueError, match=f"{name} has no trained pooler.*Pass pooling='cls' .--pooling cls"):
             build_model(tmp_path / name, pooling="pooler")
-    with pytest.raises(ValueError, match="'pooler' is an MLP already.*leave dense"):
+    with pytest.raises(ValueError, match="'pooler' already is an MLP.*omit dense"):
         build_model(tiny_bert, pooling="pooler", dense=True)
 
 
@@ -160,7 +160,7 @@ def test_what_was_saved_comes_whole(saved, sentences, into_cache, cached):
 
 def test_another_pooling_replaces_the_saved_one_and_says_so(saved, tiny_bert, sentences, caplog):
     model = build_model(saved, pooling="cls")
-    assert f"takes the place of Pooling (max), Dense, Normalize, which {saved} was saved with" in caplog.text
+    assert f"replaces Pooling (max), Dense, Normalize, which {saved} was saved with" in caplog.text
     assert [type(module) for module in model] == [Transformer, Pooling]
     assert model.prompts["query"] == "dogs: "
     assert model.max_seq_length == 5
@@ -189,9 +189,9 @@ def test_a_model_without_token_embeddings(static_model, tmp_path, sentences):
     static_model.save_pretrained(str(tmp_path))
     expected = static_model.encode(sentences)
     assert (build_model(tmp_path).encode(sentences) == expected).all()
-    with pytest.raises(ValueError, match="needs a transformer's token embeddings, .* has StaticEmbedding, Dropout"):
+    with pytest.raises(ValueError, match="token embeddings of a transformer, but .* has StaticEmbedding, Dropout"):
         build_model(tmp_path, pooling="mean")
-    with pytest.raises(ValueError, match="max_seq_length is a transformer's"):
+    with pytest.raises(ValueError, match="max_seq_length needs a transformer"):
         build_model(tmp_path, max_seq_length=32)
 
 
@@ -232,7 +232,7 @@ def test_options_reach_the_transformer(tiny_bert):
 def test_texts_are_no_longer_than_the_model_reads(tiny_bert, caplog):
     model = build_model(tiny_bert, max_seq_length=128)
     assert model.max_seq_length == 64
-    assert "max_seq_length is 64" in caplog.text
+    assert "max_seq_length is reduced to 64" in caplog.text
     assert model.encode("word " * 100).shape == (32,)
     with pytest.raises(ValueError, match="max_seq_length must be at least 1, got 0"):
         build_model(tiny_bert, max_seq_length=0)
@@ -269,7 +269,7 @@ def test_cls_pooling_of_a_causal_decoder_is_refused(tiny_bert, tmp_path, sentenc
     for part in (AutoModel.from_config(config), AutoTokenizer.from_pretrained(tiny_bert)):
         part.save_pretrained(tmp_path)
     for pooling in (None, "cls"):
-        with pytest.raises(ValueError, match="embeds every text alike: pass pooling='mean'"):
+        with pytest.raises(ValueError, match="embed every text alike. Pass pooling='mean'"):
             build_model(tmp_path, pooling=pooling)
     embeddings = torch.tensor(build_model(tmp_path, pooling="mean").encode(sentences))
     assert (torch.corrcoef(embeddings) - torch.eye(len(sentences))).abs().max() < 0.9999
@@ -327,8 +327,8 @@ def test_what_is_trained_in_full_is_float32_whatever_it_was_saved_in(half, tmp_p
     loss = UnsupSimCSELoss(model, projection_head=True, options=[MomentumQueue(6)])
     assert {weight.dtype for weight in loss.state_dict().values() if weight.is_floating_point()} == {torch.float32}
     precision = str(transformer.dtype).removeprefix("torch.")
-    assert f"{folder} was saved in {precision}, in which small steps round to nothing" in caplog.text
-    assert "its weights are float32 now, and are saved so" in caplog.text
+    assert f"{folder} was saved in {precision}, which rounds small training steps to nothing" in caplog.text
+    assert "Its weights are now float32 and will be saved so" in caplog.text
     model.save_pretrained(str(tmp_path / "float32"))
     assert build_model(str(tmp_path / "float32"), device="cpu").dtype == torch.float32
     saved = SentenceTransformer(str(tmp_path / "float32"), device="cpu")

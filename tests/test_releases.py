@@ -59,7 +59,7 @@ def test_a_release_that_has_moved_the_names_is_told(monkeypatch, module):
     monkeypatch.setitem(sys.modules, f"sentence_transformers.{module}", None)
     monkeypatch.delitem(sys.modules, "st_simcse.losses.st_internals")
     monkeypatch.setattr("st_simcse.losses.st_internals", embedding)  # restores what the import below sets
-    message = f"release {version('sentence-transformers')} .*: install sentence-transformers {lowest}, or a newer"
+    message = f"release {version('sentence-transformers')} .*. Install sentence-transformers {lowest}, or a newer"
     with pytest.raises(ImportError, match=message):
         importlib.import_module("st_simcse.losses.st_internals")
 

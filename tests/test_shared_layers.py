@@ -145,13 +145,13 @@ def test_two_columns_have_to_be_equal(three_layers, tmp_path):
         torch.manual_seed(0)
         values.append(_loss_and_gradients(model, SharedLayers(1), texts=texts)[0])
     assert torch.equal(*values)
-    with pytest.raises(ValueError, match="hold different texts.*only the first would be read"):
+    with pytest.raises(ValueError, match="have different texts.*would read only the first"):
         _loss_and_gradients(model, SharedLayers(1), texts=[TEXTS, TEXTS[::-1]])
     views = [model.preprocess(texts) | {"text_key": torch.arange(len(TEXTS))} for texts in (TEXTS, TEXTS[::-1])]
-    with pytest.raises(ValueError, match="hold different texts.*only the first would be read"):
+    with pytest.raises(ValueError, match="have different texts.*would read only the first"):
         UnsupSimCSELoss(model, options=[SharedLayers(1)])(views)
     data, arguments = Dataset.from_dict({"sentence": TEXTS}), SimCSETrainingArguments(str(tmp_path), views="crops")
-    with pytest.raises(ValueError, match="SharedLayers does not go with views"):
+    with pytest.raises(ValueError, match="SharedLayers cannot be combined with views"):
         SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model, options=[SharedLayers(1)]))
 
 
@@ -163,24 +163,24 @@ def test_a_share_of_six_layers(layers, shared):
 
 @pytest.mark.parametrize("layers", [0, -1, 1.5, float("nan"), float("inf")])
 def test_neither_a_number_nor_a_share(layers):
-    with pytest.raises(ValueError, match="a whole number from 1 on or a share"):
+    with pytest.raises(ValueError, match="an integer of at least 1 or a share"):
         SharedLayers(layers)
 
 
 def test_what_cannot_be_shared_is_refused(three_layers, make, static_model, tiny_bert):
     model, layers = three_layers
     for number in (3, 7, 0.9, 0.1):
-        with pytest.raises(ValueError, match="choose from 1 to 2"):
+        with pytest.raises(ValueError, match="Choose from 1 to 2"):
             UnsupSimCSELoss(model, options=[SharedLayers(number)])
-    with pytest.raises(ValueError, match="mini_batch_size has to be even, got 3"):
+    with pytest.raises(ValueError, match="mini_batch_size must be even, got 3"):
         UnsupSimCSELoss(model, options=[SharedLayers(1)], mini_batch_size=3)
     for other in (make("albert"), static_model):
-        with pytest.raises(ValueError, match="layers are one list is needed, and .* has 0 of them"):
+        with pytest.raises(ValueError, match="layers are one list, but .* has 0 such lists"):
             UnsupSimCSELoss(other, options=[SharedLayers(1)])
-    with pytest.raises(ValueError, match="that a pass may order and cut"):
+    with pytest.raises(ValueError, match="that can be sorted and split"):
         UnsupSimCSELoss(make("fnet"), options=[SharedLayers(1)])
     before = list(layers)
-    with pytest.raises(ValueError, match="a pooling of several layers, does not go with that"):
+    with pytest.raises(ValueError, match="would change or break this model.s embeddings"):
         UnsupSimCSELoss(build_model(tiny_bert, "first_last_avg"), options=[SharedLayers(1)])
     flat = model.preprocess
     model.preprocess = lambda texts: {"input_ids": flat(texts)["input_ids"].view(1, -1), "cu_seq_lens_q": torch.ones(4)}

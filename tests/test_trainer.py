@@ -140,7 +140,7 @@ def test_other_errors_of_a_loss_stay_as_they_are(sentences, tmp_path):
     model = tiny_model(sentences, width=32).to("cpu")
     dataset = Dataset.from_dict({"sentence": sentences})
     arguments = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False)
-    with pytest.raises(ValueError, match="use UnsupSimCSELoss for single sentences$"):
+    with pytest.raises(ValueError, match="Use UnsupSimCSELoss for single sentences.$"):
         SimCSETrainer(model, arguments, dataset, loss=SupSimCSELoss(model)).train()
 
 

@@ -191,7 +191,7 @@ def test_views_are_fresh_every_epoch_and_resumed_exactly(paragraphs, tmp_path, c
     whole.train()
     assert all(len(columns) == 2 for columns in seen)
     assert not any(torch.equal(*columns) for columns in seen)
-    assert "two columns hold different texts" not in caplog.text
+    assert "two columns have different texts" not in caplog.text
     views = [tuple(row.tolist()) for columns in seen for row in columns[1]]
     assert len(set(views)) > 16  # of 8 texts, each twice in each of 2 epochs
     assert whole.data_collator.preprocess_fn.epoch == 1
@@ -253,7 +253,7 @@ def test_what_views_do_not_go_with_is_refused(paragraphs, tmp_path, static_model
             SimCSETrainer(given, arguments, data, loss=UnsupSimCSELoss(given))
     deep = tiny_model(paragraphs, width=32, layers=2).to("cpu")
     arguments = SimCSETrainingArguments(str(tmp_path), use_cpu=True, views="crops")
-    with pytest.raises(ValueError, match="SharedLayers does not go with views"):
+    with pytest.raises(ValueError, match="SharedLayers cannot be combined with views"):
         SimCSETrainer(deep, arguments, one, loss=UnsupSimCSELoss(deep, options=[SharedLayers(1)]))
 
 

@@ -89,11 +89,11 @@ def test_directions_without_spread_are_zero():
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (_rows(6, 6), (), r"6 texts are too few for 6 dimensions, which need 7 .*dimensions=5 or fewer"),
+        (_rows(6, 6), (), r"6 texts are too few for 6 dimensions, which need at least 7 .*dimensions=5 or fewer"),
         (np.tile(_rows(1), (9, 1)), (), "all 9 embeddings are equal.*texts that differ"),
         (np.tile(_rows(1), (9, 1)), (0.0,), "all 9 embeddings are equal"),
         (np.zeros((9, 3)), (), "all 9 embeddings are equal"),
-        (_rows(1), (), "two embeddings at least, got 1"),
+        (_rows(1), (), "at least two embeddings, got 1"),
         (_rows(), (-0.5,), "power must be 0 or more, got -0.5"),
         (_rows(), (float("nan"),), "power must be 0 or more, got nan"),
         (_rows(), (1.0, 0), "dimensions must be between 1 and 6.*got 0"),
@@ -172,7 +172,7 @@ def test_a_model_that_is_refused_is_left_as_it_was(tiny):
         (TEXTS[:9], "9 texts are too few for 16 dimensions"),
         ([TEXTS[0]] * 40, "all 40 embeddings are equal"),
         ([], "there are no texts"),
-        ("A dog runs.", "texts is one text"),
+        ("A dog runs.", "texts is a single text"),
     ):
         with pytest.raises(ValueError, match=message):
             whiten(tiny, texts)

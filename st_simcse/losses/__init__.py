@@ -1,4 +1,4 @@
-"""The two losses, and what can be added to them. An option that is listed here is a flag of the command line."""
+"""The two losses and their options. Each class in ``OPTIONS`` is also a flag of the command line."""
 
 from st_simcse.losses.base import SimCSELoss
 from st_simcse.losses.dimensions import DimensionContrast

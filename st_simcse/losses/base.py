@@ -1,4 +1,4 @@
-"""A batch becomes embeddings, these a problem, and that a sum of named terms."""
+"""The base class of the losses: it embeds a batch, compares the embeddings and adds up named terms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ __all__ = ["SimCSELoss"]
 
 
 class SimCSELoss(nn.Module):
-    """What the two losses share: a batch becomes embeddings, these a problem, and that a sum of named terms.
+    """The base class of the two losses.
+
+    It embeds a batch, compares the embeddings and returns the sum of the contrastive loss and the options' terms.
 
     Example:
         >>> from st_simcse import FocalMargin, UnsupSimCSELoss
@@ -39,9 +41,9 @@ class SimCSELoss(nn.Module):
         (True, ['FocalMargin(margin=0.2)'])
     """
 
-    # By which an option says that it does not go with this loss.
+    # Options list this name as incompatible if they do not support the loss.
     name: ClassVar[str]
-    # Whether anchors and positives are views of one text, which share a teacher's embedding.
+    # True if anchors and positives are views of one text and share a teacher's embedding.
     compares_views: ClassVar[bool] = False
 
     def __init__(
@@ -69,11 +71,11 @@ class SimCSELoss(nn.Module):
         self.comparison = Comparison(tuple(directions), partition_mode, symmetric)
         self.projection_head = projection_head_of(model) if projection_head is True else projection_head or None
         self.mini_batch_size = mini_batch_size
-        self.uses_gradient_cache = mini_batch_size is not None  # as ST's wrappers ask
+        self.uses_gradient_cache = mini_batch_size is not None  # ST's wrappers read it
         self.gather_across_devices = gather_across_devices
         self.mask_duplicates = mask_duplicates
         self.needs_teacher = any(getattr(option, "needs_teacher", False) for option in self.options)
-        # A ModuleDict is as good as a dict.
+        # The annotation is Any because a ModuleDict is used like a dict.
         self.sources: Any = nn.ModuleDict(built(self.options, SourceOption, plain, self.projection_head))
         self.terms: Any = nn.ModuleDict(built(self.options, TermOption, plain))
         # Options may use the labels of the data; the objective itself does not.
@@ -85,25 +87,26 @@ class SimCSELoss(nn.Module):
 
     @property
     def encoder(self) -> BatchEncoder:
-        """What embeds a batch with the model of the moment, which a trainer may have wrapped."""
+        """The encoder of a batch, with the current model, because a trainer may wrap the model later."""
         return self._make_encoder(self.model, self.projection_head, self.mini_batch_size, self.gather_across_devices)
 
     def forward(
         self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
     ) -> Tensor | dict[str, Tensor]:
-        """The loss of one batch.
+        """Computes the loss of one batch.
 
         Args:
-            sentence_features: one dict of tokenized inputs a column, B rows each.
-            labels: for terms that use them; the positives are known by their place in the batch.
+            sentence_features: One dict of tokenized inputs per column, with B rows each.
+            labels: The labels for terms that use them. The positives are known by their position in the batch.
 
         Returns:
-            A float32 scalar. With terms a dict of the summands by name, which ST's trainer adds up and logs, unless
-            there is a wrapper around this loss or ``mini_batch_size``, which need one number.
+            A float32 scalar. A loss with terms returns a dict of the summands by name, which ST's trainer adds up and
+            logs. With a wrapper around this loss or with ``mini_batch_size`` it is always a scalar.
 
         Raises:
-            ValueError: for columns that the loss cannot use, labels that no option reads, non-finite embeddings, an
-                option that does not go with a wrapper, and weights of its own in several processes without our trainer.
+            ValueError: If the loss cannot use the columns, labels differ and no option uses them, embeddings are NaN or
+                infinite, an option does not support a wrapper around the loss, or the loss has trainable weights and
+                runs in several processes without SimCSETrainer.
         """
         check_in_step(self, self.model)
         check_labels(self.name, labels, self.reads_labels)
@@ -114,9 +117,9 @@ class SimCSELoss(nn.Module):
 
         given = list(sentence_features)
         columns = self._columns(given)
-        # Of the texts as they came: one column of sentences is both views.
+        # The keys are those of the texts before views are made: the two views of a sentence share one.
         keys = keys_of_columns(self.model, given, self.mask_duplicates) * (len(columns) // len(given))
-        # Copies, because a model writes its outputs into the features; the last one is for the sources.
+        # The features are copied because a model writes its outputs into them. The last copy is for the sources.
         *copies, extra = wrappers.features_of_batch([without_text_key(column) for column in (*columns, columns[0])])
         encoder, sources = self.encoder, self._active_sources() if wrappers.is_first_call else []
         batch = replace(encoder.arrange(copies), texts=len(given), keys=keys or None, labels=labels)
@@ -130,7 +133,7 @@ class SimCSELoss(nn.Module):
             embedded = encoder.embed(batch)
             for source in self.sources.values():
                 embedded += [[column] for column in source.extra_embeddings(encoder, extra)]
-            # MatryoshkaLoss decorates calculate_loss.
+            # MatryoshkaLoss replaces calculate_loss by a decorated function.
             summands = {"all": self.calculate_loss(embedded, batch)} if one_number else self._summands(embedded, batch)
         if wrappers.is_first_call:
             with self._precision.autocast():
@@ -140,10 +143,10 @@ class SimCSELoss(nn.Module):
         return summands if len(summands) > 1 and not one_number else torch.stack(list(summands.values())).sum()
 
     def calculate_loss(self, reps: list[list[Tensor]], batch: TokenizedBatch, *, with_backward: bool = False) -> Tensor:
-        """The loss of a list of embeddings a column, or of one list for all columns that were merged."""
+        """Returns the loss as a scalar, given a list of embeddings per column or one list for all merged columns."""
         loss = torch.stack(list(self._summands(reps, batch).values())).sum()
         if with_backward:
-            with torch.autocast(loss.device.type, enabled=False):  # would round the backward pass's products
+            with torch.autocast(loss.device.type, enabled=False):  # autocast would round in the backward pass
                 loss.backward()
             loss = loss.detach()
         return loss
@@ -159,18 +162,18 @@ class SimCSELoss(nn.Module):
         return {"contrastive": contrastive} | self._weighted(terms)
 
     def _weighted(self, terms: dict[str, Tensor | None]) -> dict[str, Tensor]:
-        """Those of the terms that were computed, times their weights."""
+        """Returns the terms that were computed, multiplied by their weights."""
         return {name: self.terms[name].weight * value for name, value in terms.items() if value is not None}
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], keys: list[Tensor] | None = None, teacher: list[Tensor] | None = None
     ) -> Tensor:
-        """The contrastive loss of one (B, d) embedding matrix a column, the projection head already applied.
+        """Computes the contrastive loss of a (B, d) embedding matrix per column, after the projection head.
 
         Args:
-            embeddings: those of the columns, and behind them those of the sources.
-            keys: (B,) int64 a column, equal for equal texts; or None.
-            teacher: (B, t) a column, a teacher's embeddings of unit length; or None.
+            embeddings: The embeddings of the columns, followed by those of the sources.
+            keys: A (B,) int64 tensor per column, equal for equal texts; or None.
+            teacher: A (B, t) tensor per column, a teacher's embeddings of unit length; or None.
         """
         similarities = None
         for source in self.sources.values():
@@ -189,9 +192,9 @@ class SimCSELoss(nn.Module):
 
     @property
     def citation(self) -> str:
-        """BibTeX of SimCSE, and of the papers of the options used."""
+        """The BibTeX entries of SimCSE and of the papers of all options in use."""
         papers = [CITATION, *(text for option in self.options if (text := getattr(option, "citation", "")))]
-        return "\n".join(dict.fromkeys(papers))  # two options may be of one
+        return "\n".join(dict.fromkeys(papers))  # two options may come from one paper
 
     def _active_sources(self) -> list[Source]:
         return list(self.sources.values()) if self.model.training and torch.is_grad_enabled() else []

@@ -1,4 +1,4 @@
-"""What the processes of a run exchange: rows, flags, and the gradients of a loss's own weights."""
+"""Communication between processes: rows, flags and the gradients of a loss's own weights."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ __all__ = [
 
 
 def is_distributed() -> bool:
-    """Whether this is one of several processes."""
+    """Returns whether there are several processes."""
     return world_size() > 1
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Returns the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
+    """Returns whether the flag is set in any process."""
     if is_distributed():
         on_device = torch.tensor(flag, dtype=torch.int, device=torch.accelerator.current_accelerator() or "cpu")
         dist.all_reduce(on_device, op=dist.ReduceOp.MAX)
@@ -46,14 +46,14 @@ def any_process(flag: bool) -> bool:
 
 
 def gather_rows(first: Tensor, *others: Tensor | None) -> tuple[list[Any], slice]:
-    """The rows of all processes in order of rank, and which of them are this process's.
+    """Gathers the rows of all processes, ordered by rank, and returns them with the slice of this process's rows.
 
-    Gradients flow back to the process that a row came from. Processes may have different numbers of rows; they are
-    told each other once for all tensors.
+    Gradients flow back to the process that a row came from. Processes may have different numbers of rows; the numbers
+    are exchanged once for all tensors.
 
     Args:
-        first: (B, ...), B of this process's own.
-        *others: the same; None stays None.
+        first: (B, ...), with the B of this process.
+        *others: Further tensors with B rows. None stays None.
 
     Example:
         >>> (gathered,), own = gather_rows(torch.ones(3, 2))  # a single process gathers its own rows
@@ -78,31 +78,31 @@ _inside: ContextVar[bool] = ContextVar("_inside", default=False)
 
 
 def gradients_are_averaged() -> bool:
-    """Whether this is inside of :func:`averaged_gradients`."""
+    """Returns whether :func:`averaged_gradients` is active."""
     return _inside.get()
 
 
 def check_in_step(loss: nn.Module, model: nn.Module) -> None:
-    """Whether the weights that belong to a loss stay equal in all processes.
+    """Checks that the weights of a loss stay equal in all processes.
 
     Raises:
-        ValueError: if they would drift apart; says what to do.
+        ValueError: If they would drift apart. The message says what to do.
     """
     drifts = is_distributed() and torch.is_grad_enabled() and not gradients_are_averaged()
     if drifts and own_parameters(loss, model):
         raise ValueError(
-            "in several processes the weights of a loss, such as a projection head's, would drift apart, since "
-            "DistributedDataParallel wraps the model alone: train with SimCSETrainer, which keeps them equal"
+            "the loss has weights of its own, such as a projection head, which would drift apart between processes, "
+            "because DistributedDataParallel wraps only the model. Train with SimCSETrainer, which keeps them equal."
         )
 
 
 @contextmanager
 def averaged_gradients(parameters: Iterable[nn.Parameter], now: bool = True) -> Iterator[None]:
-    """Around a training step, after which gradients are the means over all processes.
+    """Averages gradients over all processes at the end of the training step inside the ``with`` block.
 
     Args:
-        parameters: those outside the model, which alone DistributedDataParallel wraps.
-        now: False while gradients are accumulated.
+        parameters: The parameters outside the model. DistributedDataParallel averages those of the model.
+        now: Pass False while gradients are accumulated.
 
     Example:
         >>> with averaged_gradients([]):
@@ -119,9 +119,9 @@ def averaged_gradients(parameters: Iterable[nn.Parameter], now: bool = True) -> 
 
 
 def _average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """A process without a gradient counts as zero.
+    """Averages gradients over all processes. A process without a gradient counts as zero.
 
-    What has none in any process keeps none, so that optimizers pass over it as they do in a single process.
+    A parameter without a gradient in every process keeps none. Optimizers then skip it, as they do in a single process.
     """
     parameters = list(parameters)
     if not is_distributed() or not parameters:

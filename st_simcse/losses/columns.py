@@ -1,4 +1,4 @@
-"""Columns of embeddings become the batch that is compared: of this process, or of all."""
+"""Conversion of columns of embeddings to a batch, with the rows of this process or of all processes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["Columns"]
 
 @dataclass(frozen=True)
 class Columns:
-    """Anchors, positives and hard negatives of B rows of this process.
+    """Anchors, positives and hard negatives of the B rows of this process.
 
     Args:
-        embeddings: (B, d) a column.
-        similarities: (B,) of the positive pairs, if other than theirs; or None.
-        keys: (B,) int64 a column, equal for equal texts; or None.
-        teacher: (B, t) a column, a teacher's embeddings of unit length; or None.
+        embeddings: A (B, d) tensor per column.
+        similarities: (B,), the similarities of the positive pairs, or None to compute them from the embeddings.
+        keys: A (B,) int64 tensor per column, equal for equal texts; or None.
+        teacher: A (B, t) tensor per column, a teacher's embeddings of unit length; or None.
     """
 
     embeddings: list[Tensor]
@@ -31,16 +31,16 @@ class Columns:
     teacher: list[Tensor] | None = None
 
     def batch(self, shared: Sequence[tuple[Tensor, Tensor]], gather_across_devices: bool) -> tuple[Batch, float]:
-        """The batch, and the factor of its loss, by which the mean over processes is the loss of all rows.
+        """Returns the batch, and a factor of its loss that makes the mean over processes the mean over all rows.
 
         Args:
-            shared: further negatives (M, d) of every anchor and their text keys (M,).
-            gather_across_devices: whether the rows of all processes are compared.
+            shared: Further negatives (M, d) of every anchor, with their text keys (M,).
+            gather_across_devices: Whether the rows of all processes are compared.
         """
         columns, rows, share = self, slice(0, len(self.embeddings[0])), 1.0
         if gather_across_devices:
             columns, rows = self._gathered()
-            # Processes count alike in the mean over them, however many rows each has.
+            # The mean over processes gives each the same weight, however many rows it has.
             share = (rows.stop - rows.start) * world_size() / len(columns.embeddings[0])
         anchors, positives, *negatives = _negatives_together(columns.embeddings)
         keys = columns.keys and _negatives_together(columns.keys)
@@ -60,7 +60,7 @@ class Columns:
         return batch, share
 
     def _gathered(self) -> tuple[Columns, slice]:
-        """The columns of all processes, and which of their rows are this process's."""
+        """Returns the columns of all processes and the slice of this process's rows."""
         count, keys = len(self.embeddings), len(self.keys or [])
         gathered, rows = gather_rows(*self.embeddings, self.similarities, *(self.keys or []), *(self.teacher or []))
         embeddings, (similarities, *others) = gathered[:count], gathered[count:]
@@ -68,5 +68,5 @@ class Columns:
 
 
 def _negatives_together(columns: list[Tensor]) -> list[Tensor]:
-    """Those of anchors and positives, and of all hard negatives one with another dimension behind the first."""
+    """Returns the columns with all hard negatives stacked into one tensor along a new second dimension."""
     return columns if len(columns) == 2 else [*columns[:2], torch.stack(columns[2:], dim=1)]

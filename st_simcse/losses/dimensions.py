@@ -1,4 +1,4 @@
-"""The contrast of the embeddings' dimensions, the second half of SimCSE++."""
+"""SimCSE++'s contrast of dimensions."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from st_simcse.losses.options import TermOption
 
 __all__ = ["DimensionContrast"]
 
-# That of batch normalization.
+# The epsilon of batch normalization.
 EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
 class DimensionContrast(TermOption):
-    r"""The second half of SimCSE++: a dimension correlates with itself in the other view, and with no other.
+    r"""The second half of SimCSE++: a dimension must correlate with itself in the other view and with no other.
 
-    The dimension-wise contrastive learning of Xu et al. (EMNLP 2023). With :math:`ρ_{ck}` the correlation, over the
-    rows of the batch, of dimension c of the anchors (first views) and k of the positives (second views), it is the mean
-    over the dimensions of
+    This is the dimension-wise contrastive learning of Xu et al. (EMNLP 2023). Let :math:`ρ_{ck}` be the correlation,
+    over the rows of the batch, of dimension c of the anchors (first views) with dimension k of the positives (second
+    views). The term is the mean over the dimensions of
 
     .. math:: -\log \frac{e^{ρ_{cc}/τ}}{\sum_k e^{ρ_{ck}/τ}}
 
-    Variances have 1e-5 added, as in the authors' code. The rows are those of the batch of this process, also with
-    ``gather_across_devices``. The first half of SimCSE++ is :class:`~st_simcse.DropoutFreeNegatives`.
+    The variances have 1e-5 added, as in the authors' code. The correlations use the rows of this process's batch, also
+    with ``gather_across_devices``. The first half of SimCSE++ is :class:`~st_simcse.DropoutFreeNegatives`.
 
     Args:
-        weight: factor of the term; 0.1 in the authors' scripts.
-        temperature: τ; 5 there.
+        weight: The weight of the term. The authors' scripts use 0.1.
+        temperature: τ. The authors' scripts use 5.
 
     Raises:
-        ValueError: for a weight or temperature out of range.
+        ValueError: If the weight or temperature is out of range.
 
     Example:
         >>> views = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
@@ -44,8 +44,8 @@ class DimensionContrast(TermOption):
         tensor(0.3133)
     """
 
-    weight: float = field(metadata={"help": "SimCSE++'s contrast of dimensions: factor of that loss.", "least": 0})
-    temperature: float = field(default=5.0, metadata={"help": "Of the correlations.", "above": 0})
+    weight: float = field(metadata={"help": "Weight of SimCSE++'s contrast of dimensions.", "least": 0})
+    temperature: float = field(default=5.0, metadata={"help": "Temperature of the correlations.", "above": 0})
     citation: ClassVar[str] = DropoutFreeNegatives.citation
 
     def from_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:

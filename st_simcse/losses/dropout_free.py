@@ -1,4 +1,4 @@
-"""Negatives without the noise of dropout."""
+"""SimCSE++'s negatives without dropout."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["DropoutFreeNegatives"]
 
 @dataclass(frozen=True)
 class DropoutFreeNegatives(SourceOption):
-    """Dropout is noise to negatives, so as in SimCSE++ (Xu et al., EMNLP 2023) only positive pairs have it.
+    """SimCSE++'s negatives without dropout, which is noise to them (Xu et al., EMNLP 2023). Positive pairs keep it.
 
-    The two views are compared with each other, and negatives are compared as embedded by one more forward pass without
-    dropout.
+    The two views of a sentence are compared with each other. The negatives are compared in the embeddings of another
+    forward pass without dropout.
 
     Example:
         >>> from st_simcse import UnsupSimCSELoss
@@ -30,7 +30,7 @@ class DropoutFreeNegatives(SourceOption):
         torch.Size([])
     """
 
-    # It needs two views of one text, and its forward pass takes the whole batch.
+    # It needs two views of one text, and its forward pass embeds the whole batch at once.
     incompatible: ClassVar[frozenset[str]] = frozenset({"SupSimCSELoss", "mini_batch_size"})
     citation: ClassVar[str] = """
 @inproceedings{xu2023simcseplusplus,

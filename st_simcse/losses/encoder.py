@@ -1,4 +1,4 @@
-"""Columns of tokens become embeddings: sorted by length, in mini-batches with gradient caching, or without dropout."""
+"""Embedding of a batch's columns: sorted by length, in mini-batches with gradient caching, or without dropout."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from st_simcse.models.unwrapping import unwrapped
 
 __all__ = ["BatchEncoder", "TokenizedBatch"]
 
-# Enough rows to keep the cores of a CPU busy, few enough to be of like length.
+# These are enough rows to keep the cores of a CPU busy, and few enough to have similar lengths.
 ROWS_PER_PASS = 48
-# Cached mini-batches have few different widths: each leaves holes of its own in the heap, and caching saves memory.
+# Cached mini-batches have few different widths. Each width fragments the heap, and caching is there to save memory.
 CACHED_WIDTH_STEP = 16
 
 
 @dataclass(frozen=True)
 class TokenizedBatch:
-    """The tokens of a batch of B rows as the model reads them, and what else is known of it.
+    """The tokens of a batch of B rows as inputs of the model, with further data about the batch.
 
     Args:
-        inputs: one dict of features for the rows of all columns, or one a column.
-        count: the number of the columns.
-        places: (count, B) int64, where the columns' rows are in the single dict; None for one a column.
-        texts: how many columns of texts it came in: one where both views are made of it.
-        keys: (B,) int64 a column, equal for equal texts; None if that does not matter or a column has no tokens.
-        labels: those of the dataset, or None.
+        inputs: One dict of features for the rows of all columns, or one dict per column.
+        count: The number of columns.
+        places: (count, B) int64, the places of the columns' rows in the single dict; None with one dict per column.
+        texts: The number of columns in the dataset: one if both views come from the same column.
+        keys: A (B,) int64 tensor per column, equal for equal texts. None if duplicates are not masked or a column has
+            no tokens.
+        labels: The labels of the dataset, or None.
     """
 
     inputs: list[dict[str, Tensor]]
@@ -51,7 +52,7 @@ class TokenizedBatch:
     labels: Tensor | None = None
 
     def columns(self, embedded: list[Tensor]) -> list[Tensor]:
-        """A matrix (B, d) a column, out of one a dict; further matrices of a source stay behind them."""
+        """Splits one matrix per dict into a (B, d) matrix per column. Further matrices of a source stay at the end."""
         return embedded if self.places is None else [*embedded[0][self.places], *embedded[1:]]
 
 
@@ -59,13 +60,13 @@ class TokenizedBatch:
 class BatchEncoder(CachedLossMixin):
     """Embeds the columns of a batch with a model and a projection head.
 
-    A loss makes one a batch, since a trainer exchanges the loss's model for a wrapped one.
+    A loss makes a new encoder for each batch, because a trainer may replace the loss's model by a wrapped one.
 
     Args:
-        model: the SentenceTransformer that is trained, or what wraps it.
-        head: the projection head, or None.
-        mini_batch_size: rows at a time with gradient caching; None for no caching.
-        gather_across_devices: whether the rows of all processes are one batch.
+        model: The SentenceTransformer to train, or a wrapper around it.
+        head: The projection head, or None.
+        mini_batch_size: The number of rows per mini-batch with gradient caching; None for no caching.
+        gather_across_devices: Whether the rows of all processes form one batch.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -81,40 +82,39 @@ class BatchEncoder(CachedLossMixin):
 
     model: Any
     head: nn.Module | None = None
-    mini_batch_size: int | None = None  # type: ignore[assignment]  # None where nothing is cached
+    mini_batch_size: int | None = None  # type: ignore[assignment]  # None disables caching
     gather_across_devices: bool = False
 
     def check(self) -> None:
-        """Whether the model can be embedded so.
+        """Checks whether the model can be embedded in mini-batches, if these are requested.
 
         Raises:
-            ValueError: if its batches cannot be cut into mini-batches.
+            ValueError: If its batches cannot be split into mini-batches.
         """
         if self.mini_batch_size is None:
             return
         plain = unwrapped(self.model)
         if has_static_embedding_input(plain):
             raise ValueError(
-                "a StaticEmbedding model cannot be cut into mini-batches, and its activations are small: leave "
-                "mini_batch_size out and raise the batch size instead"
+                "a StaticEmbedding model cannot be embedded in mini-batches, and its activations are small. Omit "
+                "mini_batch_size and raise the batch size instead."
             )
         if architecture := reads_padding(plain[0]):
             raise ValueError(
-                f"the architecture {architecture} reads padding, so that its embeddings would be others in "
-                "mini-batches, which are of other widths: leave mini_batch_size out, and lower the batch size or use "
-                "gradient_checkpointing instead"
+                f"the architecture {architecture} reads padding, so its embeddings would differ in mini-batches, which "
+                "are padded to other widths. Omit mini_batch_size, and lower the batch size or use "
+                "gradient_checkpointing instead."
             )
 
     def arrange(self, columns: list[dict[str, Tensor]]) -> TokenizedBatch:
-        """The rows of all columns as one, the longest first.
+        """Merges the rows of all columns into one batch, longest first.
 
-        Rows of like length share a forward pass, which saves most of the padding. Columns that are no rows of tokens,
-        such as a StaticEmbedding's, stay as they are, and so do those that a wrapper wants to find unmerged, or whose
-        padding the transformer reads.
+        Rows of similar length share a forward pass, which saves most of the padding. The columns stay separate if they
+        are not rows of tokens (StaticEmbedding), if a wrapper needs them unmerged, or if the transformer reads padding.
         """
         can_be_merged = _can_be_widened(columns) and not reads_padding(unwrapped(self.model)[0])
         alike = columns
-        if not _leaves_out_prompts(self.model):  # then those whose prompts are of different lengths can be merged
+        if not _leaves_out_prompts(self.model):  # the prompts' lengths are unused; if they differ, they prevent a merge
             alike = [{name: column[name] for name in column if name != "prompt_length"} for column in columns]
         rows = merge_feature_batches(alike) if can_be_merged else None
         if rows is None or "attention_mask" not in rows:
@@ -127,19 +127,19 @@ class BatchEncoder(CachedLossMixin):
         return TokenizedBatch([features], len(columns), order.argsort().view(len(columns), -1))
 
     def embed(self, batch: TokenizedBatch) -> list[list[Tensor]]:
-        """Projected embeddings, the outputs of one pass or several for each dict of its inputs."""
+        """Returns projected embeddings: for each dict of inputs, the outputs of one or several passes."""
         return [self._passes(features, batch.places is not None) for features in batch.inputs]
 
     def embed_cached(self, batch: TokenizedBatch, calculate_loss: Callable[..., Tensor]) -> Tensor:
-        """The loss with gradient caching: ``calculate_loss(embedded, batch)`` of what :meth:`embed` gives.
+        """Computes the loss ``calculate_loss(embeddings, batch)`` with gradient caching.
 
-        Its backward pass embeds every mini-batch again.
+        The embeddings are those of :meth:`embed`. The backward pass embeds every mini-batch again.
         """
         self.calculate_loss = calculate_loss  # type: ignore[method-assign]
         return self.forward_cached(batch.inputs, batch)  # type: ignore[arg-type]  # for calculate_loss
 
     def embed_without_dropout(self, features: dict[str, Tensor]) -> Tensor:
-        """The projected embeddings (B, d) of a column, as the model gives them in evaluation, with gradients."""
+        """Returns projected embeddings (B, d) of a column in evaluation mode, with gradients."""
         batch = BatchEncoder.arrange(self, [features])
         with _evaluation_mode(self.model, self.head):
             embedded = torch.cat(self._passes(batch.inputs[0], batch.places is not None))
@@ -154,7 +154,7 @@ class BatchEncoder(CachedLossMixin):
         copy_random_state: bool,
         random_state: RandContext | None = None,
     ) -> tuple[Tensor, RandContext | None]:
-        # The head belongs to the replayed part of GradCache, so that gradient accumulation and loss scaling reach it.
+        # The head is in the part that GradCache replays, so gradient accumulation and loss scaling include it.
         embeddings, random_state = super().embed_minibatch(
             sentence_feature, begin, end, with_grad, copy_random_state, random_state
         )
@@ -162,10 +162,10 @@ class BatchEncoder(CachedLossMixin):
             return self._project(embeddings), random_state
 
     def _passes(self, features: dict[str, Tensor], is_sorted: bool) -> list[Tensor]:
-        """Rows sorted by length in several passes of few rows on a CPU, all else in one."""
+        """Runs rows that are sorted by length in several small passes on a CPU, and everything else in one pass."""
         on_cpu = is_sorted and features["attention_mask"].device.type == "cpu"
         several = on_cpu and len(features["attention_mask"]) > ROWS_PER_PASS and "input_ids" in features
-        # Around all passes: the autocast of each would cast every weight anew.
+        # One autocast context for all passes keeps its cache of cast weights. One per pass would cast them again.
         with (
             torch.autocast("cpu", enabled=torch.is_autocast_enabled("cpu")),
             looked_up_once(self.model, features["input_ids"]) if several else nullcontext(),
@@ -176,21 +176,21 @@ class BatchEncoder(CachedLossMixin):
     def _project(self, embeddings: Tensor) -> Tensor:
         if self.head is None:
             return embeddings
-        # Of FSDP in mixed precision they come in half precision, and its autocast is not for the head.
+        # Under FSDP's mixed precision the embeddings have half precision, and its autocast does not include the head.
         weight = next(self.head.parameters(), embeddings)
         projected: Tensor = self.head(embeddings.to(weight.dtype))
         return projected
 
 
 def _can_be_widened(columns: Sequence[dict[str, Any]]) -> bool:
-    """Whether rows have padding on one side alone when the narrower columns get theirs, on the right."""
+    """Returns whether padding the narrower columns on the right leaves all rows with padding on one side only."""
     masks = [column["attention_mask"] for column in columns if "attention_mask" in column]
     widths = {mask.shape[1] for mask in masks}
     return len(widths) < 2 or all(bool(mask[:, 0].all()) for mask in masks)
 
 
 def _leaves_out_prompts(model: nn.Module) -> bool:
-    """Whether a pooling may need to know how long the prompt is; without ST's own, another module may."""
+    """Returns whether a pooling may need the length of the prompt. Without ST's own pooling, another module may."""
     poolings = [part for part in model.modules() if isinstance(part, Pooling)]
     return not poolings or not all(pooling.include_prompt for pooling in poolings)
 
@@ -201,7 +201,10 @@ def _has_rows(value: Any, order: Tensor) -> bool:
 
 @contextmanager
 def _evaluation_mode(*modules: nn.Module | None) -> Iterator[None]:
-    """No dropout in what is in training mode, and afterwards as it was; what is frozen stays so."""
+    """Turns dropout off in modules that are in training mode, and restores their mode afterwards.
+
+    Modules in evaluation mode, such as frozen ones, stay in it.
+    """
     training = [part for module in modules if module is not None for part in module.modules() if part.training]
     for part in training:
         part.training = False

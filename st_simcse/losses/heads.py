@@ -1,4 +1,4 @@
-"""The projection head: trains with the loss and is left behind at inference."""
+"""The projection head, which is used in training and discarded at inference."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["ProjectionHead", "projection_head_of", "trained_dimension"]
 
 
 class ProjectionHead(nn.Module):
-    """Linear + Tanh on top of the sentence embedding: the MLP of the paper's ablation on pooling, section 6.3.
+    """A linear layer and Tanh on top of the sentence embedding: the MLP of the paper's pooling ablation, section 6.3.
 
-    Owned by a loss, it is trained by the same optimizer but is no part of the saved model, which is the paper's best
+    A loss owns the head. It is trained by the same optimizer but is not saved with the model. This is the paper's best
     unsupervised setting ("MLP in training only").
 
     Args:
-        dimension: width d of the embeddings.
+        dimension: The width d of the embeddings.
 
     Shape:
         (B, d) to (B, d), in the dtype of its parameters.
@@ -40,25 +40,25 @@ class ProjectionHead(nn.Module):
 
 
 def projection_head_of(model: SentenceTransformer) -> ProjectionHead:
-    """A new projection head on a model's device, as wide as its embeddings.
+    """Returns a new projection head on the model's device, as wide as its embeddings.
 
-    It has the precision of what is trained: LoRA's adapters are float32 beside weights in bfloat16.
+    It has the dtype of the trained weights. For example, LoRA's adapters are float32 even if the model is bfloat16.
     """
     dtype = next((weight.dtype for weight in model.parameters() if weight.requires_grad), model.dtype)
     return ProjectionHead(trained_dimension(model)).to(model.device, dtype)
 
 
 def trained_dimension(model: SentenceTransformer) -> int:
-    """The width of the embeddings in training, which ``truncate_dim`` does not cut.
+    """Returns the width of the embeddings in training, which ``truncate_dim`` does not affect.
 
     Raises:
-        ValueError: if none of the model's modules knows it.
+        ValueError: If none of the model's modules defines it.
     """
     with model.truncate_embeddings(None):
         dimension = model.get_embedding_dimension()
     if dimension is None:
         raise ValueError(
-            "a projection head and a queue need to know how wide the embeddings are: give the model's last module a "
-            "method get_embedding_dimension"
+            "the width of the embeddings is unknown, but a projection head and a queue need it. Give the model's last "
+            "module a method get_embedding_dimension."
         )
     return dimension

@@ -1,4 +1,4 @@
-"""One gradient of the vocabulary's size for all forward passes of a batch."""
+"""A shared vocabulary lookup, so that one gradient of the vocabulary's size serves all forward passes of a batch."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["looked_up_once"]
 
 @contextmanager
 def looked_up_once(model: nn.Module, token_ids: Tensor) -> Iterator[None]:
-    """While it is open, the embeddings of these tokens come from one lookup, and their gradient is computed once.
+    """Looks up the embeddings of these tokens once, for all forward passes inside the ``with`` block.
 
-    The gradient of a lookup is as large as the whole vocabulary, and zeros nearly everywhere: one a batch is enough.
-    A vocabulary is left alone if it is frozen, sharded, or of another class than ``nn.Embedding``, and if it has hooks,
-    ``scale_grad_by_freq``, ``sparse`` or ``max_norm``. So is a compiled model, and all where no gradients are computed.
+    The gradient of a lookup is as large as the vocabulary and almost everywhere zero, so it is computed once per batch.
+    Forward passes are left unchanged if gradients are disabled, if the model is compiled, and if the vocabulary is
+    frozen, sharded, not exactly an ``nn.Embedding``, or has hooks, ``scale_grad_by_freq``, ``sparse`` or ``max_norm``.
 
     Args:
-        model: a SentenceTransformer, or what wraps one.
-        token_ids: integers of any shape; others that the model looks up are no error.
+        model: A SentenceTransformer, or a wrapper around one.
+        token_ids: Integers of any shape. The model may also look up other tokens.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -38,14 +38,14 @@ def looked_up_once(model: nn.Module, token_ids: Tensor) -> Iterator[None]:
         True
     """
     table = _trained_table(model) if torch.is_grad_enabled() else None
-    if table is None or token_ids.max() >= table.num_embeddings:  # ids of another tokenizer of a Router
+    if table is None or token_ids.max() >= table.num_embeddings:  # a Router may have ids of another tokenizer
         yield
         return
     known = torch.unique(token_ids)
     rows = table(known)
 
     def take(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        if not inputs:  # given by keyword
+        if not inputs:  # the ids were passed by keyword
             return output
         places = torch.searchsorted(known, inputs[0].contiguous()).clamp_(max=len(known) - 1)
         return F.embedding(places, rows) if torch.equal(known[places], inputs[0]) else output
@@ -64,12 +64,12 @@ def _trained_table(model: nn.Module) -> nn.Embedding | None:
     transformer = unwrapped(model).transformers_model
     try:
         table = transformer.get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # no transformer, or one that does not say
+    except (AttributeError, NotImplementedError):  # there is no transformer, or it does not expose its embeddings
         return None
-    # What is sharded has weights of another type, and a subclass may do more than look up, such as drop out.
+    # Sharded weights have another type, and a subclass may do more than look up, for example apply dropout.
     if type(table) is not nn.Embedding or type(table.weight) is not nn.Parameter or "forward" in vars(table):
         return None
-    # A hook, such as one that adds noise, is for every place of a text, and so are these options.
+    # Hooks, for example for noise, and these settings apply to each occurrence of a token.
     hooks = (table._forward_pre_hooks, table._forward_hooks, table._backward_pre_hooks, table._backward_hooks)
     counts = table.scale_grad_by_freq or table.sparse or table.max_norm is not None
     return None if any(hooks) or counts or not table.weight.requires_grad else table

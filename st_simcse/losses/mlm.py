@@ -1,4 +1,4 @@
-"""Masked language modelling as an auxiliary objective on the transformer that a loss trains."""
+"""Masked language modelling as an auxiliary objective for the transformer that a loss trains."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MaskedLanguageModel(TermOption):
-    """The cross-entropy of masked tokens: the auxiliary objective of the paper, appendix A (ablation: table D.2).
+    """Masked language modelling, the auxiliary objective of the paper's appendix A (ablation: table D.2).
 
-    The prediction head is that of the pretrained checkpoint where it has one, a new one otherwise; it belongs to the
-    loss and is no part of the saved model. Its output embedding is tied to the model's input embedding. Within a
-    MatryoshkaLoss or AdaptiveLayerLoss the term counts once, with the weight of the largest dimension and the last
-    layer.
+    The term is the cross-entropy of masked tokens. The prediction head comes from the pretrained checkpoint if it has
+    one, and is newly initialized otherwise. The head belongs to the loss and is not saved with the model. Its output
+    embedding is tied to the model's input embedding. Within a MatryoshkaLoss or AdaptiveLayerLoss the term counts once,
+    with the weight of the largest dimension and the last layer.
 
     Args:
-        weight: the paper's λ, 0.1 in its ablation.
-        probability: share of the tokens to predict, of which 80% become the mask token, 10% a random one.
+        weight: The paper's λ, 0.1 in its ablation.
+        probability: The share of tokens to predict. 80% of them become the mask token and 10% a random token.
 
     Raises:
-        ValueError: for a weight or probability out of range; in a loss, if the model has no transformer, or its
-            tokenizer no mask token.
+        ValueError: If the weight or probability is out of range. A loss with this option raises it if the model has no
+            transformer or its tokenizer has no mask token.
 
     Example:
         >>> from st_simcse import UnsupSimCSELoss
@@ -47,11 +47,11 @@ class MaskedLanguageModel(TermOption):
         ['contrastive', 'masked_language_model']
     """
 
-    weight: float = field(metadata={"help": "Factor of the masked-language-model loss.", "least": 0})
+    weight: float = field(metadata={"help": "Weight of the masked-language-model loss.", "least": 0})
     probability: float = field(
-        default=0.15, metadata={"help": "Share of the tokens that it predicts.", "above": 0, "below": 1}
+        default=0.15, metadata={"help": "Share of the tokens to mask and predict.", "above": 0, "below": 1}
     )
-    # Its forward pass takes the whole batch, and goes past the model's, which gathers sharded weights.
+    # It embeds the whole batch at once, and bypasses the model's forward pass, which gathers sharded weights.
     incompatible: ClassVar[frozenset[str]] = frozenset({"mini_batch_size", *SHARDED})
 
     def build(self, model: SentenceTransformer) -> _MaskedLanguageModel:
@@ -65,7 +65,7 @@ class _MaskedLanguageModel(Term):
         if transformer is None or getattr(model.tokenizer, "mask_token", None) is None:
             raise ValueError("masked language modelling needs a transformer whose tokenizer has a mask token")
         try:
-            # The transformer came from there a moment ago, so nothing needs to be downloaded.
+            # The transformer was loaded from there, so nothing needs to be downloaded.
             whole, loaded = AutoModelForMaskedLM.from_pretrained(
                 transformer.config._name_or_path,
                 local_files_only=True,
@@ -74,26 +74,26 @@ class _MaskedLanguageModel(Term):
             )
             _zero_biases(whole, loaded["missing_keys"])
         except OSError:
-            logger.warning("The transformer's checkpoint is gone: the masked language model's head starts anew")
+            logger.warning("The transformer's checkpoint is gone, so the masked-language-model head starts untrained.")
             whole = AutoModelForMaskedLM.from_config(transformer.config)
             whole = whole.to(transformer.dtype)
         setattr(whole, whole.base_model_prefix, transformer)
         whole.tie_weights()
         whole.to(transformer.device)
-        # In a list, so that the transformer inside does not count as a part of this module too.
+        # The list keeps the transformer inside from being registered as a part of this module.
         self._whole = [whole]
         self.head = nn.ModuleDict({name: child for name, child in whole.named_children() if child is not transformer})
         self.collator = DataCollatorForLanguageModeling(model.tokenizer, mlm_probability=option.probability)
 
     def from_features(self, columns: list[dict[str, Any]]) -> Tensor:
-        """The mean over the columns."""
+        """Returns the mean loss of the columns."""
         return torch.stack([self._of_column(column) for column in columns]).mean()
 
     def _of_column(self, features: dict[str, Any]) -> Tensor:
-        """The mean cross-entropy over the masked tokens of the rows: a scalar, 0 if no token was drawn.
+        """Returns the mean cross-entropy of the masked tokens as a scalar, 0 if no token was drawn.
 
         Args:
-            features: a column as the model's tokenizer gives it, padded or flattened for flash attention.
+            features: A column as the model's tokenizer returns it, padded or flattened for flash attention.
         """
         if "cu_seq_lens_q" in features:
             features = _padded(features, self.collator.tokenizer.pad_token_id)
@@ -108,14 +108,14 @@ class _MaskedLanguageModel(Term):
 
 
 def _zero_biases(model: nn.Module, missing: Collection[str]) -> None:
-    """Some architectures, such as FNet, leave a head's bias that no checkpoint has as the memory was."""
+    """Zeroes biases that are missing in the checkpoint: some architectures, such as FNet, leave them uninitialized."""
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in missing and name.endswith("bias"):
             nn.init.zeros_(parameter)
 
 
 def _padded(features: dict[str, Any], pad_token: int) -> dict[str, Tensor]:
-    """One row a text again: flattened, a text would attend to its neighbours."""
+    """Returns flattened texts as padded rows, because a flattened text would attend to its neighbours here."""
     lengths = features["cu_seq_lens_q"].diff().tolist()
     flat: dict[str, Tensor] = {name: features[name][0] for name in ("input_ids", "token_type_ids") if name in features}
     flat["attention_mask"] = torch.ones_like(flat["input_ids"])

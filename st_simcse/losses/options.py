@@ -1,4 +1,4 @@
-"""What can be added to a loss besides edits of its logits: who is compared, another summand, how it embeds."""
+"""Options of a loss besides edits of its logits. They add negatives, pairs or terms, or change how it embeds."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = [
     "option_name",
 ]
 
-# What shards a model or its optimizer.
+# The methods that shard a model or its optimizer.
 SHARDED = frozenset({"FSDP", "DeepSpeed"})
 
 
 class Encoder(Protocol):
-    """What a source may know of how the loss embeds: a :class:`~st_simcse.losses.encoder.BatchEncoder`."""
+    """The view that a source has of the loss's encoder, a :class:`~st_simcse.losses.encoder.BatchEncoder`."""
 
     model: Any
     head: nn.Module | None
@@ -38,22 +38,25 @@ class Encoder(Protocol):
     gather_across_devices: bool
 
     def embed_without_dropout(self, features: dict[str, Tensor]) -> Tensor:
-        """The projected embeddings (B, d) of a column, as the model gives them in evaluation, with gradients."""
+        """Returns projected embeddings (B, d) of a column in evaluation mode, with gradients."""
 
 
 class Option(Bounded):
-    """What an option of a loss may say of itself; edits say it with the same names, without this class.
+    """The base class of options, with the attributes that describe them.
 
-    Options are frozen dataclasses. Their fields are flags of the command line: the first is called as the class is, the
-    others have the class's name before their own; ``metadata={"help": ...}`` explains them, and says the bounds of
-    numbers, see :class:`~st_simcse.objective.bounds.Bounded`.
+    Edits of the logits may have the same attributes without deriving from this class.
+
+    Options are frozen dataclasses, and their fields are flags of the command line. The flag of the first field has the
+    name of the class. The flags of the other fields have the name of the class as a prefix. ``metadata={"help": ...}``
+    explains a field, and also holds the bounds of numbers; see :class:`~st_simcse.objective.bounds.Bounded`.
 
     Attributes:
-        citation: BibTeX of the paper.
-        incompatible: what it does not go with: the losses ``UnsupSimCSELoss`` and ``SupSimCSELoss``, the wrappers
-            ``MatryoshkaLoss`` and ``AdaptiveLayerLoss``, ``mini_batch_size``, the training argument ``views``, which
-            makes two texts of one, and ``FSDP`` and ``DeepSpeed``.
-        needs_teacher: whether the labels have to be a teacher's embeddings.
+        citation: The BibTeX entry of the paper.
+        incompatible: The names of the things that the option cannot be combined with. They may be the losses
+            ``UnsupSimCSELoss`` and ``SupSimCSELoss``, the wrappers ``MatryoshkaLoss`` and ``AdaptiveLayerLoss``,
+            ``mini_batch_size``, the training argument ``views``, which makes two texts from one, ``FSDP`` and
+            ``DeepSpeed``.
+        needs_teacher: Whether the labels must be a teacher's embeddings.
 
     Example:
         >>> from st_simcse import DropoutFreeNegatives
@@ -67,7 +70,7 @@ class Option(Bounded):
 
 
 class SourceOption(Option):
-    """An option that a loss builds a :class:`Source` of.
+    """An option that builds a :class:`Source` for the loss.
 
     Example:
         >>> from st_simcse import DropoutFreeNegatives
@@ -76,7 +79,7 @@ class SourceOption(Option):
     """
 
     def build(self, model: SentenceTransformer, head: nn.Module | None) -> Source:
-        """The source, for the model that is trained and the projection head that is trained with it."""
+        """Builds the source for the model and the projection head that are trained."""
         raise NotImplementedError
 
 
@@ -90,15 +93,15 @@ class EncoderOption(Option):
     """
 
     def build(self, model: SentenceTransformer) -> Callable[..., Any]:
-        """What takes the place of the class :class:`~st_simcse.losses.encoder.BatchEncoder`, with its arguments."""
+        """Returns a replacement of :class:`~st_simcse.losses.encoder.BatchEncoder`, called with the same arguments."""
         raise NotImplementedError
 
 
 class TermOption(Option):
-    """An option that adds a summand to a loss, computed by one of two methods.
+    """An option that adds a term to a loss, computed by one of two methods.
 
     Attributes:
-        weight: the summand's factor.
+        weight: The factor of the term.
 
     Example:
         >>> class TinyVectors(TermOption):
@@ -115,62 +118,62 @@ class TermOption(Option):
     weight: float
 
     def build(self, model: SentenceTransformer) -> Term:
-        """The summand for the model that is trained: this option's methods, or a :class:`Term` with weights."""
+        """Builds the term for the model that is trained: this option's methods, or a :class:`Term` with weights."""
         return Term(self)
 
     def from_features(self, columns: list[dict[str, Any]]) -> Tensor | None:
-        """Of the batch's tokenized columns, once a batch: a scalar."""
+        """Computes a scalar from the tokenized columns of the batch, once per batch."""
         return None
 
     def from_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor | None:
-        """Of the embeddings (B, d) of all columns, of this process, and the dataset's labels: a scalar."""
+        """Computes a scalar from the embeddings (B, d) of all columns of this process and the dataset's labels."""
         return None
 
 
 class Source(nn.Module):
-    """Says who is compared with whom. Each hook does nothing unless a subclass says otherwise.
+    """Chooses the embeddings to compare. Each hook does nothing unless a subclass overrides it.
 
-    A wrapper such as MatryoshkaLoss calls a loss several times for one batch; ``begin`` and ``finish`` are called once.
+    A wrapper such as MatryoshkaLoss calls a loss several times per batch, but ``begin`` and ``finish`` only once.
 
     Example:
         >>> from st_simcse import MomentumQueue
         >>> from st_simcse.demo import tiny_model
         >>> queue = MomentumQueue(4).build(tiny_model(["Two dogs run."]), None)
         >>> queue.begin()
-        >>> [tensor.shape for tensor in queue.shared_negatives()]  # none before the first batch
+        >>> [tensor.shape for tensor in queue.shared_negatives()]  # the queue is empty before the first batch
         [torch.Size([0, 64]), torch.Size([0])]
     """
 
     def begin(self) -> None:
-        """Before a batch is embedded, in training."""
+        """Runs before a batch is embedded, in training."""
 
     def extra_embeddings(self, encoder: Encoder, features: dict[str, Tensor]) -> list[Tensor]:
-        """More embeddings (B, d) of the first column's texts, put behind those of the columns."""
+        """Returns further embeddings (B, d) of the first column's texts, appended to those of the columns."""
         return []
 
     def compare(self, columns: list[Tensor], similarities: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
-        """The columns that are compared, and the similarities (B,) of the positive pairs, if other than theirs."""
+        """Returns the columns to compare, and the positive pairs' similarities (B,), or None to compute them."""
         return columns, similarities
 
     def shared_negatives(self) -> tuple[Tensor, Tensor] | None:
-        """Further negatives (M, d) of every anchor and their text keys (M,)."""
+        """Returns further negatives (M, d) of every anchor, with their text keys (M,)."""
         return None
 
     def finish(self, encoder: Encoder, features: dict[str, Tensor], keys: Tensor | None) -> None:
-        """After a batch, in training.
+        """Runs after a batch, in training.
 
         Args:
-            encoder: of the loss.
-            features: the positives' column, as the model's tokenizer gives it.
-            keys: (B,) int64, its text keys, or None where there are none.
+            encoder: The encoder of the loss.
+            features: The column of the positives, as the model's tokenizer returns it.
+            keys: The text keys (B,) of the column, int64; or None.
         """
 
 
 class Term(nn.Module):
-    """A summand as a loss holds it. A term with weights of its own is a subclass that has them.
+    """A term of a loss. A term with weights of its own is a subclass with these weights.
 
     Args:
-        option: says the weight, and computes the summand.
+        option: The option that holds the weight and computes the term.
 
     Example:
         >>> from st_simcse import DimensionContrast
@@ -194,19 +197,19 @@ class Term(nn.Module):
 
 
 def built(options: Sequence[Any], kind: type[Any], *arguments: Any) -> dict[str, Any]:
-    """By their names, what those of a loss's options that are of one kind build."""
+    """Returns the products of all options of one kind, by the options' names."""
     return {option_name(option): option.build(*arguments) for option in options if isinstance(option, kind)}
 
 
 def check_compatible(options: Sequence[Any], other: str) -> None:
-    """ValueError if one of a loss's options does not go with something else, by its name in ``incompatible``."""
+    """Raises a ValueError if an option cannot be combined with ``other``, a name in its ``incompatible``."""
     for option in options:
         if other in getattr(option, "incompatible", ()):
-            raise ValueError(f"{type(option).__name__} does not go with {other}: leave one of the two out")
+            raise ValueError(f"{type(option).__name__} cannot be combined with {other}: remove one of the two")
 
 
 def option_name(option: object) -> str:
-    """The name of an option, or of its class, as logs and the command line write it.
+    """Returns the name of an option or its class, as used by logs and the command line.
 
     Example:
         >>> option_name(SourceOption)

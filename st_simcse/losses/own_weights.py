@@ -1,4 +1,4 @@
-"""Which weights belong to a loss and not to its model: one rule for optimizers, checkpoints and processes."""
+"""The weights that belong to a loss and not to its model: one rule for optimizers, checkpoints and processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["own_parameters", "own_weights"]
 
 
 def own_weights(loss: nn.Module, model: nn.Module) -> dict[str, Tensor]:
-    """A loss's parameters and buffers by name, without those of the model, also where the loss holds the model.
+    """Returns a loss's parameters and buffers by name, without those of the model that the loss may hold.
 
     Example:
         >>> model, head = nn.Linear(2, 2), nn.BatchNorm1d(2)
@@ -21,7 +21,7 @@ def own_weights(loss: nn.Module, model: nn.Module) -> dict[str, Tensor]:
 
 
 def own_parameters(loss: nn.Module, model: nn.Module) -> list[nn.Parameter]:
-    """What is trained of :func:`own_weights`.
+    """Returns the parameters among :func:`own_weights` that are trained.
 
     Example:
         >>> model, head = nn.Linear(2, 2), nn.BatchNorm1d(2)

@@ -1,4 +1,4 @@
-"""The precision that a model computes in, for what runs beside it."""
+"""The precision of a model's forward pass, for computations outside the model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["ObservedPrecision"]
 
 
 class ObservedPrecision:
-    """The autocast that a module last ran under.
+    """The autocast settings of a module's last forward pass.
 
-    For mixed precision accelerate wraps the forward pass of the model alone, so that nothing else which a loss runs is
-    under autocast. This notes what the model's first module sees, and repeats it.
+    In mixed precision, accelerate wraps only the model's forward pass in autocast, and not the rest of a loss. This
+    class records the autocast settings that the model's first module runs under, and applies them elsewhere.
 
     Example:
         >>> module, precision = nn.Identity(), ObservedPrecision()
@@ -31,13 +31,13 @@ class ObservedPrecision:
         self.options: dict[str, Any] = {"device_type": "cpu", "enabled": False}
 
     def watch(self, module: nn.Module) -> None:
-        """Observe a module that takes a dict with tensors, from its next forward pass on."""
+        """Starts to record the settings of a module whose input is a dict with tensors."""
         if module is not self.module:
             module.register_forward_pre_hook(self._note)
             self.module = module
 
     def autocast(self) -> torch.autocast:
-        """A context with the observed precision; weights in half precision count as autocast to it."""
+        """Returns an autocast context with the recorded precision. Half-precision weights count as autocast."""
         return torch.autocast(**self.options)
 
     def _note(self, module: nn.Module, inputs: tuple[dict[str, Any], ...]) -> None:

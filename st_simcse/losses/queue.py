@@ -1,4 +1,4 @@
-"""A queue of negatives from earlier batches, embedded by a slow copy of the model."""
+"""A queue of negatives from earlier batches, embedded by a slowly moving copy of the model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from st_simcse.losses.st_internals import chunked_outputs
 
 __all__ = ["MomentumQueue", "Queue"]
 
-# The weights that the copies of the queues follow: the model's and the projection head's.
+# For each queue, the weights that its copy follows: the model's and the projection head's.
 _leaders: WeakKeyDictionary[Queue, list[nn.Parameter]] = WeakKeyDictionary()
 
 
 @cache
 def _follow_optimizers() -> None:
-    """From now on the queues hear of the steps of all optimizers."""
+    """Makes the queues follow the steps of all optimizers from now on."""
     register_optimizer_step_post_hook(_follow)
 
 
@@ -39,24 +39,24 @@ def _follow(optimizer: Optimizer, *arguments: Any) -> None:
 
 @dataclass(frozen=True)
 class MomentumQueue(SourceOption):
-    r"""More negatives than the batch has, for little: momentum contrast as in ESimCSE (Wu et al., COLING 2022, 3.2).
+    r"""Negatives from earlier batches: momentum contrast, as in ESimCSE (Wu et al., COLING 2022, section 3.2).
 
     The sentences of earlier batches are negatives of every anchor. They were embedded without gradient and without
-    dropout by a copy of the model whose weights follow those that are trained:
+    dropout by a copy of the model. The weights of the copy follow the trained weights θ:
 
     .. math:: \theta_{copy} \leftarrow \lambda \theta_{copy} + (1 - \lambda) \theta
 
-    The copy moves once a step of the optimizer, whatever optimizer that is and however many batches make a step. It is
-    kept in float32 where the model is in half precision, which would round these small moves away. Weights that are
-    frozen when the loss is made, such as all but LoRA's adapters, have no copy.
+    The copy moves once per optimizer step, with any optimizer and any number of batches per step. If the model is in
+    half precision, the copy is in float32, because half precision would round these small moves away. Weights that are
+    frozen when the loss is built, such as all but LoRA's adapters, are shared and not copied.
 
     Args:
-        size: number of embeddings that are kept; ESimCSE's choice is 2.5 times the batch. With gather_across_devices
-            they are the rows of all processes, else every process has a queue of its own.
-        momentum: λ between 0 and 1.
+        size: The number of embeddings to keep. ESimCSE uses 2.5 times the batch size. With ``gather_across_devices``
+            the queue holds the rows of all processes; otherwise every process has its own queue.
+        momentum: λ, from 0 to 1.
 
     Raises:
-        ValueError: for a size or momentum out of range.
+        ValueError: If the size or momentum is out of range.
 
     Example:
         >>> from st_simcse import UnsupSimCSELoss
@@ -69,11 +69,11 @@ class MomentumQueue(SourceOption):
         torch.Size([3, 64])
     """
 
-    size: int = field(metadata={"help": "Negatives from earlier batches: how many.", "least": 1})
+    size: int = field(metadata={"help": "Number of negatives to keep from earlier batches.", "least": 1})
     momentum: float = field(
-        default=0.995, metadata={"help": "How slowly the copy that embeds them moves.", "least": 0, "most": 1}
+        default=0.995, metadata={"help": "Momentum λ of the copy that embeds them.", "least": 0, "most": 1}
     )
-    # The queue has no embeddings of earlier layers, and its copy follows whole weights.
+    # The queue has no embeddings of earlier layers, and its copy cannot follow sharded weights.
     incompatible: ClassVar[frozenset[str]] = frozenset({"AdaptiveLayerLoss", *SHARDED})
     citation: ClassVar[str] = """
 @inproceedings{wu2022esimcse,
@@ -89,12 +89,12 @@ class MomentumQueue(SourceOption):
 
 
 class Queue(Source):
-    """The embeddings and the copy of the model that makes them.
+    """A queue's embeddings, and the copy of the model that computes them.
 
     Args:
-        model: the SentenceTransformer that is trained.
-        head: the projection head that is trained with it, or None.
-        size, momentum: those of :class:`MomentumQueue`.
+        model: The SentenceTransformer to train.
+        head: The projection head to train with it, or None.
+        size, momentum: As in :class:`MomentumQueue`.
     """
 
     embeddings: Tensor
@@ -103,7 +103,7 @@ class Queue(Source):
 
     def __init__(self, model: SentenceTransformer, head: nn.Module | None, size: int, momentum: float) -> None:
         super().__init__()
-        # What is frozen, such as all but the adapters of LoRA, is shared.
+        # Frozen weights, such as all but the adapters of LoRA, are shared with the model.
         shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
         self.encoder = copy.deepcopy(model, dict(shared)).requires_grad_(False).eval()
         self.head = None if head is None else copy.deepcopy(head).requires_grad_(False).eval()
@@ -115,18 +115,18 @@ class Queue(Source):
         if self.head is not None:
             zeros = torch.zeros(1, width, device=model.device, dtype=self.encoder.dtype)
             width = self._project(zeros).shape[-1]
-        # Newest first. Buffers, so that a checkpoint holds them.
+        # The newest embeddings come first. They are buffers so that a checkpoint contains them.
         self.register_buffer("embeddings", torch.zeros(size, width, device=model.device))
         self.register_buffer("keys", torch.zeros(size, dtype=torch.int64, device=model.device))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64, device=model.device))
         self._follow_weights_of(model, head)
 
     def train(self, mode: bool = True) -> Queue:
-        """Stays without dropout whatever the loss around it does."""
+        """Keeps evaluation mode, so the copy has no dropout when the loss is set to training mode."""
         return super().train(False)
 
     def begin(self) -> None:
-        # A copy, since the queue moves on before the last call for this batch.
+        # These are copies, because a wrapper calls the loss for this batch again after the queue has moved on.
         embeddings, keys = self.negatives()
         self._of_this_batch = embeddings.clone(), keys.clone()
 
@@ -134,25 +134,25 @@ class Queue(Source):
         return self._of_this_batch
 
     def negatives(self) -> tuple[Tensor, Tensor]:
-        """The embeddings (M, d) and the text keys (M,) of at most ``size`` earlier sentences."""
+        """Returns the embeddings (M, d) and the text keys (M,) of at most ``size`` earlier sentences."""
         filled = int(self.filled)
         return self.embeddings[:filled], self.keys[:filled]
 
     @torch.no_grad()
     def follow(self, leaders: list[nn.Parameter], step: float) -> None:
-        """Move the copy a share of the way to the weights of the model and of the head."""
+        """Moves the copy towards the weights of the model and the head by a share of the difference."""
         for follower, leader in zip(self.parameters(), leaders, strict=True):
             if follower is not leader:
                 follower.lerp_(leader.detach().to(follower.dtype), step)
 
     @torch.no_grad()
     def finish(self, encoder: Encoder, features: dict[str, Tensor], keys: Tensor | None) -> None:
-        """Embed the column with the copy and put the rows in front of the queue.
+        """Embeds the column with the copy and puts the rows at the front of the queue.
 
-        With ``gather_across_devices`` the rows of all processes, so that their queues stay the same.
+        With ``gather_across_devices`` it adds the rows of all processes, so that all processes have the same queue.
         """
         self._follow_weights_of(encoder.model, encoder.head)
-        # At first the copy is the model: heads of several processes are made equal only when training begins.
+        # The copy starts as the current model, because the heads of several processes become equal only in training.
         if self.filled == 0:
             self.follow(_leaders[self], 1.0)
         outputs = chunked_outputs(self.encoder, dict(features), encoder.mini_batch_size, task=None)
@@ -166,7 +166,7 @@ class Queue(Source):
             self.keys.copy_(torch.cat([keys, self.keys])[:size])
 
     def _project(self, rows: Tensor) -> Tensor:
-        # Shared weights give bfloat16 where they are, and the head is float32.
+        # With shared bfloat16 weights the rows are bfloat16, but the head is float32.
         return rows if self.head is None else self.head(rows.to(torch.promote_types(rows.dtype, torch.float32)))
 
     def _follow_weights_of(self, model: nn.Module, head: nn.Module | None) -> None:

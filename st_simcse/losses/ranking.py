@@ -1,4 +1,4 @@
-"""How a sentence ranks the others of its batch: as a teacher does, and alike by both of its views."""
+"""Losses of how a sentence ranks the other sentences of its batch: as a teacher does, or the same in both views."""
 
 from __future__ import annotations
 
@@ -28,33 +28,34 @@ _CITATION = """
 
 @dataclass(frozen=True)
 class RankDistillation(TermOption):
-    r"""A row ranks the others of the batch as a teacher does: RankCSE's distillation (Liu et al., ACL 2023).
+    r"""RankCSE's distillation of a teacher's ranking of the other sentences in the batch (Liu et al., ACL 2023).
 
-    With :math:`s_{ij}` the cosine similarity of anchor i and positive j (of the two views), :math:`t_{ij}` the
-    teacher's, and π the other rows from the nearest to the farthest by the teacher, ``listnet`` is the cross-entropy of
-    two softmaxes over the other rows (Cao et al., ICML 2007),
+    Let :math:`s_{ij}` be the cosine similarity of anchor i and positive j (of the two views), :math:`t_{ij}` the
+    teacher's, and π the other rows sorted from nearest to farthest by the teacher. ``listnet`` is the cross-entropy of
+    two softmaxes over the other rows (Cao et al., ICML 2007):
 
     .. math:: -\sum_{j \ne i} \frac{e^{t_{ij}/τ_3}}{\sum_{k \ne i} e^{t_{ik}/τ_3}}
         \log \frac{e^{s_{ij}/τ_2}}{\sum_{k \ne i} e^{s_{ik}/τ_2}}
 
-    and ``listmle`` the negative log-likelihood of the teacher's order (Xia et al., ICML 2008), divided by the number of
-    other rows, so that it does not grow with the batch:
+    ``listmle`` is the negative log-likelihood of the teacher's order (Xia et al., ICML 2008). It is divided by the
+    number of other rows, so that it does not grow with the batch:
 
     .. math:: -\frac{1}{B-1} \sum_{k} \log \frac{e^{s_{iπ(k)}/τ_2}}{\sum_{l \ge k} e^{s_{iπ(l)}/τ_2}}
 
-    Both are averaged over the rows. A row's own positive is left out: the contrastive loss puts it first anyway. The
-    rows are those of the batch of this process, also with ``gather_across_devices``; memory grows with their square.
-    The labels are the teacher's embeddings, see :func:`~st_simcse.add_teacher_embeddings`.
+    Both are averaged over the rows. A row's own positive is not part of the ranking, because the contrastive loss
+    already ranks it first. The term uses the rows of this process's batch, also with ``gather_across_devices``. Its
+    memory grows with the square of their number. The labels must be the teacher's embeddings; see
+    :func:`~st_simcse.add_teacher_embeddings`.
 
     Args:
-        weight: factor of the term; RankCSE's γ.
+        weight: The weight of the term, RankCSE's γ.
         method: ``listmle`` or ``listnet``.
-        temperature: τ₂, of the similarities that are trained.
-        teacher_temperature: τ₃, of the teacher's; for ``listnet``. Half of τ₂ in RankCSE.
+        temperature: The temperature τ₂ of the similarities that are trained.
+        teacher_temperature: The temperature τ₃ of the teacher's similarities, for ``listnet``. RankCSE uses τ₂ / 2.
 
     Raises:
-        ValueError: for a weight or temperature out of range, and an unknown method; in a loss, for labels that are no
-            teacher's embeddings.
+        ValueError: If the weight or a temperature is out of range or the method is unknown. A loss with this option
+            raises it if the labels are not a teacher's embeddings.
 
     Example:
         >>> from st_simcse import UnsupSimCSELoss
@@ -66,10 +67,14 @@ class RankDistillation(TermOption):
         ['contrastive', 'rank_distillation']
     """
 
-    weight: float = field(metadata={"help": "A teacher's ranking of the batch: factor of that loss.", "least": 0})
-    method: Literal["listmle", "listnet"] = field(default="listmle", metadata={"help": "Which loss of rankings."})
-    temperature: float = field(default=0.05, metadata={"help": "Of the similarities that are trained.", "above": 0})
-    teacher_temperature: float = field(default=0.025, metadata={"help": "Of the teacher's, for listnet.", "above": 0})
+    weight: float = field(metadata={"help": "Weight of the loss that distills a teacher's ranking.", "least": 0})
+    method: Literal["listmle", "listnet"] = field(default="listmle", metadata={"help": "Ranking loss."})
+    temperature: float = field(
+        default=0.05, metadata={"help": "Temperature of the similarities that are trained.", "above": 0}
+    )
+    teacher_temperature: float = field(
+        default=0.025, metadata={"help": "Temperature of the teacher's similarities, for listnet.", "above": 0}
+    )
     needs_teacher: ClassVar[bool] = True
     citation: ClassVar[str] = _CITATION
 
@@ -92,31 +97,32 @@ class RankDistillation(TermOption):
 
 @dataclass(frozen=True)
 class RankConsistency(TermOption):
-    r"""Both views of a sentence rank the batch alike: RankCSE's consistency (Liu et al., ACL 2023).
+    r"""RankCSE's consistency: both views of a sentence rank the batch the same way (Liu et al., ACL 2023).
 
-    With P the softmax of a first view's similarities with all second views over the temperature, Q that of its second
-    view's with all first views, and M their mean, it is the Jensen-Shannon divergence, averaged over the rows:
+    Let P be the softmax of a first view's similarities to all second views, Q that of its second view's similarities to
+    all first views, and M their mean. The similarities are divided by the temperature. The term is the Jensen-Shannon
+    divergence, averaged over the rows:
 
     .. math:: \frac{1}{2} KL(P \| M) + \frac{1}{2} KL(Q \| M)
 
-    The rows are those of the batch of this process, also with ``gather_across_devices``. It needs no teacher.
+    The term uses the rows of this process's batch, also with ``gather_across_devices``. It needs no teacher.
 
     Args:
-        weight: factor of the term; RankCSE's β.
-        temperature: of the similarities.
+        weight: The weight of the term, RankCSE's β.
+        temperature: The temperature of the similarities.
 
     Raises:
-        ValueError: for a weight or temperature out of range.
+        ValueError: If the weight or temperature is out of range.
 
     Example:
         >>> option = RankConsistency(1.0)
-        >>> option.from_embeddings([torch.eye(3), torch.eye(3)], None)  # both views say the same
+        >>> option.from_embeddings([torch.eye(3), torch.eye(3)], None)  # both views give the same ranking
         tensor(0.)
     """
 
-    weight: float = field(metadata={"help": "Both views rank the batch alike: factor of that loss.", "least": 0})
-    temperature: float = field(default=0.05, metadata={"help": "Of the similarities.", "above": 0})
-    incompatible: ClassVar[frozenset[str]] = frozenset({"SupSimCSELoss"})  # its pairs are no two views of one text
+    weight: float = field(metadata={"help": "Weight of the loss that makes both views rank alike.", "least": 0})
+    temperature: float = field(default=0.05, metadata={"help": "Temperature of the similarities.", "above": 0})
+    incompatible: ClassVar[frozenset[str]] = frozenset({"SupSimCSELoss"})  # its pairs are not views of one text
     citation: ClassVar[str] = _CITATION
 
     def from_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
@@ -134,6 +140,6 @@ def _similarities(columns: list[Tensor]) -> Tensor:
 
 
 def _without_diagonal(matrix: Tensor) -> Tensor:
-    """(B, B - 1): each row without its own column."""
+    """Removes the diagonal: returns (B, B - 1), each row without its own column."""
     other = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
     return matrix[other].view(len(matrix), -1) if len(matrix) > 1 else matrix[:, :0]

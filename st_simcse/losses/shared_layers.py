@@ -21,24 +21,25 @@ from st_simcse.models.layers import transformer_layers
 __all__ = ["SharedEncoder", "SharedLayers", "SharedPass"]
 
 _UNSHARABLE = (
-    "with shared lower layers this model's embeddings are others, or none: what lies between its layers or after them, "
-    "such as a pooling of several layers, does not go with that. Leave SharedLayers (--shared_layers) out"
+    "SharedLayers would change or break this model's embeddings, because something lies between or after its layers, "
+    "such as a pooling of several layers. Remove SharedLayers (--shared_layers)."
 )
 
 
 @dataclass(frozen=True)
 class SharedLayers(EncoderOption):
-    """Both views of a sentence go through the lower layers once, with one dropout mask; only those above have two.
+    """Lower layers that both views of a sentence share: they run once, with one dropout mask for both views.
 
-    With half of the layers shared a step computes a quarter less and needs a quarter less memory. With dropout off the
-    loss and its gradients are the same.
+    If half of the layers are shared, a step computes a quarter less and needs a quarter less memory. Without dropout
+    the loss and its gradients do not change.
 
     Args:
-        layers: how many of the transformer's layers are shared, or as a number below 1 which share of them.
+        layers: The number of the transformer's layers to share, or their share as a number below 1.
 
     Raises:
-        ValueError: for a number that is neither; in a loss, if none or all layers would be shared, for a model whose
-            layers cannot be, an odd mini_batch_size, and in ``forward`` for two columns of different texts.
+        ValueError: If ``layers`` is neither. A loss with this option raises it if none or all layers would be shared,
+            if the model's layers cannot be shared, and if mini_batch_size is odd. Its ``forward`` raises it if two
+            columns have different texts.
 
     Example:
         >>> from st_simcse import UnsupSimCSELoss
@@ -50,16 +51,16 @@ class SharedLayers(EncoderOption):
     """
 
     layers: float = field(
-        metadata={"help": "Lower layers that both views go through once: how many, or below 1 which share of them."}
+        metadata={"help": "Lower layers that both views share: their number, or below 1 their share of all layers."}
     )
-    # Nothing can be shared of texts that differ, and in a shared layer the views are equal.
+    # Different texts can share nothing, and in a shared layer the two views are equal.
     incompatible: ClassVar[frozenset[str]] = frozenset({"SupSimCSELoss", "AdaptiveLayerLoss", "views"})
 
     def __post_init__(self) -> None:
         if not (0 < self.layers < 1 or (self.layers >= 1 and self.layers % 1 == 0)):
             raise ValueError(
-                f"shared layers are a whole number from 1 on or a share between 0 and 1, got {self.layers}: to share "
-                "none, leave the option out"
+                f"the number of shared layers must be an integer of at least 1 or a share between 0 and 1, got "
+                f"{self.layers}. To share none, omit the option."
             )
 
     def build(self, model: SentenceTransformer) -> partial[SharedEncoder]:
@@ -67,30 +68,30 @@ class SharedLayers(EncoderOption):
         shared = int(self.layers) if self.layers >= 1 else round(self.layers * len(layers))
         if not 0 < shared < len(layers):
             raise ValueError(
-                f"{self.layers} shared of {len(layers)} layers are {shared}, and both views need at least one that is "
-                f"shared and one that is not: choose from 1 to {len(layers) - 1}"
+                f"{self.layers} would share {shared} of {len(layers)} layers, but at least one must be shared and one "
+                f"must not. Choose from 1 to {len(layers) - 1}."
             )
         return partial(SharedEncoder, sharing=SharedPass(layers, shared))
 
 
 class SharedPass(AbstractContextManager["SharedPass"]):
-    """While it is open, the lower layers take the rows of a forward pass as pairs of equal neighbours.
+    """A context that runs the lower layers once per pair of rows, for batches in which neighbouring rows are equal.
 
     Args:
-        layers: the model's.
-        shared: how many of them.
+        layers: The layers of the model.
+        shared: The number of lower layers to share.
 
     Attributes:
-        lower: the shared ones.
+        lower: The shared layers.
     """
 
     def __init__(self, layers: nn.ModuleList, shared: int) -> None:
         self.layers = layers
-        # Kept, since a compiled model is compiled anew for modules that it does not know.
+        # These are created once, because torch.compile compiles a model again for modules that it does not know.
         self.lower = [_OncePerPair(layer) for layer in layers[:shared]]
 
     def __enter__(self) -> SharedPass:
-        # In the list rather than by hooks, which recomputation in gradient checkpointing may or may not repeat.
+        # Layers are replaced in the list. Gradient checkpointing may or may not repeat hooks when it recomputes.
         for index, once in enumerate(self.lower):
             once.layer = self.layers[index]
             self.layers[index] = once
@@ -103,21 +104,21 @@ class SharedPass(AbstractContextManager["SharedPass"]):
 
 @dataclass
 class SharedEncoder(BatchEncoder):
-    """Embeds each sentence's two views as neighbours, with shared lower layers.
+    """Embeds each sentence's two views in neighbouring rows, with shared lower layers.
 
     Args:
-        sharing: open while the views are embedded.
+        sharing: The context in which the views are embedded.
     """
 
     sharing: SharedPass = field(kw_only=True)
 
     @torch.no_grad()
     def check(self) -> None:
-        """Whether embeddings without dropout stay as they are, which no list of known architectures could tell."""
+        """Checks by a test that sharing keeps embeddings without dropout, which no list of architectures could tell."""
         super().check()
         if self.mini_batch_size is not None and self.mini_batch_size % 2:
             raise ValueError(
-                "with SharedLayers both views of a sentence are in one mini-batch: mini_batch_size has to be even, got "
+                "SharedLayers puts both views of a sentence into one mini-batch, so mini_batch_size must be even, got "
                 f"{self.mini_batch_size}"
             )
         texts = ["A man plays a guitar on the street.", "Two dogs run.", "No."]
@@ -129,30 +130,30 @@ class SharedEncoder(BatchEncoder):
                 shared = self.embed_without_dropout(pairs)
         except Exception as error:
             raise ValueError(_UNSHARABLE) from error
-        # Rounding to half precision changes a vector by some percents, another text or layer by far more.
+        # Rounding to half precision changes a vector by a few percent, another text or layer by much more.
         tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.1
         if ((shared - expected).norm(dim=1) > tolerance * expected.norm(dim=1)).any():
             raise ValueError(_UNSHARABLE)
 
     def arrange(self, columns: list[dict[str, Tensor]]) -> TokenizedBatch:
-        """Every row of the first column twice, as neighbours.
+        """Repeats every row of the first column, so that the two copies are neighbours.
 
         Raises:
-            ValueError: if a text is not one row, or the columns hold different texts.
+            ValueError: If texts are not separate rows, or the columns have different texts.
         """
         first, second = columns
-        if first.get("input_ids") is not second.get("input_ids"):  # a single column is both
+        if first.get("input_ids") is not second.get("input_ids"):  # a single column is used for both views
             keys, others = text_keys(first), text_keys(second)
             if keys is not None and others is not None and not torch.equal(keys, others):
                 raise ValueError(
-                    "the two columns hold different texts, and with SharedLayers only the first would be read: keep "
-                    "one column with dataset.select_columns, or leave SharedLayers (--shared_layers) out"
+                    "the two columns have different texts, but SharedLayers would read only the first. Keep one column "
+                    "with dataset.select_columns, or remove SharedLayers (--shared_layers)."
                 )
         single = super().arrange([first])
         if single.places is None:
             raise ValueError(
-                "SharedLayers needs texts in padded rows of tokens that a pass may order and cut as it likes: with "
-                "flash attention set model[0].unpad_inputs = False, else leave SharedLayers (--shared_layers) out"
+                "SharedLayers needs texts as padded rows of tokens that can be sorted and split. With flash attention, "
+                "set model[0].unpad_inputs = False. Otherwise remove SharedLayers (--shared_layers)."
             )
         pairs = {
             name: value.repeat_interleave(2, dim=0) if isinstance(value, Tensor) and value.ndim else value
@@ -170,7 +171,7 @@ class SharedEncoder(BatchEncoder):
 
 
 class _OncePerPair(nn.Module):
-    """A layer that computes the first row of each pair, and gives what comes out to both."""
+    """A layer that runs on the first row of each pair and returns the output for both rows."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -179,7 +180,7 @@ class _OncePerPair(nn.Module):
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # what models ask their layers, such as for their kind of attention
+        except AttributeError:  # models read attributes of their layers, such as the kind of attention
             return getattr(super().__getattr__("layer"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -189,8 +190,8 @@ class _OncePerPair(nn.Module):
         def first(value: Tensor) -> Tensor:
             is_mask = value.ndim == 2 and value.shape[1] == width and not value.is_floating_point()
             if len(value) != rows or not (value.ndim > 2 or is_mask):
-                return value  # the same for all rows, such as DeBERTa's embeddings of distances
-            # Else each of query, key and value would keep a copy.
+                return value  # it is the same for all rows, such as DeBERTa's embeddings of distances
+            # Without contiguous, each of query, key and value would keep a copy.
             return value[::2].contiguous() if value.ndim == 3 else value[::2]
 
         def both(value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""All that the losses borrow of sentence-transformers' own machinery; the only file that imports its private names."""
+"""Everything that the losses use from sentence-transformers' internals. Only this file imports its private names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ try:
     from sentence_transformers.sentence_transformer.losses.matryoshka import CachedLossDecorator, ForwardDecorator
 except ImportError as error:
     raise ImportError(
-        f"st_simcse shares the embedding of batches with sentence-transformers' own losses, and release "
-        f"{sentence_transformers.__version__} does not have it where it is known to be ({error}): install "
-        "sentence-transformers 6.2, or a newer st_simcse"
+        f"st_simcse embeds batches with internal functions of sentence-transformers' losses, and release "
+        f"{sentence_transformers.__version__} does not have them in the expected place ({error}). Install "
+        "sentence-transformers 6.2, or a newer st_simcse."
     ) from error
 
 __all__ = [

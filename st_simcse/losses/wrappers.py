@@ -1,4 +1,4 @@
-"""What a MatryoshkaLoss or an AdaptiveLayerLoss around a loss does to it: each calls it several times for one batch."""
+"""Support for MatryoshkaLoss and AdaptiveLayerLoss around a loss. Each calls the loss several times per batch."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from st_simcse.models.unwrapping import unwrapped
 
 __all__ = ["WRAPPERS", "Wrappers", "check_wrappers"]
 
-# The wrappers of ST by their names: the class, the argument of a loss that it does not go with, and why.
+# The wrappers of ST by name: the class, the argument of a loss that it cannot be combined with, and the message.
 WRAPPERS: dict[str, tuple[type[nn.Module], str, str]] = {
     "MatryoshkaLoss": (
         MatryoshkaLoss,
         "projection_head",
-        "MatryoshkaLoss truncates the embeddings that are trained, so that a projection head on top of them cannot be "
-        "of one width: leave projection_head out",
+        "MatryoshkaLoss truncates the embeddings to several widths, but a projection head accepts only one width. "
+        "Omit projection_head.",
     ),
     "AdaptiveLayerLoss": (
         AdaptiveLayerLoss,
         "mini_batch_size",
-        "AdaptiveLayerLoss needs the layers of the whole batch at once: leave mini_batch_size out, and lower the batch "
-        "size or use gradient_checkpointing instead",
+        "AdaptiveLayerLoss needs the layers of the whole batch at once. Omit mini_batch_size, and lower the batch size "
+        "or use gradient_checkpointing instead.",
     ),
 }
 
-# AdaptiveLayerLoss calls a loss once a layer, and hands the layers over in the features that the model was given first.
+# AdaptiveLayerLoss calls a loss once per layer, and returns the layers in the features passed to the model first.
 _features_of_batch: WeakKeyDictionary[TransformerDecorator, list[dict[str, Tensor]]] = WeakKeyDictionary()
 
 
 @runtime_checkable
 class WrappedLoss(Protocol):
-    """What matters of a loss inside a wrapper."""
+    """The attributes of a loss that matter inside a wrapper."""
 
     options: list[Any]
     projection_head: nn.Module | None
@@ -46,12 +46,12 @@ class WrappedLoss(Protocol):
 
 @dataclass(frozen=True)
 class Wrappers:
-    """Those that are calling a loss, and true if there is one; a Matryoshka2dLoss is both.
+    """The wrappers that are calling a loss. True if there are any. A Matryoshka2dLoss counts as both.
 
     Attributes:
-        names: which of them.
-        is_first_call: whether this is the first call for a batch, for the last layer and the largest dimension.
-        decorator: what an AdaptiveLayerLoss has put in place of the transformer's forward pass; or None.
+        names: The names of the wrappers.
+        is_first_call: Whether this is the first call for a batch, with the last layer and the largest dimension.
+        decorator: The replacement of the transformer's forward pass by an AdaptiveLayerLoss; or None.
     """
 
     names: frozenset[str] = frozenset()
@@ -60,7 +60,7 @@ class Wrappers:
 
     @classmethod
     def around(cls, model: nn.Module, calculate_loss: Any) -> Wrappers:
-        """Those that have put something in place of a model's forward pass, or of a loss's ``calculate_loss``."""
+        """Returns the wrappers that have replaced a model's forward pass or a loss's ``calculate_loss``."""
         transformer = unwrapped(model)[0].forward
         truncating = model.forward if isinstance(model.forward, ForwardDecorator) else None
         decorator = transformer if isinstance(transformer, TransformerDecorator) else None
@@ -78,14 +78,14 @@ class Wrappers:
         return bool(self.names)
 
     def features_of_batch(self, columns: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """The features that the model is given: in an AdaptiveLayerLoss those of the first call."""
+        """Returns the features to pass to the model. Inside an AdaptiveLayerLoss they are those of the first call."""
         return columns if self.decorator is None else _features_of_batch.setdefault(self.decorator, columns)
 
     def check(self, loss: WrappedLoss) -> None:
-        """Whether a loss can be inside these wrappers.
+        """Checks that a loss can be inside these wrappers.
 
         Raises:
-            ValueError: if it cannot; says which option to leave out.
+            ValueError: If it cannot. The message says which option to omit.
         """
         for name, (_, argument, reason) in WRAPPERS.items():
             if name in self.names:
@@ -95,16 +95,20 @@ class Wrappers:
 
 
 def check_wrappers(loss: nn.Module, compiled_in_processes: bool = False) -> None:
-    """Whether every loss of ours goes with the wrappers around it, and these with a model compiled in each process.
+    """Checks that the losses of st_simcse support the wrappers around them, and these a compiled model.
+
+    Args:
+        loss: The loss of a trainer, possibly with wrappers around losses of st_simcse.
+        compiled_in_processes: Whether there are several processes, each with a compiled model.
 
     Raises:
-        ValueError: if one does not; says which option to leave out.
+        ValueError: If a combination is not supported. The message says which option to omit.
     """
     for wrapper in loss.modules():
         if compiled_in_processes and isinstance(wrapper, AdaptiveLayerLoss):
             raise ValueError(
-                "in several processes torch_compile does not go with AdaptiveLayerLoss or Matryoshka2dLoss, of which "
-                "DistributedDataParallel sees a compiled model's parameters used several times: leave torch_compile out"
+                "AdaptiveLayerLoss and Matryoshka2dLoss use the model's parameters several times per step, which "
+                "DistributedDataParallel does not support for a compiled model. Omit torch_compile."
             )
         if names := frozenset(name for name, (kind, *_) in WRAPPERS.items() if isinstance(wrapper, kind)):
             wrappers = Wrappers(names)

@@ -1,1 +1,1 @@
-"""A SentenceTransformer with the paper's poolings: made, loaded, adapted and saved."""
+"""SentenceTransformer models with the paper's poolings: building, loading, adapting and saving them."""

@@ -1,4 +1,4 @@
-"""Checkpoints of the original SimCSE code to a SentenceTransformer with the right pooler, and back to plain ones."""
+"""Conversion of the original SimCSE code's checkpoints to SentenceTransformers, and back to plain transformers."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ def load_simcse(
     device: str | None = None,
     **options: Any,
 ) -> SentenceTransformer:
-    """A checkpoint of princeton-nlp/SimCSE as a SentenceTransformer with the pooler that it was evaluated with.
+    """Loads a checkpoint of princeton-nlp/SimCSE as a SentenceTransformer with the pooler of its evaluation.
 
-    Unsupervised checkpoints are read at the CLS token before the pooler, since their MLP was there in training only;
-    supervised ones go through the trained MLP (Linear + Tanh), which becomes a Dense module. Both the published form
-    (``princeton-nlp/sup-simcse-bert-base-uncased``: the MLP stands where BERT has its pooler) and the one that the
-    training script writes (``mlp.dense``) are understood, here and on the hub. What was saved as a SentenceTransformer
-    knows its pooler and comes as it is.
+    An unsupervised checkpoint uses the CLS token before the pooler, because its MLP was used in training only. A
+    supervised checkpoint uses the trained MLP (Linear + Tanh), which becomes a Dense module. Both the published form
+    (``princeton-nlp/sup-simcse-bert-base-uncased``, whose MLP replaces BERT's pooler) and that of the training script
+    (``mlp.dense``) are supported, in folders and on the Hub. A model that was saved as a SentenceTransformer has its
+    pooler already and is loaded unchanged.
 
     Args:
-        name_or_path: a folder, or a model's name on the Hugging Face hub.
-        supervised: which of the two it is; told from ``unsup-simcse`` or ``sup-simcse`` in the path when left out.
-        max_seq_length: longer texts are cut off after so many tokens; 128, as the authors' tool does, when left out.
-        device: where the model is put; ST chooses when left out.
-        **options: for :func:`~st_simcse.build_model`.
+        name_or_path: A folder, or a model's name on the Hugging Face Hub.
+        supervised: Whether the checkpoint is supervised. If None, it is read from ``unsup-simcse`` or ``sup-simcse`` in
+            the path.
+        max_seq_length: The maximum number of tokens of a text. If None, 128, as in the authors' tool.
+        device: The device of the model. If None, ST chooses it.
+        **options: Further options of :func:`~st_simcse.build_model`.
 
     Raises:
-        ValueError: if the name does not tell and ``supervised`` is left out, if it is given for a SentenceTransformer,
-            or if the MLP is missing.
-        OSError: as :func:`~st_simcse.build_model`.
+        ValueError: If ``supervised`` is None and the path does not show it, if ``supervised`` is passed for a
+            SentenceTransformer, or if the MLP is missing.
+        OSError: As in :func:`~st_simcse.build_model`.
 
     Example:
         >>> from st_simcse.demo import save_tiny_transformer
@@ -57,8 +58,8 @@ def load_simcse(
     is_plain = cached_file(name_or_path, "modules.json", **options) is None
     if is_plain and supervised is None and recognise(name_or_path, **options) is None:
         raise ValueError(
-            f"{name_or_path}: the name holds neither unsup-simcse nor sup-simcse, and the two need different "
-            "poolers; pass supervised=True or supervised=False"
+            f"{name_or_path}: the name contains neither unsup-simcse nor sup-simcse, and the two need different "
+            "poolers. Pass supervised=True or supervised=False."
         )
     return model
 
@@ -66,19 +67,19 @@ def load_simcse(
 def load_model(
     name_or_path: str | os.PathLike[str], pooling: PoolingMode | None = None, max_seq_length: int | None = None
 ) -> SentenceTransformer:
-    """Any model to evaluate or search with, which embeds as what :func:`~st_simcse.build_model` makes of it to train.
+    """Loads any model for evaluation or search, with the embeddings that :func:`~st_simcse.build_model` starts from.
 
-    A checkpoint of the original SimCSE code gets its pooler, any other transformer that was saved without a pooling
-    gets ``cls``, and both are logged.
+    A checkpoint of the original SimCSE code gets its pooler, and another transformer that was saved without a pooling
+    gets ``cls``. Both are logged.
 
     Args:
-        name_or_path: as in :func:`~st_simcse.build_model`.
-        pooling: as in :func:`~st_simcse.build_model`.
-        max_seq_length: as in :func:`~st_simcse.build_model`.
+        name_or_path: As in :func:`~st_simcse.build_model`.
+        pooling: As in :func:`~st_simcse.build_model`.
+        max_seq_length: As in :func:`~st_simcse.build_model`.
 
     Raises:
-        ValueError: as :func:`~st_simcse.build_model`.
-        OSError: as :func:`~st_simcse.build_model`.
+        ValueError: As in :func:`~st_simcse.build_model`.
+        OSError: As in :func:`~st_simcse.build_model`.
 
     Example:
         >>> load_model("sentence-transformers/all-MiniLM-L6-v2").get_embedding_dimension()
@@ -88,25 +89,26 @@ def load_model(
 
 
 def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str]) -> str:
-    """Save a model for users of transformers alone, who get the same embeddings from ``AutoModel``.
+    """Saves a model for users of transformers without ST, who get the same embeddings from ``AutoModel``.
 
-    Where another class has to load it, :func:`loading_class` names it. An MLP (the Dense module of
-    ``build_model(..., dense=True)``) is written into BERT's pooler, as published SimCSE checkpoints have it. LoRA's
-    adapters are merged into what is saved; the model itself stays as it is. Its prompts are not saved: whoever needs
-    one puts it before the texts.
+    If another class must load it, :func:`loading_class` returns its name. An MLP (the Dense module of
+    ``build_model(..., dense=True)``) is written to BERT's pooler, as in published SimCSE checkpoints. LoRA's adapters
+    are merged in the saved model; the model itself does not change. Its prompts are not saved, so users must put them
+    before the texts themselves.
 
     Args:
-        model: a Transformer with CLS or mean pooling, perhaps one Dense module with Tanh of the same width, and perhaps
-            Normalize; ``truncate_dim`` becomes a part of the expression.
-        folder: where the files go.
+        model: A Transformer with CLS or mean pooling, optionally a Dense module with Tanh of the same width, and
+            optionally Normalize. ``truncate_dim`` becomes part of the expression.
+        folder: The folder for the files.
 
     Returns:
-        The expression that gives the embeddings, with ``inputs`` the tokenized texts and ``outputs`` the model's:
-        ``outputs.pooler_output``, for example; ``torch.nn.functional.normalize`` is a part of it after Normalize.
+        The expression that computes the embeddings, where ``inputs`` are the tokenized texts and ``outputs`` those of
+        the model. An example is ``outputs.pooler_output``. With Normalize it contains
+        ``torch.nn.functional.normalize``.
 
     Raises:
-        ValueError: for modules that AutoModel cannot stand in for, for a default prompt, which it does not know, and
-            for prompts that the pooling leaves out.
+        ValueError: If the model has modules that AutoModel cannot replace, a default prompt, or prompts that the
+            pooling excludes.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -118,17 +120,17 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     if model.default_prompt_name is not None and (prompt := model.prompts.get(model.default_prompt_name)):
         raise ValueError(
             f"the model puts {prompt!r} before every text (its prompt {model.default_prompt_name!r}), which AutoModel "
-            "does not: set model.default_prompt_name = None, save the model and put the prompt there yourself"
+            "does not. Set model.default_prompt_name = None, save the model, and put the prompt before the texts."
         )
     normalizes = bool(rest) and isinstance(rest[-1], Normalize)
     if normalizes:
         rest.pop()
     if not (isinstance(transformer, Transformer) and isinstance(pooling, Pooling)) or len(rest) > 1:
-        raise ValueError(f"AutoModel gives what a Transformer and a Pooling give, this model has {kinds}")
+        raise ValueError(f"AutoModel can replace a Transformer and a Pooling only, but this model has {kinds}")
     if not pooling.include_prompt and any(model.prompts.values()):
         raise ValueError(
-            "the pooling leaves the tokens of prompts out (include_prompt=False), which AutoModel does not: call "
-            "model.prompts.clear() and save the model, if its users are to embed without prompts"
+            "the pooling excludes the tokens of prompts (include_prompt=False), but AutoModel does not. If the model "
+            "will be used without prompts, call model.prompts.clear() and save it again."
         )
     mode = pooling.pooling_mode
     backbone = transformer.model
@@ -142,7 +144,7 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
         if not is_pooler or pooler is None or pooler.weight.shape != dense.linear.weight.shape:
             raise ValueError(
                 "only a Dense module with Tanh, of the transformer's width and after CLS pooling, can become its "
-                f"pooler, and only where the architecture has one; this model has {kinds} with {mode!r} pooling"
+                f"pooler, and only if the architecture has one. This model has {kinds} with {mode!r} pooling."
             )
         backbone, pooler = copy.deepcopy((backbone, pooler))
         pooler.load_state_dict(dense.linear.state_dict())
@@ -153,7 +155,7 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
         mask = "inputs.attention_mask[..., None]"
         expression = f"(outputs.last_hidden_state * {mask}).sum(1) / {mask}.sum(1)"
     else:
-        raise ValueError(f"save_transformer knows CLS and mean pooling, this model has {mode!r}")
+        raise ValueError(f"save_transformer supports CLS and mean pooling, but this model has {mode!r}")
     if normalizes:
         expression = f"torch.nn.functional.normalize({expression}, dim=-1)"
     if model.truncate_dim is not None:
@@ -164,9 +166,9 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
 
 
 def loading_class(model: SentenceTransformer) -> str:
-    """The class of transformers that loads what :func:`save_transformer` saved.
+    """Returns the name of the transformers class that loads the result of :func:`save_transformer`.
 
-    AutoModel, unless that would be another model, as with T5: sentence-transformers takes its encoder alone.
+    It is AutoModel, unless AutoModel would load another model. For T5, for example, ST uses only the encoder.
 
     Example:
         >>> from st_simcse.demo import tiny_model

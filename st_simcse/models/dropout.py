@@ -1,4 +1,4 @@
-"""Dropout of a whole model, whatever its architecture calls it; in training alone, and not in what is saved."""
+"""Dropout of a model, whatever its architecture calls it. It changes in training only, and is not saved."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = ["dropout_remedy", "model_dropout", "set_dropout", "unsaved_dropout"]
 
-# Fields that leave out whole layers or blocks.
+# Parts of the names of fields that drop whole layers or blocks.
 _OTHER_KINDS = ("layerdrop", "drop_path", "droppath")
 
 
 def set_dropout(model: SentenceTransformer, dropout: float) -> None:
-    """Train with another dropout than the checkpoint's, everywhere where its architecture has one.
+    """Replaces the checkpoint's dropout in training, everywhere the architecture has dropout.
 
-    What is saved keeps the configuration that it came with. A model whose configuration has no dropout that does
-    anything gets sentence-transformers' Dropout module behind the pooling, which is saved with 0.
+    The saved model keeps its original configuration. If the configuration has no effective dropout field, the model
+    gets sentence-transformers' Dropout module after the pooling, which is saved with a dropout of 0.
 
     Args:
-        model: changed in place.
-        dropout: the probability p that a value is dropped, 0 <= p < 1; 0 turns it off.
+        model: The model, which is changed in place.
+        dropout: The probability p that a value is dropped, 0 <= p < 1. 0 turns dropout off.
 
     Raises:
-        ValueError: for another p.
+        ValueError: If p is out of range.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -48,7 +48,7 @@ def set_dropout(model: SentenceTransformer, dropout: float) -> None:
         for name, attribute in chain.from_iterable(_places(transformer).values()):
             is_found = True
             module = transformer.get_submodule(name)
-            if isinstance(module, nn.Identity):  # what ModernBERT makes of a dropout of 0
+            if isinstance(module, nn.Identity):  # ModernBERT replaces a dropout of 0 by an Identity
                 transformer.set_submodule(name, nn.Dropout(dropout).train(module.training))
             else:
                 setattr(module, attribute, dropout)
@@ -61,9 +61,10 @@ def set_dropout(model: SentenceTransformer, dropout: float) -> None:
 
 
 def model_dropout(model: nn.Module) -> dict[str, float]:
-    """What is dropped in training, by the configuration's names; ``Dropout`` is sentence-transformers' module.
+    """Returns the dropout probabilities in training by their names in the configuration.
 
-    Fields of the configuration that change nothing in this model, such as a classifier's, are left out.
+    ``Dropout`` is sentence-transformers' module. Fields without effect in this model, such as a classifier's, are
+    omitted.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -74,7 +75,7 @@ def model_dropout(model: nn.Module) -> dict[str, float]:
 
 
 def unsaved_dropout(model: nn.Module) -> dict[str, float]:
-    """Of :func:`model_dropout` what the saved model does not have, because :func:`set_dropout` was here.
+    """Returns the part of :func:`model_dropout` that :func:`set_dropout` has changed and the saved model does not have.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -85,7 +86,7 @@ def unsaved_dropout(model: nn.Module) -> dict[str, float]:
 
 
 def dropout_remedy(model: nn.Module) -> str:
-    """What to do for two different views of a text where there is but one, in words.
+    """Returns an instruction for making two views of a text differ if they are equal.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -102,10 +103,10 @@ def dropout_remedy(model: nn.Module) -> str:
 
 
 def _settings(model: nn.Module) -> Iterator[tuple[str, float, float]]:
-    """Name, what is dropped in training, and what is saved."""
+    """Yields the name, the dropout in training and the saved dropout of each setting."""
     for transformer in _transformers(model):
         for field, places in _places(transformer).items():
-            # ModernBERT has an Identity in the place of a dropout of 0.
+            # ModernBERT has an Identity instead of a dropout of 0.
             active = max(getattr(transformer.get_submodule(name), attribute, 0.0) for name, attribute in places)
             parts = _with_parts(transformer.config)
             yield field, active, next(getattr(part, field) for part in parts if hasattr(part, field)) or 0.0
@@ -115,7 +116,7 @@ def _settings(model: nn.Module) -> Iterator[tuple[str, float, float]]:
 
 
 def _is_training(model: nn.Module) -> bool:
-    """What is loaded is in training mode outside, and in evaluation mode inside."""
+    """Returns whether all modules are in training mode. In a loaded model only the outer module is."""
     return all(module.training for module in model.modules())
 
 
@@ -126,10 +127,10 @@ def _transformers(model: nn.Module) -> Iterator[PreTrainedModel]:
 
 
 def _places(transformer: PreTrainedModel) -> dict[str, list[tuple[str, str]]]:
-    """By field of the configuration, the submodules and their attributes where its value ends up.
+    """Maps each field of the configuration to the submodules and attributes that hold its value.
 
-    Asked of the architecture: in a twin without weights, made from the same configuration with a value of its own in
-    every field, the values are looked for.
+    The places are found with a twin of the model without weights. Its configuration has a unique value in every field,
+    and the twin's modules are searched for these values.
     """
     config = copy.deepcopy(transformer.config)
     fields: dict[float, str] = {}
@@ -151,7 +152,7 @@ def _places(transformer: PreTrainedModel) -> dict[str, list[tuple[str, str]]]:
 
 
 def _with_parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """The configuration, and those of the models in it."""
+    """Yields the configuration and those of the models inside it."""
     yield config
     for name in config.sub_configs:
         if isinstance(part := getattr(config, name, None), PretrainedConfig):

@@ -1,4 +1,4 @@
-"""A model that embeds each different text once, however often it is asked to."""
+"""A model that embeds each distinct text once, however often it is asked to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["embed_once"]
 
 
 class _Remembered(InputModule):
-    """The embeddings of a model, computed where they are not known yet."""
+    """Embeddings of a model, computed for new texts and remembered."""
 
     def __init__(self, model: SentenceTransformer, precision: Precision, batch_size: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class _Remembered(InputModule):
 
     @property
     def max_seq_length(self) -> int | None:
-        """Of the model; what it embeds is remembered for each."""
+        """The model's max_seq_length. Embeddings are remembered for each value."""
         return self.model.max_seq_length
 
     @max_seq_length.setter
@@ -55,14 +55,14 @@ class _Remembered(InputModule):
         return features
 
     def save(self, output_path: str, *args: Any, **options: Any) -> None:
-        raise NotImplementedError("this is a model to measure: save the one that it was made of")
+        raise NotImplementedError("this model is for measurements only: save the model that it was made from")
 
 
 class _Remembering(SentenceTransformer):
-    """Hands all texts over at once, so that what is new is embedded in batches of like lengths."""
+    """A model that passes all texts at once, so that new texts are embedded in batches of similar length."""
 
     def encode(self, inputs: Any, *args: Any, **options: Any) -> Any:
-        """As ``SentenceTransformer.encode``, which documents the arguments."""
+        """Embeds texts as ``SentenceTransformer.encode`` does, which documents the arguments."""
         if not args and not self.is_singular_input(inputs):
             inputs = list(inputs)
             options["batch_size"] = max(1, len(inputs))
@@ -70,15 +70,15 @@ class _Remembering(SentenceTransformer):
 
 
 def embed_once(model: SentenceTransformer, precision: Precision = "auto", batch_size: int = 64) -> SentenceTransformer:
-    """The same model, whose embeddings stay in memory; a whitening of it needs no second embedding either.
+    """Returns the model with a memory of its embeddings. A whitening of it reuses the embeddings too.
 
-    A ``Normalize`` at the end stays behind what is remembered, so that
-    :func:`~st_simcse.whiten` puts its layer between them.
+    A ``Normalize`` at the end of the model stays outside of the memory, so :func:`~st_simcse.whiten` can insert its
+    layer before it.
 
     Args:
-        model: the model, which stays as it is and must not change any more. One that comes from here already shares
-            what it remembers with the new one.
-        precision, batch_size: of :func:`~st_simcse.fast_encode`, which embeds the texts; a model that comes from there
+        model: The model. It is not changed, and must not change any more. If it comes from this function already, the
+            new model shares its memory.
+        precision, batch_size: As in :func:`~st_simcse.fast_encode`, which embeds the texts. A model from that function
             keeps its precision.
 
     Example:

@@ -1,4 +1,4 @@
-"""``encode`` with less work: equal texts once, batches without padding, and bf16 where the hardware is faster at it."""
+"""A faster ``encode``: it embeds equal texts once, forms batches with little padding, and uses bf16 if it is faster."""
 
 from __future__ import annotations
 
@@ -24,40 +24,39 @@ __all__ = ["FastModel", "fast_encode", "fast_encode_own"]
 
 Features = dict[str, Any]
 
-# Texts that are tokenized at a time, while those before are embedded; of long texts fewer, since all are padded alike.
+# The texts to tokenize at a time, while the previous ones are embedded. Long texts are padded alike, so fewer of them.
 WINDOW = 1024
 WINDOW_CHARACTERS = 2**20
-# Tokens of a batch on a CPU, at most: the activations of more leave its cache.
+# The maximum number of tokens per batch on a CPU. The activations of more tokens do not fit into its cache.
 CPU_TOKENS = 1024
-# Values of options of encode that ask for nothing special.
+# The default values of encode's options that need no special treatment.
 USUAL = {"output_value": "sentence_embedding", "precision": "float32", "pool": None, "chunk_size": None}
 ENCODERS = {name: getattr(SentenceTransformer, name) for name in ("encode", "encode_query", "encode_document")}
 ENCODE = inspect.signature(SentenceTransformer.encode)
 
 
 def fast_encode(model: SentenceTransformer, precision: Precision = "auto") -> SentenceTransformer:
-    """The same model, with the same modules and settings, whose ``encode`` is faster.
+    """Returns the same model, with the same modules and settings, but with a faster ``encode``.
 
-    Equal texts are embedded once. A batch has texts of about as many tokens, where ``SentenceTransformer.encode``
-    sorts by characters. A batch takes no more tokens than ``batch_size`` of the longest texts, and no more than 1,024
-    on a CPU. The embeddings are returned in float32, in the order of the texts.
+    Equal texts are embedded once. Texts with similar numbers of tokens share a batch, while
+    ``SentenceTransformer.encode`` sorts by characters. A batch has at most as many tokens as ``batch_size`` of the
+    longest texts, and at most 1,024 on a CPU. The embeddings are returned in float32, in the order of the texts.
 
-    ``encode`` works as before where it is asked for something else: token embeddings, quantized embeddings, several
-    processes, inputs that are no texts; so do architectures that read padding, such as FNet. Models whose inputs are no
-    rows of tokens, such as static embeddings, keep their batches.
+    ``encode`` works as before for token embeddings, quantized embeddings, several processes and inputs that are not
+    texts, and for architectures that read padding, such as FNet. Models whose inputs are not rows of tokens, such as
+    static embeddings, keep their batches.
 
     Args:
-        model: the model, which shares all of its state with the one that is returned. One whose class has an
-            ``encode`` of its own is returned as it is, and one that this function returned keeps its precision unless
-            another is asked for.
-        precision: ``auto`` computes in bf16 by autocast where the hardware is faster at it and the weights are in
-            float32, and as the weights are elsewhere. ``bfloat16`` and ``float16`` always compute by autocast,
+        model: The model. The returned model shares all of its state. If the model's class overrides ``encode``, the
+            model itself is returned. A model from this function keeps its precision if ``precision`` is ``auto``.
+        precision: ``auto`` computes in bf16 by autocast if the hardware is faster in it and the weights are float32;
+            otherwise it computes in the precision of the weights. ``bfloat16`` and ``float16`` always use autocast,
             ``float32`` never.
 
     Raises:
-        ValueError: for another precision, for ``float32`` where the weights are in half precision, for ``bfloat16`` and
-            ``float16`` where the model's class has an ``encode`` of its own, and later where ``encode`` is asked for
-            several processes.
+        ValueError: If the precision is unknown, ``float32`` is combined with half-precision weights, or ``bfloat16`` or
+            ``float16`` with a model class that overrides ``encode``. With ``bfloat16`` or ``float16``, ``encode``
+            raises it later if it is called with several processes.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -68,40 +67,40 @@ def fast_encode(model: SentenceTransformer, precision: Precision = "auto") -> Se
     if precision not in get_args(Precision):
         raise ValueError(f"unknown precision {precision!r}: choose {', '.join(get_args(Precision))}")
     if precision == "float32" and model.dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(f"the model's weights are in {model.dtype}: convert them by model.float(), or choose auto")
+        raise ValueError(f"the model's weights are in {model.dtype}: convert them with model.float(), or choose auto")
     if isinstance(model, FastModel):
         return model if precision == "auto" else FastModel(model.plain, precision)
     if any(name in vars(model) or getattr(type(model), name, None) is not plain for name, plain in ENCODERS.items()):
         if precision in ("bfloat16", "float16"):
             raise ValueError(
-                f"{type(model).__name__} has an encode of its own, which may not compute in {precision}: choose auto"
+                f"{type(model).__name__} has its own encode, which may not compute in {precision}: choose auto"
             )
         return model
     return FastModel(model, precision)
 
 
 def fast_encode_own(model: SentenceTransformer, precision: Precision) -> SentenceTransformer:
-    """:func:`fast_encode` for a model that nobody else has: ``float32`` converts its weights from half precision."""
+    """Returns :func:`fast_encode` of a model that nothing else uses. ``float32`` converts half-precision weights."""
     is_half = model.dtype in (torch.float16, torch.bfloat16)
     return fast_encode(model.float() if precision == "float32" and is_half else model, precision)
 
 
 def _check_one_process(precision: Precision) -> None:
-    """Refuse a precision that autocast sets, which no other process has.
+    """Refuses a precision set by autocast, because other processes would not use it.
 
     Raises:
-        ValueError: for ``bfloat16`` and ``float16``.
+        ValueError: If the precision is ``bfloat16`` or ``float16``.
     """
     if precision in ("bfloat16", "float16"):
         raise ValueError(
-            f"several processes compute as the weights are, not in {precision}: choose one device, or the precision "
-            "auto or float32"
+            f"several processes compute in the precision of the weights, not in {precision}. Choose one device, or the "
+            "precision auto or float32."
         )
 
 
 @dataclass
 class _Asked:
-    """Options of ``SentenceTransformer.encode`` that ask for an embedding a text, computed in this process."""
+    """Options of ``SentenceTransformer.encode`` for one embedding per text, computed in this process."""
 
     prompt_name: str | None = None
     prompt: str | None = None
@@ -116,13 +115,13 @@ class _Asked:
 
     @classmethod
     def by(cls, options: dict[str, Any]) -> _Asked | None:
-        """None where they ask for something else."""
+        """Parses the options of encode. Returns None if they request anything else."""
         options = {name: value for name, value in options.items() if name not in USUAL or value != USUAL[name]}
         asks_for_more = options.keys() - {field.name for field in fields(cls)}
         return None if asks_for_more or isinstance(options.get("device"), list) else cls(**options)
 
     def resolved_prompt(self, model: SentenceTransformer) -> str | None:
-        """The text of the prompt."""
+        """Returns the text of the prompt."""
         if self.prompt is not None:
             return self.prompt
         name = self.prompt_name or model.default_prompt_name
@@ -134,15 +133,15 @@ class _Asked:
 
 
 class FastModel(SentenceTransformer):
-    """Another object with the state of ``plain``, all of it."""
+    """A second object that shares the whole state of ``plain``."""
 
-    # Slots lie outside of the state.
+    # Slots are not part of the state.
     __slots__ = ("compute", "plain")
     compute: Precision
     plain: SentenceTransformer
 
     def __init__(self, plain: SentenceTransformer, compute: Precision) -> None:
-        # Not by nn.Module's own way, in which ``plain`` would become one of the modules.
+        # nn.Module's own __setattr__ would register ``plain`` as a module.
         for name, value in (("__dict__", plain.__dict__), ("plain", plain), ("compute", compute)):
             object.__setattr__(self, name, value)
 
@@ -150,17 +149,17 @@ class FastModel(SentenceTransformer):
         return FastModel, (self.plain, self.compute)
 
     def start_multi_process_pool(self, *args: Any, **options: Any) -> Any:
-        """As ``SentenceTransformer.start_multi_process_pool``.
+        """Starts a pool like ``SentenceTransformer.start_multi_process_pool``.
 
         Raises:
-            ValueError: for a precision that the processes would not compute in.
+            ValueError: If the processes would not compute in the model's precision.
         """
         _check_one_process(self.compute)
         return self.plain.start_multi_process_pool(*args, **options)
 
     @deprecated_kwargs(sentences="inputs")
     def encode(self, inputs: Any, *args: Any, **options: Any) -> Any:
-        """As ``SentenceTransformer.encode``, which documents the arguments."""
+        """Embeds texts as ``SentenceTransformer.encode`` does, which documents the arguments."""
         options = ENCODE.bind(self, inputs, *args, **options).arguments
         del options["self"], options["inputs"]
         options |= options.pop("kwargs", {})
@@ -170,13 +169,13 @@ class FastModel(SentenceTransformer):
         is_one = isinstance(inputs, str)
         if not is_one and not self.plain.is_singular_input(inputs):
             inputs = inputs.tolist() if isinstance(inputs, np.ndarray) else list(inputs)
-        # It checks the options, moves the model where they say so, and turns dropout off.
+        # This call checks the options, moves the model to the requested device and turns dropout off.
         self.plain.encode([], **options | {"show_progress_bar": False})
         asked = _Asked.by(options)
         texts = [inputs] if is_one else inputs
         are_texts = isinstance(texts, list) and len(texts) > 0 and all(isinstance(text, str) for text in texts)
         with computing_in(self.compute, self.plain.device, self.plain.dtype):
-            # Several processes may share the work, which SentenceTransformer.encode knows how to.
+            # Several processes may share the work, which only SentenceTransformer.encode supports.
             if asked is None or not are_texts or get_world_size() > 1 or reads_padding(self.plain[0]):
                 return self.plain.encode(inputs, **options)
             found: Any = self._embed(texts, asked, options)
@@ -188,7 +187,7 @@ class FastModel(SentenceTransformer):
 
     @torch.inference_mode()
     def _embed(self, texts: list[str], asked: _Asked, options: dict[str, Any]) -> Tensor:
-        """Float32 (N, d): on the CPU for a numpy array, else on the model's device."""
+        """Returns float32 (N, d), on the CPU for a numpy array and otherwise on the model's device."""
         row_of: dict[str, int] = {}
         for row, text in enumerate(texts):
             row_of.setdefault(text, row)
@@ -206,10 +205,10 @@ class FastModel(SentenceTransformer):
     def _embedded(
         self, texts: list[str], asked: _Asked, options: dict[str, Any]
     ) -> Iterator[tuple[Sequence[str], Tensor]]:
-        """Batches of the texts, which come longest first, with their embeddings."""
+        """Yields batches of texts, which must be sorted longest first, with their embeddings."""
         task = {} if asked.task is None else {"task": asked.task}
         prompt = asked.resolved_prompt(self.plain)
-        # A single text has no padding to save.
+        # A single text needs no batches.
         if len(texts) == 1 or not _are_rows_of_tokens(self.plain.preprocess(texts[:1], prompt=prompt, **task), 1):
             yield texts, self.plain.encode(texts, **options | {"convert_to_tensor": True})
             return
@@ -233,7 +232,7 @@ class FastModel(SentenceTransformer):
         return min(asked, CPU_TOKENS) if self.plain.device.type == "cpu" else asked
 
     def _windows(self, texts: list[str], **options: Any) -> Iterator[tuple[list[str], Features]]:
-        """Texts and their tokens; the next ones are tokenized while the caller embeds these."""
+        """Yields windows of texts with their tokens. The next window is tokenized while the caller embeds this one."""
         windows = list(_split(texts))
         with ThreadPoolExecutor(1) as thread:
             following = thread.submit(self.plain.preprocess, windows[0], **options)
@@ -245,7 +244,7 @@ class FastModel(SentenceTransformer):
 
 
 def _split(texts: list[str]) -> Iterator[list[str]]:
-    """Windows of texts that come longest first."""
+    """Yields windows of texts, which must be sorted longest first."""
     start = 0
     while start < len(texts):
         count = max(1, min(WINDOW, WINDOW_CHARACTERS // max(1, len(texts[start]))))
@@ -254,7 +253,7 @@ def _split(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _are_rows_of_tokens(features: Features, count: int) -> bool:
-    """Whether every tensor has a row a text, and a column a token if it has columns."""
+    """Returns whether all tensors have one row per text and, if they have columns, one column per token."""
     mask = features.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2 or len(mask) != count:
         return False
@@ -266,7 +265,7 @@ def _are_rows_of_tokens(features: Features, count: int) -> bool:
 
 
 def _batches(mask: Tensor, budget: int) -> Iterator[list[int]]:
-    """Rows of as many tokens, longest first, that have no more than ``budget`` with their padding."""
+    """Yields rows with similar numbers of tokens, longest first, of at most ``budget`` tokens including padding."""
     lengths = mask.sum(1).tolist()
     rows = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     start = 0
@@ -277,10 +276,10 @@ def _batches(mask: Tensor, budget: int) -> Iterator[list[int]]:
 
 
 def _take(features: Features, rows: list[int]) -> Features:
-    """These rows, without the columns in which all of them are padded."""
+    """Returns these rows without the columns that are padding in all of them."""
     mask = features["attention_mask"]
     columns = mask[rows].any(0).nonzero()[:, 0]
-    if not len(columns):  # texts without a token have a column of padding
+    if not len(columns):  # texts without tokens keep one column of padding
         columns = torch.zeros(1, dtype=torch.long)
     taken: Features = {}
     for name, value in features.items():
@@ -291,7 +290,7 @@ def _take(features: Features, rows: list[int]) -> Features:
 
 
 def _is_shown(show_progress_bar: bool | None) -> bool:
-    """As ``SentenceTransformer.encode`` decides it."""
+    """Returns whether to show a progress bar, by the rule of ``SentenceTransformer.encode``."""
     if show_progress_bar is None:
         return logging.getLogger(SentenceTransformer.__module__).getEffectiveLevel() in (logging.INFO, logging.DEBUG)
     return show_progress_bar

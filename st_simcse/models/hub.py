@@ -1,4 +1,4 @@
-"""The Hugging Face hub, asked once and with a time limit."""
+"""A check of the Hugging Face Hub with a single request and a time limit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["hub_error", "is_network_error"]
 def hub_error(
     name: str, repo_type: Literal["model", "dataset"] = "model", token: str | bool | None = None
 ) -> Exception | None:
-    """What keeps the hub from being reached, after one question; None if it answers that it has the repository.
+    """Returns the error if the Hub cannot be reached, and None if it answers that it has the repository.
 
-    The loading code of the libraries would retry every file for minutes.
+    It sends one request. The libraries' loading code would retry every file for minutes.
 
     Raises:
-        FileNotFoundError: if the name can only be a folder's, which does not exist.
-        OSError: the hub's own answer, such as that there is no such repository.
+        FileNotFoundError: If the name can only be that of a folder, which does not exist.
+        OSError: If the Hub answers with an error, such as that there is no such repository.
     """
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or set(name) & set("\\:"):
         raise FileNotFoundError(f"there is no folder {name}")
@@ -36,5 +36,5 @@ def hub_error(
 
 
 def is_network_error(error: Exception) -> bool:
-    """Whether the hub's client gave up; its library's errors are no OSError."""
+    """Returns whether the Hub's client failed to connect. The errors of its HTTP library are not OSErrors."""
     return type(error).__module__.startswith("httpx")  # newer releases of the hub have httpx2

@@ -1,4 +1,4 @@
-"""How new layers begin: as BERT's do."""
+"""Initialization of new layers, as in BERT."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["initialise"]
 
 
 def initialise(linear: nn.Linear) -> None:
-    """Weights from N(0, 0.02), no bias: BERT's own initialisation, which the paper's code gives to every new layer.
+    """Draws weights from N(0, 0.02) and zeroes the bias, as BERT does and the paper's code does for every new layer.
 
     Example:
         >>> linear = nn.Linear(8, 8)

@@ -1,4 +1,4 @@
-"""The list of a transformer's layers, and a shallower transformer of its lowest ones."""
+"""The list of a transformer's layers, and truncation of a transformer to its lowest layers."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import nn
 
 __all__ = ["keep_layers", "reads_padding", "transformer_layers"]
 
-# Architectures of transformers in which a text's embedding changes with the padding beside it, whatever the mask says.
+# Architectures of transformers whose embedding of a text depends on the padding next to it, despite the mask.
 READ_PADDING = ("canine", "convbert", "fnet", "nystromformer")
 
 
 def reads_padding(transformer: nn.Module) -> str | None:
-    """The transformer's architecture, if it is one whose embeddings change with the padding."""
+    """Returns the transformer's architecture if its embeddings depend on the padding, else None."""
     architecture = getattr(getattr(getattr(transformer, "model", None), "config", None), "model_type", None)
     return architecture if architecture in READ_PADDING else None
 
 
 def transformer_layers(model: SentenceTransformer, needed_by: str) -> nn.ModuleList:
-    """The transformer's layers: the outermost list of as many modules as its configuration says.
+    """Returns the transformer's layers: the outermost list with as many modules as the configuration has layers.
 
     Args:
-        model: whose first module is the transformer.
-        needed_by: the option that a model without them has to leave out, for the error.
+        model: A model whose first module is the transformer.
+        needed_by: The option that needs the layers, for the error message.
 
     Raises:
-        ValueError: if there is none, or several.
+        ValueError: If there is no such list, or several.
     """
     config = getattr(model.transformers_model, "config", None)
     count = getattr(config.get_text_config(), "num_hidden_layers", None) if config is not None else None
@@ -39,17 +39,17 @@ def transformer_layers(model: SentenceTransformer, needed_by: str) -> nn.ModuleL
     if len(lists) != 1:
         kind = type(model.transformers_model or model[0]).__name__
         raise ValueError(
-            f"a transformer whose layers are one list is needed, and {kind} has {len(lists)} of them: "
-            f"leave {needed_by} out"
+            f"{needed_by} needs a transformer whose layers are one list, but {kind} has {len(lists)} such lists. Omit "
+            "this option."
         )
     return next(iter(lists.values()))
 
 
 def keep_layers(model: SentenceTransformer, count: int) -> None:
-    """Leave the transformer its lowest layers alone, in its configuration too.
+    """Removes all layers of the transformer but its lowest ones, and updates its configuration.
 
     Raises:
-        ValueError: for more layers than there are, none, and a transformer whose layers are not one list.
+        ValueError: If ``count`` is below 1 or above the number of layers, or the layers are not one list.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -60,7 +60,7 @@ def keep_layers(model: SentenceTransformer, count: int) -> None:
     """
     layers = transformer_layers(model, "layers (--layers)")
     if not 0 < count <= len(layers):
-        raise ValueError(f"layers={count} (--layers) of a transformer that has {len(layers)}: choose from 1 to that")
+        raise ValueError(f"layers={count} (--layers) is out of range: choose from 1 to {len(layers)}")
     del layers[count:]
     transformer: Any = model.transformers_model
     config = transformer.config.get_text_config()

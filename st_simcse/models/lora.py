@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., ICLR 2022) with peft: adapters are trained, the model's own weights are left as they are."""
+"""LoRA (Hu et al., ICLR 2022) with peft: adapters are trained, and the model's own weights stay unchanged."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ __all__ = [
 
 
 def check_peft() -> None:
-    """Refuse an installation in which transformers cannot use peft.
+    """Checks that peft is installed in a release that transformers supports.
 
     Raises:
-        ImportError: without peft, or with a release that is older than transformers asks for.
+        ImportError: If peft is missing, or older than transformers requires.
 
     Example:
         >>> check_peft()
@@ -51,13 +51,13 @@ def check_peft() -> None:
         check_peft_version(min_version=minimum)
     except ValueError as error:
         raise ImportError(
-            f"peft {peft.__version__} does not go with transformers {transformers.__version__}, which asks for peft "
-            f'{minimum} or later: pip install "st_simcse[lora]" installs releases of both that go together'
+            f"peft {peft.__version__} is too old for transformers {transformers.__version__}, which requires peft "
+            f'{minimum} or later. pip install "st_simcse[lora]" installs compatible releases.'
         ) from error
 
 
 def adapters(model: SentenceTransformer) -> dict[str, PeftConfig]:
-    """The configurations of a model's adapters by name; empty where there are none.
+    """Returns the configurations of a model's adapters by name. The result is empty if there are none.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -68,36 +68,36 @@ def adapters(model: SentenceTransformer) -> dict[str, PeftConfig]:
 
 
 def add_lora(model: SentenceTransformer, config: PeftConfig) -> None:
-    r"""Freeze the transformer and put adapters beside its layers, :math:`W + \frac{\alpha}{r} B A`.
+    r"""Freezes the transformer and adds adapters to its layers, :math:`W + \frac{\alpha}{r} B A`.
 
-    They are float32 also where the transformer is bfloat16, in which the steps of a small learning rate round to
-    nothing.
+    The adapters are float32 even if the transformer is bfloat16, because bfloat16 would round the steps of a small
+    learning rate to nothing.
 
     Raises:
-        ImportError: for a peft that transformers does not take.
-        ValueError: for a model that has adapters, or none of the layers that the configuration names.
+        ImportError: If peft is missing, or older than transformers requires.
+        ValueError: If the model already has adapters, or none of the layers that the configuration names.
     """
     check_peft()
     if adapters(model):
         raise ValueError(
-            "the model has an adapter already: leave lora out to train that one on, or merge it, save the model with "
-            "merge_lora(model).save_pretrained(folder), and build it from there"
+            "the model already has an adapter. Omit lora to train this adapter further. For a new adapter, merge this "
+            "one with merge_lora(model).save_pretrained(folder), and build the model from this folder."
         )
-    model.add_adapter(copy.deepcopy(config))  # a copy, because the name of the model is written into it
+    model.add_adapter(copy.deepcopy(config))  # peft writes the model's name into the configuration
     _train_in_float32(model)
 
 
 def train_adapter(model: SentenceTransformer, weights: Path | None) -> None:
-    """Train the adapter of a model that was loaded with one, which peft freezes then.
+    """Makes the adapter of a loaded model trainable, because peft loads adapters frozen.
 
     Args:
-        model: what SentenceTransformer made of the folder.
-        weights: its file ``adapter_model.safetensors``, if there is one.
+        model: A model with an adapter, loaded by SentenceTransformer.
+        weights: The file ``adapter_model.safetensors`` of the model, or None.
     """
     model.set_adapter(model.active_adapters())
     saved = _in_adapter_file(model)
     for name, parameter in _parameters(model):
-        if name.endswith("bias") and parameter.data_ptr() in saved:  # LoraConfig(bias=...), which set_adapter forgets
+        if name.endswith("bias") and parameter.data_ptr() in saved:  # set_adapter ignores LoraConfig(bias=...)
             parameter.requires_grad_(True)
     _train_in_float32(model)
     if weights is not None:
@@ -105,9 +105,9 @@ def train_adapter(model: SentenceTransformer, weights: Path | None) -> None:
 
 
 def restore_adapter(model: SentenceTransformer, weights: Path) -> None:
-    """An adapter's weights exactly as they were saved.
+    """Restores an adapter's weights exactly as they were saved.
 
-    transformers rounds them to the transformer's precision, and leaves the magnitudes of DoRA as they were initialised.
+    transformers rounds them to the transformer's precision, and does not load the magnitudes of DoRA.
     """
     saved = load_file(weights)
     with torch.no_grad():
@@ -117,9 +117,9 @@ def restore_adapter(model: SentenceTransformer, weights: Path) -> None:
 
 @contextmanager
 def loaded_under_its_name(model: SentenceTransformer) -> Iterator[None]:
-    """An adapter's name, which is not saved, stays what it was while a checkpoint's weights are loaded.
+    """Loads a checkpoint's weights inside the ``with`` block under the current name of the model's adapter.
 
-    A folder's adapter is called ``default`` when it is loaded.
+    The name is not saved: the adapter of a folder is always called ``default`` when it is loaded.
     """
     names = list(adapters(model))
 
@@ -136,15 +136,15 @@ def loaded_under_its_name(model: SentenceTransformer) -> Iterator[None]:
 
 
 def merge_lora(model: SentenceTransformer) -> SentenceTransformer:
-    """Add a model's adapters to its weights, in place, after which it is one that loads without peft.
+    """Adds a model's adapters to its weights, in place. The model then loads without peft.
 
-    Do it after training: a loss's queue may share the weights.
+    Merge after training only, because a loss's queue may share the weights.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: for a model without adapters.
+        ValueError: If the model has no adapters.
 
     Example:
         >>> from peft import LoraConfig
@@ -157,21 +157,21 @@ def merge_lora(model: SentenceTransformer) -> SentenceTransformer:
         (384,)
     """
     if not adapters(model):
-        raise ValueError("the model has no adapters that could be merged")
+        raise ValueError("the model has no adapters to merge")
     merge_adapters(model.transformers_model)
     return model
 
 
 def merge_adapters(transformer: Any) -> None:
-    """What :func:`merge_lora` does, for a model of transformers."""
+    """Merges like :func:`merge_lora`, but takes a model of transformers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     replaced: list[str] = []
     for name, layer in list(transformer.named_modules()):
         merged: nn.Module
-        if name.startswith(tuple(replaced)):  # layers within a layer, as those of trained tokens, which it has merged
+        if name.startswith(tuple(replaced)):  # a layer within a merged layer, such as that of trained tokens
             continue
-        if hasattr(layer, "unload_and_optionally_merge_module"):  # layers with a way of their own, modules_to_save
+        if hasattr(layer, "unload_and_optionally_merge_module"):  # layers with their own method, modules_to_save
             merged = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
         elif isinstance(layer, BaseTunerLayer):
             layer.merge(safe_merge=True)
@@ -182,16 +182,16 @@ def merge_adapters(transformer: Any) -> None:
         replaced.append(f"{name}.")
     transformer.delete_adapter(list(transformer.peft_config))
     transformer.requires_grad_(True)
-    # transformers notes how it renamed the weights of the file that it read last, the adapter's, and renames them back
-    # in whatever it saves. Without the note it takes the architecture's own names.
+    # transformers records how it renamed the weights of the last file that it read, which is the adapter's, and reverts
+    # this when it saves. Without the record it uses the architecture's own names.
     vars(transformer).pop("_weight_conversions", None)
 
 
 def check_adapter_is_whole(model: SentenceTransformer) -> None:
-    """Whether the file of a model's adapter holds all that is trained of the transformer.
+    """Checks that the file of a model's adapter contains all trained weights of the transformer.
 
     Raises:
-        ValueError: names the weights that no file would hold.
+        ValueError: If it does not. The message names the weights that would be lost.
     """
     if not adapters(model):
         return
@@ -200,8 +200,8 @@ def check_adapter_is_whole(model: SentenceTransformer) -> None:
     if lost:
         more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
         raise ValueError(
-            f"{', '.join(lost[:5])}{more}: trained, but saved with no adapter, which would lose them. Freeze them with "
-            "requires_grad_(False), or name their modules in LoraConfig(modules_to_save=[...])"
+            f"these weights are trained but would not be saved with the adapter: {', '.join(lost[:5])}{more}. Freeze "
+            "them with requires_grad_(False), or name their modules in LoraConfig(modules_to_save=[...])."
         )
 
 
@@ -210,12 +210,12 @@ def _parameters(model: SentenceTransformer) -> list[tuple[str, nn.Parameter]]:
 
 
 def _in_adapter_file(model: SentenceTransformer) -> set[int]:
-    """Where the tensors lie that are saved with an adapter."""
+    """Returns the addresses of the tensors that are saved with an adapter."""
     return {tensor.data_ptr() for tensor in model.get_adapter_state_dict().values()}
 
 
 def _train_in_float32(model: SentenceTransformer) -> None:
-    """What is not frozen, whatever the precision of the rest."""
+    """Converts all weights that are not frozen to float32, whatever the precision of the rest."""
     for _, parameter in _parameters(model):
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -1,4 +1,4 @@
-"""Where the files of a model are: in its folder, or in the hub's cache."""
+"""The location of a model's files, in its folder or in the Hub's cache."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS, load_file_pa
 
 __all__ = ["cached_file", "full_name", "weights_file"]
 
-# As transformers looks for them: safetensors first, whole or in shards, pickled ones where there are no others.
+# transformers looks for weights in this order: safetensors first, whole or in shards, then pickles.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def weights_file(name_or_path: str | os.PathLike[str], subfolder: str = "", **options: Any) -> Path | None:
-    """The file that the weights of a model were loaded from, or the index of its shards; None if it has none.
+    """Returns the file that a model's weights were loaded from, or the index of its shards. None if it has none.
 
     Example:
         >>> weights_file("sentence-transformers/all-MiniLM-L6-v2").name
@@ -29,7 +29,7 @@ def weights_file(name_or_path: str | os.PathLike[str], subfolder: str = "", **op
 def cached_file(
     name_or_path: str | os.PathLike[str], filename: str, subfolder: str = "", **options: Any
 ) -> Path | None:
-    """A file of a model that was loaded with these options: in its folder, or in the hub's cache; None if it has none.
+    """Returns a file of a model loaded with these options, from its folder or the Hub's cache. None if it has none.
 
     Example:
         >>> cached_file("sentence-transformers/all-MiniLM-L6-v2", "config.json", "1_Pooling").parent.name
@@ -47,7 +47,7 @@ def cached_file(
 
 
 def full_name(name_or_path: str | os.PathLike[str]) -> str:
-    """ST looks for names without an owner among its own models, but for the oldest ones."""
+    """Adds ST's organization to names without an owner, except for the oldest models, as ST does."""
     name = str(name_or_path)
     if Path(name).exists() or "/" in name or name.lower() in ORIGINAL_TRANSFORMER_MODELS:
         return name

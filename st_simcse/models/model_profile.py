@@ -1,4 +1,4 @@
-"""What a model is: whether its pooling was trained, whether it has dropout, how wide and how long it is."""
+"""Properties of a model: whether its pooling was trained, whether it has dropout, its width and its length."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["ModelProfile", "profile_model"]
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """What :func:`profile_model` finds.
+    """The properties that :func:`profile_model` finds.
 
     Args:
-        is_pooled: it was saved as a SentenceTransformer, and embeds as it did then.
-        has_dropout: something is dropped in training.
-        is_whitened: it ends in a whitening, behind which there can be no other.
-        width: d, the dimensions of an embedding.
-        reads: tokens of a text that it reads; None if it knows no limit.
+        is_pooled: Whether the model was saved as a SentenceTransformer and still has that pooling.
+        has_dropout: Whether dropout is above 0 in training.
+        is_whitened: Whether the model ends in a whitening layer. It then cannot be whitened again.
+        width: The dimension d of an embedding.
+        reads: The number of tokens of a text that the model reads; None if it has no known limit.
 
     Example:
         >>> ModelProfile(is_pooled=True, has_dropout=True, is_whitened=False, width=384, reads=256).width
@@ -41,14 +41,14 @@ class ModelProfile:
 def profile_model(
     name_or_path: str | os.PathLike[str], pooling: PoolingMode | None = None
 ) -> tuple[SentenceTransformer, ModelProfile]:
-    """The model, and what it is.
+    """Returns the model and its properties.
 
     Args:
-        name_or_path: as in :func:`~st_simcse.build_model`.
-        pooling: as in :func:`~st_simcse.build_model`.
+        name_or_path: As in :func:`~st_simcse.build_model`.
+        pooling: As in :func:`~st_simcse.build_model`.
 
     Raises:
-        ValueError, OSError: as :func:`~st_simcse.build_model`.
+        ValueError, OSError: As in :func:`~st_simcse.build_model`.
 
     Example:
         >>> profile_model("sentence-transformers/all-MiniLM-L6-v2")[1]

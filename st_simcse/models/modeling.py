@@ -1,4 +1,4 @@
-"""A SentenceTransformer to train: as it was saved, or with one of SimCSE's poolers, made of ST's own modules."""
+"""Models to train: a saved SentenceTransformer, or a transformer with one of SimCSE's poolers made of ST's modules."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = ["build_model", "load_pooled"]
 
 logger = logging.getLogger(__name__)
 
-# What a tokenizer says that knows no length is larger.
+# Tokenizers without a known maximum length report a larger value.
 _UNKNOWN_LENGTH = 10**9
 
 PoolingMode = Literal["cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
@@ -61,61 +61,75 @@ def build_model(
     dtype: torch.dtype | str | None = None,
     **options: Any,
 ) -> SentenceTransformer:
-    """A SentenceTransformer to train: as it was saved, or a pretrained transformer with one of the paper's poolings.
+    """Builds a SentenceTransformer to train: one that was saved, or a transformer with one of the paper's poolings.
 
-    What was saved as a SentenceTransformer comes with all its modules, prompts and length. Code that comes with a model
-    is not run unless ``trust_remote_code=True`` is passed: weights are read from safetensors files, and where there is
-    only a pickle (``pytorch_model.bin``) from that as plain tensors (``weights_only=True``), which is logged.
+    A model that was saved as a SentenceTransformer keeps its modules, prompts and length. Code that comes with a model
+    runs only with ``trust_remote_code=True``. Weights are read from safetensors files. If there is only a pickle
+    (``pytorch_model.bin``), its tensors are read without running code (``weights_only=True``), which is logged.
 
-    A decoder whose tokenizer has no padding token gets its end token as one. Where an architecture counts positions
-    from the padding (GPT-2), padding on the left goes to the right, which is logged.
+    If the tokenizer of a decoder has no padding token, its end token is used. If an architecture counts positions from
+    the padding (GPT-2), padding moves from the left to the right side, which is logged.
 
     Args:
-        name_or_path: a folder, or a model's name on the Hugging Face hub.
-        pooling: None is the pooling that the model was saved with, that of a checkpoint of the original SimCSE code
-            (:func:`~st_simcse.load_simcse`), and ``cls`` for any other bare transformer, which is logged. ``cls`` the
-            last layer's first token, before BERT's own pooler; ``pooler`` that token behind it, the layer (Linear +
-            Tanh) that BERT was pretrained with, as a Dense module; ``mean`` the average of the last layer's tokens;
-            ``lasttoken`` its last one and ``weightedmean`` their average with weights 1, 2, 3, ... (SGPT), for causal
-            decoders; ``first_last_avg`` and ``last2_avg`` the tokens' average over the first and the last, or the last
-            two layers (section 6.3). The first layer is the first transformer layer, as in the authors' code of today;
-            the paper does not say, and its numbers are older than that (docs/pooling.md). Another one than the model
-            was saved with takes the place of all modules behind the transformer, which is logged.
-        max_seq_length: how many tokens of a text the model reads, here and once it is saved; at most those that it has
-            positions for. None is what the model was saved with, and 128 for a bare transformer, or less if it reads
-            less. Training may cut texts shorter: ``SimCSETrainingArguments(max_length=32)``.
-        dense: append the MLP (Linear + Tanh) as a Dense module that stays at inference, as in the paper's supervised
-            models; a final Normalize stays the last. For an MLP in training only leave it out and pass
-            ``projection_head=True`` to the loss.
-        device: where the model is put; ST chooses when left out.
-        layers: keep so many of the transformer's layers, the lowest: a small fast model to train, for instance with the
-            whole one as its teacher. None keeps all.
-        dropout: the share of values that training drops, whatever the architecture calls it
-            (:func:`~st_simcse.set_dropout`); the saved model keeps the checkpoint's own. None is the checkpoint's own.
-        bidirectional: let the tokens of a decoder see those behind them too (``is_causal=False`` in its configuration,
-            which what is saved keeps; an adapter saved alone does not, see ``lora``).
-        lora: a ``peft.LoraConfig`` (``pip install "st_simcse[lora]"``): adapters are trained, and the transformer's
-            weights are left as they are. Checkpoints and ``save_pretrained`` write the adapter alone, which
-            SentenceTransformer loads beside the model that it was trained on, without what was set here:
-            ``build_model`` has to set it again. :func:`~st_simcse.merge_lora` makes a plain model of both. When left
-            out, an adapter that was saved is trained on.
-        supervised: whether a checkpoint of the original SimCSE code keeps its MLP; told from its name when left out.
-        dtype: the precision of the weights, such as ``"bfloat16"``. None is float32, whatever they were saved in, which
-            is logged: in bfloat16 and float16 most steps of a small learning rate round to nothing. Mixed precision
-            (``bf16=True``) is for speed and goes with float32 weights. With an adapter None is what the model was saved
-            in, because its weights are frozen. The model is saved in the precision that it has then.
-        **options: for SentenceTransformer, such as ``config_kwargs={"layer_norm_eps": 1e-6}`` or ``revision``.
+        name_or_path: A folder, or a model's name on the Hugging Face Hub.
+        pooling: The pooling of the model:
+
+            - None: the pooling that the model was saved with. A checkpoint of the original SimCSE code gets its own
+              (:func:`~st_simcse.load_simcse`), and any other bare transformer gets ``cls``, which is logged.
+            - ``cls``: the first token of the last layer, before BERT's own pooler.
+            - ``pooler``: the first token after BERT's own pooler, the layer (Linear + Tanh) that BERT was pretrained
+              with. It becomes a Dense module.
+            - ``mean``: the average of the last layer's tokens.
+            - ``lasttoken``: the last token of the last layer, for causal decoders.
+            - ``weightedmean``: the average of the last layer's tokens with weights 1, 2, 3, ... (SGPT), for causal
+              decoders.
+            - ``first_last_avg`` and ``last2_avg``: the average of the tokens of the first and last, or the last two
+              layers (section 6.3). The first layer is the first transformer layer, as in the authors' current code.
+              The paper does not define it, and its numbers come from older code (docs/pooling.md).
+
+            A pooling other than the saved one replaces all modules after the transformer, which is logged.
+        max_seq_length: The number of tokens of a text that the model reads, now and when it is saved. It is limited by
+            the model's positions. If None, the saved value, or for a bare transformer 128 or its limit if that is
+            less. Training may truncate texts further: ``SimCSETrainingArguments(max_length=32)``.
+        dense: Whether to append the MLP (Linear + Tanh) as a Dense module that stays at inference, as in the paper's
+            supervised models. It is inserted before a final Normalize. For an MLP in training only, pass
+            ``projection_head=True`` to the loss instead.
+        device: The device of the model. If None, ST chooses it.
+        layers: The number of the transformer's lowest layers to keep. This gives a small fast model, for example to
+            train with the whole model as its teacher. Keeps all if None.
+        dropout: The probability that training drops a value, whatever the architecture calls it
+            (:func:`~st_simcse.set_dropout`). The saved model keeps the checkpoint's dropout. If None, training uses it
+            too.
+        bidirectional: Whether the tokens of a decoder also see the tokens after them. This sets ``is_causal=False`` in
+            the configuration, which is saved with the model, but not with an adapter alone; see ``lora``.
+        lora: A ``peft.LoraConfig`` (``pip install "st_simcse[lora]"``). Adapters are trained, and the transformer's
+            weights stay unchanged. Checkpoints and ``save_pretrained`` write only the adapter. SentenceTransformer
+            loads it with the original model but without the settings passed here; pass them to ``build_model`` again.
+            :func:`~st_simcse.merge_lora` makes a plain model of both. If None, a saved adapter is trained further.
+        supervised: Whether a checkpoint of the original SimCSE code keeps its MLP. If None, its name decides.
+        dtype: The precision of the weights, such as ``"bfloat16"``. If None, float32, whatever the saved precision,
+            which is logged: bfloat16 and float16 round most steps of a small learning rate to nothing. Mixed precision
+            (``bf16=True``) makes training faster with float32 weights. With an adapter, None is the saved precision,
+            because the model's weights are frozen. The model is saved in this precision.
+        **options: Further options of SentenceTransformer, such as ``config_kwargs={"layer_norm_eps": 1e-6}`` or
+            ``revision``.
 
     Raises:
-        ValueError: for an unknown pooling, a transformer too shallow for it or without a trained pooler, ``dense``
-            behind one, ``layers`` that it does not have or that
-            the model's own pooling averages, CLS pooling of a causal decoder, ``bidirectional`` of an architecture that
-            ignores it, ``lora`` of a model that has an adapter, a model without token embeddings, a max_seq_length
-            below 1, a dropout outside [0, 1) or beside one in ``config_kwargs``, a pickle of more than tensors, and a
-            checkpoint of the original SimCSE code that does not tell its pooler, unless ``supervised`` or ``pooling``
-            does.
-        ImportError: for an adapter without peft, or with a peft that transformers does not take.
-        OSError: for a folder that does not exist, and a hub model neither cached nor reachable.
+        ValueError: If an argument is unknown or out of range, or the model does not support it:
+
+            - The pooling is unknown, needs more layers or a trained pooler that the model does not have, needs token
+              embeddings of a model without them, or is ``cls`` for a causal decoder.
+            - ``dense`` is combined with ``pooling="pooler"``.
+            - ``layers`` is out of range, or removes layers that the model's saved pooling averages.
+            - The architecture ignores ``bidirectional``.
+            - ``lora`` is passed for a model that has an adapter.
+            - ``max_seq_length`` is below 1.
+            - ``dropout`` is outside [0, 1), or also in ``config_kwargs``.
+            - A pickle contains more than tensors.
+            - A checkpoint of the original SimCSE code does not reveal its pooler, and neither ``supervised`` nor
+              ``pooling`` is passed.
+        ImportError: If an adapter is requested or loaded and peft is missing or too old for transformers.
+        OSError: If a folder does not exist, or a model on the Hub is neither cached nor reachable.
 
     Example:
         >>> model = build_model("sentence-transformers/all-MiniLM-L6-v2", pooling="first_last_avg")
@@ -124,9 +138,9 @@ def build_model(
     """
     twice = [name for name in options.get("config_kwargs") or {} if "drop" in name]
     if dropout is not None and twice:
-        raise ValueError(f"dropout={dropout} is for {', '.join(twice)} of config_kwargs too: pass one or the other")
+        raise ValueError(f"dropout={dropout} and {', '.join(twice)} in config_kwargs both set dropout: pass only one")
     if dense and pooling == "pooler":
-        raise ValueError("pooling='pooler' is an MLP already, which is trained on: leave dense (--dense) out")
+        raise ValueError("pooling='pooler' already is an MLP and is trained further: omit dense (--dense)")
     if dtype is not None:
         options["model_kwargs"] = (options.get("model_kwargs") or {}) | {"dtype": dtype}
     model = load_pooled(
@@ -166,9 +180,9 @@ def load_pooled(
     supervised: bool | None = None,
     **options: Any,
 ) -> SentenceTransformer:
-    """What :func:`build_model` and :func:`~st_simcse.models.checkpoints.load_model` share: the same embeddings in both.
+    """Loads a model with its pooling for :func:`build_model` and :func:`~st_simcse.models.checkpoints.load_model`.
 
-    Arguments and errors are those of :func:`build_model`.
+    Both therefore get the same embeddings. The arguments and errors are those of :func:`build_model`.
 
     Example:
         >>> load_pooled("sentence-transformers/all-MiniLM-L6-v2").max_seq_length
@@ -176,7 +190,7 @@ def load_pooled(
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise ValueError(
-            f"expected the folder of a model or its name on the hub, got an object of the type "
+            f"expected the folder of a model or its name on the Hub, got an object of type "
             f"{type(name_or_path).__name__}"
         )
     if pooling is not None and pooling not in get_args(PoolingMode):
@@ -187,18 +201,16 @@ def load_pooled(
     model = _load(name_or_path, device, **options)
     was_saved = cached_file(name_or_path, "modules.json", **options) is not None
     if supervised is not None and (was_saved or pooling is not None):
-        reason = (
-            f"pooling={pooling!r} is asked for" if pooling else f"{name_or_path} was saved as a SentenceTransformer"
-        )
-        raise ValueError(f"{reason}, which says where the embeddings come from: leave supervised out")
+        reason = f"pooling={pooling!r} is passed" if pooling else f"{name_or_path} was saved as a SentenceTransformer"
+        raise ValueError(f"{reason}, so its pooling is already known: omit supervised")
     if layers is not None:
         if pooling is None and any(isinstance(module, WeightedLayerPooling) for module in model):
-            raise ValueError(f"{name_or_path} averages layers, of which layers={layers} drops some: pass pooling too")
+            raise ValueError(f"{name_or_path} averages layers that layers={layers} would remove: pass pooling too")
         keep_layers(model, layers)
     pools = any(isinstance(module, Pooling) for module in model)
     if pooling is not None:
         if not (pools and isinstance(model[0], Transformer)):
-            raise ValueError(f"pooling needs a transformer's token embeddings, {name_or_path} has {_kinds(model)}")
+            raise ValueError(f"pooling needs token embeddings of a transformer, but {name_or_path} has {_kinds(model)}")
         behind = [] if pooling != "pooler" or _has_pooler(model) else [_pooler(model, name_or_path, options)]
         _set_pooling(model, pooling, f"{name_or_path} was saved with" if was_saved else None, behind)
     elif pools and not was_saved:
@@ -207,10 +219,10 @@ def load_pooled(
         _look_both_ways(model, name_or_path)
     if _takes_first_token(model) and not _first_token_sees_last(model):
         raise ValueError(
-            f"{name_or_path}: its first token sees none of those behind it, as in causal decoders, so that CLS pooling "
-            "embeds every text alike: pass pooling='mean' (--pooling mean), lasttoken or weightedmean, or "
-            "bidirectional=True (--bidirectional). A command without these options takes the folder that "
-            f"build_model({str(name_or_path)!r}, pooling='mean').save_pretrained(folder) writes"
+            f"{name_or_path}: the first token does not see the tokens after it, as in causal decoders, so CLS pooling "
+            "would embed every text alike. Pass pooling='mean' (--pooling mean), lasttoken or weightedmean, or "
+            "bidirectional=True (--bidirectional). For a command without these options, pass the folder written by "
+            f"build_model({str(name_or_path)!r}, pooling='mean').save_pretrained(folder)."
         )
     _set_padding(model, name_or_path)
     _set_length(model, max_seq_length, was_saved)
@@ -218,7 +230,7 @@ def load_pooled(
 
 
 def _load(name_or_path: str | os.PathLike[str], device: str | None = None, **options: Any) -> SentenceTransformer:
-    """What ``SentenceTransformer(name_or_path)`` is, by the rules that :func:`build_model` has for weights and code."""
+    """Loads ``SentenceTransformer(name_or_path)`` by the rules of :func:`build_model` for weights and code."""
     name = full_name(name_or_path)
     if not options.get("local_files_only"):
         options["local_files_only"] = not _is_reachable(name, options)
@@ -228,8 +240,8 @@ def _load(name_or_path: str | os.PathLike[str], device: str | None = None, **opt
         model = SentenceTransformer(name, device=device, **options)
     except UnpicklingError as error:
         raise ValueError(
-            f"{name}: its pickled weights hold more than tensors, which could run code, so nothing of them was read or "
-            "run; ask whoever made them for safetensors files"
+            f"{name}: its pickled weights contain more than tensors, which could run code. Nothing of them was read or "
+            "run. Ask the authors of the model for safetensors files."
         ) from error
     make_picklable(model)
     adapter = cached_file(name, ADAPTER_SAFE_WEIGHTS_NAME, **options) if adapters(model) else None
@@ -248,36 +260,35 @@ def _load(name_or_path: str | os.PathLike[str], device: str | None = None, **opt
 def _pool_bare(
     model: SentenceTransformer, name: str | os.PathLike[str], supervised: bool | None, options: dict[str, Any]
 ) -> None:
-    """A transformer that was saved without a pooling gets the original code's if it is of that code, or CLS."""
+    """Gives a transformer without a saved pooling the original code's pooler if it comes from it, else CLS."""
     original = recognise(name, **options)
-    evidence = "supervised is given"
+    evidence = "supervised is passed"
     if original is not None and supervised is None:
         evidence, supervised = original.evidence, original.supervised
         if original.has_lost_pooler:
             raise ValueError(
-                f"{name} is a checkpoint of princeton-nlp/SimCSE ({evidence}) without an MLP of that code, so that "
-                "another --pooler_type than cls trained it, which no file says: pass pooling (--pooling), mean for "
-                "avg, cls for cls_before_pooler, first_last_avg for avg_first_last, last2_avg for avg_top2; "
-                "build_model(folder, pooling=...).save_pretrained(...) keeps it"
+                f"{name} is a checkpoint of princeton-nlp/SimCSE ({evidence}) without the MLP, so it was trained with "
+                "another --pooler_type than cls, which no file records. Pass pooling (--pooling): mean for avg, cls "
+                "for cls_before_pooler, first_last_avg for avg_first_last, last2_avg for avg_top2. "
+                "build_model(folder, pooling=...).save_pretrained(...) saves the choice."
             )
         if supervised is None:
             raise ValueError(
-                f"{name} is a checkpoint of princeton-nlp/SimCSE ({evidence}), and nothing tells whether it is "
-                "supervised, so that its MLP is needed, or unsupervised, so that it is not: pass supervised=True or "
-                "supervised=False to load_simcse, or, on the command line, name the folder sup-simcse-... or "
-                "unsup-simcse-..."
+                f"{name} is a checkpoint of princeton-nlp/SimCSE ({evidence}), but nothing shows whether it is "
+                "supervised and needs its MLP, or unsupervised and does not. Pass supervised=True or supervised=False "
+                "to load_simcse, or, on the command line, name the folder sup-simcse-... or unsup-simcse-..."
             )
     _set_pooling(model, "cls", None)
     if supervised:
         mlp = trained_dense(name, MLP_NAMES, **options)
         if mlp is None:
             raise ValueError(
-                f"{weights_file(name, **options) or name} has no MLP, that is none of {', '.join(MLP_NAMES)}: if it "
-                "was trained without supervision, pass supervised=False"
+                f"{weights_file(name, **options) or name} has no MLP (none of {', '.join(MLP_NAMES)}). If it was "
+                "trained without supervision, pass supervised=False."
             )
         model.append(mlp.to(model.device, model.dtype))
     if supervised is None:
-        logger.warning("%s was saved without a pooling: it gets 'cls', the first token of the last layer", name)
+        logger.warning("%s was saved without a pooling and gets 'cls', the first token of the last layer", name)
     else:
         pooler = "'cls' and its trained MLP, as a supervised" if supervised else "'cls', as an unsupervised"
         logger.warning("%s gets the pooling %s checkpoint of princeton-nlp/SimCSE (%s)", name, pooler, evidence)
@@ -293,14 +304,14 @@ def _set_float32(model: SentenceTransformer, name: str | os.PathLike[str]) -> No
         model.float()
         precision = str(saved).removeprefix("torch.")
         logger.warning(
-            "%s was saved in %s, in which small steps round to nothing: its weights are float32 now, and are saved so. "
-            "Call model.to(torch.%s) before you save for smaller files; dtype=%r (--dtype %s) trains in it",
+            "%s was saved in %s, which rounds small training steps to nothing. Its weights are now float32 and will be "
+            "saved so. Call model.to(torch.%s) before saving for smaller files. dtype=%r (--dtype %s) trains in it",
             *(name, precision, precision, precision, precision),
         )
 
 
 def _has_pooler(model: SentenceTransformer) -> bool:
-    """Whether CLS and one layer with Tanh of its width were saved, as a trained pooler is."""
+    """Returns whether the model was saved with CLS and one square layer with Tanh, like a trained pooler."""
     kinds = [type(module) for module in model]
     if kinds[1:] not in ([Pooling, Dense], [Pooling, Dense, Normalize]):
         return False
@@ -311,7 +322,7 @@ def _has_pooler(model: SentenceTransformer) -> bool:
 
 
 def _pooler(model: SentenceTransformer, name: str | os.PathLike[str], options: dict[str, Any]) -> Dense:
-    """BERT's own pooler as it was pretrained."""
+    """Returns BERT's own pooler with its pretrained weights."""
     backbone: Any = cast(Transformer, model[0]).model
     layer = getattr(backbone, "pooler", None)
     is_linear, is_tanh = (
@@ -320,12 +331,12 @@ def _pooler(model: SentenceTransformer, name: str | os.PathLike[str], options: d
     modules = cached_file(name, "modules.json", **options)
     folder = json.loads(modules.read_bytes())[0]["path"] if modules else ""
     places = ("pooler.dense", f"{backbone.base_model_prefix}.pooler.dense")
-    # A pooler that is in none of the files was made at random when the model was loaded.
+    # A pooler that is in none of the files was initialized randomly when the model was loaded.
     dense = trained_dense(name, places, folder, **options) if is_linear and is_tanh else None
     if dense is None:
         raise ValueError(
-            f"{name} has no trained pooler, the layer behind the first token that BERT was pretrained with: pass "
-            "pooling='cls' (--pooling cls), and dense=True (--dense) for a new layer behind it"
+            f"{name} has no trained pooler, the layer after the first token that BERT was pretrained with. Pass "
+            "pooling='cls' (--pooling cls), and dense=True (--dense) for a new layer after it."
         )
     return dense
 
@@ -344,7 +355,7 @@ def _set_pooling(
     if [_settings(module) for module in modules] == [_settings(module) for module in saved[: len(modules)]]:
         return
     if of_saved:
-        logger.warning("pooling %r takes the place of %s, which %s", pooling, _kinds(saved), of_saved)
+        logger.warning("pooling %r replaces %s, which %s", pooling, _kinds(saved), of_saved)
     del model[1:]
     for module in modules:
         model.append(module.to(model.device, model.dtype))
@@ -355,7 +366,7 @@ def _takes_first_token(model: SentenceTransformer) -> bool:
 
 
 def _first_token_sees_last(model: SentenceTransformer) -> bool:
-    """Whether the first token changes with the last of a text; asked of the model itself."""
+    """Tests on the model whether the first token changes with the last token of a text."""
     text = batch_to_device(model.preprocess(["one two three"]), model.device)
     other = text | {"input_ids": text["input_ids"].clone()}
     words = cast(Transformer, model[0]).config.vocab_size
@@ -367,26 +378,26 @@ def _first_token_sees_last(model: SentenceTransformer) -> bool:
 
 def _look_both_ways(model: SentenceTransformer, name: str | os.PathLike[str]) -> None:
     if not isinstance(model[0], Transformer):
-        raise ValueError(f"bidirectional is a transformer's, this model has {_kinds(model)}")
+        raise ValueError(f"bidirectional needs a transformer, but this model has {_kinds(model)}: omit it")
     if _first_token_sees_last(model):
         return
     model[0].model.config.is_causal = False
     if not _first_token_sees_last(model):
         raise ValueError(
-            f"{name}: {type(model[0].model).__name__} stays causal whatever its configuration's is_causal says, and "
-            "bidirectional (--bidirectional) sets nothing else: leave it out"
+            f"{name}: {type(model[0].model).__name__} stays causal even with is_causal=False in its configuration, "
+            "which is all that bidirectional (--bidirectional) sets. Omit it."
         )
 
 
 def _set_padding(model: SentenceTransformer, name: str | os.PathLike[str]) -> None:
-    """A padding token where a decoder has none, and on the side where it changes no embedding; both are saved."""
+    """Adds a missing padding token, and pads on the side where padding changes no embedding. Both are saved."""
     tokenizer = model.tokenizer
     if not isinstance(model[0], Transformer) or tokenizer is None:
         return
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # the mask hides it
+        tokenizer.pad_token = tokenizer.eos_token  # the attention mask hides it
     if tokenizer.padding_side == "left" and tokenizer.pad_token is not None and not _survives_left_padding(model):
-        logger.warning("%s counts positions from the padding, which therefore goes to the right of a text now", name)
+        logger.warning("%s counts positions from the padding, so texts are now padded on the right", name)
         tokenizer.padding_side = "right"
 
 
@@ -402,7 +413,7 @@ def _survives_left_padding(model: SentenceTransformer) -> bool:
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
-    """What makes two poolings the same."""
+    """Returns the properties that must match if two poolings are equal."""
     weights = [weight.tolist() for weight in module.parameters()]
     return type(module), getattr(module, "pooling_mode", None), getattr(module, "layer_start", None), weights
 
@@ -415,7 +426,7 @@ def _kinds(modules: Iterable[nn.Module]) -> str:
 def _set_length(model: SentenceTransformer, asked: int | None, was_saved: bool) -> None:
     if not isinstance(model[0], Transformer):
         if asked is not None:
-            raise ValueError(f"max_seq_length is a transformer's, this model has {_kinds(model)}")
+            raise ValueError(f"max_seq_length needs a transformer, but this model has {_kinds(model)}: omit it")
         return
     if asked is not None and asked < 1:
         raise ValueError(f"max_seq_length must be at least 1, got {asked}")
@@ -425,19 +436,19 @@ def _set_length(model: SentenceTransformer, asked: int | None, was_saved: bool) 
     if length is None:
         return
     if length > longest and (asked or saved is None or saved < _UNKNOWN_LENGTH):
-        logger.warning("max_seq_length is %d: the transformer reads no longer texts", longest)
+        logger.warning("max_seq_length is reduced to %d, the longest texts that the transformer reads", longest)
     model.max_seq_length = min(length, longest)
 
 
 def _positions(transformer: nn.Module, of_config: bool) -> int:
-    """How many tokens a transformer has positions for: in a table, or as its configuration says where that is asked.
+    """Returns the number of positions of a transformer, from its table or, if requested, its configuration.
 
-    Without a table, as with relative and rotary positions, it may well read more than that.
+    A transformer without a table, with relative or rotary positions, may read more tokens than that.
     """
     for module in transformer.modules():
         table = getattr(module, "position_embeddings", None)
         if isinstance(table, nn.Embedding):
-            # RoBERTa and its kin number positions from behind the padding's.
+            # RoBERTa and its relatives start to count positions after the padding index.
             return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
     of_gpt2 = getattr(transformer, "wpe", None)
     if isinstance(of_gpt2, nn.Embedding):
@@ -448,8 +459,8 @@ def _positions(transformer: nn.Module, of_config: bool) -> int:
 
 def _layer_average(pooling: PoolingMode, width: int, layers: int) -> WeightedLayerPooling:
     if layers < 2:
-        raise ValueError(f"pooling {pooling!r} needs at least two layers, the transformer has {layers}")
-    # Hidden state 0 is the embedding layer's.
+        raise ValueError(f"pooling {pooling!r} needs at least two layers, but the transformer has {layers}")
+    # Hidden state 0 is the output of the embedding layer.
     start = 1 if pooling == "first_last_avg" else layers - 1
     weights = [1.0] + [0.0] * (layers - start - 1) + [1.0]
     return WeightedLayerPooling(
@@ -458,10 +469,10 @@ def _layer_average(pooling: PoolingMode, width: int, layers: int) -> WeightedLay
 
 
 def _is_reachable(name: str, options: dict[str, Any]) -> bool:
-    """Whether there is a folder of that name, or a repository at a hub that can be reached; False if it is cached.
+    """Returns whether the name is a folder or a repository on a reachable Hub, and False if it is only in the cache.
 
     Raises:
-        OSError: if the model is neither a folder, nor at the hub, nor in the cache.
+        OSError: If the model is not a folder, on the Hub or in the cache.
     """
     if Path(name).exists():
         return True
@@ -470,7 +481,7 @@ def _is_reachable(name: str, options: dict[str, Any]) -> bool:
         return True
     if not any(cached_file(name, file, **options) for file in ("config.json", "modules.json")):
         raise OSError(
-            f"{name} is no folder here, is not in the local cache, and the Hugging Face hub cannot be reached "
-            f"({unreachable}): check the name and the network, or pass the path of a downloaded model"
+            f"{name} is not a local folder, is not in the local cache, and the Hugging Face Hub cannot be reached "
+            f"({unreachable}). Check the name and the network, or pass the path of a downloaded model."
         ) from unreachable
     return False

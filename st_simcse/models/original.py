@@ -1,4 +1,4 @@
-"""Checkpoints of princeton-nlp/SimCSE: what a folder is, and the MLP that its supervised models need."""
+"""Recognition of checkpoints of princeton-nlp/SimCSE, and the MLP that its supervised models need."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from st_simcse.models.model_files import cached_file, weights_file
 
 __all__ = ["MLP_NAMES", "Original", "recognise", "trained_dense"]
 
-# Where the MLP lies in a checkpoint: as the training script writes it, and as published, in place of BERT's own pooler.
+# Names of the MLP in a checkpoint: that of the training script, and those of published models, where BERT's pooler is.
 MLP_NAMES = ("mlp.dense", "pooler.dense", "bert.pooler.dense", "roberta.pooler.dense")
 
 
 class Original(NamedTuple):
-    """What a checkpoint of the original code says of itself.
+    """The facts that a checkpoint of the original code reveals.
 
     Attributes:
-        supervised: whether the MLP stays at inference; None if nothing tells.
-        evidence: what tells that it is one, for messages.
-        has_lost_pooler: whether it was trained with another pooler than ``cls``, and does not say with which.
+        supervised: Whether the MLP stays at inference; None if unknown.
+        evidence: How the checkpoint was recognised, for messages.
+        has_lost_pooler: Whether it was trained with another pooler than ``cls`` and does not record which.
     """
 
     supervised: bool | None
@@ -36,17 +36,17 @@ class Original(NamedTuple):
 
 
 def recognise(name_or_path: str | os.PathLike[str], **options: Any) -> Original | None:
-    """What a bare transformer has of the original code; None for any other.
+    """Recognises a bare transformer as a checkpoint of the original code. Returns None for other models.
 
-    The training script leaves its class (``BertForCL``, ``RobertaForCL``) in the configuration and its MLP beside the
-    transformer. A published checkpoint has the MLP in the place of BERT's own pooler, so that its name alone tells:
-    any part of the path, the nearest first, such as the folder above ``checkpoint-500`` or one of the hub's cache.
-    Whether it is supervised is in no weight, so the names tell that of both; ``trainer_state.json`` of the training
-    script holds the name that a renamed folder had.
+    The training script writes its class (``BertForCL``, ``RobertaForCL``) to the configuration, and its MLP next to the
+    transformer. In a published checkpoint the MLP replaces BERT's pooler, so only the name reveals it. The name may be
+    any part of the path, such as the folder above ``checkpoint-500`` or a folder of the Hub's cache; the last part is
+    tried first. No weight reveals whether a checkpoint is supervised, so this is read from the names in both cases. For
+    renamed folders, ``trainer_state.json`` of the training script contains the old name.
 
     Args:
-        name_or_path: a folder, or a model's name on the hub, that is no SentenceTransformer.
-        **options: those that the transformer was loaded with a moment ago.
+        name_or_path: A folder, or a model's name on the Hub, that is not a SentenceTransformer.
+        **options: The options that the transformer was loaded with.
 
     Example:
         >>> recognise("princeton-nlp/unsup-simcse-bert-base-uncased")
@@ -63,7 +63,7 @@ def recognise(name_or_path: str | os.PathLike[str], **options: Any) -> Original 
         told, _ = _told_by([*names, *reversed(re.split(r"[/\\]", best or ""))])
         return Original(told, f"{(trained or mlp)[0]} in its files", has_lost_pooler=not mlp)
     told, name = _told_by(names)
-    # Another head than the published ones' is another model's, in a folder of that name.
+    # A model with a head that published checkpoints do not have is another model in a folder of that name.
     if name is None or any("For" in kind for kind in classes):
         return None
     return Original(told, f"the name {name}")
@@ -72,18 +72,18 @@ def recognise(name_or_path: str | os.PathLike[str], **options: Any) -> Original 
 def trained_dense(
     name_or_path: str | os.PathLike[str], names: Sequence[str], subfolder: str = "", **options: Any
 ) -> Dense | None:
-    """A trained layer (Linear + Tanh) from the files that the transformer was loaded from; None if it is in none.
+    """Loads a trained layer (Linear + Tanh) from the files of a transformer. Returns None if no file has it.
 
     Args:
-        name_or_path: a folder, or a model's name on the hub.
-        names: of the layer in the files, of which the first that is there is taken.
-        subfolder: of the transformer.
-        **options: those that the transformer was loaded with a moment ago.
+        name_or_path: A folder, or a model's name on the Hub.
+        names: Possible names of the layer in the files. The first one found is used.
+        subfolder: The subfolder of the transformer.
+        **options: The options that the transformer was loaded with.
     """
     found: dict[str, Tensor] = {}
     for path in _files(name_or_path, options, subfolder):
         weights = load_state_dict(path)
-        # Copies: what is read may be the file itself, mapped.
+        # The tensors are copied because they may be memory-mapped from the file.
         found |= {name: weights[name].clone() for name in weights if name.rpartition(".")[0] in names}
     for name in names:
         if f"{name}.weight" in found:
@@ -94,14 +94,14 @@ def trained_dense(
 
 
 def _names(name_or_path: str | os.PathLike[str]) -> list[str]:
-    """The parts of a path, the nearest first, and of what a link leads to."""
+    """Returns the parts of a path, last part first, and those of its target if it is a link."""
     path = Path(name_or_path)
     paths = [path.absolute(), path.resolve()] if path.exists() else [path]
     return [part for each in paths for part in reversed(each.parts)]
 
 
 def _told_by(names: list[str]) -> tuple[bool | None, str | None]:
-    """Whether the first name that tells says supervised, None if it says both; and that name."""
+    """Returns whether the first name with a hint says supervised (None if it says both), and this name."""
     for name in names:
         if kinds := set(re.findall(r"(?:un)?sup-simcse", name.lower().replace("_", "-"))):
             return (kinds == {"sup-simcse"} if len(kinds) == 1 else None), name
@@ -109,7 +109,7 @@ def _told_by(names: list[str]) -> tuple[bool | None, str | None]:
 
 
 def _files(name_or_path: str | os.PathLike[str], options: dict[str, Any], subfolder: str = "") -> list[Path]:
-    """The files of the weights, which may be shards."""
+    """Returns the files of the weights, which may be shards."""
     file = weights_file(name_or_path, subfolder, **options)
     if file is None:
         return []
@@ -120,5 +120,5 @@ def _files(name_or_path: str | os.PathLike[str], options: dict[str, Any], subfol
 
 
 def _weight_names(name_or_path: str | os.PathLike[str], options: dict[str, Any]) -> list[str]:
-    """The names of the weights, which are not read."""
+    """Returns the names of the weights without reading the weights."""
     return [name for path in _files(name_or_path, options) for name in load_state_dict(path, map_location="meta")]

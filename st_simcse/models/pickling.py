@@ -1,4 +1,4 @@
-"""Transformers that give the states of all layers, as averages of layers need them, in other processes."""
+"""Pickling of transformers that return the states of all layers, which averages of layers need."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["make_picklable"]
 
 
 def make_picklable(model: SentenceTransformer) -> None:
-    """Let a model that averages layers be pickled and copied, and embed alike where it is opened.
+    """Makes a model that averages layers picklable and copyable, with the same embeddings in the process that loads it.
 
-    transformers collects the layers' states by hooks that it registers in the first forward pass and that cannot be
-    pickled. Which states these are is known in a process only once a model of the class was made there, so that the
-    average would silently be the last layer.
+    transformers collects the layers' states by hooks, which it registers in the first forward pass and which cannot be
+    pickled. A process knows which states to collect only after it has created a model of the class. Without this
+    function the average would silently become the last layer.
 
     Example:
         >>> import pickle
@@ -33,7 +33,7 @@ def make_picklable(model: SentenceTransformer) -> None:
 
 
 def _reduce(transformer: Any) -> tuple[Any, ...]:
-    """Without the hooks, which the next forward pass registers anew, here and there."""
+    """Removes the hooks. The next forward pass registers them again in each process."""
     for module in transformer.modules():
         module.__dict__.pop("_output_capturing_hooks_installed", None)
         for number, hook in list(module._forward_hooks.items()):  # torch has no public list of a module's hooks
@@ -43,7 +43,7 @@ def _reduce(transformer: Any) -> tuple[Any, ...]:
 
 
 def _restore(kind: Any, config: PretrainedConfig) -> Any:
-    """A model of the class, to be filled; that it is made lets transformers know the class."""
+    """Returns an empty model of the class. Its creation makes transformers register the class."""
     copyreg.pickle(kind, _reduce)
     with torch.device("meta"):
         return kind(config)

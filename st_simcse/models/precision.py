@@ -1,4 +1,4 @@
-"""The precision that a model embeds in, and whether the hardware is faster in bf16."""
+"""The precision of a model's computations, and whether the hardware is faster in bf16."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def computes_in_bf16(use_cpu: bool) -> bool:
-    """Whether the device multiplies matrices in bf16 faster than in float32."""
+    """Returns whether the device multiplies matrices in bf16 faster than in float32."""
     if not use_cpu and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -22,13 +22,13 @@ def computes_in_bf16(use_cpu: bool) -> bool:
 def computing_in(
     precision: Precision, device: torch.device, weights: torch.dtype | None = torch.float32
 ) -> AbstractContextManager[Any]:
-    """A context in which models on the device compute in a precision, by autocast.
+    """Returns a context in which models on the device compute in a precision, by autocast.
 
     Args:
-        precision: ``auto`` is bf16 where the device is faster at it and the weights are in float32, and changes
-            nothing elsewhere. ``float32`` turns autocast off.
-        device: of the model.
-        weights: what they are in.
+        precision: ``auto`` is bf16 if the device is faster in it and the weights are float32; otherwise it changes
+            nothing. ``float32`` turns autocast off.
+        device: The device of the model.
+        weights: The dtype of the model's weights.
 
     Example:
         >>> with computing_in("bfloat16", torch.device("cpu")):

@@ -1,4 +1,4 @@
-"""A module without what trains it in several processes or compiled."""
+"""Access to a module inside the wrappers of distributed training and compilation."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["unwrapped"]
 
 
 def unwrapped(module: nn.Module) -> Any:
-    """The module inside DistributedDataParallel, FSDP, DeepSpeed or torch.compile; any other module as it is.
+    """Returns the module inside DistributedDataParallel, FSDP, DeepSpeed or torch.compile, or the module itself.
 
-    The wrappers pass on its methods and attributes, but they have no ``model[0]``, and are no SentenceTransformer.
+    The wrappers forward methods and attributes, but they do not support ``model[0]`` and are not SentenceTransformers.
 
     Example:
         >>> import torch

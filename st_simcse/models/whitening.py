@@ -1,4 +1,4 @@
-"""Whitening of a model's embeddings, as a Dense module of ST's behind the pooling."""
+"""Whitening of a model's embeddings by a Dense module of ST after the pooling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from st_simcse.objective.whitening import Moments, whitening
 
 __all__ = ["is_whitened", "whiten"]
 
-# Batches that encode sorts by length together.
+# The number of batches that encode sorts by length together.
 BATCHES_AT_ONCE = 16
 
 
@@ -26,38 +26,39 @@ def whiten(
     prompt: str | None = None,
     batch_size: int = 64,
 ) -> Dense:
-    r"""Even out the spread of a model's embeddings with a linear layer, without training.
+    r"""Appends a linear layer that whitens a model's embeddings, without training.
 
     .. math:: y = \Lambda^{-p/2} U^\top (x - \mu), \qquad \Sigma = U \Lambda U^\top
 
     The mean :math:`\mu` and the covariance :math:`\Sigma` are those of the texts' embeddings. Su et al. (2021,
-    arXiv:2103.15316, section 3) whiten BERT's embeddings with p = 1 and keep the directions of the largest spread;
-    Huang et al. (WhiteningBERT, Findings of EMNLP 2021) do so with averages of layers. A smaller p changes a good model
-    less. Where whitening helps and where it harms is measured in docs/recipes.md.
+    arXiv:2103.15316, section 3) whiten BERT's embeddings with p = 1 and keep the directions of the largest variance.
+    Huang et al. (WhiteningBERT, Findings of EMNLP 2021) whiten averages of layers. A smaller p changes a good model
+    less. docs/recipes.md shows measurements of where whitening helps and where it harms.
 
-    The layer is a ``Dense`` module with a bias. It goes to the end of the model, before a ``Normalize``, so that the
-    saved model is a plain SentenceTransformer. Training changes the layer too, unless it is frozen:
-    ``whiten(model, texts).requires_grad_(False)``. The directions are sorted, so that ``truncate_dim=k`` of the whole
-    layer gives what ``dimensions=k`` gives. Directions in which the embeddings do not vary become 0: a LayerNorm leaves
-    one at least.
+    The layer is a ``Dense`` module with a bias at the end of the model, before a ``Normalize``. The saved model is
+    therefore a plain SentenceTransformer. Training changes the layer too, unless you freeze it:
+    ``whiten(model, texts).requires_grad_(False)``. The directions are sorted, so ``truncate_dim=k`` on the full layer
+    gives the same embeddings as ``dimensions=k``. Directions in which the embeddings do not vary become 0. A LayerNorm
+    leaves at least one such direction.
 
-    Mean and covariance are computed in float64 as the texts come in, so that a million texts take no more memory than a
-    few batches.
+    The mean and covariance are updated in float64 while the texts are embedded, so a million texts need no more memory
+    than a few batches.
 
     Args:
-        model: the model, which is changed.
-        texts: texts as the model will embed them; more than it has dimensions, several thousand at best.
-        power: p, 0 or more: 1 whitens, 0 subtracts the mean alone, and what lies between does so in part.
-        dimensions: how many are kept, those of the largest spread; all when left out.
-        prompt: put before every text; the model's default prompt when left out.
-        batch_size: texts a forward pass.
+        model: The model, which is changed in place.
+        texts: Texts like those that the model will embed. Pass more texts than the model has dimensions, if possible
+            several thousand.
+        power: p, 0 or more. 1 whitens, 0 only subtracts the mean, and values between whiten partly.
+        dimensions: The number of directions of the largest variance to keep. Keeps all if None.
+        prompt: The prompt put before every text. If None, the model's default prompt.
+        batch_size: The number of texts per forward pass.
 
     Returns:
         The new module, which is part of the model.
 
     Raises:
-        ValueError: for a model that ends in a linear layer with a bias already, fewer texts than dimensions, embeddings
-            that do not differ or are not finite, and numbers out of range. The model is left as it was.
+        ValueError: If the model already ends in a linear layer with a bias, there are too few texts for the dimensions,
+            the embeddings are all equal, NaN or infinite, or a number is out of range. The model is then unchanged.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -68,7 +69,7 @@ def whiten(
         [1.0, 1.0]
     """
     if isinstance(texts, str):
-        raise ValueError("texts is one text: pass a list of texts")
+        raise ValueError("texts is a single text: pass a list of texts")
     _check_not_whitened(model)
     end = model.pop(-1) if isinstance(model[-1], Normalize) else None
     try:
@@ -85,7 +86,7 @@ def whiten(
 
 
 def is_whitened(model: SentenceTransformer) -> bool:
-    """Whether the model ends in a linear layer with a bias, as a whitened model does."""
+    """Returns whether the model ends in a linear layer with a bias, as a whitened model does."""
     last = next(module for module in reversed(list(model)) if not isinstance(module, Normalize))
     return isinstance(last, Dense) and bool(last.bias) and isinstance(last.activation_function, nn.Identity)
 
@@ -93,13 +94,13 @@ def is_whitened(model: SentenceTransformer) -> bool:
 def _check_not_whitened(model: SentenceTransformer) -> None:
     if is_whitened(model):
         raise ValueError(
-            "the model ends in a linear layer with a bias, as a whitened model does: whiten the model that it was made "
-            "from, with another power or other dimensions if you want these"
+            "the model already ends in a linear layer with a bias, as a whitened model does. Whiten the model that it "
+            "was made from, with another power or other dimensions if you want these."
         )
 
 
 def _moments(model: SentenceTransformer, texts: Iterable[str], prompt: str | None, batch_size: int) -> Moments:
-    """Of the embeddings before Normalize, in full width."""
+    """Returns the moments of the embeddings before Normalize, in full width."""
     remaining = iter(texts)
     moments: Moments | None = None
     truncate_dim, model.truncate_dim = model.truncate_dim, None
@@ -113,5 +114,5 @@ def _moments(model: SentenceTransformer, texts: Iterable[str], prompt: str | Non
     finally:
         model.truncate_dim = truncate_dim
     if moments is None:
-        raise ValueError("there are no texts to whiten with: pass some thousand texts as the model will embed them")
+        raise ValueError("there are no texts to whiten with: pass a few thousand texts like those you will embed")
     return moments

@@ -1,4 +1,4 @@
-"""The objective: tensors in, a scalar out. Knows no model, no file and no process."""
+"""The training objective as functions of tensors, independent of models, files and processes."""
 
 from st_simcse.objective.batch import Batch, Comparison, Direction
 from st_simcse.objective.cross_entropy import row_losses

@@ -1,4 +1,4 @@
-"""Embeddings of a batch, and who of them is compared with whom."""
+"""The embeddings of a batch, and which of them are compared with each other."""
 
 from __future__ import annotations
 
@@ -16,26 +16,31 @@ from st_simcse.objective.problem import Problem
 __all__ = ["Batch", "Comparison", "Direction"]
 
 Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
-# The text key of a hard negative that is not there, where rows have different numbers of them.
+# The text key of padding: rows with fewer hard negatives than others are filled up with it.
 MISSING_KEY = torch.iinfo(torch.int64).min
 _DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Who is compared with whom. The names are those of ST's MultipleNegativesRankingLoss: a query is an anchor.
+    """The choice of embeddings of a batch to compare with each other.
+
+    The names follow ST's MultipleNegativesRankingLoss: a query is an anchor, a doc is a positive or a hard negative.
 
     Args:
-        directions: ``query_to_doc`` compares anchors with positives and hard negatives, and has to be there;
-            ``query_to_query`` with the other anchors; ``doc_to_query`` positives with anchors; ``doc_to_doc`` positives
-            with the positives and hard negatives of other rows. All four are GTE's objective (Li et al., 2023).
-        partition_mode: one softmax over a row's directions (``joint``), or one each, whose losses are averaged
-            (``per_direction``: for the two directions that hold a positive).
-        symmetric: the positives are anchors too. Each of the 2B rows is classified against the 2B - 1 other rows and
-            the hard negatives, as in :func:`~st_simcse.unsup_simcse_loss`. Stands in place of the directions.
+        directions: The comparisons to make. ``query_to_doc`` compares anchors with positives and hard negatives and is
+            required. ``query_to_query`` compares anchors with the other anchors, ``doc_to_query`` positives with
+            anchors, and ``doc_to_doc`` positives with the positives and hard negatives of other rows. All four
+            together are GTE's objective (Li et al., 2023).
+        partition_mode: ``joint`` puts all directions of a row into one softmax. ``per_direction`` computes a softmax
+            for each direction and averages the losses; it accepts ``query_to_doc`` and ``doc_to_query`` only, because
+            the other two directions have no positive.
+        symmetric: If True, the positives are anchors too. Each of the 2B rows is classified against the 2B - 1 other
+            rows and the hard negatives, as in :func:`~st_simcse.unsup_simcse_loss`. Replaces ``directions``.
 
     Raises:
-        ValueError: for directions that do not exist, lack ``query_to_doc`` or do not go with the partition mode.
+        ValueError: If a direction is unknown, ``query_to_doc`` is missing, or ``directions`` cannot be combined with
+            ``partition_mode`` or ``symmetric``.
 
     Example:
         >>> Comparison(directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction").symmetric
@@ -50,42 +55,42 @@ class Comparison:
         if unknown := set(self.directions) - set(_DIRECTIONS):
             raise ValueError(f"unknown direction(s) {sorted(unknown)}: choose from {', '.join(_DIRECTIONS)}")
         if "query_to_doc" not in self.directions:
-            raise ValueError("the direction query_to_doc holds the positive pair and cannot be left out")
+            raise ValueError("the direction query_to_doc contains the positive pairs: add it to directions")
         if self.partition_mode not in ("joint", "per_direction"):
-            raise ValueError(f"partition_mode is joint or per_direction, got {self.partition_mode!r}")
+            raise ValueError(f"partition_mode must be joint or per_direction, got {self.partition_mode!r}")
         if self.partition_mode == "per_direction" and {"query_to_query", "doc_to_doc"} & set(self.directions):
             raise ValueError(
-                "query_to_query and doc_to_doc hold no positive, so that they have no loss of their own: pass "
-                "partition_mode='joint'"
+                "query_to_query and doc_to_doc contain no positive, so they cannot have a softmax of their own. Pass "
+                "partition_mode='joint'."
             )
         if self.symmetric and tuple(self.directions) != ("query_to_doc",):
-            raise ValueError("symmetric=True says who is compared with whom: leave directions out")
+            raise ValueError("symmetric=True already chooses what is compared: omit directions")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Embeddings of any floating dtype on any device, and what is known of their texts.
+    """The embeddings of a batch, of any floating dtype and on any device, and facts about their texts.
 
     Args:
         anchors: (B, d).
-        positives: (B, d); row i belongs to anchor i.
-        hard_negatives: (B, d) or (B, N, d); row i belongs to anchor i, and is an ordinary negative for the others.
+        positives: (B, d). Row i belongs to anchor i.
+        hard_negatives: (B, d) or (B, N, d). Row i belongs to anchor i, and is an ordinary negative for other anchors.
         shared_negatives: (M, d), further negatives of every anchor, such as those of a queue.
-        text_keys: int64 numbers that say which texts are the same: one tensor for ``anchors``, ``positives``,
-            ``hard_negatives`` and ``shared_negatives`` each, as far as these are given, in their shapes without the
-            last dimension. A candidate is no negative of a query whose positives include the same text, or that is the
-            same text, and is left out of the sum. The positives of a text are those of all rows with that anchor; if
-            positives are compared too, also the anchors of all rows with that positive. Hard negatives with the key
-            ``MISSING_KEY``, the least int64, are not there.
-        positive_similarities: (B,), the cosine similarities of the rows with their positives, where these are not to
-            be ``anchors`` times ``positives``: for pairs that are embedded otherwise than the negatives are.
-        rows: the rows whose loss is averaged; the others serve as negatives only. Of a batch gathered from several
-            processes each process takes its own rows.
-        teacher_embeddings: what a teacher says of the texts, of unit length: one tensor for ``anchors``, ``positives``
-            and ``hard_negatives`` each, as far as these are given, in their shapes but for the last dimension.
+        text_keys: int64 numbers, equal for equal texts: a tensor each for ``anchors``, ``positives``,
+            ``hard_negatives`` and ``shared_negatives`` (those that are given), shaped like them without the last
+            dimension. A candidate is excluded from the softmax of a query if it has the same text as the query or as
+            one of the query's positives. The positives of a text are those of all rows with this anchor and, if
+            positives are compared too, the anchors of all rows with this positive. Hard negatives with the key
+            ``MISSING_KEY``, the smallest int64, are padding and are excluded as well.
+        positive_similarities: (B,), the cosine similarity of each row's anchor and positive, if it must not be computed
+            from ``anchors`` and ``positives`` because the pairs are embedded differently from the negatives.
+        rows: The rows whose loss is averaged. The other rows serve as negatives only. If a batch is gathered from
+            several processes, each process passes its own rows.
+        teacher_embeddings: A teacher's embeddings of the texts, of unit length: a tensor each for ``anchors``,
+            ``positives`` and ``hard_negatives`` (those that are given), shaped like them up to the last dimension.
 
     Raises:
-        ValueError: for shapes that do not fit, text keys missing, no rows, and an integer dtype.
+        ValueError: If the shapes do not match, text keys are missing, the batch has no rows, or a dtype is an integer.
 
     Example:
         >>> Batch(torch.eye(2), torch.eye(3))
@@ -108,12 +113,12 @@ class Batch:
         rows, shared = self.anchors.shape[:1], self.shared_negatives
         if self.positive_similarities is not None and self.positive_similarities.shape != rows:
             raise ValueError(
-                f"positive_similarities must be one a row, got {tuple(self.positive_similarities.shape)} for {rows[0]} "
-                "rows"
+                f"positive_similarities must have one value per row, got {tuple(self.positive_similarities.shape)} for "
+                f"{rows[0]} rows"
             )
         if shared is not None and (shared.ndim != 2 or shared.shape[1] != self.anchors.shape[1]):
             raise ValueError(
-                f"shared_negatives must be (M, d) with the anchors' d, got {tuple(shared.shape)} for anchors "
+                f"shared_negatives must be (M, d) with the d of the anchors, got {tuple(shared.shape)} for anchors "
                 f"{tuple(self.anchors.shape)}"
             )
         if self.teacher_embeddings is not None:
@@ -122,10 +127,10 @@ class Batch:
             _check_keys(self.text_keys, self.anchors, self.positives, self.hard_negatives, shared)
 
     def problems(self, comparison: Comparison, scale: float) -> list[Problem]:
-        """The softmaxes to average over: a Problem for each that is to count alike.
+        """Returns the problems whose losses are averaged with equal weights.
 
         Raises:
-            ValueError: for NaN or infinite embeddings; the message lists the rows.
+            ValueError: If embeddings are NaN or infinite. The message lists the rows.
         """
         anchors, positives = normalize(self.anchors, "anchors"), normalize(self.positives, "positives")
         others = [
@@ -156,9 +161,9 @@ class Batch:
         self, anchors: Tensor, positives: Tensor, others: list[Tensor], comparison: Comparison, scale: float
     ) -> Problem:
         directions = _DIRECTIONS if comparison.symmetric else comparison.directions
-        with_anchors = set(directions) != {"query_to_doc"}  # among the candidates, in front
+        with_anchors = set(directions) != {"query_to_doc"}  # the first candidates are the anchors
         anchor_columns = len(anchors) if with_anchors else 0
-        # Anchors alone, or anchors and positives in turn.
+        # The queries are the anchors, or the anchors and positives alternately.
         query_groups = 1 if {"doc_to_query", "doc_to_doc"}.isdisjoint(directions) else 2
         own = torch.arange(len(anchors), device=anchors.device)[self.rows]
         of_positives = anchor_columns + own
@@ -201,7 +206,7 @@ class Batch:
         )
 
     def _without_missing(self, excluded: Tensor | None, query_groups: int, candidates: Tensor) -> Tensor | None:
-        """The same columns left out, and those of hard negatives that are not there."""
+        """Returns ``excluded`` with the columns of padding hard negatives added."""
         if self.hard_negatives is None or self.text_keys is None:
             return excluded
         missing = self.text_keys[2].flatten() == MISSING_KEY
@@ -215,7 +220,7 @@ class Batch:
         return excluded
 
     def _known_positives(self, with_anchors: bool, query_groups: int) -> KnownPositives | None:
-        """None if no place but the targets and the rows themselves is to be left out."""
+        """Returns None if there is nothing to exclude besides the targets and the queries themselves."""
         if self.text_keys is None:
             return None
         anchors, positives, *others = self.text_keys
@@ -225,17 +230,20 @@ class Batch:
         documents = [positives, *(keys.flatten() for keys in others)]
         candidates = torch.cat([anchors, *documents] if with_anchors else documents)
         known = KnownPositives(queries, candidates, pairs)
-        expected = 2 if with_anchors else 1  # a query's target, and the query itself
+        expected = 2 if with_anchors else 1  # matches: a query's target and, among anchors, the query itself
         return known if known.count() > expected * len(queries) else None
 
 
 def _interleaved(groups: Sequence[Tensor]) -> Tensor:
-    """The first rows of all groups, then the second ones, so that the rows of one softmax lie together."""
+    """Alternates the rows of the groups, so that the rows of one softmax are next to each other."""
     return groups[0] if len(groups) == 1 else torch.stack(list(groups), dim=1).flatten(0, 1)
 
 
 def _excluded(directions: Sequence[str], query_groups: int, anchor_columns: int, candidates: Tensor) -> Tensor | None:
-    """(query_groups, C) bool: the columns, anchors first, that no direction of a group has; None if there are none."""
+    """Returns a (query_groups, C) bool mask of the columns that no direction compares with a group; None if empty.
+
+    The anchors are the first columns.
+    """
     of_anchors = ["query_to_query" not in directions, "doc_to_query" not in directions][:query_groups]
     of_docs = [False, "doc_to_doc" not in directions][:query_groups]
     if not (anchor_columns and any(of_anchors + of_docs)):
@@ -263,7 +271,7 @@ def _check_shapes(anchors: Tensor, positives: Tensor, hard_negatives: Tensor | N
         or (len(hard_negatives), hard_negatives.shape[-1]) != tuple(anchors.shape)
         or 0 in hard_negatives.shape
     ):
-        raise ValueError(f"hard_negatives must be (B, d) or (B, N, d) with the anchors' B and d, got {shapes}")
+        raise ValueError(f"hard_negatives must be (B, d) or (B, N, d) with the B and d of the anchors, got {shapes}")
 
 
 def _check_keys(text_keys: Sequence[Tensor], *embeddings: Tensor | None) -> None:
@@ -271,8 +279,8 @@ def _check_keys(text_keys: Sequence[Tensor], *embeddings: Tensor | None) -> None
     shapes = [tuple(keys.shape) for keys in text_keys]
     if shapes != expected:
         raise ValueError(
-            "text_keys must be one tensor for anchors, positives, hard_negatives and shared_negatives each, as far as "
-            f"these are given, of shapes {expected}; got {shapes}"
+            "text_keys must be one tensor each for anchors, positives, hard_negatives and shared_negatives (those that "
+            f"are given), of shapes {expected}; got {shapes}"
         )
 
 
@@ -280,6 +288,6 @@ def _check_teacher(teacher: Sequence[Tensor], *embeddings: Tensor | None) -> Non
     expected = [tuple(tensor.shape[:-1]) for tensor in embeddings if tensor is not None]
     if [tuple(one.shape[:-1]) for one in teacher] != expected or len({one.shape[-1] for one in teacher}) != 1:
         raise ValueError(
-            "teacher_embeddings must be one tensor for anchors, positives and hard_negatives each, as far as these are "
-            f"given, of shapes {expected} and one more dimension; got {[tuple(one.shape) for one in teacher]}"
+            "teacher_embeddings must be one tensor each for anchors, positives and hard_negatives (those that are "
+            f"given), of shapes {expected} plus one dimension; got {[tuple(one.shape) for one in teacher]}"
         )

@@ -1,4 +1,4 @@
-"""The numbers that an option takes."""
+"""Checks of the numbers that options take."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _BOUNDS = (
 
 
 class Bounded:
-    """A dataclass whose numbers are finite, and within the bounds that their fields' metadata names.
+    """A dataclass whose numbers must be finite and within the bounds given in the metadata of their fields.
 
-    The bounds are ``least`` and ``most``, or ``above`` and ``below``, which are themselves out of range. A field with
-    bounds takes numbers only, and whole ones if its type is ``int``.
+    The bounds are ``least`` and ``most`` (inclusive), or ``above`` and ``below`` (exclusive). A field with bounds must
+    be a number, and an integer if its type is ``int``.
 
     Raises:
-        ValueError: for NaN, an infinite number, one out of bounds, and what is no such number.
+        ValueError: If a number is NaN, infinite or out of bounds, or if a field with bounds has no suitable number.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)

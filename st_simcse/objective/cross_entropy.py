@@ -1,4 +1,4 @@
-"""The one equation, over the whole similarity matrix or a tile of its rows at a time."""
+"""The cross-entropy of contrastive learning, computed on the whole similarity matrix or on tiles of its rows."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from st_simcse.objective.problem import Edit, Problem, Tile
 
 __all__ = ["cross_entropy", "row_losses"]
 
-# Rows of a tile; fewer where that many rows of the matrix would take more than the given number of elements.
+# The rows of a tile. A tile has fewer rows if it would exceed the number of elements.
 TILE_ROWS = 1024
 TILE_ELEMENTS = 2**25
-# With edits autograd keeps several matrices as large as the tile.
+# With edits, autograd keeps several matrices of the size of a tile.
 EDITED_TILE_ROWS = 256
 
 
 def cross_entropy(problem: Problem, edits: Sequence[Edit] = ()) -> Tensor:
-    """The mean of :func:`row_losses` over all softmaxes of a problem; a large matrix never exists whole.
+    """Computes the mean of :func:`row_losses` over all softmaxes of a problem, one tile of rows at a time.
 
     Args:
-        problem: who is compared with whom.
-        edits: what changes the logits, in this order.
+        problem: The embeddings to compare.
+        edits: Changes of the logits, applied in this order.
 
     Returns:
-        A scalar in the dtype of the problem's embeddings. Differentiable once; ``row_losses(problem.tile()).mean()``,
-        which holds the whole matrix, any number of times.
+        A scalar in the dtype of the problem's embeddings. It can be differentiated once. To differentiate several
+        times, use ``row_losses(problem.tile()).mean()``, which holds the whole matrix in memory.
 
     Example:
         >>> rows = torch.eye(3)
@@ -42,13 +42,12 @@ def cross_entropy(problem: Problem, edits: Sequence[Edit] = ()) -> Tensor:
 
 
 def row_losses(tile: Tile, edits: Sequence[Edit] = ()) -> Tensor:
-    r"""The cross-entropy of each softmax of a tile, in nats.
-
-    With l the edited logits, scale times similarity before the edits, of the columns that are not left out,
+    r"""Computes the cross-entropy of each softmax of a tile, in nats.
 
     .. math:: \log \sum_j e^{l_{ij}} - l_{i, target(i)}
 
-    where the sum goes over all columns of all rows of a group.
+    Here l are the logits: the similarities times the scale, changed by the edits. The sum includes all columns that are
+    not excluded, of all rows of a group.
 
     Returns:
         (m / group,), in the tile's dtype.
@@ -60,7 +59,7 @@ def row_losses(tile: Tile, edits: Sequence[Edit] = ()) -> Tensor:
     """
     problem = tile.problem
     logits = _edited(tile, edits)
-    # A copy, since an edit may have kept its result for the gradient.
+    # The in-place exclusion needs a copy, because autograd may have kept an edit's result.
     logits = problem.leave_out_(logits.clone() if edits else logits, tile.rows)
     first_of_groups = tile.targets[:: problem.group]
     positives = logits[:: problem.group].gather(1, first_of_groups).squeeze(1)
@@ -75,11 +74,11 @@ def _edited(tile: Tile, edits: Sequence[Edit]) -> Tensor:
 
 
 class _TiledCrossEntropy(torch.autograd.Function):
-    """:func:`row_losses` and their gradients a tile of rows at a time.
+    """The mean of :func:`row_losses` and its gradients, computed for one tile of rows at a time.
 
-    The softmax of a tile is in memory anyway when its loss is known, so its gradients are computed at once and the tile
-    is overwritten by the next: three matrix products in all, as few as with the whole matrix, and memory that grows
-    with the number of candidates instead of its square.
+    The gradients of a tile are computed together with its loss, while its softmax is in memory. The next tile
+    overwrites it. This takes three matrix products in all, as many as with the whole matrix, but memory grows with the
+    number of candidates and not with its square.
     """
 
     @staticmethod
@@ -92,7 +91,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
         edits: tuple[Edit, ...],
     ) -> Tensor:
         wants_queries, wants_candidates, wants_positives = ctx.needs_input_grad[:3]
-        # Where rows are compared among themselves, one gradient is both.
+        # If rows are compared among themselves, they have one gradient for both roles.
         shared = queries is candidates
         queries_grad = torch.zeros_like(queries) if wants_queries else None
         candidates_grad = queries_grad if shared else torch.zeros_like(candidates) if wants_candidates else None
@@ -108,7 +107,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
                 part = slice(begin, min(begin + rows, len(queries)))
                 losses, tile, factor = gradients(problem, part, edits, buffer[: part.stop - begin])
                 total += losses.sum()
-                factor /= softmaxes  # as the gradient of their mean wants it
+                factor /= softmaxes  # the result is the mean
                 if positives_grad is not None:
                     target = problem.targets[part, None]
                     positives_grad[part] = tile.gather(1, target).squeeze(1) * factor
@@ -131,7 +130,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
 def _plain_gradients(
     problem: Problem, rows: slice, edits: Sequence[Edit], buffer: Tensor
 ) -> tuple[Tensor, Tensor, float]:
-    """The losses of a tile, and their gradients with respect to its similarities: a matrix, and a factor for it."""
+    """Returns a tile's losses and their gradients with respect to the similarities, as a matrix and a factor for it."""
     torch.addmm(buffer, problem.queries[rows], problem.candidates.T, beta=0, alpha=problem.scale, out=buffer)
     if problem.positive_similarities is not None:
         buffer.scatter_(1, problem.targets[rows, None], problem.positive_similarities[rows, None] * problem.scale)
@@ -141,7 +140,7 @@ def _plain_gradients(
 def _edited_gradients(
     problem: Problem, rows: slice, edits: Sequence[Edit], buffer: Tensor
 ) -> tuple[Tensor, Tensor, float]:
-    """The same with edits, through which autograd goes."""
+    """Returns the same as :func:`_plain_gradients`, computed by autograd because the edits are arbitrary functions."""
     similarities = problem.tile(rows).similarities.detach().requires_grad_()
     with torch.enable_grad():
         logits = _edited(problem.tile(rows, similarities), edits)
@@ -151,13 +150,13 @@ def _edited_gradients(
 
 
 def _losses_and_gradients_(problem: Problem, rows: slice, logits: Tensor) -> Tensor:
-    """The losses of a tile; its logits become their gradients: the probability, less one for the positive."""
+    """Returns the losses of a tile and overwrites its logits with the gradients: probability minus one-hot target."""
     first_of_groups = problem.targets[rows, None][:: problem.group]
     positives = logits[:: problem.group].gather(1, first_of_groups).squeeze(1)
     softmaxes = problem.leave_out_(logits, rows).view(len(positives), -1)
     largest = softmaxes.amax(1)
     torch.softmax(softmaxes, 1, out=softmaxes)
-    # The largest probability is e^largest / sum, and never underflows as the others may.
+    # The largest probability is e^largest / sum. Unlike the others it cannot underflow.
     losses = largest - softmaxes.amax(1).log() - positives
     softmaxes.scatter_add_(1, first_of_groups, softmaxes.new_full(first_of_groups.shape, -1.0))
     return losses

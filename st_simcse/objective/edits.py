@@ -1,6 +1,6 @@
-"""What may change a logit before the softmax, in float32, on a tile of the similarity matrix.
+"""Edits: changes of the logits before the softmax, computed in float32 on a tile of the similarity matrix.
 
-The edits here add their change to the logits, or leave them out, so that they can stand in any order.
+Each edit here adds a term to logits or excludes them from the softmax, so their order does not matter.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FocalMargin(Bounded):
-    r"""Focal-InfoNCE: hard negatives weigh more, easy ones less (Hou and Li, Findings of EMNLP 2023).
+    r"""Focal-InfoNCE: more weight for hard negatives and less for easy ones (Hou and Li, Findings of EMNLP 2023).
 
-    With s the cosine similarity, a positive's logit is s² / τ, a negative's s (s + m) / τ.
+    With s the cosine similarity, the logit of a positive is s² / τ and that of a negative is s (s + m) / τ.
 
     Args:
-        margin: m; 0.2, for example.
+        margin: The margin m, for example 0.2.
 
     Raises:
-        ValueError: for a margin that is not finite.
+        ValueError: If the margin is not finite.
 
     Example:
         >>> from st_simcse.objective import Problem, row_losses
@@ -62,13 +62,13 @@ class FocalMargin(Bounded):
 
 @dataclass(frozen=True)
 class SimilarityThreshold(Bounded):
-    """Negatives more similar to the query than this are left out: they may be false negatives.
+    """A limit to the cosine similarity of negatives: more similar ones are excluded as likely false negatives.
 
     Args:
-        threshold: a cosine similarity.
+        threshold: The cosine similarity above which negatives are excluded.
 
     Raises:
-        ValueError: for a threshold that is not finite.
+        ValueError: If the threshold is not finite.
 
     Example:
         >>> from st_simcse.objective import Problem, row_losses
@@ -77,7 +77,7 @@ class SimilarityThreshold(Bounded):
         tensor([0., 0.])
     """
 
-    threshold: float = field(metadata={"help": "Leave out negatives that are more similar than this."})
+    threshold: float = field(metadata={"help": "Cosine similarity above which negatives are excluded."})
 
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
         similar = (tile.similarities > self.threshold).scatter_(1, tile.targets, False)
@@ -86,15 +86,15 @@ class SimilarityThreshold(Bounded):
 
 @dataclass(frozen=True)
 class OwnNegativeWeight:
-    """The weight α of a row's own hard negatives in its softmax (SimCSE, section 6.3): log(α) on their logits.
+    """A weight α for a row's own hard negatives in its softmax: log(α) is added to their logits (SimCSE, section 6.3).
 
-    princeton-nlp/SimCSE's ``--hard_negative_weight`` *is* that logarithm: its 0 is our 1.
+    ``--hard_negative_weight`` of princeton-nlp/SimCSE is this logarithm: its 0 is a weight of 1 here.
 
     Args:
-        weight: α ≥ 0; 0 leaves them out.
+        weight: α ≥ 0. A weight of 0 excludes them.
 
     Raises:
-        ValueError: for a weight out of range.
+        ValueError: If the weight is negative or not finite.
 
     Example:
         >>> from st_simcse.objective import Problem, row_losses
@@ -104,13 +104,13 @@ class OwnNegativeWeight:
     """
 
     weight: float = field(metadata={"help": "Weight of a row's own hard negatives."})
-    incompatible: ClassVar[frozenset[str]] = frozenset({"UnsupSimCSELoss"})  # there are none
+    incompatible: ClassVar[frozenset[str]] = frozenset({"UnsupSimCSELoss"})  # it has no hard negatives
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
             raise ValueError(
-                f"the weight is the factor α of the own hard negatives and must be at least 0, got {self.weight} "
-                "(princeton-nlp/SimCSE's argument is log(α): pass its exponential)"
+                f"the weight is the factor α of a row's own hard negatives and must be at least 0, got {self.weight} "
+                "(the argument of princeton-nlp/SimCSE is log(α): pass its exponential)"
             )
 
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
@@ -120,15 +120,15 @@ class OwnNegativeWeight:
 
 @dataclass(frozen=True)
 class AngularMargin(Bounded):
-    r"""ArcCSE: a positive must be nearer than the negatives by an angle (Zhang et al., ACL 2022, section 3.2).
+    r"""ArcCSE: an angular margin between the positive and the negatives (Zhang et al., ACL 2022, section 3.2).
 
     With θ the angle between an anchor and its positive, the positive's logit is cos(θ + m) / τ.
 
     Args:
-        margin: m in radians, between 0 and π / 2; 10 degrees, 0.1745, in the paper.
+        margin: The angle m in radians, at least 0 and below π / 2. The paper uses 10 degrees, 0.1745.
 
     Raises:
-        ValueError: for a margin out of range.
+        ValueError: If the margin is out of range.
 
     Example:
         >>> from st_simcse.objective import Problem
@@ -140,7 +140,7 @@ class AngularMargin(Bounded):
 
     margin: float = field(
         metadata={
-            "help": "ArcCSE: an angle in radians by which positives must be nearer.",
+            "help": "ArcCSE's angular margin between the positive and the negatives, in radians.",
             "least": 0,
             "below": math.pi / 2,
         }
@@ -157,7 +157,7 @@ class AngularMargin(Bounded):
 
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
         cosine = tile.similarities
-        # At an angle of 0 the sine has no finite slope; equal views are not to be torn apart by an infinite one.
+        # The sine has an infinite slope at an angle of 0. The clamp gives equal views a finite gradient.
         sine = (1 - cosine.square()).clamp_min(1e-12).sqrt()
         moved = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
         return torch.where(tile.is_positive, logits + (moved - cosine) * tile.problem.scale, logits)
@@ -165,18 +165,18 @@ class AngularMargin(Bounded):
 
 @dataclass(frozen=True)
 class HardnessWeighting(Bounded):
-    r"""Similar negatives weigh more: α times their similarity, as a constant, on top of their logits.
+    r"""More weight for similar negatives: α times their similarity, without gradient, is added to their logits.
 
-    The ``hardness_mode`` and ``hardness_strength`` of ST's MultipleNegativesRankingLoss (Lan et al., LLaVE, 2025,
-    equation 5; EmbeddingGemma, 2025, for the hard negatives alone). It acts in every direction that is compared, there
-    in ``query_to_doc`` alone.
+    These are the ``hardness_mode`` and ``hardness_strength`` of ST's MultipleNegativesRankingLoss (Lan et al., LLaVE,
+    2025, equation 5; EmbeddingGemma, 2025, for hard negatives only). This class weights the negatives of every
+    direction that is compared, ST's loss only those of ``query_to_doc``.
 
     Args:
         strength: α ≥ 0; 9 in LLaVE, 5 in EmbeddingGemma.
-        mode: which negatives: those of other rows, a row's own hard negatives, or both.
+        mode: The negatives to weight: those of other rows, a row's own hard negatives, or both.
 
     Raises:
-        ValueError: for a negative strength or an unknown mode.
+        ValueError: If the strength is negative or the mode is unknown.
 
     Example:
         >>> from st_simcse.objective import Problem, row_losses
@@ -185,9 +185,9 @@ class HardnessWeighting(Bounded):
         tensor([2.6716, 2.6716])
     """
 
-    strength: float = field(metadata={"help": "Similar negatives weigh more: how much.", "least": 0})
+    strength: float = field(metadata={"help": "Factor of the similarity that is added to the logits.", "least": 0})
     mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] = field(
-        default="in_batch_negatives", metadata={"help": "Which negatives weigh more."}
+        default="in_batch_negatives", metadata={"help": "The negatives to weight."}
     )
     citation: ClassVar[str] = """
 @misc{lan2025llave,
@@ -217,35 +217,35 @@ class HardnessWeighting(Bounded):
 
 @dataclass(frozen=True)
 class GuidedNegatives(Bounded):
-    r"""GISTEmbed: negatives that a teacher finds nearer than the positive are left out (Solatorio, 2024).
+    r"""GISTEmbed: negatives that a teacher finds more similar than the positive are excluded (Solatorio, 2024).
 
-    With t the teacher's cosine similarities, a negative j of row i is left out if :math:`t_{ij}` is above
-    :math:`t_{ii} - m` (``absolute``) or :math:`t_{ii} - m |t_{ii}|` (``relative``), as in ST's GISTEmbedLoss. Of one
-    column of sentences the two views have the similarity 1, so that m is what decides. The negatives of a
-    :class:`~st_simcse.MomentumQueue` stay: the teacher has not seen them. The labels are the teacher's embeddings, see
-    :func:`~st_simcse.add_teacher_embeddings`.
+    With t the teacher's cosine similarities, negative j of row i is excluded if :math:`t_{ij}` is above
+    :math:`t_{ii} - m` (``absolute``) or :math:`t_{ii} - m |t_{ii}|` (``relative``), as in ST's GISTEmbedLoss. If the
+    dataset has one column of sentences, the two views have the similarity 1, so the threshold depends on m only. The
+    negatives of a :class:`~st_simcse.MomentumQueue` are never excluded, because the teacher has not seen them. The
+    labels must be the teacher's embeddings; see :func:`~st_simcse.add_teacher_embeddings`.
 
     Args:
-        margin: m ≥ 0; for ``absolute`` it is a similarity, for ``relative`` a share.
+        margin: m ≥ 0: a similarity if ``absolute``, a share of the positive's similarity if ``relative``.
         margin_strategy: ``absolute`` or ``relative``.
 
     Raises:
-        ValueError: for a margin out of range and an unknown strategy; in a loss, for labels that are no teacher's
-            embeddings.
+        ValueError: If the margin is negative or the strategy is unknown. A loss with this option raises it if the
+            labels are not a teacher's embeddings.
 
     Example:
         >>> from st_simcse.objective import Problem, row_losses
-        >>> rows, teacher = torch.eye(2), torch.ones(2, 1)  # to the teacher both are the same
+        >>> rows, teacher = torch.eye(2), torch.ones(2, 1)  # the teacher finds both rows equal
         >>> problem = Problem(rows, rows, torch.arange(2), 1.0, teacher_queries=teacher, teacher_candidates=teacher)
         >>> row_losses(problem.tile(), [GuidedNegatives(0.1)])
         tensor([0., 0.])
     """
 
     margin: float = field(
-        metadata={"help": "Leave out negatives that a teacher finds nearer than the positive, less m.", "least": 0}
+        metadata={"help": "Exclude negatives above the teacher's similarity of the positive, less this.", "least": 0}
     )
     margin_strategy: Literal["absolute", "relative"] = field(
-        default="absolute", metadata={"help": "Whether m is a similarity or a share of the positive's."}
+        default="absolute", metadata={"help": "Whether m is a similarity or a share of the positive's similarity."}
     )
     needs_teacher: ClassVar[bool] = True
     citation: ClassVar[str] = """

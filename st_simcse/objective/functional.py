@@ -1,4 +1,4 @@
-"""InfoNCE over embedding matrices: tensors in, a scalar out.
+"""InfoNCE on matrices of embeddings.
 
 The equations are those of Gao et al., *SimCSE: Simple Contrastive Learning of Sentence Embeddings*, EMNLP 2021.
 """
@@ -30,20 +30,21 @@ CITATION = """
 
 
 def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
-    """Unsupervised SimCSE over interleaved views, both views of a sentence being anchors.
+    """Computes the loss of unsupervised SimCSE on interleaved views, with both views of a sentence as anchors.
 
-    Row ``i`` is classified against all other rows; its label is ``i ^ 1`` (0 and 1 are each other's positive, 2 and 3,
-    and so on). It is :func:`info_nce` with ``Comparison(symmetric=True)`` on the even and the odd rows.
+    Row ``i`` is classified against all other rows, and its label is row ``i ^ 1``: rows 0 and 1 are each other's
+    positives, as are rows 2 and 3, and so on. The result equals :func:`info_nce` with ``Comparison(symmetric=True)`` on
+    the even and the odd rows.
 
     Args:
         embeddings: ``[a0, a0', a1, a1', ...]`` of shape (2B, d), any floating dtype.
-        temperature: softmax temperature τ > 0; a Keras-style ``scale`` of 20 is a temperature of 0.05.
+        temperature: The softmax temperature τ > 0. A Keras-style ``scale`` of 20 is a temperature of 0.05.
 
     Returns:
         The mean cross-entropy over the 2B anchors, in nats: a float32 scalar (float64 for float64 input).
 
     Raises:
-        ValueError: for an odd row count, and as :func:`info_nce` does.
+        ValueError: If the number of rows is odd, or for the reasons of :func:`info_nce`.
 
     Example:
         >>> views = torch.eye(2).repeat_interleave(2, dim=0)  # two sentences, each with two equal views
@@ -58,20 +59,20 @@ def unsup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
 
 
 def sup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
-    """Supervised SimCSE over interleaved triplets: equation 5 of the paper.
+    """Computes the loss of supervised SimCSE on interleaved triplets: equation 5 of the paper.
 
-    Every anchor is classified against all positives and all hard negatives of the batch. It is :func:`info_nce` with
-    one hard negative a row.
+    Every anchor is classified against all positives and all hard negatives of the batch. The result equals
+    :func:`info_nce` with one hard negative per row.
 
     Args:
         embeddings: ``[anchor0, positive0, negative0, anchor1, ...]`` of shape (3B, d), any floating dtype.
-        temperature: softmax temperature τ > 0.
+        temperature: The softmax temperature τ > 0.
 
     Returns:
         The mean cross-entropy over the B anchors, in nats: a float32 scalar (float64 for float64 input).
 
     Raises:
-        ValueError: for a row count that is no multiple of three, and as :func:`info_nce` does.
+        ValueError: If the number of rows is not a multiple of three, or for the reasons of :func:`info_nce`.
 
     Example:
         >>> triplet = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -85,34 +86,35 @@ def sup_simcse_loss(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
 def info_nce(
     batch: Batch, temperature: float = 0.05, edits: Sequence[Edit] = (), comparison: Comparison | None = None
 ) -> Tensor:
-    r"""InfoNCE over cosine similarities with in-batch negatives: equations 1, 4 and 5 of the paper.
+    r"""Computes InfoNCE on cosine similarities with in-batch negatives: equations 1, 4 and 5 of the paper.
 
-    With sim the cosine similarity, τ the temperature and N hard negatives a row, the loss of row i is
+    With sim the cosine similarity, τ the temperature and N hard negatives per row, the loss of row i is
 
     .. math::
         -\log \frac{e^{sim(h_i, h_i^+)/τ}}
         {\sum_j \left(e^{sim(h_i, h_j^+)/τ} + \sum_n e^{sim(h_i, h_{jn}^-)/τ}\right)}
 
-    Without hard negatives this is equation 1 (and 4, where the positive is the same sentence under another dropout
-    mask); with them equation 5.
+    Without hard negatives this is equation 1, or equation 4 if the positive is the same sentence under another dropout
+    mask. With hard negatives it is equation 5.
 
-    Similarities and the log-sum-exp are computed in float32 (float64 for float64 input), also under autocast. Of a
-    large batch the similarity matrix is never held whole: memory then grows with B, not with its square.
+    Similarities and the log-sum-exp are computed in float32 (float64 for float64 input), also under autocast. The
+    similarity matrix of a large batch is never held in memory as a whole, so memory grows with B and not with B².
 
-    A zero vector has similarity 0 with everything and gets a zero gradient. A single row without hard negatives has
-    nothing to be told apart from: its loss is 0.
+    A zero vector has the similarity 0 with every vector and a gradient of zero. A single row without hard negatives has
+    no negatives, so its loss is 0.
 
     Args:
-        batch: the embeddings, and what is known of their texts.
+        batch: The embeddings, and facts about their texts.
         temperature: τ > 0.
-        edits: what changes the logits before the softmax, in this order; see :mod:`st_simcse.objective.edits`.
-        comparison: who is compared with whom; every anchor with the positives and hard negatives when left out.
+        edits: Changes of the logits before the softmax, applied in this order; see :mod:`st_simcse.objective.edits`.
+        comparison: Which embeddings are compared. If None, every anchor is compared with the positives and hard
+            negatives.
 
     Returns:
         The mean cross-entropy in nats: a float32 scalar (float64 for float64 input).
 
     Raises:
-        ValueError: for a temperature out of range, and NaN or infinite embeddings (the message lists the rows).
+        ValueError: If the temperature is out of range, or embeddings are NaN or infinite. The message lists their rows.
 
     Example:
         >>> from st_simcse import OwnNegativeWeight
@@ -131,7 +133,7 @@ def info_nce(
 
 
 def check_temperature(temperature: float) -> None:
-    """ValueError for a temperature that is no positive number."""
+    """Raises a ValueError if the temperature is not a positive number."""
     if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive number, got {temperature!r}")
 
@@ -139,6 +141,6 @@ def check_temperature(temperature: float) -> None:
 def _check_interleaved(embeddings: Tensor, views: int, layout: str) -> None:
     if embeddings.ndim != 2 or len(embeddings) % views or not len(embeddings):
         raise ValueError(
-            f"expected {layout} of shape ({views}B, d), that is a multiple of {views} rows, got shape "
+            f"expected the layout {layout} and the shape ({views}B, d) with a multiple of {views} rows, got shape "
             f"{tuple(embeddings.shape)}"
         )

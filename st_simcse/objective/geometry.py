@@ -12,17 +12,17 @@ __all__ = ["alignment", "normalize", "uniformity"]
 
 
 def normalize(embeddings: Tensor, name: str) -> Tensor:
-    """Rows of unit length in float32 or float64; zero rows stay zero, with a zero gradient.
+    """Scales rows to unit length in float32 or float64. Zero rows stay zero, with a gradient of zero.
 
     Args:
         embeddings: (..., d), any floating dtype.
-        name: what the error calls them.
+        name: The name of the embeddings in the error message.
 
     Returns:
-        The same shape in float32 (float64 for float64 input).
+        The normalized rows in the same shape, float32 (float64 for float64 input).
 
     Raises:
-        ValueError: for NaN or infinite embeddings; the message lists the rows.
+        ValueError: If embeddings are NaN or infinite. The message lists the rows.
 
     Example:
         >>> normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), "rows")
@@ -34,19 +34,19 @@ def normalize(embeddings: Tensor, name: str) -> Tensor:
     if not math.isfinite(norms.sum()):
         rows = (~torch.isfinite(norms).squeeze(-1)).nonzero().squeeze(-1).tolist()
         raise ValueError(
-            f"{name} has NaN or infinite values in row(s) {rows} of {len(embeddings)}: look at these sentences, lower "
-            "the learning rate, or train in bf16 or float32 instead of fp16"
+            f"{name} has NaN or infinite values in row(s) {rows} of {len(embeddings)}. Inspect these sentences, lower "
+            "the learning rate, or train in bf16 or float32 instead of fp16."
         )
     unit: Tensor = _Normalize.apply(embeddings, norms)
     return unit
 
 
 class _Normalize(torch.autograd.Function):
-    r"""u = x / |x|, and its gradient :math:`(g - u (u \cdot g)) / |x|`, in half as many steps as autograd takes."""
+    r"""u = x / |x| with the gradient :math:`(g - u (u \cdot g)) / |x|`, in half as many steps as autograd takes."""
 
     @staticmethod
     def forward(ctx: Any, embeddings: Tensor, norms: Tensor) -> Tensor:
-        # Of a zero row 0, not 1 / epsilon, which would be the factor of its gradient too.
+        # The inverse of a zero row is set to 0, not 1 / epsilon, because it is also the factor of the gradient.
         inverse = norms.reciprocal().masked_fill_(norms == 0, 0.0)
         unit = embeddings * inverse
         ctx.save_for_backward(unit, inverse)
@@ -60,19 +60,21 @@ class _Normalize(torch.autograd.Function):
 
 
 def alignment(embeddings: Tensor, positives: Tensor) -> Tensor:
-    r"""How far positive pairs lie apart on the unit sphere: equation 2 of the paper. Smaller is better.
+    r"""Computes the alignment: the mean squared distance of positive pairs on the unit sphere (paper, equation 2).
+
+    Smaller is better.
 
     .. math:: \ell_{align} = E_{(x, x^+)} \lVert f(x) - f(x^+) \rVert^2
 
     Args:
-        embeddings: (N, d), any floating dtype; normalized here.
+        embeddings: (N, d), any floating dtype. Need not be normalized.
         positives: (N, d).
 
     Returns:
         A float32 scalar (float64 for float64 input) between 0 and 4.
 
     Raises:
-        ValueError: for shapes that differ, no rows, and NaN or infinite embeddings.
+        ValueError: If the shapes differ, there are no rows, or embeddings are NaN or infinite.
 
     Example:
         >>> alignment(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]]))  # a right angle
@@ -87,20 +89,20 @@ def alignment(embeddings: Tensor, positives: Tensor) -> Tensor:
 
 
 def uniformity(embeddings: Tensor) -> Tensor:
-    r"""How evenly embeddings are spread over the unit sphere: equation 3 of the paper. Smaller is better.
+    r"""Computes the uniformity of embeddings on the unit sphere (paper, equation 3). Smaller is better.
 
     .. math:: \ell_{uniform} = \log E_{x, y} e^{-2 \lVert f(x) - f(y) \rVert^2}
 
-    The mean is over all pairs of different rows; memory grows with their number.
+    The mean is over all pairs of different rows, so memory grows with the square of N.
 
     Args:
-        embeddings: (N, d), any floating dtype; normalized here.
+        embeddings: (N, d), any floating dtype. Need not be normalized.
 
     Returns:
         A float32 scalar (float64 for float64 input), at most 0.
 
     Raises:
-        ValueError: for fewer than two rows, and NaN or infinite embeddings.
+        ValueError: If there are fewer than two rows, or embeddings are NaN or infinite.
 
     Example:
         >>> uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))  # log(e^(-2 * 4))

@@ -1,4 +1,4 @@
-"""Which candidates are no negatives of a query, since they are the same text as one of its positives."""
+"""Candidates that are not negatives of a query, because they have the same text as one of its positives."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["KnownPositives"]
 
 
 class KnownPositives:
-    """Which candidates are the same text as a query or as one of its positives.
+    """The candidates that have the same text as a query or as one of its positives.
 
-    Memory is linear in the numbers of rows and candidates, however many of them are equal: which text is a positive of
-    which is kept a pair of texts, and becomes places of the similarity matrix for some rows at a time.
+    The positives are stored as pairs of texts and expanded to places of the similarity matrix for a few rows at a time.
+    Memory is therefore linear in the numbers of rows and candidates, however many of them are equal.
 
     Args:
         queries: (M,) int64 keys, equal for equal texts.
         candidates: (C,) int64 keys.
-        pairs: (2, K) int64 keys, of texts and of their positives.
+        pairs: (2, K) int64 keys of texts (first row) and of their positives (second row).
 
     Example:
         >>> pairs = torch.tensor([[1, 1, 2], [3, 4, 5]])  # 3 and 4 are positives of 1
@@ -39,12 +39,12 @@ class KnownPositives:
         self.texts, self.positives = pairs // self.size, pairs % self.size
 
     def count(self) -> int:
-        """How many places of the matrix there are."""
+        """Returns the number of places of the (M, C) matrix with a known positive."""
         queries, candidates = (numbers.bincount(minlength=self.size) for numbers in (self.queries, self.candidates))
         return int((queries[self.texts] * candidates[self.positives]).sum())
 
     def mask(self, rows: slice = slice(None)) -> Tensor:
-        """A new bool matrix (rows, C), true where a candidate is a positive of the row's query."""
+        """Returns a new (rows, C) bool matrix, True if a candidate is a positive of the row's query."""
         texts, places = torch.unique(self.queries[rows], return_inverse=True)
         place_of_text = self.queries.new_full((self.size,), -1).index_copy(
             0, texts, torch.arange(len(texts), device=texts.device)

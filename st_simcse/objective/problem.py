@@ -1,4 +1,4 @@
-"""Who is compared with whom, and who is left out; a tile is some of it, while its similarities exist."""
+"""The embeddings to compare and the exclusions (a problem), and some of its rows with similarities (a tile)."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Problem:
         queries: (M, d) of unit length, float32 or float64.
         candidates: (C, d) of unit length, same dtype.
         targets: (M,) int64, the column of each row's positive.
-        scale: the inverse temperature.
-        own_columns: (M, K) int64, columns of each row that are left out, such as the row itself; or None.
-        known_positives: what else is left out, the targets excepted; or None.
-        excluded: (group, C) bool, columns that are left out for the first, second, ... row of a group; or None.
+        scale: The inverse temperature.
+        own_columns: (M, K) int64, the columns to exclude for each row, such as the row itself; or None.
+        known_positives: Further places to exclude, except the targets; or None.
+        excluded: (group, C) bool, the columns to exclude for the first, second, ... row of a group; or None.
         own_negatives: (M, N) int64, the columns of a row's own hard negatives; or None.
-        positive_similarities: (M,), same dtype, in place of the products at the targets; or None.
-        teacher_queries: (M, t) of unit length, what a teacher says of the queries; or None.
-        teacher_candidates: (K, t) of unit length, what it says of the first K candidates; or None.
-        group: so many consecutive rows share one softmax, whose positive is that of the first of them.
+        positive_similarities: (M,), same dtype, used as the similarities at the targets; or None to compute them.
+        teacher_queries: (M, t) of unit length, a teacher's embeddings of the queries; or None.
+        teacher_candidates: (K, t) of unit length, a teacher's embeddings of the first K candidates; or None.
+        group: The number of consecutive rows that share a softmax. Its positive is that of the first row.
 
     Example:
         >>> rows = torch.eye(3)
@@ -55,7 +55,7 @@ class Problem:
     group: int = 1
 
     def tile(self, rows: slice = slice(None), similarities: Tensor | None = None) -> Tile:
-        """Some rows of the similarity matrix, computed here unless they are given."""
+        """Returns some rows of the similarity matrix. Computes the similarities unless they are given."""
         if similarities is None:
             with torch.autocast(self.queries.device.type, enabled=False):
                 similarities = self.queries[rows] @ self.candidates.T
@@ -64,7 +64,7 @@ class Problem:
         return Tile(self, rows, similarities)
 
     def leave_out_(self, logits: Tensor, rows: slice) -> Tensor:
-        """-inf, in place, where a candidate of these rows does not count."""
+        """Sets the logits of excluded candidates to -inf, in place."""
         if self.known_positives is not None:
             known = self.known_positives.mask(rows).scatter_(1, self.targets[rows, None], False)
             logits.masked_fill_(known, -torch.inf)
@@ -77,7 +77,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows of a problem with their similarities (m, C), as an edit sees them."""
+    """Some rows of a problem with their similarities (m, C), the input of an edit."""
 
     problem: Problem
     rows: slice
@@ -103,18 +103,18 @@ class Tile:
 
     @cached_property
     def teacher_similarities(self) -> Tensor:
-        """(m, C): the cosine similarities that a teacher sees; -inf for candidates that it has not seen.
+        """(m, C): the teacher's cosine similarities; -inf for candidates that the teacher has not embedded.
 
         Raises:
-            ValueError: if there is no teacher.
+            ValueError: If there are no teacher embeddings.
         """
         queries, candidates = self.problem.teacher_queries, self.problem.teacher_candidates
         if queries is None or candidates is None:
-            raise ValueError("there is no teacher: pass Batch(..., teacher_embeddings=...)")
+            raise ValueError("the batch has no teacher embeddings: pass Batch(..., teacher_embeddings=...)")
         with torch.autocast(queries.device.type, enabled=False):
             seen = queries[self.rows] @ candidates.T
         return F.pad(seen, (0, len(self.problem.candidates) - len(candidates)), value=-torch.inf)
 
 
 Edit = Callable[[Tensor, Tile], Tensor]
-"""What changes the logits of a tile before the softmax; see :mod:`st_simcse.objective.edits`."""
+"""A function that changes the logits of a tile before the softmax; see :mod:`st_simcse.objective.edits`."""

@@ -1,4 +1,4 @@
-"""Whitening: the mean and covariance of a stream of embeddings, and the linear map that evens out their spread."""
+"""Whitening: the mean and covariance of a stream of embeddings, and the linear map that equalizes their variances."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["Moments", "whitening"]
 
 
 class Moments:
-    """Mean and covariance of all rows that were added, in float64 and in the memory of one batch.
+    """The mean and covariance of all rows added so far, in float64. Only one batch is in memory at a time.
 
-    Batches are joined by the update of Chan et al. (1979), which loses no digits where the mean is large.
+    Batches are merged by the update of Chan et al. (1979), which loses no digits if the mean is large.
 
     Args:
-        width: d, the number of columns.
+        width: The number of columns d.
 
     Attributes:
-        count: N, the number of rows so far.
+        count: The number of rows N so far.
         mean: (d,), float64.
 
     Example:
@@ -34,17 +34,17 @@ class Moments:
         self._scatter = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, embeddings: Tensor) -> None:
-        """Count these rows too.
+        """Adds rows to the mean and covariance.
 
         Args:
             embeddings: (n, d), any floating dtype and device.
 
         Raises:
-            ValueError: for NaN or infinite values.
+            ValueError: If values are NaN or infinite.
         """
         rows = embeddings.detach().to("cpu", torch.float64)
         if not rows.isfinite().all():
-            raise ValueError("some embeddings have NaN or infinite values, so that they have no covariance")
+            raise ValueError("some embeddings have NaN or infinite values, so their covariance is undefined")
         if not len(rows):
             return
         count = self.count + len(rows)
@@ -56,37 +56,37 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """(d, d), float64, divided by N - 1.
+        """(d, d) float64, the scatter matrix divided by N - 1.
 
         Raises:
-            ValueError: for fewer than two rows.
+            ValueError: If there are fewer than two rows.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs two embeddings at least, got {self.count}")
+            raise ValueError(f"a covariance needs at least two embeddings, got {self.count}")
         return self._scatter / (self.count - 1)
 
 
 def whitening(moments: Moments, power: float = 1.0, dimensions: int | None = None) -> tuple[Tensor, Tensor]:
-    r"""Weight and bias of the map that subtracts the mean and divides each principal direction by its spread.
+    r"""Returns the map that subtracts the mean and divides each principal direction by its standard deviation.
 
     .. math:: y = \Lambda^{-p/2} U^\top (x - \mu), \qquad \Sigma = U \Lambda U^\top
 
-    Whitening with p = 1 (Su et al., 2021, arXiv:2103.15316, section 3, equations 6 to 8): the covariance of y is the
-    identity. A smaller p evens the spread out in part, and p = 0 leaves it as it is, so that only the mean is
-    subtracted. The directions are sorted, those of the largest spread first. Where embeddings do not vary but for
-    rounding, as behind a LayerNorm in one direction at least, a power above 0 gives 0.
+    With p = 1 this is whitening (Su et al., 2021, arXiv:2103.15316, section 3, equations 6 to 8), and the covariance of
+    y is the identity. A smaller p equalizes the variances partly. With p = 0 the variances stay and only the mean is
+    subtracted. The directions are sorted by decreasing variance. With a power above 0, directions with no variance but
+    rounding error are mapped to 0. The output of a LayerNorm has at least one such direction.
 
     Args:
-        moments: of N embeddings of width d.
+        moments: The moments of N embeddings of width d.
         power: p, 0 or more.
-        dimensions: k, how many directions are kept; all d when left out.
+        dimensions: The number k of directions to keep. Keeps all d if None.
 
     Returns:
-        Weight (k, d) and bias (k,), float64.
+        The weight (k, d) and bias (k,), float64.
 
     Raises:
-        ValueError: for numbers out of range, embeddings that are all equal, and with a power above 0 for fewer than
-            k + 1 of them, which never vary in k directions.
+        ValueError: If an argument is out of range or all embeddings are equal. Also if the power is above 0 and there
+            are fewer than k + 1 embeddings, because these cannot vary in k directions.
 
     Example:
         >>> moments = Moments(2)
@@ -103,16 +103,16 @@ def whitening(moments: Moments, power: float = 1.0, dimensions: int | None = Non
         raise ValueError(f"power must be 0 or more, got {power}")
     values, vectors = torch.linalg.eigh(moments.covariance)
     values, vectors = values.flip(0), vectors.flip(1)
-    # The model computes in float32, in which a smaller spread than this is rounding.
+    # The model computes in float32, so a smaller variance than this is rounding error.
     epsilon = torch.finfo(torch.float32).eps
     if values[0] <= (epsilon * moments.mean.norm()) ** 2:
         raise ValueError(
-            f"all {moments.count} embeddings are equal, so that they have no spread: pass texts that differ"
+            f"all {moments.count} embeddings are equal, so they cannot be whitened: pass texts that differ"
         )
     if power > 0 and kept >= moments.count:
         raise ValueError(
-            f"{moments.count} texts are too few for {kept} dimensions, which need {kept + 1} at least, and several "
-            f"thousand at best: pass more texts, or dimensions={moments.count - 1} or fewer"
+            f"{moments.count} texts are too few for {kept} dimensions, which need at least {kept + 1} texts and better "
+            f"several thousand. Pass more texts, or dimensions={moments.count - 1} or fewer."
         )
     varies = values > epsilon * values[0]
     scale = torch.where(varies, values, torch.inf) if power else torch.ones_like(values)
