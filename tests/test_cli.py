@@ -422,8 +422,8 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([0], [], "one and the same sentence, 'A man plays a guitar.', so that no row has a negative"),
-        ([0] * 4, [], "all rows .* one and the same sentence"),
+        ([0], [], "the same sentence, 'A man plays a guitar.', so no row has a negative"),
+        ([0] * 4, [], "All rows .* the same sentence"),
         ([0, 1, 2], ["--per_device_train_batch_size", "1"], r"--per_device_train_batch_size\) 1 leaves no negatives"),
         ([0, 1, 2], ["--max_seq_length", "0"], "--max_seq_length 0 leaves nothing of a text.* 3 is the least"),
         ([0, 1, 2], ["--max_seq_length", "2"], "--max_seq_length 2 leaves nothing of a text"),
@@ -457,7 +457,7 @@ def test_train_with_teachers(tmp_path, tiny_bert, sentences, generated):
 def test_pairs_that_share_an_anchor_have_no_negatives_but_triplets_have(tmp_path, tiny_bert):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("anchor,positive\nA dog.,A hound.\nA dog.,A pet.\n")
-    with pytest.raises(ValueError, match="one and the same anchor"):
+    with pytest.raises(ValueError, match="the same anchor"):
         _train(tmp_path, tiny_bert, pairs)
     triplets = tmp_path / "triplets.csv"
     triplets.write_text("anchor,positive,negative\nA dog.,A hound.,A cat.\n")
