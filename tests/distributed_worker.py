@@ -293,7 +293,7 @@ def check_in_two_resume(folder):
     trainer = SimCSETrainer(_tiny(), arguments, Dataset.from_dict({"sentence": ROWS}))
     for error in (_refusal(trainer, resume_from_checkpoint=True), _refusal(trainer, taken=folder)):
         assert all(_everywhere(error)), error
-    assert "another run is training" in error
+    assert "Another run is training" in error
 
 
 def _refusal(trainer, taken=None, **options):

@@ -101,7 +101,7 @@ def _contents(folder):
 def test_killed_and_resumed_ends_as_if_undisturbed(tmp_path, command, trained):
     process = _slow_run(command(tmp_path / "killed"), 0.2)
     _wait_for(tmp_path / "killed" / "checkpoint-10" / "trainer_state.json", process)
-    with pytest.raises(OSError, match="another run is training into .*choose another output_dir"):
+    with pytest.raises(OSError, match="Another run is training into .*choose a different output_dir"):
         train.run(command(tmp_path / "killed"))
     time.sleep(0.5)  # into the steps after the checkpoint
     process.send_signal(signal.SIGKILL)
