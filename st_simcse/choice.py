@@ -1,4 +1,4 @@
-"""The choice between recipes by their scores on dev data, including the choice of the original model."""
+"""The choice of a recipe by scores on dev data, or of the model before training if no recipe is better."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Choice:
     """The result of :func:`choose`.
 
     Args:
-        name: The name of the chosen recipe, or of the original model.
+        name: The name of the chosen recipe, or of the model before training.
         why: The reason in one or two sentences.
     """
 
@@ -50,15 +50,15 @@ class Choice:
 
 
 def choose(scores: Mapping[str, Sequence[float]], before: str, least: float) -> Choice:
-    """Chooses the simplest of the best recipes, or the original model if no recipe is better by more than chance.
+    """Chooses the simplest of the best recipes, or the model before training if no recipe is clearly better.
 
-    A recipe wins if its mean score exceeds the score of the original model by more than the recipe's margin. The margin
-    is the larger of the standard deviation over its seeds and ``least``. All winners within the margin of the best one
-    count as equal to it, and the first of them is chosen.
+    A recipe wins if its mean score exceeds the score of the model before training by more than the recipe's margin. The
+    margin is the larger of the standard deviation over its seeds and ``least``. All winners within the margin of the
+    best one count as equal to it, and the first of them is chosen.
 
     Args:
         scores: The scores of each recipe from 0 to 100, one per seed. The simplest and cheapest recipe comes first.
-        before: The name of the original model in ``scores``.
+        before: The name of the model before training in ``scores``.
         least: The smallest margin, see :func:`noise`.
 
     Example:
@@ -76,11 +76,11 @@ def choose(scores: Mapping[str, Sequence[float]], before: str, least: float) -> 
     if not winners:
         return Choice(
             before,
-            f"No recipe is better than the original model by more than chance. The best one, {best}, differs by "
+            f"No recipe is better than the model before training by more than chance. The best one, {best}, differs by "
             f"{gain:+.2f} points, but a difference of up to {margins[best]:.2f} may be chance.",
         )
     near = [name for name in winners if means[best] - means[name] <= margins[best]]
-    why = f"{near[0]} is {means[near[0]] - means[before]:.2f} points better than the original model"
+    why = f"{near[0]} is {means[near[0]] - means[before]:.2f} points better than the model before training"
     why += f", and a difference of up to {margins[near[0]]:.2f} may be chance."
     if near[0] != best:
         why += f" {best} is another {means[best] - means[near[0]]:.2f} points better, which is within its margin of "

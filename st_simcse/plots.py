@@ -388,7 +388,7 @@ def _write_value(axes: Axes, value: float, error: float, place: float, colour: s
 
 
 def _leave_room(axes: Axes, share: float) -> None:
-    """Sets the limits of the x axis with room for the numbers to the right of the dots, even if all are almost equal."""
+    """Sets limits of the x axis with room for the numbers to the right of the dots, even if these are almost equal."""
     low, high = axes.dataLim.intervalx
     if not math.isfinite(low):
         low, high = 0.0, 1.0

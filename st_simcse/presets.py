@@ -192,5 +192,5 @@ def preset_options(name: str) -> list[str]:
         '--model_name_or_path bert-base-uncased --pooling cls --projection_head true'
     """
     if name not in PRESETS:
-        raise ValueError(f"Unknown preset {name!r}. Choose one of {', '.join(PRESETS)}.")
+        raise ValueError(f"{name!r} is not a preset. Choose one of {', '.join(PRESETS)}.")
     return [word for option, value in PRESETS[name].items() for word in (f"--{option}", *value.split())]

@@ -36,7 +36,7 @@ def read_recipes(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
         [('base', []), ('focal', ['--focal_margin', '0.2']), ('sharp', ['--temperature', '0.02'])]
     """
     try:
-        # JSON is YAML. Nodes keep each word as it was written, while loaded values would turn `on` into True.
+        # JSON is YAML. Nodes keep each word as it was written, but values would turn `on` into True and `010` into 8.
         found = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error

@@ -80,7 +80,7 @@ def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str
         >>> [candidate.name for candidate in shortlist(corpus, model)]
         ['before', 'centred', 'whitened-0.5', 'whitened-1', 'simcse', 'whitened-simcse']
     """
-    found = [Candidate(BEFORE, "The original model."), *_UNTRAINED, _simcse(model)]
+    found = [Candidate(BEFORE, "The model before training."), *_UNTRAINED, _simcse(model)]
     if corpus.has_paragraphs:
         found.append(
             _of_preset(

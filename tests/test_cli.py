@@ -234,8 +234,8 @@ def test_evaluate_finds_a_wrong_model_before_the_work(small_sts, tiny_bert, monk
     [
         (["--json_file", "absent/a.json"], "cannot write absent/a.json: there is no folder absent"),
         (["--csv_file", "sts"], "cannot write sts: it is a folder"),
-        (["--plot_file", "sts.doc"], "sts.doc: the ending says the format of a picture, choose one of .*png"),
-        (["--plot_file", "noending"], "noending: the ending says"),
+        (["--plot_file", "sts.doc"], "sts.doc does not have the file extension of a picture. Use one of .*png"),
+        (["--plot_file", "noending"], "noending does not have the file extension"),
         (["--json_file", "a", "--csv_file", "./a"], "need names of their own"),
         (["--batch_size", "0"], "--batch_size must be at least 1, got 0"),
         (["--max_seq_length", "0"], "--max_seq_length must be at least 1, got 0"),
@@ -249,7 +249,7 @@ def test_evaluate_checks_its_options_before_the_work(small_sts, tmp_path, monkey
 
 def test_evaluate_asks_for_matplotlib_before_the_work(small_sts, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
-    with pytest.raises(ImportError, match="pictures need matplotlib: pip install"):
+    with pytest.raises(ImportError, match="Pictures need matplotlib. Install it with: pip install"):
         evaluate.run(["--model", "/absent", "--sts_dir", small_sts, "--allow_partial", "--plot_file", "a.png"])
 
 
@@ -540,7 +540,7 @@ def test_train_asks_for_matplotlib_before_the_work(tmp_path, tiny_bert, sentence
     monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
     (tmp_path / "a.txt").write_text("\n".join(sentences))
     options = ["--dev_file", _scored_pairs(tmp_path / "dev.tsv", sentences), "--alignment_uniformity"]
-    with pytest.raises(ImportError, match="pictures need matplotlib"):
+    with pytest.raises(ImportError, match="Pictures need matplotlib"):
         _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
 
 
