@@ -82,7 +82,7 @@ class Share:
 
 
 def share_budget(budget: float, paces: Sequence[Pace], texts: int, batch: int) -> Share:
-    """Returns the largest number of rows on which all recipes can train with three seeds.
+    """Shares a budget: all recipes train on as many rows as possible with three seeds.
 
     If three seeds leave fewer than 20 steps, two seeds are used.
 

@@ -281,7 +281,7 @@ def test_a_state_of_another_version_is_named(interrupted, command):
     path = interrupted / "checkpoint-15" / "trainer_state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"novelty": 1}))
     with pytest.raises(
-        ValueError, match="a different version of transformers: the installed one does not know novelty"
+        ValueError, match="a different version of transformers: the installed version does not know novelty"
     ):
         train.run([*command(interrupted), "--resume_from_checkpoint", "last"])
 

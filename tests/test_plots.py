@@ -134,7 +134,7 @@ def test_what_cannot_be_a_map_is_refused(tmp_path):
     path = tmp_path / "map.png"
     for embeddings, classes, message in (
         (np.eye(3), ["a"] * 4, r"ours: expected embeddings of 4 texts with shape \(n, d\), got shape \(3, 3\)"),
-        (np.full((3, 3), np.nan), ["a"] * 3, "ours: some embeddings are not finite"),
+        (np.full((3, 3), np.nan), ["a"] * 3, "ours: some embeddings are NaN or infinite"),
         (np.eye(2), ["a"] * 2, "A map needs at least 3 texts"),
         (np.eye(21), [str(n) for n in range(21)], "21 classes are too many: colours can distinguish at most 20"),
     ):

@@ -127,8 +127,8 @@ def check_resumable(checkpoint: str | Path, run: dict[str, Any], changes_allowed
     state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     if unknown := set(state) - {field.name for field in dataclasses.fields(TrainerState)}:
         raise ValueError(
-            f"{checkpoint / TRAINER_STATE_NAME} was saved by a different version of transformers: the installed one "
-            f"does not know {', '.join(sorted(unknown))}. Resume with the version that saved it."
+            f"{checkpoint / TRAINER_STATE_NAME} was saved by a different version of transformers: the installed "
+            f"version does not know {', '.join(sorted(unknown))}. Resume with the version that saved it."
         )
     record = _read_record(checkpoint)
     if missing := _missing_files(checkpoint, run, record):

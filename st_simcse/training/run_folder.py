@@ -35,7 +35,7 @@ def checkpoint_folders(folder: str | Path) -> list[Path]:
 
 
 def step_of(checkpoint: str | Path) -> int:
-    """Returns the optimizer step after which a checkpoint was saved.
+    """Returns the optimizer step of a checkpoint, from the name of its folder.
 
     Example:
         >>> step_of("output/checkpoint-500")

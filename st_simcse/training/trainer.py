@@ -285,7 +285,7 @@ class SimCSETrainer(ResumableTrainer):
             )
 
     def _text_columns(self) -> dict[str, list[str]]:
-        """Returns the names of the text columns of the training data, by dataset. A single one has the empty name."""
+        """Returns the names of the text columns of the training data by dataset, or under the empty name."""
         data = self.train_dataset if isinstance(self.train_dataset, dict) else {"": self.train_dataset}
         others = {*getattr(self.data_collator, "valid_label_columns", ()), "dataset_name"}
         columns = {name: getattr(dataset, "column_names", None) for name, dataset in data.items()}
