@@ -140,7 +140,7 @@ def test_what_cannot_be_a_map_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             plot_map({"ours": embeddings}, classes, path)
-    with pytest.raises(ValueError, match="4 clusters of 3 different"):
+    with pytest.raises(ValueError, match="3 different embeddings cannot be divided into 4"):
         name_clusters(np.eye(3)[[0, 1, 2, 2]], list("abcd"), 4)
     assert not path.exists()
 
