@@ -1,6 +1,6 @@
-"""SimCSE for sentence-transformers. The public names are those of ``__init__.pyi``, imported when they are first used.
+"""SimCSE for sentence-transformers. The public names are listed in ``__init__.pyi`` and imported on first use.
 
-The libraries underneath take seconds to import, and ``st-simcse --help`` needs none of them.
+Importing the underlying libraries takes seconds, and ``st-simcse --help`` does not need them.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""``python -m st_simcse`` is ``st-simcse``."""
+"""Lets ``python -m st_simcse`` run the command ``st-simcse``."""
 
 from st_simcse.cli import main
 

@@ -1,4 +1,4 @@
-"""How many rows fit a budget of time, from the seconds that a step of each recipe takes."""
+"""The number of rows and seeds that fit into a time budget, given the duration of a step of each recipe."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["Pace", "Share", "parse_duration", "share_budget", "shown_duration"]
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 SEEDS = 3
 FEWEST_SEEDS = 2
-# With fewer steps than these two seeds train on more rows instead of three on fewer.
+# If three seeds leave fewer steps than this, two seeds train on more rows instead.
 STEPS_FOR_ALL_SEEDS = 20
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a time such as ``600s``, ``10m`` or ``1.5h``.
+    """Converts a duration such as ``600s``, ``10m`` or ``1.5h`` to seconds.
 
     Raises:
-        ValueError: for anything else, and for no time at all.
+        ValueError: If the text is not such a duration, or if the duration is 0.
 
     Example:
         >>> parse_duration("10m")
@@ -28,12 +28,12 @@ def parse_duration(text: str) -> float:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if not found or not float(found[1]):
-        raise ValueError(f"--budget {text}: expected a time such as 600s, 10m or 2h")
+        raise ValueError(f"--budget {text} is not a duration. Pass one such as 600s, 10m or 2h.")
     return float(found[1]) * _UNITS[found[2]]
 
 
 def shown_duration(seconds: float) -> str:
-    """As people say it.
+    """Formats a duration for readers.
 
     Example:
         >>> shown_duration(42), shown_duration(600), shown_duration(9000)
@@ -51,12 +51,12 @@ def _count(number: float, unit: str) -> str:
 
 @dataclass(frozen=True)
 class Pace:
-    """What a run of a recipe takes.
+    """The time that a run of a recipe takes.
 
     Args:
-        step: seconds of a step of a whole batch.
-        row: seconds a row before the first step, such as of a teacher that embeds it.
-        run: seconds before and after the training, to load the model and to measure it.
+        step: The seconds of a step with a full batch.
+        row: The seconds per row before the first step, such as for the embeddings of a teacher.
+        run: The seconds before and after training, to load and evaluate the model.
 
     Example:
         >>> Pace(step=2.0, row=0.5, run=10.0).seconds(rows=100, batch=64)
@@ -68,13 +68,13 @@ class Pace:
     run: float = 0.0
 
     def seconds(self, rows: int, batch: int) -> float:
-        """Of a run of one epoch over so many rows."""
+        """Returns the seconds of a run of one epoch over this many rows."""
         return math.ceil(rows / batch) * self.step + rows * self.row + self.run
 
 
 @dataclass(frozen=True)
 class Share:
-    """How a budget is spent: every recipe is trained on ``rows`` rows with each of so many ``seeds``."""
+    """The use of a budget. Every recipe trains on ``rows`` rows with each of the ``seeds``, in ``seconds`` in total."""
 
     rows: int
     seeds: int
@@ -82,16 +82,18 @@ class Share:
 
 
 def share_budget(budget: float, paces: Sequence[Pace], texts: int, batch: int) -> Share:
-    """The most rows on which all recipes train with three seeds, or with two where three leave fewer than 20 steps.
+    """Shares a budget: all recipes train on as many rows as possible with three seeds.
+
+    If three seeds leave fewer than 20 steps, two seeds are used.
 
     Args:
-        budget: seconds of all runs together.
-        paces: of the recipes that are trained.
-        texts: how many rows there are.
-        batch: rows a step.
+        budget: The seconds for all runs together.
+        paces: The pace of each recipe that is trained.
+        texts: The number of available rows.
+        batch: The number of rows per step.
 
     Raises:
-        ValueError: for a budget that is too small for a step of each with two seeds.
+        ValueError: If the budget is too small for one step of each recipe with two seeds.
 
     Example:
         >>> share_budget(600, [Pace(1.0), Pace(2.0)], texts=10_000, batch=64)
@@ -104,14 +106,14 @@ def share_budget(budget: float, paces: Sequence[Pace], texts: int, batch: int) -
     if rows[seeds] < min(batch, texts):
         least = math.ceil(FEWEST_SEEDS * sum(pace.seconds(min(batch, texts), batch) for pace in paces))
         raise ValueError(
-            f"a budget of {shown_duration(budget)} is too small for one step of each of {len(paces)} recipes with "
-            f"{FEWEST_SEEDS} seeds: pass --budget {least}s or more"
+            f"A budget of {shown_duration(budget)} is too small for one step of each of {len(paces)} recipes with "
+            f"{FEWEST_SEEDS} seeds. Pass --budget {least}s or more."
         )
     return Share(rows[seeds], seeds, seeds * sum(pace.seconds(rows[seeds], batch) for pace in paces))
 
 
 def _rows(seconds: float, paces: Sequence[Pace], texts: int, batch: int) -> int:
-    """Of whole batches, or all texts."""
+    """Returns the number of rows that fit into the seconds: all texts, or a multiple of the batch size."""
     if sum(pace.seconds(texts, batch) for pace in paces) <= seconds:
         return texts
     runs = sum(pace.run for pace in paces)

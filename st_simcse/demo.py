@@ -1,4 +1,4 @@
-"""`st-simcse demo`: both objectives on a tiny model and a generated corpus, without network or files."""
+"""The command `st-simcse demo`: both objectives on a tiny model and a generated corpus, without network or files."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ __all__ = ["run_demo", "tiny_model"]
 def tiny_model(
     sentences: Iterable[str], pooling: PoolingMode = "mean", width: int = 64, layers: int = 2, seed: int = 0
 ) -> SentenceTransformer:
-    """A BERT of random weights whose vocabulary is the words of ``sentences``; trains in seconds on a CPU.
+    """Returns a BERT model with random weights that trains in seconds on a CPU. Its vocabulary is from ``sentences``.
 
     Args:
-        sentences: texts, split at white space, punctuation and each Chinese character, lower-cased.
-        pooling: as in :func:`~st_simcse.build_model`.
-        width: hidden size d.
-        layers: number of transformer layers.
-        seed: of the weights.
+        sentences: The texts with the words of the vocabulary. They are lower-cased and split at white space,
+            punctuation and every Chinese character.
+        pooling: The pooling mode, as in :func:`~st_simcse.build_model`.
+        width: The hidden size d.
+        layers: The number of transformer layers.
+        seed: The random seed of the weights.
 
     Example:
         >>> tiny_model(["Two dogs run."]).encode("Two dogs").shape
@@ -46,7 +47,7 @@ def tiny_model(
 
 
 def save_tiny_transformer(folder: str | Path, sentences: Iterable[str], width: int, layers: int) -> None:
-    """The transformer of :func:`tiny_model` as transformers saves it."""
+    """Saves the transformer of :func:`tiny_model` with its tokenizer in the format of transformers."""
     normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     words = {
         word for sentence in sentences for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(sentence))
@@ -73,7 +74,7 @@ def save_tiny_transformer(folder: str | Path, sentences: Iterable[str], width: i
 
 
 def run_demo(seed: int = 0) -> dict[str, float]:
-    """Train unsupervised, then supervised, printing Spearman on held-out pairs before and after, and neighbours.
+    """Trains without and then with supervision. Prints Spearman's correlation on held-out pairs, and neighbours.
 
     Returns:
         Spearman's correlation by stage: ``before``, ``unsupervised``, ``supervised``.
@@ -84,7 +85,7 @@ def run_demo(seed: int = 0) -> dict[str, float]:
     evaluator = EmbeddingSimilarityEvaluator(first, second, similarities, main_similarity="cosine", batch_size=128)
     scores = {"before": evaluator(model)["spearman_cosine"]}
 
-    print(f"\nUnsupervised: {len(corpus.sentences)} sentences, each its own positive under another dropout mask")
+    print(f"\nUnsupervised: {len(corpus.sentences)} sentences, each its own positive under a different dropout mask")
     _train(model, UnsupSimCSELoss(model), Dataset.from_dict({"sentence": corpus.sentences}), seed, epochs=2)
     scores["unsupervised"] = evaluator(model)["spearman_cosine"]
 
@@ -98,7 +99,7 @@ def run_demo(seed: int = 0) -> dict[str, float]:
         print(f"  {stage:<14}{100 * score:6.2f}")
     _print_neighbours(model, corpus)
     print(
-        "\nNext, your own sentences, one a line:\n  st-simcse train --model_name_or_path "
+        "\nNext, train on your own sentences, one per line:\n  st-simcse train --model_name_or_path "
         "sentence-transformers/all-MiniLM-L6-v2 --train_file sentences.txt --output_dir output"
     )
     return scores
@@ -128,7 +129,7 @@ def _print_neighbours(model: SentenceTransformer, corpus: Corpus, count: int = 3
     questions = [sentence for sentence, _, _ in corpus.scored_pairs[:count]]
     queries, candidates = (model.encode(some, batch_size=128, convert_to_tensor=True) for some in (questions, texts))
     hits = semantic_search(queries, candidates, top_k=neighbours)
-    print("\nNearest neighbours of held-out sentences, by the model after both trainings")
+    print("\nNearest neighbours of held-out sentences after both trainings")
     for question, found in zip(questions, hits, strict=True):
         print(f"  {question}")
         for hit in found:

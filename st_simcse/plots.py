@@ -1,4 +1,4 @@
-"""The paper's figures from our numbers, and maps of a corpus. Needs matplotlib (the extra "plots")."""
+"""The paper's figures for your own results, and maps of a corpus. They need matplotlib (the extra "plots")."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ __all__ = [
 
 Projection = Literal["pca", "umap"]
 
-MAX_CLASSES = 20  # as many colours as matplotlib's largest palette has
-MARKERS = "os^DvP*X"  # as colours alone are lost in print
-DPI = 300  # what journals ask for
-NAME_WIDTH = 70  # characters of a legend's line
-BINS = np.linspace(-1, 1, 101)  # of cosine similarities
+MAX_CLASSES = 20  # the number of colours in matplotlib's largest palette
+MARKERS = "os^DvP*X"  # different markers, because colours are lost in black-and-white print
+DPI = 300  # the resolution that journals ask for
+NAME_WIDTH = 70  # characters per line of a legend
+BINS = np.linspace(-1, 1, 101)  # cosine similarities
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
-    """Whether a picture could be drawn under this name; asked before the work whose result it shows.
+    """Checks that a picture can be saved under this name. Call it before the work whose result the picture shows.
 
     Raises:
-        ImportError: without matplotlib.
-        ValueError: for an ending that is no format of matplotlib's.
+        ImportError: If matplotlib is not installed.
+        ValueError: If the file extension is not a picture format of matplotlib.
 
     Example:
         >>> check_picture("bars.png")
@@ -52,38 +52,41 @@ def check_picture(path: str | os.PathLike[str]) -> None:
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "st_simcse[plots]"') from error
+        raise ImportError('Pictures need matplotlib. Install it with: pip install "st_simcse[plots]"') from error
 
     endings = FigureCanvasBase.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in endings:
-        raise ValueError(f"{path}: the ending says the format of a picture, choose one of .{', .'.join(endings)}")
+        raise ValueError(f"{path} does not have the file extension of a picture. Use one of .{', .'.join(endings)}")
 
 
 def check_projection(projection: Projection) -> None:
-    """ImportError for UMAP where it is not installed.
+    """Checks that the package for a projection is installed.
+
+    Raises:
+        ImportError: If the projection is ``umap`` and umap-learn is not installed.
 
     Example:
         >>> check_projection("pca")
     """
     if projection == "umap" and find_spec("umap") is None:
-        raise ImportError("the projection umap needs UMAP: pip install umap-learn, or take pca")
+        raise ImportError("The projection umap needs UMAP. Install it with pip install umap-learn, or use pca.")
 
 
 def plot_alignment_uniformity(
     runs: Mapping[str, Sequence[Mapping[str, float]]], path: str | os.PathLike[str], name: str = ""
 ) -> None:
-    """The paths of training runs in the plane of uniformity and alignment, as in figure 2 of the paper.
+    """Plots the paths of training runs in the plane of uniformity and alignment, as in figure 2 of the paper.
 
     Args:
-        runs: by the name of a run, its metrics in order of time; ``trainer.state.log_history`` will do, entries
-            without the two metrics are passed over.
-        path: the picture to write; its ending says in which format.
-        name: of the evaluator, if there are several; the first metrics whose names end in ``alignment`` and
-            ``uniformity`` when left out.
+        runs: The metrics of each run in order of time, by the name of the run. ``trainer.state.log_history`` has this
+            format. Entries without the two metrics are skipped.
+        path: The picture to write. The file extension determines the format.
+        name: The name of the evaluator, if there are several. By default, the first metrics whose names end in
+            ``alignment`` and ``uniformity`` are used.
 
     Raises:
-        ImportError: without matplotlib.
-        ValueError: for a run without these metrics, and for an ending that is no format.
+        ImportError: If matplotlib is not installed.
+        ValueError: If a run does not have these metrics, or if the file extension is not a picture format.
 
     Example:
         >>> history = [{"dev_alignment": 0.3, "dev_uniformity": -1.5}, {"dev_alignment": 0.2, "dev_uniformity": -2.0}]
@@ -94,15 +97,18 @@ def plot_alignment_uniformity(
     for number, (run, history) in enumerate(runs.items()):
         points = [point for entry in history if (point := _point(entry, name)) is not None]
         if not points:
-            raise ValueError(f"run {run!r} has no metrics that end in {name}_alignment and {name}_uniformity")
+            raise ValueError(
+                f"The run {run!r} has no metrics that end in {name}_alignment and {name}_uniformity. Evaluate it with "
+                "AlignmentUniformityEvaluator."
+            )
         lines += axes.plot(*zip(*points, strict=True), marker=MARKERS[number % len(MARKERS)], markersize=5)
         uniformity, alignment = points[-1]
-        numbers = f"uniformity {uniformity:.2f}, alignment {alignment:.2f}".replace("-", "−")  # as at the axes
+        numbers = f"uniformity {uniformity:.2f}, alignment {alignment:.2f}".replace("-", "−")  # as on the axes
         names.append(f"{run}: {numbers} at the end")
         colour = lines[-1].get_color()
         for begin, end in pairwise(points):
             axes.annotate("", xy=end, xytext=begin, arrowprops={"arrowstyle": "-|>", "color": colour})
-    axes.set(xlabel="uniformity (less is better)", ylabel="alignment (less is better)")
+    axes.set(xlabel="uniformity (lower is better)", ylabel="alignment (lower is better)")
     grid_behind(axes)
     legend_outside(figure, lines, names)
     save_figure(figure, path)
@@ -114,20 +120,20 @@ def plot_scores(
     label: str,
     spreads: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Numbers by row and column as dots, with the numbers beside them: a group a column, a colour a row.
+    """Plots a table of numbers as labelled dots. Each column is a group of dots, and each row has a colour.
 
-    The axis shows the range of the numbers, not zero; dots, unlike bars, stand for no length. A number that is nan has
-    no dot, and is written as such.
+    The axis covers the range of the numbers and need not include zero, because dots do not show lengths as bars do. A
+    number that is nan is written without a dot.
 
     Args:
-        rows: as for :func:`~st_simcse.evaluation.format_table`.
-        path: the picture to write.
-        label: of the axis.
-        spreads: of each number, drawn as an error bar to both sides; nan where there is none.
+        rows: The numbers by row and column, as for :func:`~st_simcse.evaluation.format_table`.
+        path: The picture to write.
+        label: The label of the axis.
+        spreads: The spread of each number, which is drawn as an error bar to both sides. nan for no error bar.
 
     Raises:
-        ImportError: without matplotlib.
-        ValueError: for an ending that is no format.
+        ImportError: If matplotlib is not installed.
+        ValueError: If the file extension is not a picture format.
 
     Example:
         >>> plot_scores({"ours": {"STS-B": 80.0, "Avg.": 78.0}}, "dots.png", "Spearman")
@@ -156,15 +162,18 @@ def plot_scores(
 
 
 def name_clusters(embeddings: NDArray[Any], texts: Sequence[str], clusters: int) -> list[str]:
-    """Of each text the name of its k-means cluster: its number, by size, and the text nearest to its centre.
+    """Clusters texts by k-means and returns the name of each text's cluster.
+
+    The name has the number of the cluster, where 1 is the largest, and the text nearest to its centre.
 
     Args:
-        embeddings: (n, d), brought to unit length.
-        texts: n of them.
-        clusters: the k of k-means, started ten times from the seed 0.
+        embeddings: The embeddings of the texts, of shape (n, d). They are normalized to unit length.
+        texts: The n texts.
+        clusters: The number of clusters. K-means is run ten times with the seed 0.
 
     Raises:
-        ValueError: for embeddings and texts that do not fit, and for fewer different embeddings than clusters.
+        ValueError: If the numbers of embeddings and texts differ, or if there are fewer different embeddings than
+            clusters.
 
     Example:
         >>> name_clusters(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), ["A dog.", "A hound.", "A train."], 2)
@@ -174,7 +183,10 @@ def name_clusters(embeddings: NDArray[Any], texts: Sequence[str], clusters: int)
 
     points = _unit("the embeddings", embeddings, len(texts))
     if clusters < 1 or len(np.unique(points, axis=0)) < clusters:
-        raise ValueError(f"{clusters} clusters of {len(np.unique(points, axis=0))} different embeddings cannot be made")
+        raise ValueError(
+            f"{len(np.unique(points, axis=0))} different embeddings cannot be divided into {clusters} clusters. Choose "
+            "from 1 to that number."
+        )
     distances = KMeans(clusters, n_init=10, random_state=0).fit(points).transform(points)
     nearest = distances.argmin(axis=1)
     names = {
@@ -190,22 +202,24 @@ def plot_map(
     path: str | os.PathLike[str],
     projection: Projection = "pca",
 ) -> None:
-    """A corpus as dots in a plane: a panel a model, a dot a text, a colour a class.
+    """Plots a map of a corpus with a panel for each model, a dot for each text and a colour for each class.
 
-    Embeddings are brought to unit length. PCA shows the two directions in which they differ most, UMAP (McInnes et
-    al., 2018, arXiv:1802.03426, with the cosine) who is whose neighbour. Each model has directions of its own, so that
-    places of two panels cannot be compared, but how well classes lie apart can.
+    The embeddings are normalized to unit length. PCA shows the two directions in which they vary most. UMAP (McInnes et
+    al., 2018, arXiv:1802.03426, with cosine distance) shows which texts are neighbours. Each model has its own
+    directions. You can compare how well the classes are separated in different panels, but not the positions of dots.
 
     Args:
-        embeddings: by the name of a model (n, d), of the same texts; d may differ.
-        classes: of the n texts, 20 different ones at most; :func:`name_clusters` makes some.
-        path: the picture to write.
-        projection: ``pca`` or ``umap``, for which the package umap-learn is needed.
+        embeddings: The embeddings of the same n texts by the name of the model, each of shape (n, d). d may differ
+            between models.
+        classes: The classes of the n texts, with at most 20 different ones. :func:`name_clusters` can create them.
+        path: The picture to write.
+        projection: ``pca``, or ``umap``, which needs the package umap-learn.
 
     Raises:
-        ImportError: without matplotlib, or without umap-learn where it is asked for.
-        ValueError: for embeddings that are not as many as the classes, fewer than three (four for UMAP) or not finite,
-            for more than 20 classes, and for an ending that is no format.
+        ImportError: If matplotlib is not installed, or if the projection is ``umap`` and umap-learn is not installed.
+        ValueError: If the numbers of embeddings and classes differ, if there are fewer than three texts (four for
+            UMAP) or more than 20 classes, if embeddings are not finite, or if the file extension is not a picture
+            format.
 
     Example:
         >>> import numpy as np
@@ -216,14 +230,16 @@ def plot_map(
     check_projection(projection)
     sizes = Counter(classes)
     if len(sizes) > MAX_CLASSES:
-        raise ValueError(f"{len(sizes)} classes are more than the {MAX_CLASSES} that colours tell apart: join some")
+        raise ValueError(
+            f"{len(sizes)} classes are too many: colours can distinguish at most {MAX_CLASSES}. Merge some classes."
+        )
     points = {name: _unit(name, rows, len(classes)) for name, rows in embeddings.items()}
     figure = make_figure(path, len(points))[0]
     import matplotlib
 
     palette = matplotlib.colormaps["tab10" if len(sizes) <= 10 else "tab20"](range(MAX_CLASSES))
     colours = dict(zip((name for name, _ in sizes.most_common()), palette, strict=False))
-    # In random order, since the class drawn last would hide the others.
+    # In random order, because the class drawn last would hide the others.
     order = np.random.default_rng(0).permutation(len(classes))
     for axes, (name, rows) in zip(figure.axes, points.items(), strict=True):
         places, labels = _project(rows, projection)
@@ -240,21 +256,22 @@ def plot_map(
 def plot_similarities(
     embeddings: Mapping[str, Sequence[NDArray[Any]]], texts: Sequence[Sequence[str]], path: str | os.PathLike[str]
 ) -> None:
-    """Histograms of the cosine similarities of positive pairs and of negatives, a panel a model.
+    """Plots histograms of the cosine similarities of positive pairs and of negative pairs, with a panel for each model.
 
-    The negatives of an anchor are the other rows' positives, without those texts that are the anchor's own positives
-    in some row, as in the losses. Of rows with a hard negative the similarities to it are a third histogram. Areas are
-    1, since there are far more negatives than positives.
+    As in the losses, the negatives of an anchor are the positives of the other rows, except for texts that are a
+    positive of the same anchor in any row. If there are hard negatives, their similarities are a third histogram. Each
+    histogram has an area of 1, because there are many more negatives than positives.
 
     Args:
-        embeddings: by the name of a model (n, d) of the anchors, of their positives and perhaps of hard negatives.
-        texts: the same columns as texts, n each.
-        path: the picture to write.
+        embeddings: The embeddings by the name of the model: those of the anchors, of the positives and optionally of
+            hard negatives, each of shape (n, d).
+        texts: The texts of the same columns, n each.
+        path: The picture to write.
 
     Raises:
-        ImportError: without matplotlib.
-        ValueError: for columns that do not fit, for embeddings that are not finite, for texts that leave no negatives,
-            and for an ending that is no format.
+        ImportError: If matplotlib is not installed.
+        ValueError: If the columns do not match, if embeddings are not finite, if no row has a negative, or if the file
+            extension is not a picture format.
 
     Example:
         >>> import numpy as np
@@ -263,10 +280,14 @@ def plot_similarities(
         >>> plot_similarities({"ours": embeddings}, columns, "similarities.png")
     """
     if len(texts) not in (2, 3):
-        raise ValueError(f"expected anchors, positives and perhaps hard negatives, got {len(texts)} columns of texts")
+        raise ValueError(
+            f"Expected anchors, positives and optionally hard negatives, got {len(texts)} columns of texts"
+        )
     lengths = [len(column) for column in texts]
     if len(set(lengths)) > 1:
-        raise ValueError(f"the columns of texts have {', '.join(map(str, lengths))} rows: one a pair")
+        raise ValueError(
+            f"The columns of texts have {', '.join(map(str, lengths))} rows. They must have the same number of rows."
+        )
     names = ["positives", "negatives", "hard negatives"][: len(texts)]
     panels = {name: _histograms(name, columns, texts) for name, columns in embeddings.items()}
     figure = make_figure(path, len(panels), sharex=True, sharey=True)[0]
@@ -277,7 +298,7 @@ def plot_similarities(
             axes.stairs(density, BINS, color=colour)
         axes.set(title=model, xlabel="cosine similarity", xlim=_range(panels.values()))
         grid_behind(axes)
-        # Below the axes, since a panel's means are its own.
+        # A separate legend below each panel, because the means differ between panels.
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize="small", frameon=False)
     figure.axes[0].set_ylabel("density")
     figure.axes[0].set_ylim(bottom=0)
@@ -293,28 +314,30 @@ def _point(entry: Mapping[str, float], name: str) -> tuple[float, float] | None:
 
 
 def _unit(name: str, embeddings: NDArray[Any], texts: int) -> NDArray[Any]:
-    """The rows at unit length in float64, if they are as many as the texts."""
+    """Returns the embeddings at unit length in float64, and checks that there is one for each text."""
     rows = np.asarray(embeddings, dtype=np.float64)
     if rows.ndim != 2 or len(rows) != texts:
-        raise ValueError(f"{name}: expected embeddings of {texts} texts, (n, d), got the shape {rows.shape}")
+        raise ValueError(f"{name}: expected embeddings of {texts} texts with shape (n, d), got shape {rows.shape}")
     if not np.isfinite(rows).all():
-        raise ValueError(f"{name}: some embeddings are not finite; look at the model's training")
+        raise ValueError(f"{name}: some embeddings are NaN or infinite. Check the training of the model.")
     unit: NDArray[Any] = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
     return unit
 
 
 def _project(points: NDArray[Any], projection: Projection) -> tuple[NDArray[Any], list[str]]:
-    """(n, 2), and the axes' names."""
+    """Returns the positions, of shape (n, 2), and the names of the axes."""
     least = 4 if projection == "umap" else 3
     if len(points) < least or points.shape[1] < 2:
-        raise ValueError(f"a map needs {least} texts and 2 dimensions or more, got embeddings {points.shape}")
+        raise ValueError(
+            f"A map needs at least {least} texts and 2 dimensions, got embeddings with shape {points.shape}"
+        )
     if projection == "umap":
         from umap import UMAP
 
         return UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(points), ["UMAP 1", "UMAP 2"]
     from sklearn.decomposition import PCA
 
-    pca = PCA(2, svd_solver="covariance_eigh")  # all sizes have the same, and no randomness
+    pca = PCA(2, svd_solver="covariance_eigh")  # one solver for all sizes, without randomness
     places = pca.fit_transform(points)
     return places, [f"PC {n} ({share:.0%} of the variance)" for n, share in enumerate(pca.explained_variance_ratio_, 1)]
 
@@ -322,7 +345,7 @@ def _project(points: NDArray[Any], projection: Projection) -> tuple[NDArray[Any]
 def _histograms(
     name: str, columns: Sequence[NDArray[Any]], texts: Sequence[Sequence[str]]
 ) -> list[tuple[NDArray[Any], float]]:
-    """Counts in the bins, and the mean, of the positives, the negatives and, if there are, the hard negatives."""
+    """Returns the counts per bin and the mean for the positives, the negatives and any hard negatives."""
     import torch
 
     from st_simcse.objective.known_positives import KnownPositives
@@ -334,26 +357,26 @@ def _histograms(
     pairs = torch.from_numpy(keys)
     known = KnownPositives(queries=pairs[0], candidates=pairs[1], pairs=pairs)
     counts, total = np.zeros(len(BINS) - 1), 0.0
-    for begin in range(0, len(anchors), 1024):  # a matrix of all pairs may not fit
+    for begin in range(0, len(anchors), 1024):  # a matrix of all pairs may not fit into memory
         rows = slice(begin, begin + 1024)
         negatives = (anchors[rows] @ positives.T)[~known.mask(rows).numpy()]
         counts += np.histogram(negatives.clip(-1, 1), BINS)[0]
         total += negatives.sum()
     if not counts.sum():
-        raise ValueError("no row has a negative: the pairs need different texts")
+        raise ValueError("No row has a negative. Pass pairs with different texts.")
     of_pairs = [(anchors * others).sum(axis=1) for others in (positives, *hard)]
     own = [(np.histogram(values.clip(-1, 1), BINS)[0], float(values.mean())) for values in of_pairs]
     return [own[0], (counts, total / counts.sum()), *own[1:]]
 
 
 def _range(panels: Iterable[Sequence[tuple[NDArray[Any], float]]]) -> tuple[float, float]:
-    """From the first to the last bin in which there is something."""
+    """Returns the range from the first to the last bin that is not empty."""
     full = np.flatnonzero(sum(counts for histograms in panels for counts, _ in histograms))
     return BINS[full[0]], BINS[full[-1] + 1]
 
 
 def _write_value(axes: Axes, value: float, error: float, place: float, colour: str) -> None:
-    """The number to the right of its dot and error bar; without a dot at the axis."""
+    """Writes a number to the right of its dot and error bar, or next to the axis if it has no dot."""
     style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": "small"}
     if not math.isfinite(value):
         of_axis = axes.get_yaxis_transform()
@@ -365,7 +388,7 @@ def _write_value(axes: Axes, value: float, error: float, place: float, colour: s
 
 
 def _leave_room(axes: Axes, share: float) -> None:
-    """Limits of the x axis with room for the numbers to the right of the dots, also where these are almost equal."""
+    """Sets limits of the x axis with room for the numbers to the right of the dots, even if these are almost equal."""
     low, high = axes.dataLim.intervalx
     if not math.isfinite(low):
         low, high = 0.0, 1.0
@@ -376,21 +399,23 @@ def _leave_room(axes: Axes, share: float) -> None:
 def make_figure(
     path: str | os.PathLike[str], panels: int = 1, height: float = 5.0, **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure for this file and its axes, side by side if there are several; ``options`` as for ``subplots``.
+    """Creates a figure for this file with its axes, side by side if there are several.
+
+    ``options`` are passed on to ``subplots``.
 
     Raises:
-        ImportError, ValueError: as :func:`check_picture`.
+        ImportError, ValueError: As in :func:`check_picture`.
     """
     check_picture(path)
     from matplotlib.figure import Figure
 
-    # Not pyplot's, which would keep it open, and change how a notebook draws.
+    # A figure of pyplot would stay open and change how a notebook draws.
     figure = Figure(figsize=(8 if panels == 1 else 6 * panels, height), layout="constrained")
     return figure, figure.subplots(ncols=panels, **options)
 
 
 def grid_behind(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
-    """A grid behind the data, and ticks whose labels are the numbers themselves, without an offset to add."""
+    """Adds a grid behind the data, and labels the ticks with full numbers instead of differences from an offset."""
     from matplotlib.ticker import ScalarFormatter
 
     axes.set_axisbelow(True)
@@ -401,9 +426,9 @@ def grid_behind(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
 
 
 def legend_outside(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
-    """A legend below the axes, where it covers nothing, in as many columns as there is room for.
+    """Adds a legend below the axes, where it covers no data, with as many columns as fit.
 
-    Names with an underscore in front are in it too, which matplotlib would leave out.
+    Unlike in matplotlib, names with a leading underscore are included.
     """
     labels = list(map(str, range(len(names))))
     shown = ["\n".join(textwrap.wrap(name, NAME_WIDTH)) if len(name) > NAME_WIDTH else name for name in names]
@@ -417,7 +442,7 @@ def legend_outside(figure: Figure, handles: Sequence[Any], names: Sequence[str])
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write the picture at 300 dpi, with names as they are: `$` would begin mathematics, which few names are."""
+    """Saves the picture at 300 dpi. A `$` in a name is shown as it is and does not begin a formula."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):

@@ -1,19 +1,19 @@
-"""Training recipes, the paper's, two for today's backbones, two for Chinese and three of ours, as options of
-``st-simcse train``.
+"""Training recipes as options of ``st-simcse train``: the paper's, two for newer backbones, two for Chinese, and three
+of our own.
 """
 
 from __future__ import annotations
 
 __all__ = ["PRESETS", "preset_options"]
 
-# Where it is from, in arXiv:2104.08821 and the authors' repository, github.com/princeton-nlp/SimCSE:
+# The sources of the settings, in arXiv:2104.08821 and the authors' repository, github.com/princeton-nlp/SimCSE:
 # - batch sizes and learning rates: table A.1 in appendix A;
-# - one epoch without and three with supervision, the development set of the STS benchmark looked at every 250 steps and
-#   the best checkpoint kept: the text of appendix A (the authors' scripts say 125: --eval_steps 125);
-# - CLS with an MLP, which without supervision is left out at inference: appendix A and section 6.3, table 6;
+# - one epoch without and three with supervision, evaluation on the development set of the STS benchmark every 250
+#   steps, the best checkpoint kept: the text of appendix A (the authors' scripts use --eval_steps 125);
+# - CLS with an MLP, which is not used at inference without supervision: appendix A and section 6.3, table 6;
 # - temperature 0.05: table D.1 in appendix D, and the scripts;
-# - 32 tokens: run_unsup_example.sh and run_sup_example.sh alone, the paper does not say; nor does it say how the
-#   learning rate falls: linearly, as the scripts leave it to transformers' default.
+# - 32 tokens: only run_unsup_example.sh and run_sup_example.sh, not the paper;
+# - a learning rate that falls linearly: the default of transformers, which the scripts use. The paper does not say.
 _BATCH_AND_LEARNING_RATE = {
     "unsup-bert-base": (64, 3e-5, "bert-base-uncased"),
     "unsup-bert-large": (64, 1e-5, "bert-large-uncased"),
@@ -45,12 +45,13 @@ def _options(name: str) -> dict[str, str]:
 
 # LLM2Vec (arXiv:2404.05961), third step, in github.com/McGill-NLP/llm2vec:
 # - model, bidirectional attention, mean pooling, batch size, learning rate, 128 tokens, 1,000 steps, a checkpoint every
-#   200, temperature (loss_scale 20), r, dropout (simcse_dropout), gradient checkpointing, bfloat16:
-#   train_configs/simcse/Sheared-Llama.json; its other models have the same;
-# - the layers with adapters, alpha = 2 r, and their dropout of 0.05: experiments/run_simcse.py;
-# - ours: a constant learning rate, since theirs falls linearly over three epochs of a million sentences, of which 1,000
-#   steps are 4%; mixed precision (bf16), where they load the weights in bfloat16.
-# They start from the weights of their second step, masked next token prediction; the model named here has not had it.
+#   200 steps, temperature (loss_scale 20), r, dropout (simcse_dropout), gradient checkpointing, bfloat16:
+#   train_configs/simcse/Sheared-Llama.json, like the configurations of the other models;
+# - the layers with adapters, alpha = 2 r, and the adapters' dropout of 0.05: experiments/run_simcse.py;
+# - our choice: a constant learning rate, because theirs falls linearly over three epochs of a million sentences, and
+#   1,000 steps are only 4% of these; and mixed precision (bf16), while they load the weights in bfloat16.
+# They start from the weights of their second step, masked next token prediction. The model named here did not have this
+# step.
 _LLM2VEC = {
     "model_name_or_path": "princeton-nlp/Sheared-LLaMA-1.3B",
     "pooling": "mean",
@@ -72,11 +73,11 @@ _LLM2VEC = {
     "eval_steps": "200",
 }
 
-# ModernBERT (arXiv:2412.13663) has no recipe without supervision. Of its supervised retrieval training, in
-# examples/train_st.py of github.com/AnswerDotAI/ModernBERT: learning rate, batch size, the rows of a forward pass,
-# warm-up of 5%, one epoch, bf16, temperature (ST's scale of 20), and mean pooling, which is what ST gives a bare
-# encoder. BERT's and the SimCSE paper's, and so our choice here: dropout of 0.1, since its configuration has none, 32
-# tokens, evaluation every 250 steps.
+# ModernBERT (arXiv:2412.13663) has no recipe without supervision. These settings are from its supervised retrieval
+# training, examples/train_st.py of github.com/AnswerDotAI/ModernBERT: learning rate, batch size, rows per forward pass,
+# warm-up of 5%, one epoch, bf16, temperature (ST's scale of 20), and mean pooling, the default of ST for an encoder
+# without one. Our choice, from BERT and the SimCSE paper: dropout of 0.1, because ModernBERT's configuration has none,
+# 32 tokens, and evaluation every 250 steps.
 _MODERNBERT = {
     "model_name_or_path": "answerdotai/ModernBERT-base",
     "pooling": "mean",
@@ -93,18 +94,18 @@ _MODERNBERT = {
     "eval_steps": "250",
 }
 
-# For Chinese, the settings that two repositories share: eval.py and utils.py of github.com/bojone/SimCSE, and
-# simcse_unsup.py and simcse_sup.py of github.com/vdogmcgee/SimCSE-Chinese-Pytorch.
-# - batches of 64, a learning rate of 1e-5 that stays, one epoch, both views anchors against all other rows, temperature
-#   0.05 (bojone's scale of 20), no clipping of gradients: all of them;
-# - 64 tokens: MAXLEN of the second, and of the first for all tasks but PAWSX, which has 128;
-# - 10,000 sentences, drawn at random: the first out of the task's own files (of PAWSX all), the second out of CNSD's;
-# - dropout of 0.3 without supervision: the second's DROPOUT, and the first's example, where it is an argument; the
-#   supervised script leaves it as it is, and so does this;
-# - CLS before the pooler: POOLING of the second, and the first's example, where it is an argument too;
-# - a look at the development set every 10 steps, the best checkpoint kept: the second;
-# - weight decay of 0.01 with supervision: PyTorch's default for AdamW, which the second takes; the first has Adam;
-# - ours: no early stop, which the second has with supervision, after 100 steps without a better score.
+# For Chinese, the settings of two repositories: (1) eval.py and utils.py of github.com/bojone/SimCSE, and
+# (2) simcse_unsup.py and simcse_sup.py of github.com/vdogmcgee/SimCSE-Chinese-Pytorch.
+# - batches of 64, a constant learning rate of 1e-5, one epoch, both views as anchors against all other rows,
+#   temperature 0.05 (a scale of 20 in (1)), no gradient clipping: both;
+# - 64 tokens: MAXLEN of (2), and of (1) for all tasks except PAWSX, which has 128;
+# - 10,000 randomly drawn sentences: (1) from the files of the task (all of them for PAWSX), (2) from CNSD;
+# - dropout of 0.3 without supervision: DROPOUT of (2), and an argument of (1) with this value in its example. The
+#   supervised script does not change the dropout, and neither does this preset;
+# - CLS before the pooler: POOLING of (2), and an argument of (1) with this value in its example;
+# - evaluation on the development set every 10 steps, the best checkpoint kept: (2);
+# - weight decay of 0.01 with supervision: PyTorch's default for AdamW, which (2) uses, while (1) uses Adam;
+# - our choice: no early stopping. (2) stops with supervision after 100 steps without a better score.
 _ZH = {
     "model_name_or_path": "bert-base-chinese",
     "pooling": "cls",
@@ -121,9 +122,9 @@ _ZH = {
 _UNSUP_ZH = _ZH | {"dropout": "0.3", "train_format": "sentences", "max_train_samples": "10000"}
 _SUP_ZH = _ZH | {"weight_decay": "0.01"}
 
-# Ours, chosen on development sets; docs/recipes.md has what they were measured with and against.
-# A good model and texts of some sentences each: crops of a text say more about it than dropout does. Half of the
-# weights from before keep what the model knows.
+# Our own recipes, chosen on development sets. docs/recipes.md has the measurements and the baselines.
+# For a good model and texts of several sentences: crops are better views of a text than dropout masks. Averaging with
+# the weights before training preserves what the model knows.
 _OWN_DOMAIN = {
     "model_name_or_path": "sentence-transformers/all-MiniLM-L6-v2",
     "views": "crops",
@@ -136,8 +137,8 @@ _OWN_DOMAIN = {
     "lr_scheduler_type": "linear",
 }
 
-# A token that nobody has trained to embed a text begins with half a whitening, which training takes along. The learning
-# rate is one for small models; the paper has 3e-5 and 1e-5 for those of BERT's sizes.
+# The CLS token of this model was not trained to embed texts, so it starts with half a whitening, which is trained too.
+# The learning rate is for small models. The paper uses 3e-5 and 1e-5 for models of the sizes of BERT.
 _LANGUAGE_MODEL = {
     "model_name_or_path": "nreimers/MiniLM-L6-H384-uncased",
     "pooling": "cls",
@@ -152,7 +153,7 @@ _LANGUAGE_MODEL = {
     "lr_scheduler_type": "linear",
 }
 
-# The lower half of a model learns to rank the sentences of a batch as the whole one does.
+# The lower half of a model learns to rank the sentences of a batch like the whole model.
 _SMALL_FROM_LARGE = {
     "model_name_or_path": "sentence-transformers/all-MiniLM-L6-v2",
     "teacher": "sentence-transformers/all-MiniLM-L6-v2",
@@ -181,15 +182,15 @@ PRESETS: dict[str, dict[str, str]] = {
 
 
 def preset_options(name: str) -> list[str]:
-    """The preset as command-line words; those that follow them win.
+    """Returns the preset as command-line words. Options after them override them.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: If there is no preset with this name.
 
     Example:
         >>> " ".join(preset_options("unsup-bert-base")[:6])
         '--model_name_or_path bert-base-uncased --pooling cls --projection_head true'
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise ValueError(f"{name!r} is not a preset. Choose one of {', '.join(PRESETS)}.")
     return [word for option, value in PRESETS[name].items() for word in (f"--{option}", *value.split())]

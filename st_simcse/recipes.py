@@ -1,4 +1,4 @@
-"""Recipes to compare: names, and the options of ``st-simcse train`` that they stand for."""
+"""Recipes to compare, each with a name and options of ``st-simcse train``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ NULL = "tag:yaml.org,2002:null"
 
 
 def read_recipes(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
-    """The recipes of a YAML or JSON file: by name, a list of words or one line as on a command line.
+    """Reads recipes from a YAML or JSON file. The options of each are a list of words or a single command line.
 
     Raises:
-        OSError: for a file that cannot be read.
-        ValueError: for one that is neither, for other contents, and for a name that is there twice; names the file.
+        OSError: If the file cannot be read.
+        ValueError: If the file is neither YAML nor JSON, if its contents are not recipes, or if a name occurs twice.
+            The message names the file.
 
     Example:
         >>> from pathlib import Path
@@ -35,17 +36,17 @@ def read_recipes(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
         [('base', []), ('focal', ['--focal_margin', '0.2']), ('sharp', ['--temperature', '0.02'])]
     """
     try:
-        # JSON is YAML. Nodes keep each word as it was written, where values make True of `on` and 8 of `010`.
+        # JSON is YAML. Nodes keep each word as it was written, but values would turn `on` into True and `010` into 8.
         found = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is neither YAML nor JSON: {error}") from error
     if not isinstance(found, yaml.MappingNode) or not found.value:
-        raise ValueError(f"{path} holds no recipes: expected names with their options, such as `base: --pooling mean`")
+        raise ValueError(f"{path} has no recipes. Write names with their options, such as `base: --pooling mean`.")
     if not all(isinstance(key, yaml.ScalarNode) for key, _ in found.value):
-        raise ValueError(f"{path}: a list or an object stands where a recipe's name is expected")
+        raise ValueError(f"{path} has a list or an object instead of a recipe's name. Use texts as names.")
     names = [key.value for key, _ in found.value]
     if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise ValueError(f"{path} has the recipe {twice[0]!r} twice")
+        raise ValueError(f"{path} has the recipe {twice[0]!r} twice. Give the recipes different names.")
     return [
         (_checked(name, str(path)), _written_words(words, f"{path}, recipe {name!r}"))
         for name, (_, words) in zip(names, found.value, strict=True)
@@ -53,10 +54,10 @@ def read_recipes(path: str | os.PathLike[str]) -> list[tuple[str, list[str]]]:
 
 
 def parse_recipe(text: str) -> tuple[str, list[str]]:
-    """A recipe as it stands on the command line.
+    """Parses a recipe from the command line.
 
     Raises:
-        ValueError: if it has no name, or one that is no file name.
+        ValueError: If the recipe has no name, or a name that cannot be a file name.
 
     Example:
         >>> parse_recipe("focal: --focal_margin 0.2")
@@ -64,15 +65,18 @@ def parse_recipe(text: str) -> tuple[str, list[str]]:
     """
     name, colon, line = text.partition(":")
     if not colon:
-        raise ValueError(f'--recipe {text!r} has no name: write "NAME: --option value"')
+        raise ValueError(f'--recipe {text!r} has no name. Write "NAME: --option value".')
     return _checked(name.strip(), "--recipe"), _words(line, f"--recipe {name!r}")
 
 
 def split_baseline(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of ``--baseline`` (once ``--peer``), which is no option of train, and the other words.
+    """Splits ``--baseline`` (formerly ``--peer``), which is not an option of train, from the other words.
+
+    Returns:
+        The value of ``--baseline``, or None, and the other words.
 
     Raises:
-        SystemExit: without a value.
+        SystemExit: If ``--baseline`` has no value.
 
     Example:
         >>> split_baseline(["--baseline", "tsdae", "--learning_rate", "1e-5"])
@@ -83,13 +87,15 @@ def split_baseline(words: Sequence[str]) -> tuple[str | None, list[str]]:
     parser.add_argument("--peer")
     found, others = parser.parse_known_args(list(words))
     if found.peer is not None:
-        logger.warning("--peer is now called --baseline: write that instead")
+        logger.warning("--peer has been renamed. Use --baseline instead.")
     return found.baseline or found.peer, others
 
 
 def _checked(name: str, where: str) -> str:
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise ValueError(f"{where}: the recipe's name {name!r} becomes a file's: use letters, digits and . + - _")
+        raise ValueError(
+            f"{where}: the recipe's name {name!r} is also used as a file name. Use letters, digits and . + - _"
+        )
     return name
 
 
@@ -99,7 +105,7 @@ def _written_words(node: yaml.Node, where: str) -> list[str]:
     words = node.value if isinstance(node, yaml.SequenceNode) else [node]
     if not all(isinstance(word, yaml.ScalarNode) and word.tag != NULL for word in words):
         line = node.start_mark.line + 1
-        raise ValueError(f"{where}, line {line}: expected options of st-simcse train as a list of words or as one line")
+        raise ValueError(f"{where}, line {line}: expected options of st-simcse train as a list of words or in one line")
     return [word.value for word in words]
 
 

@@ -1,4 +1,4 @@
-"""A report of headings, paragraphs, tables, commands and pictures, as Markdown and as one HTML file."""
+"""A report of headings, paragraphs, tables, commands and pictures, as Markdown or as a single HTML file."""
 
 from __future__ import annotations
 
@@ -29,21 +29,24 @@ figcaption { font-size: .9rem; opacity: .8; }
 
 @dataclass(frozen=True)
 class Heading:
-    """A section's."""
+    """The heading of a section."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Plain text."""
+    """A paragraph of plain text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by row and column; ``chosen`` names a row to stand out, and ``is_prose`` says that cells are texts."""
+    """A table with cells by row and column.
+
+    ``chosen`` names a row to highlight, and ``is_prose`` says that the cells are texts.
+    """
 
     rows: Mapping[str, Mapping[str, str]]
     corner: str
@@ -53,14 +56,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Command:
-    """A line for a shell."""
+    """A command line for a shell."""
 
     line: str
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A .png file, in the HTML itself."""
+    """A picture in a .png file, which is embedded in the HTML."""
 
     path: Path
     caption: str
@@ -70,12 +73,12 @@ Block = Heading | Paragraph | Table | Command | Picture
 
 
 def as_markdown(title: str, blocks: Sequence[Block], folder: str | os.PathLike[str] = "") -> str:
-    r"""The report as Markdown, in which nothing of the texts is markup.
+    r"""Returns the report as Markdown. Special characters in the texts are escaped.
 
     Args:
-        title: of the whole.
-        blocks: in their order.
-        folder: that of the report, to which pictures are relative.
+        title: The title of the report.
+        blocks: The parts of the report in their order.
+        folder: The folder of the report. The paths of pictures are relative to it.
 
     Example:
         >>> print(as_markdown("Report", [Paragraph("a_b <i>")]), end="")
@@ -88,11 +91,11 @@ def as_markdown(title: str, blocks: Sequence[Block], folder: str | os.PathLike[s
 
 
 def as_html(title: str, blocks: Sequence[Block]) -> str:
-    """The report as one HTML file that needs no other.
+    """Returns the report as a single HTML file that includes its pictures.
 
     Args:
-        title: of the whole.
-        blocks: in their order.
+        title: The title of the report.
+        blocks: The parts of the report in their order.
 
     Example:
         >>> "<p>a &lt;i&gt;</p>" in as_html("Report", [Paragraph("a <i>")])
@@ -152,10 +155,10 @@ def _html(block: Block) -> str:
 
 
 def _columns(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Of all rows, in the order in which they come."""
+    """Returns the columns of all rows in the order of their first occurrence."""
     return list(dict.fromkeys(column for row in rows.values() for column in row))
 
 
 def _plain(text: str) -> str:
-    """On one line, and without markup."""
+    """Returns the text on a single line with Markdown characters escaped."""
     return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""A short list of recipes for a corpus and a model: names, options of ``st-simcse train``, and why each is there."""
+"""A shortlist of recipes for a corpus and a model, each with a name, options of ``st-simcse train`` and a reason."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["BEFORE", "Candidate", "safest", "shortlist", "training_length"]
 BEFORE = "before"
 HALF = "whitened-0.5"
 LENGTHS = (32, 64, 128, 256)
-# What a preset says of the data and the model, which adapt finds out itself.
+# The options of presets that depend on the data and the model. The adapt command sets them itself.
 _FOUND = {"model_name_or_path", "pooling", "teacher", "layers", "max_seq_length", "num_train_epochs"}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe of the list.
+    """A recipe of the shortlist.
 
     Args:
-        name: a file's name too.
-        reason: a line for the report.
-        power: of the whitening that comes first; None is none.
-        training: options of ``st-simcse train``; none where nothing is trained.
+        name: The name of the recipe, which is also used as a file name.
+        reason: A sentence for the report.
+        power: The power of the whitening before training. If None, the model is not whitened.
+        training: The options of ``st-simcse train``. Empty if the recipe does not train.
 
     Example:
         >>> Candidate("whitened-1", "It takes no training.", power="1").words
@@ -40,26 +40,26 @@ class Candidate:
 
     @property
     def words(self) -> list[str]:
-        """All options of ``st-simcse train``."""
+        """All options of ``st-simcse train``, including those for whitening."""
         whitening = ["--whiten", "--whiten_power", self.power] if self.power else []
         return [*whitening, *(self.training or ("--num_train_epochs", "0"))]
 
     def has_enough(self, texts: int, width: int) -> bool:
-        """Whether so many texts are enough to whiten so many dimensions; the mean alone is known from any number."""
+        """Returns whether there are enough texts to whiten ``width`` dimensions. The power 0 only needs the mean."""
         return not float(self.power or 0) or texts > width
 
 
-# By the tables of docs/recipes.md, in which no other power is the best.
+# According to the tables of docs/recipes.md, where no other power is the best.
 _UNTRAINED = (
     Candidate(
         "centred",
-        "The mean is subtracted, without training: the best of these from mean pooling, on news and on Wikipedia.",
+        "Subtracts the mean, without training. The best untrained recipe for mean pooling, on news and on Wikipedia.",
         "0",
     ),
-    Candidate(HALF, "Half a whitening, without training: the best of these from a CLS token.", "0.5"),
+    Candidate(HALF, "Half a whitening, without training. The best untrained recipe for a CLS token.", "0.5"),
     Candidate(
         "whitened-1",
-        "A whole whitening, without training: the best of these for a model that nobody has trained.",
+        "A full whitening, without training. The best untrained recipe for a model that cannot embed texts yet.",
         "1",
     ),
 )
@@ -67,12 +67,12 @@ _SMALL_STEPS = ("--learning_rate", "3e-05")
 
 
 def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str] = ()) -> list[Candidate]:
-    """The recipes to try, the simplest first.
+    """Returns the recipes to try, the simplest first.
 
     Args:
-        corpus: what the texts are.
-        model: what the model is.
-        teachers: names or folders of models to learn from.
+        corpus: The profile of the texts.
+        model: The profile of the model.
+        teachers: The names or folders of models to learn from.
 
     Example:
         >>> corpus = CorpusProfile(1000, 0, 80, 14, 0.02, "Latin")
@@ -80,13 +80,13 @@ def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str
         >>> [candidate.name for candidate in shortlist(corpus, model)]
         ['before', 'centred', 'whitened-0.5', 'whitened-1', 'simcse', 'whitened-simcse']
     """
-    found = [Candidate(BEFORE, "The model as it was."), *_UNTRAINED, _simcse(model)]
+    found = [Candidate(BEFORE, "The model before training."), *_UNTRAINED, _simcse(model)]
     if corpus.has_paragraphs:
         found.append(
             _of_preset(
                 "own-domain",
                 "crops",
-                "Two crops of a paragraph say more about it than a text under two dropout masks.",
+                "Two crops of a paragraph are more informative views than the same text under two dropout masks.",
             )
         )
     if teachers:
@@ -101,7 +101,7 @@ def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str
 
 
 def safest(model: ModelProfile) -> str:
-    """The recipe that loses least where nothing can be measured: by the tables of docs/recipes.md.
+    """Returns the recipe with the lowest risk if nothing can be measured, according to docs/recipes.md.
 
     Example:
         >>> safest(ModelProfile(is_pooled=True, has_dropout=True, is_whitened=False, width=384, reads=256))
@@ -111,11 +111,13 @@ def safest(model: ModelProfile) -> str:
 
 
 def training_length(share_longer: Callable[[int], float], reads: int | None) -> int:
-    """Tokens of a text that training sees: 32, 64, 128 or 256, enough for nine of ten texts.
+    """Returns the number of tokens for training: 32, 64, 128 or 256, so that at least 90% of the texts fit.
+
+    If no length is enough for 90%, the result is 256.
 
     Args:
-        share_longer: the share of the texts that have more tokens than it is given.
-        reads: tokens that the model reads, if it has a limit; training sees no more.
+        share_longer: A function that returns the share of the texts with more tokens than its argument.
+        reads: The maximum number of tokens that the model reads, or None. The result is not larger.
 
     Example:
         >>> training_length(lambda length: 0.5 if length < 64 else 0.05, reads=256)
@@ -127,14 +129,14 @@ def training_length(share_longer: Callable[[int], float], reads: int | None) -> 
 
 def _simcse(model: ModelProfile) -> Candidate:
     if model.is_pooled:
-        reason = "SimCSE at a small learning rate, which a model that embeds well already bears."
+        reason = "SimCSE with a small learning rate, because the model already embeds texts well."
         return Candidate("simcse", reason, training=[*_SMALL_STEPS, *_dropout(model)])
-    reason = "SimCSE with a head and larger steps: nobody trained the pooling yet."
+    reason = "SimCSE with a projection head and larger steps, because the pooling has not been trained yet."
     return Candidate("simcse", reason, training=["--projection_head", "--learning_rate", "1e-04", *_dropout(model)])
 
 
 def _taught(model: ModelProfile, teachers: Sequence[str]) -> Candidate:
-    reason = "SimCSE that keeps the ranking of the teacher, which holds back what does harm."
+    reason = "SimCSE that preserves the teacher's ranking, which prevents harmful changes."
     options = ["--teacher", *teachers, *_dropout(model)]
     if model.is_pooled:
         return Candidate("teacher", reason, training=[*options, *_SMALL_STEPS, "--rank_distillation", "1"])
@@ -144,16 +146,16 @@ def _taught(model: ModelProfile, teachers: Sequence[str]) -> Candidate:
 def _whitened_and_trained(corpus: CorpusProfile, model: ModelProfile) -> Candidate:
     name = "whitened-simcse"
     if not model.is_pooled:
-        reason = "SimCSE from half a whitening: the best start where nobody trained the pooling."
+        reason = "SimCSE after half a whitening, the best start if the pooling has not been trained."
         return _of_preset("language-model", name, reason, _dropout(model))
     if corpus.has_paragraphs:
-        return _of_preset("own-domain", name, "Crops, from embeddings with the mean subtracted.", power="0")
-    reason = "SimCSE with some words twice in one view, from embeddings with the mean subtracted."
+        return _of_preset("own-domain", name, "SimCSE with crops, after subtracting the mean.", power="0")
+    reason = "SimCSE with some words repeated in one view, after subtracting the mean."
     return Candidate(name, reason, "0", [*_SMALL_STEPS, "--views", "word_repetition", *_dropout(model)])
 
 
 def _of_preset(preset: str, name: str, reason: str, others: Sequence[str] = (), power: str | None = None) -> Candidate:
-    """What the preset says besides what adapt finds out, and other options of training."""
+    """Returns a recipe with the options of a preset, except those that adapt sets itself, and with other options."""
     options = {option: value for option, value in PRESETS[preset].items() if option not in _FOUND}
     if options.pop("whiten", None):
         power = options.pop("whiten_power")
@@ -162,5 +164,5 @@ def _of_preset(preset: str, name: str, reason: str, others: Sequence[str] = (), 
 
 
 def _dropout(model: ModelProfile) -> list[str]:
-    """Two views of a text that differ, for a model without dropout of its own."""
+    """Returns the options that add dropout to a model without it, so that two views of a text differ."""
     return [] if model.has_dropout else ["--dropout", "0.1"]

@@ -293,7 +293,7 @@ def check_in_two_resume(folder):
     trainer = SimCSETrainer(_tiny(), arguments, Dataset.from_dict({"sentence": ROWS}))
     for error in (_refusal(trainer, resume_from_checkpoint=True), _refusal(trainer, taken=folder)):
         assert all(_everywhere(error)), error
-    assert "another run is training" in error
+    assert "Another run is training" in error
 
 
 def _refusal(trainer, taken=None, **options):
@@ -330,7 +330,7 @@ def check_in_two_streams(folder):
         for parameter in loss.model.parameters():
             assert torch.equal(*_everywhere(parameter.detach()))
     for refused in ({"gradient_accumulation_steps": 2}, {"save_strategy": "epoch"}):
-        with pytest.raises(ValueError, match="read the 2 files of a stream each for itself"):
+        with pytest.raises(ValueError, match="read the 2 files of the stream separately"):
             SimCSETrainer(_tiny(), _arguments(folder, **(options | refused)), stream)
 
 

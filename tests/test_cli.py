@@ -234,8 +234,8 @@ def test_evaluate_finds_a_wrong_model_before_the_work(small_sts, tiny_bert, monk
     [
         (["--json_file", "absent/a.json"], "cannot write absent/a.json: there is no folder absent"),
         (["--csv_file", "sts"], "cannot write sts: it is a folder"),
-        (["--plot_file", "sts.doc"], "sts.doc: the ending says the format of a picture, choose one of .*png"),
-        (["--plot_file", "noending"], "noending: the ending says"),
+        (["--plot_file", "sts.doc"], "sts.doc does not have the file extension of a picture. Use one of .*png"),
+        (["--plot_file", "noending"], "noending does not have the file extension"),
         (["--json_file", "a", "--csv_file", "./a"], "need names of their own"),
         (["--batch_size", "0"], "--batch_size must be at least 1, got 0"),
         (["--max_seq_length", "0"], "--max_seq_length must be at least 1, got 0"),
@@ -249,7 +249,7 @@ def test_evaluate_checks_its_options_before_the_work(small_sts, tmp_path, monkey
 
 def test_evaluate_asks_for_matplotlib_before_the_work(small_sts, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
-    with pytest.raises(ImportError, match="pictures need matplotlib: pip install"):
+    with pytest.raises(ImportError, match="Pictures need matplotlib. Install it with: pip install"):
         evaluate.run(["--model", "/absent", "--sts_dir", small_sts, "--allow_partial", "--plot_file", "a.png"])
 
 
@@ -422,8 +422,8 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([0], [], "one and the same sentence, 'A man plays a guitar.', so that no row has a negative"),
-        ([0] * 4, [], "all rows .* one and the same sentence"),
+        ([0], [], "the same sentence, 'A man plays a guitar.', so no row has a negative"),
+        ([0] * 4, [], "All rows .* the same sentence"),
         ([0, 1, 2], ["--per_device_train_batch_size", "1"], r"--per_device_train_batch_size\) 1 leaves no negatives"),
         ([0, 1, 2], ["--max_seq_length", "0"], "--max_seq_length 0 leaves nothing of a text.* 3 is the least"),
         ([0, 1, 2], ["--max_seq_length", "2"], "--max_seq_length 2 leaves nothing of a text"),
@@ -457,7 +457,7 @@ def test_train_with_teachers(tmp_path, tiny_bert, sentences, generated):
 def test_pairs_that_share_an_anchor_have_no_negatives_but_triplets_have(tmp_path, tiny_bert):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("anchor,positive\nA dog.,A hound.\nA dog.,A pet.\n")
-    with pytest.raises(ValueError, match="one and the same anchor"):
+    with pytest.raises(ValueError, match="the same anchor"):
         _train(tmp_path, tiny_bert, pairs)
     triplets = tmp_path / "triplets.csv"
     triplets.write_text("anchor,positive,negative\nA dog.,A hound.,A cat.\n")
@@ -540,7 +540,7 @@ def test_train_asks_for_matplotlib_before_the_work(tmp_path, tiny_bert, sentence
     monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
     (tmp_path / "a.txt").write_text("\n".join(sentences))
     options = ["--dev_file", _scored_pairs(tmp_path / "dev.tsv", sentences), "--alignment_uniformity"]
-    with pytest.raises(ImportError, match="pictures need matplotlib"):
+    with pytest.raises(ImportError, match="Pictures need matplotlib"):
         _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
 
 
@@ -655,7 +655,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, tiny_bert, senten
 @pytest.mark.parametrize("option", ["--preset", "--pres"])
 def test_a_preset_is_never_ignored(option):
     with pytest.raises(
-        SystemExit, match="unknown preset 'sup-bert-tiny'|unknown option --pres=.*did you mean --preset"
+        SystemExit, match="'sup-bert-tiny' is not a preset|unknown option --pres=.*did you mean --preset"
     ):
         cli.main(["train", f"{option}=sup-bert-tiny", "--train_file", ".", "--model_name_or_path", "y"])
 
@@ -737,7 +737,7 @@ def test_wrong_words_are_refused_before_a_library_is_imported(tmp_path):
             ("train", ["--train_file", "absent"], f"--train_file: {no_file}"),
             ("train", ["--train_file", ".", "--dev_file", "absent"], f"--dev_file: {no_file}"),
             ("train", ["--train_file", ".", "--lora_r", "four"], "--lora_r.*: invalid int value: 'four'"),
-            ("train", ["--train_file", ".", "--preset", "tiny"], "unknown preset 'tiny'"),
+            ("train", ["--train_file", ".", "--preset", "tiny"], "'tiny' is not a preset"),
             ("adapt", ["--corpus", "absent"], f"--corpus: {no_file}"),
             ("adapt", ["--corpus", ".", "--knn_dev_file", "absent"], f"--knn_dev_file: {no_file}"),
             ("compare", [*pair, "absent"], f"--train_file: {no_file}"),

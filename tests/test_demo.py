@@ -12,7 +12,7 @@ def test_demo_learns_both_ways(capsys):
     assert scores["unsupervised"] + 0.2 < scores["supervised"]
     output = capsys.readouterr().out
     assert f"supervised    {100 * scores['supervised']:6.2f}" in output
-    assert "Nearest neighbours of held-out sentences, by the model after both trainings" in output
+    assert "Nearest neighbours of held-out sentences after both trainings" in output
     assert "--train_file sentences.txt" in output.splitlines()[-1]
 
 

@@ -218,5 +218,5 @@ def test_a_sampler_of_several_datasets_that_rebuilds_batches_is_refused():
 
 
 def test_fewer_rows_than_processes_are_refused():
-    with pytest.raises(ValueError, match="3 processes need a row each, but the dataset has 2"):
+    with pytest.raises(ValueError, match="3 processes need at least one row each, but the dataset has 2"):
         RoundSampler(DefaultBatchSampler(range(2), 4, False), 3)

@@ -101,7 +101,7 @@ def _contents(folder):
 def test_killed_and_resumed_ends_as_if_undisturbed(tmp_path, command, trained):
     process = _slow_run(command(tmp_path / "killed"), 0.2)
     _wait_for(tmp_path / "killed" / "checkpoint-10" / "trainer_state.json", process)
-    with pytest.raises(OSError, match="another run is training into .*choose another output_dir"):
+    with pytest.raises(OSError, match="Another run is training into .*choose a different output_dir"):
         train.run(command(tmp_path / "killed"))
     time.sleep(0.5)  # into the steps after the checkpoint
     process.send_signal(signal.SIGKILL)
@@ -241,10 +241,10 @@ def test_damaged_checkpoints(tmp_path, command, trained, caplog):
     # one that was cut off while it was saved is passed over
     newest = tmp_path / "out" / f"checkpoint-{STEPS}"
     (newest / "trainer_state.json").write_text('{"epoch": 1.0, "glo')
-    with pytest.raises(ValueError, match=f"checkpoint-{STEPS} was cut off while it was saved"):
+    with pytest.raises(ValueError, match=f"checkpoint-{STEPS} was interrupted while it was saved"):
         train.run([*command(tmp_path / "out"), "--resume_from_checkpoint", str(newest)])
     train.run([*command(tmp_path / "out"), "--resume_from_checkpoint", "last"])
-    assert "cut off while it was saved" in caplog.text
+    assert "interrupted while it was saved" in caplog.text
     assert all(torch.equal(weight, _weights(tmp_path / "out")[name]) for name, weight in _weights(trained).items())
 
     (newest / "trainer_state.json").write_text("[1]")
@@ -280,7 +280,9 @@ def test_incomplete_checkpoints_are_refused(tmp_path, command, trained, with_rec
 def test_a_state_of_another_version_is_named(interrupted, command):
     path = interrupted / "checkpoint-15" / "trainer_state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"novelty": 1}))
-    with pytest.raises(ValueError, match="another version of transformers, since this one does not know novelty"):
+    with pytest.raises(
+        ValueError, match="a different version of transformers: the installed version does not know novelty"
+    ):
         train.run([*command(interrupted), "--resume_from_checkpoint", "last"])
 
 
@@ -312,7 +314,9 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, command, interrupted
         changes = options.remove("--projection_head") or []
     before = _contents(interrupted)
     changes = [str(files.get(word, word)) for word in changes]
-    with pytest.raises(ValueError, match=f"(?s)checkpoint-15 is of another run.*{named}.*--resume_with_changes"):
+    with pytest.raises(
+        ValueError, match=f"(?s)checkpoint-15 was saved by a run that differs.*{named}.*--resume_with_changes"
+    ):
         train.run([*options, *changes, "--resume_from_checkpoint", "last"])
     assert _contents(interrupted) == before
 
@@ -321,9 +325,9 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, command, interrupted
 def test_what_cannot_be_taken_over_with_changes_either(tmp_path, command, interrupted, sentences):
     save_tiny_transformer(tmp_path / "wider", sentences, width=48, layers=2)
     for changes, message in (
-        (["--optim", "sgd"], "is of another optimizer"),
-        (["--model_name_or_path", str(tmp_path / "wider")], "is of another model"),
-        (["--max_steps", "12"], "is of step 15, beyond the 12"),
+        (["--optim", "sgd"], "was saved with a different optimizer"),
+        (["--model_name_or_path", str(tmp_path / "wider")], "was saved with a different model"),
+        (["--max_steps", "12"], "was saved at step 15, but this run ends after step 12"),
     ):
         with pytest.raises(ValueError, match=message):
             train.run([*command(interrupted), *changes, "--resume_from_checkpoint", "last", "--resume_with_changes"])
@@ -374,7 +378,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file syste
 @needs_root
 def test_a_full_disk_leaves_the_earlier_checkpoints(tmp_path, command, tmpfs):
     folder = tmpfs("size=1m")
-    with pytest.raises(OSError, match=r"could not save .*checkpoint-\d+: .*earlier checkpoints are as they were"):
+    with pytest.raises(OSError, match=r"Could not save .*checkpoint-\d+: .*earlier checkpoints are unchanged"):
         train.run(command(folder))
     left = sorted(folder.glob("checkpoint-*"))
     assert left
@@ -389,7 +393,7 @@ def test_a_failed_save_leaves_the_complete_checkpoints(command, interrupted, tmp
     shutil.copytree(interrupted, folder, dirs_exist_ok=True)
     before = _contents(folder)
     first = str(folder / "checkpoint-5")
-    with pytest.raises(OSError, match=r"checkpoint-10: .*takes about [\d.]+ MB, and 0.0 MB are free"):
+    with pytest.raises(OSError, match=r"checkpoint-10: .*needs about [\d.]+ MB, and 0.0 MB are free"):
         train.run([*command(folder), "--resume_from_checkpoint", first])
     assert _contents(folder) == before
 
@@ -397,7 +401,7 @@ def test_a_failed_save_leaves_the_complete_checkpoints(command, interrupted, tmp
 @needs_root
 def test_no_room_for_the_model(tmp_path, command, trained, tmpfs, model):
     folder = tmpfs("size=64k")
-    with pytest.raises(OSError, match=f"could not save the model to {folder}: .* MB are free") as failed:
+    with pytest.raises(OSError, match=f"Could not save the model to {folder}: .* MB are free") as failed:
         train.run([*command(folder), "--save_strategy", "no"])
     assert not list(folder.iterdir())
     rescued = Path(str(failed.value).split("so they were saved to ")[1])
@@ -433,13 +437,13 @@ def test_a_folder_is_free_after_an_error(tmp_path):
 
 @needs_root
 def test_a_read_only_folder_is_refused_before_training(command, tmpfs):
-    with pytest.raises(OSError, match="cannot write to the output folder .* Read-only file system"):
+    with pytest.raises(OSError, match="Cannot write to the output folder .* Read-only file system"):
         train.run(command(tmpfs("ro") / "out"))
 
 
 def test_a_file_in_place_of_the_folder(tmp_path, command):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot write to the output folder"):
+    with pytest.raises(OSError, match="Cannot write to the output folder"):
         train.run(command(tmp_path / "file"))
 
 

@@ -138,7 +138,7 @@ def test_options_override_the_preset_wherever_they_stand():
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="unknown preset 'bert': choose one of unsup-bert-base"):
+    with pytest.raises(ValueError, match="'bert' is not a preset. Choose one of unsup-bert-base"):
         preset_options("bert")
 
 

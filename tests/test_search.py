@@ -99,7 +99,7 @@ def test_similarities_of_texts_lists_and_arrays(model, sentences):
 def test_quantized_embeddings_are_refused(model, sentences, precision):
     quantized = model.encode(sentences, precision=precision)
     for side in (quantized, torch.tensor(quantized)):
-        with pytest.raises(ValueError, match="quantized or packed bits.* pass those of encode without precision"):
+        with pytest.raises(ValueError, match="quantized or packed bits.* Call encode without precision"):
             Searcher(model).similarity(sentences[0], side)
 
 
@@ -139,7 +139,7 @@ def test_an_index_is_saved_opened_and_added_to(tmp_path, model, sentences, embed
     assert Searcher.load(tmp_path / "saved", model).search("A dog sleeps.", 9) == opened.search("A dog sleeps.", 9)
     assert len(searcher.search("A dog sleeps.", 9)) == 8
     assert embedded == [*sentences, "A dog sleeps."]
-    with pytest.raises(FileExistsError, match="saved is not empty: save the index to a new folder"):
+    with pytest.raises(FileExistsError, match="saved is not empty. Save the index to a new folder"):
         searcher.save(tmp_path / "saved")
 
 
@@ -186,9 +186,11 @@ def test_what_kill_9_interrupted_goes_on(tmp_path, tiny_bert, sentences, embedde
     assert done.returncode == 0, done.stderr[-3000:]
 
     searcher = Searcher.load(first, tiny_bert)
-    with pytest.raises(ValueError, match="first is unfinished: 3 of 8 sentences are embedded; the call that was"):
+    with pytest.raises(
+        ValueError, match="first is unfinished: 3 of 8 sentences are embedded. Repeat the interrupted call"
+    ):
         searcher.search("a dog")
-    with pytest.raises(ValueError, match="holds an index of other texts"):
+    with pytest.raises(ValueError, match="has an index of different texts"):
         searcher.build_index(more, first)
     searcher.build_index(corpus, first)
     assert embedded == sentences[3:]
@@ -225,7 +227,9 @@ def killed(tmp_path, model, sentences, monkeypatch):
 
 def test_an_add_that_was_killed_while_the_graph_grew_adds_nothing_twice(killed, model, sentences, embedded):
     searcher = Searcher.load(killed, model)
-    with pytest.raises(ValueError, match="killed is unfinished: 8 of 8 sentences are embedded; the call that was"):
+    with pytest.raises(
+        ValueError, match="killed is unfinished: 8 of 8 sentences are embedded. Repeat the interrupted call"
+    ):
         searcher.add_to_index(sentences[:2])
     searcher.add_to_index(sentences[6:])
     assert searcher.sentences["sentence"][:] == sentences
@@ -243,7 +247,7 @@ def test_an_index_of_a_version_that_recorded_no_end_is_read_and_never_doubled(ki
     file.write_text(json.dumps(description))
     searcher = Searcher.load(killed, model)
     assert searcher.search(sentences[7], top_k=1)[0]["corpus_id"] == 7
-    with pytest.raises(ValueError, match="killed has these texts already, and all its 8 sentences are embedded"):
+    with pytest.raises(ValueError, match="killed already has these texts, and all of its 8 sentences are embedded"):
         searcher.add_to_index(sentences[6:])
     searcher.add_to_index(sentences[:1])
     assert searcher.sentences["sentence"][:] == [*sentences, sentences[0]]
@@ -256,7 +260,9 @@ def test_sentences_of_a_changed_model_are_not_added(tmp_path, model, sentences, 
     searcher = Searcher(model)
     searcher.build_index(sentences[:6], tmp_path)
     model.max_seq_length = 3
-    with pytest.raises(ValueError, match="was made by another model, or with other settings or prompts of it"):
+    with pytest.raises(
+        ValueError, match="was made by a different model, or by this model with different settings or prompts"
+    ):
         searcher.add_to_index(sentences[6:])
     assert embedded == sentences[:6]
     assert len(Searcher.load(tmp_path, tiny_model(sentences, width=32)).sentences) == 6
@@ -266,7 +272,9 @@ def test_a_finished_index_is_taken_as_it_is(tmp_path, model, sentences, embedded
     Searcher(model).build_index(sentences, tmp_path)
     Searcher(model).build_index(sentences, tmp_path)
     assert embedded == sentences
-    with pytest.raises(ValueError, match="choose another folder, or delete it; add_to_index adds texts"):
+    with pytest.raises(
+        ValueError, match="Choose a different folder, delete this one, or add the texts to its index with add_to_index"
+    ):
         Searcher(model).build_index(sentences[1:], tmp_path)
 
 
@@ -321,12 +329,12 @@ def test_who_waited_for_the_folder_takes_what_is_there_then(tmp_path, model, sen
 def test_another_model_is_refused(tmp_path, sentences):
     Searcher(tiny_model(sentences)).build_index(sentences, tmp_path)
     rest = "the weights or the configuration of a module differ"
-    pooling = r"modules: \['Transformer', 'Pooling \(mean\)'\] in the index, \['Transformer', 'Pooling \(max\)'\] here"
+    pooling = r"modules: \['Transformer', 'Pooling \(mean\)'\] in the index, \['Transformer', 'Pooling \(max\)'\] now"
     for change, difference in (
-        (_longer, "max_seq_length: 64 in the index, 3 here"),
-        (_prompt, "prompts: .* in the index, .*'document': 'dog '.* here"),
+        (_longer, "max_seq_length: 64 in the index, 3 now"),
+        (_prompt, "prompts: .* in the index, .*'document': 'dog '.* now"),
         (_weight, rest),
-        (_dtype, "dtype: 'float32' in the index, 'bfloat16' here"),
+        (_dtype, "dtype: 'float32' in the index, 'bfloat16' now"),
         (_pooling, pooling),
         (_activation, rest),
         (_truncation, "the tokenizer differs"),
@@ -334,9 +342,11 @@ def test_another_model_is_refused(tmp_path, sentences):
     ):
         changed = tiny_model(sentences)
         change(changed)
-        with pytest.raises(ValueError, match=rf"by another model, .* delete this one \({difference}\)$"):
+        with pytest.raises(ValueError, match=rf"by a different model, .* \({difference}\)\. .*delete this one\.$"):
             Searcher.load(tmp_path, changed)
-        with pytest.raises(ValueError, match="was made by another model, or with other settings or prompts"):
+        with pytest.raises(
+            ValueError, match="was made by a different model, or by this model with different settings or prompts"
+        ):
             Searcher(changed).build_index(sentences, tmp_path)
 
 
@@ -400,29 +410,31 @@ def test_what_cannot_be_searched_is_said(tmp_path, model, sentences):
         lambda: searcher.add_to_index(sentences),
         lambda: searcher.save("a"),
     ):
-        with pytest.raises(ValueError, match="there is no index yet: call build_index first, or Searcher.load"):
+        with pytest.raises(ValueError, match="There is no index yet. Call build_index or Searcher.load first"):
             call()
-    with pytest.raises(ValueError, match="there are no sentences"):
+    with pytest.raises(ValueError, match="The corpus has no sentences"):
         searcher.build_index([])
-    with pytest.raises(ValueError, match=r"the one column 'sentence', got \['text'\]"):
+    with pytest.raises(ValueError, match=r"the single column 'sentence', got \['text'\]"):
         searcher.build_index(Dataset.from_dict({"text": sentences}))
-    with pytest.raises(FileNotFoundError, match="nowhere holds no index"):
+    with pytest.raises(FileNotFoundError, match="nowhere has no index"):
         Searcher.load(tmp_path / "nowhere", model)
     searcher.build_index(sentences, tmp_path / "index")
     file = tmp_path / "index" / "embeddings.npy"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"embeddings.npy is damaged .*: delete it, and make the last call"):
+    with pytest.raises(ValueError, match=r"embeddings.npy is damaged .*\. Delete it, and repeat the last call"):
         Searcher.load(tmp_path / "index", model)
     file.unlink()
     searcher.build_index(sentences, tmp_path / "index")
     assert searcher.search(sentences[1])[0]["corpus_id"] == 1
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").touch()
-    with pytest.raises(FileExistsError, match="other holds no index but 'thesis.txt': choose a new folder"):
+    with pytest.raises(
+        FileExistsError, match="other is not an index and is not empty: it has 'thesis.txt'. Choose a new folder"
+    ):
         searcher.build_index(sentences, tmp_path / "other")
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
-    with pytest.raises(ValueError, match="embeds sentence 0 and 7 more as NaN or infinity"):
+    with pytest.raises(ValueError, match="The embeddings of sentence 0 and 7 more are NaN or infinite"):
         searcher.build_index(sentences, tmp_path / "nan")
 
 
@@ -431,7 +443,7 @@ def test_texts_without_a_token_are_named(tmp_path, sentences, pooling):
     """A zero-width space is no blank for a reader, and no token for BERT's tokenizer."""
     model = without_special_tokens(tiny_model(sentences, pooling=pooling))
     searcher = Searcher(model)
-    remedy = "has no token: .* leave it out"
+    remedy = "has no tokens, .* Leave it out"
     for text in ("", "   ", "\u200b"):
         for texts in (text, ["a dog", text]):
             row = 0 if isinstance(texts, str) else 1
@@ -476,7 +488,7 @@ def test_the_commands_name_a_text_without_a_token(tmp_path, sentences, monkeypat
     corpus = ["--model", "model", "--corpus", "corpus.txt"]
     for words in (["encode", *corpus, "--output_file", "e.npy"], ["index", *corpus, "--output_dir", "index"]):
         with pytest.raises(
-            SystemExit, match=rf"st-simcse {words[0]}: .*sentence 1, '\\u200b', has no token: .* leave it"
+            SystemExit, match=rf"st-simcse {words[0]}: .*sentence 1, '\\u200b', has no tokens, .* Leave it"
         ):
             cli.main(words)
     Path("corpus.txt").write_text("A dog.\n \nA cat.")  # the same commands go on with the mended file
@@ -499,10 +511,10 @@ def test_a_query_of_unknown_characters_is_answered_with_a_warning(
     options = ["search", "--model", tiny_bert, "--index", "index", "--top_k", "1", "--queries"]
     cli.main([*options, "a dog", emoji, long])
     assert len(capsys.readouterr().out.splitlines()) == 6
-    assert f"no word and no character of 2 of 3 queries, the first of which is {emoji!r}: it finds the" in caplog.text
+    assert f"not know any word or character of 2 of 3 queries, such as {emoji!r}. It finds the" in caplog.text
     caplog.clear()
     cli.main([*options, "a dog"])
-    assert "no word and no character" not in caplog.text
+    assert "not know any word" not in caplog.text
 
 
 def test_the_command_says_where_nothing_is_similar_enough(static_model, sentences, tmp_path, monkeypatch, capsys):
@@ -549,7 +561,7 @@ def test_indexes_of_faiss_find_what_the_exact_search_finds(tmp_path, embedded):
         assert _recall(searcher, queries, expected) < 0.9
     (file,) = folder.glob("*.faiss")
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match="hnsw32.faiss is damaged, delete it: it is made anew from the embeddings"):
+    with pytest.raises(ValueError, match="hnsw32.faiss is damaged .*Delete it, and it will be built again"):
         Searcher.load(folder, model)
     file.unlink()
     assert _recall(Searcher.load(folder, model), queries, expected) > 0.99
@@ -569,7 +581,9 @@ def test_settings_of_indexes_are_checked_and_faiss_is_named_where_it_lacks(model
     assert searcher.search(sentences[2], top_k=1)[0]["corpus_id"] == 2
     monkeypatch.setitem(sys.modules, "faiss", None)
     for use in (HNSWIndex, lambda: Searcher.load(tmp_path, model)):
-        with pytest.raises(ImportError, match=r'this index needs faiss: pip install "st_simcse\[search\]"'):
+        with pytest.raises(
+            ImportError, match=r'This index needs faiss. Install it with: pip install "st_simcse\[search\]"'
+        ):
             use()
 
 
@@ -625,7 +639,7 @@ def test_a_full_disk_is_said_and_the_same_call_goes_on(tmp_path, model, sentence
     whole.unlink()
     small_files(size - 1)  # one byte short, which faiss's own file would not report
     embedded.clear()
-    with pytest.raises(OSError, match=f"cannot write to {tmp_path} .*File too large.*the same call goes on once"):
+    with pytest.raises(OSError, match=f"Cannot write to {tmp_path} .*File too large.*repeat the call to continue"):
         searcher.build_index(sentences * 100, tmp_path, HNSWIndex(32))
     assert not whole.exists()
     assert not list(tmp_path.glob("*.tmp"))
@@ -634,7 +648,7 @@ def test_a_full_disk_is_said_and_the_same_call_goes_on(tmp_path, model, sentence
     assert faiss.read_index(str(whole)).ntotal == 800
     assert embedded == []
     small_files(50_000)  # less than the embeddings take
-    with pytest.raises(OSError, match="cannot write to .*other .*File too large"):
+    with pytest.raises(OSError, match="Cannot write to .*other .*File too large"):
         Searcher(model).build_index(sentences * 100, tmp_path / "other")
 
 
@@ -708,7 +722,9 @@ def test_descriptions_of_another_shape_are_refused(tmp_path, model, sentences, c
     file = tmp_path / "index.json"
     changed = json.loads(file.read_text()) | changes if isinstance(changes, dict) else changes
     file.write_text("[" * 100_000 if changes == "deep" else json.dumps(changed))
-    with pytest.raises(ValueError, match="index.json is no description of an index .*: delete the folder, and build"):
+    with pytest.raises(
+        ValueError, match="index.json is not a valid description of an index .*Delete the folder and build"
+    ):
         Searcher.load(tmp_path, model)
 
 
@@ -719,14 +735,17 @@ def test_damaged_texts_and_embeddings_of_another_shape_are_refused(tmp_path, mod
     for file, data in files.items():
         whole = file.read_bytes()
         file.write_bytes(data)
-        with pytest.raises(ValueError, match=f"texts/0 is damaged .*: delete {tmp_path}, and build the index again"):
+        with pytest.raises(ValueError, match=f"texts/0 is damaged .*Delete {tmp_path}, and build the index again"):
             Searcher.load(tmp_path, model)
         file.write_bytes(whole)
     embeddings = np.load(tmp_path / "embeddings.npy")
     for other, message in [
-        (embeddings.astype(np.float64), "is damaged .float64 of the shape"),
-        (embeddings[0], "is damaged .float32 of the shape"),
-        (np.concatenate([embeddings, embeddings]), "has 16 rows and index.json 8: .*delete it, and make the last call"),
+        (embeddings.astype(np.float64), "is damaged .expected a float32 matrix, got float64 with shape"),
+        (embeddings[0], "is damaged .expected a float32 matrix, got float32 with shape"),
+        (
+            np.concatenate([embeddings, embeddings]),
+            "has 16 rows, but index.json says 8. .*Delete it, and repeat the last call",
+        ),
     ]:
         np.save(tmp_path / "embeddings.npy", other)
         with pytest.raises(ValueError, match=f"embeddings.npy {message}"):
@@ -806,7 +825,7 @@ def test_what_the_commands_cannot_do_is_a_line(tmp_path, tiny_bert, monkeypatch)
         ([*index, "--probes", "3"], "--probes is no option of --index_type exact: leave it out"),
         ([*index, "--index_type", "hnsw", "--links", "1"], "links must be at least 2"),
         ([*index, "--add", "--index_type", "ivf"], "--add keeps the way neighbours are found"),
-        ([*index, "--add"], "index holds no index: st-simcse index, or build_index, makes one"),
+        ([*index, "--add"], "index has no index. Build one with st-simcse index or build_index"),
         (["search", *corpus[:2], "--index", "index"], "pass either --queries with texts, or --query_file"),
         (["search", *corpus[:2], "--index", "index", "--queries", "a", "--top_k", "0"], "--top_k must be at least 1"),
     ]:
@@ -822,7 +841,9 @@ def test_an_index_of_an_earlier_release_names_the_versions_if_they_differ(tmp_pa
     del description["settings"]
     description["versions"] = "sentence-transformers 5.0.0, transformers 4.50.0"
     (tmp_path / "index.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"\(it was made with sentence-transformers 5\.0\.0, .*, here is sentence-tra"):
+    with pytest.raises(
+        ValueError, match=r"\(the index was made with sentence-transformers 5\.0\.0, .*, but sentence-tra"
+    ):
         Searcher.load(tmp_path, changed)
 
 
@@ -831,7 +852,7 @@ def test_an_index_of_an_earlier_release_names_the_versions_if_they_differ(tmp_pa
     [
         (["Two dogs run.", None], "1 is None, expected a text"),
         ([3], "0 is 3, expected a text"),
-        (pd.DataFrame({"sentence": ["Two dogs run."]}), "got a table: pass one of its columns"),
+        (pd.DataFrame({"sentence": ["Two dogs run."]}), "got a table. Pass one of its columns"),
     ],
 )
 def test_what_is_no_text_is_named(model, sentences, texts, message):

@@ -96,7 +96,7 @@ def test_the_page_finds_what_is_most_similar(url, tiny, sentences):
 def test_the_page_says_that_the_model_knows_nothing_of_a_query(url, query):
     table, said = Client(url, verbose=False).predict(query, 3, 0.0, api_name="/search")
     assert (table["data"], said) == ([], UNKNOWN)
-    assert "knows no word and no character of this query" in UNKNOWN
+    assert "does not know any word or character of this query" in UNKNOWN
     table, said = Client(url, verbose=False).predict(query, "a dog", api_name="/compare")
     assert (table["data"], said) == ([[None, query, "a dog"]], UNKNOWN_IN_PAIR)
 
@@ -108,7 +108,7 @@ def test_the_page_says_why_there_is_nothing(url, tiny, sentences):
     best = tiny.similarity(tiny.encode(["a guitar"]), tiny.encode(sentences)).max().item()
     assert best < 0.9995
     table, said = client.predict("a guitar", 3, 1.0, api_name="/search")
-    assert (table["data"], said) == ([], f"Nothing above 1: the most similar sentence has {best:.3f}.")
+    assert (table["data"], said) == ([], f"Nothing above 1. The most similar sentence has {best:.3f}.")
     assert "Nothing above 1:" not in client.predict("a guitar", 3, round(best - 0.01, 2), api_name="/search")[1]
 
 
@@ -136,12 +136,12 @@ def test_the_page_compares_texts_line_by_line(url, tiny, sentences):
     cosines = tiny.similarity_pairwise(tiny.encode(sentences[:3]), tiny.encode(sentences[2:5]))
     assert [row[0] for row in rows] == pytest.approx(cosines.tolist(), abs=1e-3)
     nothing, said = client.predict("", "", api_name="/compare")
-    assert (nothing["data"], said) == ([], "Type a text, or as many lines, on both sides.")
-    lines = "expected as many lines on both sides, 50 at most, got"
+    assert (nothing["data"], said) == ([], "Type a text on both sides, or the same number of lines.")
+    lines = "expected equally many lines on both sides, 50 at most, got"
     for data, message in [
         (["a\nb", "a"], f"{lines} 2 and 1"),
         (["a\n" * 51, "a\n" * 51], f"{lines} 51 and 51"),
-        (["a", "a" * 2001], "a text has 2,001 characters, 2,000 are allowed"),
+        (["a", "a" * 2001], "a text has 2,001 characters, but at most 2,000 are allowed"),
         (["a", 1], "expected two texts"),
         (["a"], "expected the data [text, text]"),
     ]:
@@ -164,13 +164,18 @@ def test_queries_that_wait_are_embedded_together_and_a_bad_one_fails_alone(url, 
 
     monkeypatch.setattr(tiny, "encode_query", held)
     bad = [
-        ("a" * (MAX_QUERY_LENGTH + 1), 1, 0.0, "the query has 2,001 characters, 2,000 are allowed"),
-        (["a dog"], 1, 0.0, "the query is no text"),
+        ("a" * (MAX_QUERY_LENGTH + 1), 1, 0.0, "the query has 2,001 characters, but at most 2,000 are allowed"),
+        (["a dog"], 1, 0.0, "the query is not a text"),
         ("a dog", 1_000_000, 0.0, "expected 1 to 50 results and a cosine similarity from 0 to 1"),
         ("a dog", 1, float("nan"), "expected 1 to 50 results and a cosine similarity from 0 to 1"),
-        ("a dog", "many", 0.0, "expected the data [query, number of results, least cosine similarity]"),
-        ("a dog", "expected the data [query, number of results, least cosine similarity]"),
-        ("a \ud83d dog", 1, 0.0, "half a surrogate pair is no character: send both halves, or none"),
+        ("a dog", "many", 0.0, "expected the data [query, number of results, minimum cosine similarity]"),
+        ("a dog", "expected the data [query, number of results, minimum cosine similarity]"),
+        (
+            "a \ud83d dog",
+            1,
+            0.0,
+            "the text has half a surrogate pair, which is not a character: send both halves, or neither",
+        ),
     ]
     with ThreadPoolExecutor(40) as pool:
         answers = [pool.submit(_ask, url, sentence, 1, 0.0) for sentence in sentences * 3]
@@ -202,7 +207,7 @@ def test_a_text_without_a_token_finds_nothing_and_fails_alone(sentences):
 
 
 def test_half_a_surrogate_is_refused_on_either_side_of_a_comparison_and_a_whole_pair_is_text(url):
-    half = "half a surrogate pair is no character: send both halves, or none"
+    half = "the text has half a surrogate pair, which is not a character: send both halves, or neither"
     for data in (["\ud83d", "a"], ["a", "\ude00"]):
         assert _ask(url, *data, event="compare") == (422, half)
     body = b'{"data": ["\\ud83d\\ude00", 1, 0.0]}'
@@ -215,7 +220,7 @@ def test_an_event_has_its_number_and_no_other_spelling_of_it(url, number):
     for data in (["a dog", 5, 0.3], ["a", "b"]):
         body = {"data": data, "fn_index": number, "session_hash": "abc"}
         answer = httpx.post(f"{url}/gradio_api/queue/join", json=body)
-        expected = (422, "expected 0 for a search or 1 for a comparison as fn_index")
+        expected = (422, "expected fn_index 0 for a search or 1 for a comparison")
         assert (answer.status_code, answer.json()["detail"]) == expected
     whole = {"data": ["a dog", 5, 0.3], "session_hash": "abc"}
     answer = httpx.post(f"{url}/gradio_api/queue/join", json=whole | {"fn_index": 0, "batched": True})
@@ -276,7 +281,7 @@ def options(tmp_path, tiny_bert, corpus):
 
 @pytest.mark.parametrize("port", ["99999", "0", "-1"])
 def test_an_impossible_port_is_a_line(options, port):
-    with pytest.raises(SystemExit, match=f"there is no port {port}: choose one from 1 to 65535"):
+    with pytest.raises(SystemExit, match=f"{port} is not a port. Choose one from 1 to 65535"):
         cli.main(["serve", *options, "--port", port])
 
 
@@ -286,7 +291,7 @@ def test_a_taken_port_is_found_before_the_model_is_loaded(options, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(SystemExit, match=f"port {port} cannot be used .*choose another one with --port"):
+        with pytest.raises(SystemExit, match=f"Port {port} cannot be used .*Choose a different one with --port"):
             cli.main(["serve", *options, "--port", str(port)])
 
 

@@ -69,11 +69,11 @@ def test_what_cannot_be_averaged_is_refused(tmp_path):
         return SimCSETrainer(args=arguments, train_dataset=data, **({"model": model} | options))
 
     for weight in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=rf"expected 0 to below 1, got {weight}"):
+        with pytest.raises(ValueError, match=rf"must be at least 0 and below 1, got {weight}"):
             trainer(weight)
     adapted = tiny_model(TEXTS, width=32)
     adapted.add_adapter(LoraConfig(r=2, target_modules=["query"]))
-    with pytest.raises(ValueError, match="LoRA leaves these as they are: leave start_weight"):
+    with pytest.raises(ValueError, match="LoRA does not change them. Leave out start_weight"):
         trainer(0.5, adapted)
-    with pytest.raises(ValueError, match="model_init makes others: leave start_weight"):
+    with pytest.raises(ValueError, match="model_init makes new models. Leave out start_weight"):
         trainer(0.5, None, model_init=lambda: tiny_model(TEXTS, width=32), loss=UnsupSimCSELoss)

@@ -118,7 +118,7 @@ def test_a_row_of_a_stream_without_a_text_is_named(model, tmp_path):
     args = SimCSETrainingArguments(str(tmp_path), report_to="none", bf16=False, max_steps=1)
     trainer = SimCSETrainer(model, args, stream, loss=SupSimCSELoss(model))
     with pytest.raises(
-        ValueError, match=r"column 'positive': no text \(None\) in the row {'anchor': 'A cat.', .*: fill it"
+        ValueError, match=r"column 'positive' has no text \(None\) in the row {'anchor': 'A cat.', .*Fill the text in"
     ):
         trainer.train()
 
@@ -155,17 +155,17 @@ def test_a_list_trains_as_its_dataset_does(model, sentences, tmp_path):
             r"pass options=\[FocalMargin\(margin=0.2\)\]",
         ),
         (lambda m: SimCSETrainer("bert"), ValueError, r"model is the name 'bert': .* build_model\('bert'\)"),
-        (lambda m: SimCSETrainer(m, "out"), ValueError, r"args is 'out': pass SimCSETrainingArguments\('out'\)"),
-        (lambda m: SimCSETrainer(m[0].model), ValueError, "the model is a BertModel, expected a SentenceTran"),
-        (lambda m: SimCSETrainer(m, {"bf16": False}), ValueError, r"pass SimCSETrainingArguments\(\*\*args\)"),
-        (lambda m: SimCSETrainer(m, loss="simcse"), ValueError, r"loss is 'simcse', .* UnsupSimCSELoss\(model\)"),
-        (lambda m: SimCSETrainer(m, evaluator=3), ValueError, "evaluator is 3, expected one that load_sts makes"),
+        (lambda m: SimCSETrainer(m, "out"), ValueError, r"args is 'out'. Pass SimCSETrainingArguments\('out'\)"),
+        (lambda m: SimCSETrainer(m[0].model), ValueError, "model is of the type BertModel, expected a SentenceTran"),
+        (lambda m: SimCSETrainer(m, {"bf16": False}), ValueError, r"Pass SimCSETrainingArguments\(\*\*args\)"),
+        (lambda m: SimCSETrainer(m, loss="simcse"), ValueError, r"loss is 'simcse'. .* UnsupSimCSELoss\(model\)"),
+        (lambda m: SimCSETrainer(m, evaluator=3), ValueError, "evaluator is 3. Pass an evaluator of ST"),
         (
             lambda m: build_model(m),
             ValueError,
             "expected the folder of a model or its name .* type SentenceTransformer",
         ),
-        (lambda m: SimCSETrainer(m, evaluator="a.tsv"), ValueError, r"evaluator is 'a.tsv': .* load_sts\('a.tsv'\)"),
+        (lambda m: SimCSETrainer(m, evaluator="a.tsv"), ValueError, r"evaluator is 'a.tsv'. .* load_sts\('a.tsv'\)"),
     ],
 )
 def test_a_name_or_a_number_in_place_of_an_object(model, tmp_path, monkeypatch, make, error, message):

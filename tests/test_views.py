@@ -238,7 +238,7 @@ def test_what_views_do_not_go_with_is_refused(paragraphs, tmp_path, static_model
     one = pairs.select_columns("anchor")
     model = tiny_model(paragraphs, width=32).to("cpu")
     for options, given, data, message in (
-        ({}, model, pairs, "one column of texts, the data has anchor, positive: keep one"),
+        ({}, model, pairs, "a single column of texts, but the data has anchor, positive. Keep one"),
         ({}, static_model, one, "no attention mask"),
         (
             {"views": "mixup"},
@@ -246,7 +246,7 @@ def test_what_views_do_not_go_with_is_refused(paragraphs, tmp_path, static_model
             one,
             "views='mixup' is unknown: choose one of crops, word_repetition, token_cutoff",
         ),
-        ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1}, model, one, "workers that persist"),
+        ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1}, model, one, "persistent workers"),
     ):
         arguments = SimCSETrainingArguments(str(tmp_path), use_cpu=True, **{"views": "crops"} | options)
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Whether embeddings that were kept are still those that a model would give: hashes of models and of texts."""
+"""Hashes of models and texts, to check whether stored embeddings are still those that a model would compute."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from transformers import PreTrainedModel
 
 __all__ = ["DIGESTS", "fingerprint", "settings", "text_digest"]
 
-# The settings that are hashes, whose values say nothing to a reader.
+# The settings that are hashes, so their values mean nothing to a reader.
 DIGESTS = ("tokenizer",)
 
 
 def fingerprint(model: SentenceTransformer) -> str:
-    """A hexadecimal name of all that a model's embeddings depend on: it differs when they would.
+    """Returns a hexadecimal hash of everything that a model's embeddings depend on.
 
-    That is its weights, modules and settings, its tokenizer and prompts. Where the model lies and what it is called
-    does not matter.
+    The hash covers the weights, the modules and their settings, the tokenizer and the prompts. It does not depend on
+    the folder or the name of the model.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -36,7 +36,7 @@ def fingerprint(model: SentenceTransformer) -> str:
 
 
 def settings(model: SentenceTransformer) -> dict[str, Any]:
-    """What a message can say of a model: the parts of its fingerprint that are short, by name.
+    """Returns the parts of a model's fingerprint that are short enough for a message, by name.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -57,7 +57,7 @@ def settings(model: SentenceTransformer) -> dict[str, Any]:
 
 
 def text_digest(texts: Iterable[str]) -> str:
-    """A hexadecimal name of texts in their order.
+    """Returns a hexadecimal hash of texts, which depends on their order.
 
     Example:
         >>> text_digest(["two dogs"]) == text_digest(["two", "dogs"])
@@ -84,7 +84,7 @@ def _parts(model: SentenceTransformer) -> Iterator[bytes | memoryview]:
             if (tokenizer := getattr(module, "tokenizer", None)) is not None:
                 length = getattr(module, "max_seq_length", None)
                 state = first if tokenizer is model.tokenizer else _tokenizer_state(tokenizer)
-                # A Router's routes may differ from the model's tokenizer, which is that of the first.
+                # The model's tokenizer is that of a Router's first route. Other routes may have a different one.
                 if (state, length) != (first, model.max_seq_length):
                     yield _json([name, length])
                     yield state
@@ -101,12 +101,12 @@ def _tokenizer_state(tokenizer: Any) -> bytes:
     if hasattr(backend, "to_str"):
         state = json.loads(backend.to_str())
         if backend is not tokenizer:
-            # Transformers sets both anew at every call; a StaticEmbedding truncates as its tokenizer says.
+            # Transformers sets both at every call. A StaticEmbedding truncates according to its tokenizer.
             state |= {"truncation": None, "padding": None}
     else:
         state = tokenizer.get_vocab()
     sides = [getattr(tokenizer, f"{name}_side", "right") for name in ("truncation", "padding")]
-    # As before the sides were looked at, so that the indexes of most models keep their fingerprints.
+    # Default sides are left out as in earlier versions, so that most indexes keep their fingerprints.
     return _json(state) if sides == ["right", "right"] else _json([state, sides])
 
 

@@ -1,4 +1,4 @@
-"""An index on the disk: sentences, their embeddings, and what describes them, which grow and are never torn."""
+"""An index on disk: sentences, their embeddings and a description. It can grow, and it survives interruptions."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = ["IndexFolder"]
 
 
 class IndexFolder:
-    """An index on the disk. At every moment it can be gone on from what is written.
+    """An index on disk. An interruption at any moment leaves files that the work can continue from.
 
-    ``index.json`` describes it: the fingerprint of the model that made it, the rows of each part that was added, and
-    how many of these adds came to their end, which is written last. ``texts/0``, ``texts/1``, ... are the parts, as
-    ``Dataset.save_to_disk`` writes them; the header of ``embeddings.npy`` counts the rows that are whole.
+    ``index.json`` describes the index. It has the fingerprint of the model that made the index, the number of rows in
+    each part that was added, and the number of finished parts, which is written last. ``texts/0``, ``texts/1``, ... are
+    the parts as written by ``Dataset.save_to_disk``. The header of ``embeddings.npy`` has the number of complete rows.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         if path is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="st_simcse_")  # deleted when nobody uses it any more
+            self._temporary = tempfile.TemporaryDirectory(prefix="st_simcse_")  # deleted with this object
             path = self._temporary.name
         self.path = Path(path)
         self.description: dict[str, Any] = {}
@@ -46,31 +46,38 @@ class IndexFolder:
         return (self.path / "index.json").exists()
 
     def lock(self) -> FileLock:
-        """For whoever writes: a second one waits."""
+        """Returns the lock for writing. A second writer waits for it."""
         self.path.mkdir(parents=True, exist_ok=True)
         return FileLock(self.path / "index.lock")
 
     def read(self) -> None:
-        """What describes it, as it is on the disk now; ValueError if that is damaged."""
+        """Reads the description from disk, and raises ValueError if it is damaged."""
         path = self.path / "index.json"
         try:
             description = json.loads(path.read_bytes())
             if not _is_description(description):
-                raise ValueError("other names or types than it has")
+                raise ValueError("unexpected names or types")
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} is no description of an index ({error}): delete the folder, and build the index again"
+                f"{path} is not a valid description of an index ({error}). Delete the folder and build the index again."
             ) from None
         self.description = description
 
     def create(self, made_by: str, model: SentenceTransformer) -> None:
-        """An empty index of the model with this fingerprint; FileExistsError where something else lies."""
+        """Creates an empty index for the model with this fingerprint.
+
+        Raises:
+            FileExistsError: If the folder has other files.
+        """
         if foreign := sorted({path.name for path in self.path.iterdir()} - {"index.lock", "index.tmp"}):
-            raise FileExistsError(f"{self.path} holds no index but {foreign[0]!r}: choose a new folder, or delete it")
+            raise FileExistsError(
+                f"{self.path} is not an index and is not empty: it has {foreign[0]!r}. Choose a new folder, or delete "
+                "this one."
+            )
         self.describe(model=made_by, settings=settings(model), versions=_versions(), texts=[], finished=0)
 
     def choose(self, index: Index) -> None:
-        """How neighbours are found from now on."""
+        """Records the kind of index that finds neighbours from now on."""
         self.describe(index={"kind": index.name, **asdict(index)})
 
     def neighbours(self) -> Neighbours:
@@ -79,7 +86,7 @@ class IndexFolder:
             return INDEXES[options.pop("kind")](**options).open(self.embeddings(), self.path)
 
     def describe(self, **changes: Any) -> None:
-        """Written whole or not at all."""
+        """Changes the description. The file is replaced as a whole, so it is never incomplete."""
         self.description |= changes
         part = self.path / "index.tmp"
         with _writing(self.path):
@@ -87,40 +94,41 @@ class IndexFolder:
             os.replace(part, self.path / "index.json")
 
     def check_model(self, made_by: str, model: SentenceTransformer) -> None:
-        """ValueError if a model with another fingerprint made it, with what differs."""
+        """Raises ValueError if a different model made the index. The message says what differs."""
         if self.description["model"] != made_by:
             raise ValueError(
-                f"{self.path} was made by another model, or with other settings or prompts of it: load that one, "
-                f"choose another folder, or delete this one ({self._difference(model)})"
+                f"{self.path} was made by a different model, or by this model with different settings or prompts "
+                f"({self._difference(model)}). Load that model, choose a different folder, or delete this one."
             )
 
     def _difference(self, model: SentenceTransformer) -> str:
-        """What tells the model that made the index from this one."""
+        """Describes the differences between the model that made the index and this model."""
         there, here = self.description.get("settings", {}), json.loads(json.dumps(settings(model)))
         differences = [
-            f"the {name} differs" if name in DIGESTS else f"{name}: {there[name]!r} in the index, {here[name]!r} here"
+            f"the {name} differs" if name in DIGESTS else f"{name}: {there[name]!r} in the index, {here[name]!r} now"
             for name in there.keys() & here.keys()
             if there[name] != here[name]
         ]
         if (versions := self.description["versions"]) != _versions():
-            differences.append(f"it was made with {versions}, here is {_versions()}")
+            differences.append(f"the index was made with {versions}, but {_versions()} are installed")
         return "; ".join(sorted(differences)) or "the weights or the configuration of a module differ"
 
     def add(self, sentences: Dataset, digest: str) -> None:
-        """Append sentences, or go on with them if they are those whose add was interrupted.
+        """Appends sentences, unless they are the ones of an interrupted call, which is to continue.
 
         Raises:
-            ValueError: if the add of other sentences was interrupted, and where nobody can know whether that of these
-                was.
+            ValueError: If a call with other sentences was interrupted. If an old version of st_simcse appended these
+                sentences last, because it did not record whether the call was interrupted.
         """
         parts = self.description["texts"]
         is_last = bool(parts) and parts[-1]["digest"] == digest
         if "finished" not in self.description and self.is_embedded():
             if is_last:
                 raise ValueError(
-                    f"{self.path} has these texts already, and all its {self.rows():,} sentences are embedded; the "
-                    "version that wrote it did not record whether their add came to its end. There is nothing left to "
-                    "do, unless they are to be there twice: then build a new index of all texts"
+                    f"{self.path} already has these texts, and all of its {self.rows():,} sentences are embedded. An "
+                    "old version of st_simcse wrote the index and did not record whether adding the texts was "
+                    "interrupted. Nothing is left to do, unless you want the texts twice. In that case, build a new "
+                    "index of all texts."
                 )
         elif parts and not self.is_finished():
             if not is_last:
@@ -129,20 +137,22 @@ class IndexFolder:
         self.append(sentences, digest)
 
     def append(self, sentences: Dataset, digest: str) -> None:
-        """Sentences that are to be embedded; ``digest`` tells them from others."""
+        """Appends sentences that are not embedded yet. ``digest`` is the hash that identifies them."""
         parts = self.description["texts"]
         place = self.path / "texts" / str(len(parts))
-        shutil.rmtree(place, ignore_errors=True)  # of an attempt that did not come to the description
+        shutil.rmtree(
+            place, ignore_errors=True
+        )  # left by a call that was interrupted before it changed the description
         with _writing(self.path):
             sentences.save_to_disk(place)
         self.describe(texts=[*parts, {"rows": len(sentences), "digest": digest}], finished=len(parts))
 
     def finish(self) -> None:
-        """Record that what was appended is embedded and can be searched."""
+        """Records that all appended sentences are embedded and can be searched."""
         self.describe(finished=len(self.description["texts"]))
 
     def rows(self) -> int:
-        """How many sentences it has, embedded or not."""
+        """Returns the number of sentences, embedded or not."""
         return sum(part["rows"] for part in self.description["texts"])
 
     def sentences(self) -> Dataset:
@@ -151,36 +161,40 @@ class IndexFolder:
         return concatenate_datasets(tables or [Dataset.from_dict({"sentence": []})])
 
     def is_embedded(self) -> bool:
-        """Whether it can be searched."""
+        """Returns whether all sentences are embedded, so that the index can be searched."""
         return self.embedded_rows() == self.rows() > 0
 
     def is_finished(self) -> bool:
-        """Whether the last add came to its end, which the rows alone do not say."""
+        """Returns whether the last call that added sentences finished, which the number of rows does not tell."""
         return self.is_embedded() and self.description.get("finished") == len(self.description["texts"])
 
     def unfinished(self) -> ValueError:
-        """To be raised by whoever needs it whole."""
+        """Returns the error for calls that need a finished index."""
         return ValueError(
-            f"{self.path} is unfinished: {self.embedded_rows():,} of {self.rows():,} sentences are embedded; the call "
-            "that was interrupted, with the same texts, goes on where it stopped"
+            f"{self.path} is unfinished: {self.embedded_rows():,} of {self.rows():,} sentences are embedded. Repeat "
+            "the interrupted call with the same texts to continue where it stopped."
         )
 
     def embeddings(self) -> np.ndarray:
-        """Mapped; copy on write, since torch warns of arrays that cannot be written."""
+        """Returns the embeddings, memory-mapped from disk.
+
+        The mode is copy-on-write, because torch warns about read-only arrays.
+        """
         path = self.path / "embeddings.npy"
         if not path.exists() or not path.stat().st_size:
             return np.empty((0, 0), dtype=np.float32)
-        remedy = "delete it, and make the last call of build_index or add_to_index again"
+        remedy = "Delete it, and repeat the last call of build_index or add_to_index."
         try:
             embeddings = np.load(path, mmap_mode="c")
             if embeddings.ndim != 2 or embeddings.dtype != np.float32:
-                raise ValueError(f"{embeddings.dtype} of the shape {embeddings.shape}")
+                raise ValueError(f"expected a float32 matrix, got {embeddings.dtype} with shape {embeddings.shape}")
         except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
+            raise ValueError(f"{path} is damaged ({error}). {remedy}") from None
         if len(embeddings) > self.rows():
             raise ValueError(
-                f"{path} has {len(embeddings):,} rows and index.json {self.rows():,}: another program is adding to the "
-                f"index, wait for its end; or the file is of another index: {remedy}"
+                f"{path} has {len(embeddings):,} rows, but index.json says {self.rows():,}. If another program is "
+                "adding to the index, wait until it has finished. Otherwise, the file belongs to a different index. "
+                f"{remedy}"
             )
         return embeddings
 
@@ -188,8 +202,8 @@ class IndexFolder:
         return len(self.embeddings())
 
     def write(self, embeddings: np.ndarray) -> None:
-        """Append rows; they count once they are on the disk, when the header says so."""
-        # Not with numpy's open_memmap: it cannot grow a file, and on a full disk the program dies of SIGBUS.
+        """Appends rows. The header only counts them once they are on disk."""
+        # numpy's open_memmap cannot extend a file, and on a full disk, it kills the program with SIGBUS.
         path = self.path / "embeddings.npy"
         begin = self.embedded_rows()
         with _writing(self.path), path.open("r+b" if begin else "w+b") as file:
@@ -203,7 +217,7 @@ class IndexFolder:
 
 
 def _write_header(file: Any, rows: int, width: int) -> int:
-    """Its length, which is the same for any number of rows: numpy leaves room to grow."""
+    """Writes the header and returns its length, which does not depend on the number of rows: numpy pads it."""
     file.seek(0)
     description = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
     np.lib.format.write_array_header_1_0(file, description)
@@ -211,9 +225,9 @@ def _write_header(file: Any, rows: int, width: int) -> int:
 
 
 def _is_description(value: Any) -> bool:
-    """Whether it has the names and types that :meth:`IndexFolder.describe` writes.
+    """Returns whether a value has the names and types that :meth:`IndexFolder.describe` writes.
 
-    ``finished`` and ``settings`` came later.
+    ``finished`` and ``settings`` are optional, because earlier versions did not write them.
     """
     if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("model", "versions")):
         return False
@@ -234,9 +248,9 @@ def _table(place: Path, rows: int) -> Dataset:
         table = load_from_disk(place)
         if not isinstance(table, Dataset) or (table.column_names, len(table)) != (["sentence"], rows):
             raise ValueError(f"expected {rows:,} sentences")
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # what datasets raises for such files
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # datasets raises any of these
         index = place.parent.parent
-        raise ValueError(f"{place} is damaged ({error}): delete {index}, and build the index again") from None
+        raise ValueError(f"{place} is damaged ({error}). Delete {index}, and build the index again.") from None
     return table
 
 
@@ -246,8 +260,8 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"cannot write to {folder} ({error.strerror or error}): what is there stays, and the same call goes on "
-            "once there is room and permission"
+            f"Cannot write to {folder} ({error.strerror or error}). Existing files are unchanged. Check the disk space "
+            "and the permissions, and repeat the call to continue."
         ) from error
 
 

@@ -1,6 +1,7 @@
-"""Nearest neighbours among embeddings of unit length: exact, or with faiss's indexes, behind one method.
+"""Nearest neighbours among embeddings of unit length, exact or with an index of faiss.
 
-``open(embeddings, folder)`` gives a function of queries and a number k, which answers with their scores and rows.
+All indexes have the method ``open(embeddings, folder)``. It returns a function that takes queries and a number k, and
+returns scores and rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from sentence_transformers.util import dot_score, semantic_search
 
 __all__ = ["INDEXES", "ExactIndex", "HNSWIndex", "IVFIndex", "Index", "Neighbours"]
 
-# Queries (Q, d) and k to scores and rows, both (Q, k), the highest score first; row -1 where there are fewer.
+# Takes queries (Q, d) and k, and returns scores and rows, both (Q, k), with the highest score first. The row is -1 if
+# fewer than k were found.
 Neighbours = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 ROWS_AT_ONCE = 2**16
@@ -26,7 +28,9 @@ ROWS_AT_ONCE = 2**16
 
 @dataclass(frozen=True)
 class ExactIndex:
-    """Every query against every embedding: by faiss where it is installed, else by ST's ``semantic_search``.
+    """Exact search, which compares every query with every embedding.
+
+    It uses faiss if it is installed, and ST's ``semantic_search`` otherwise.
 
     Example:
         >>> index = ExactIndex().open(np.eye(3, dtype=np.float32), Path())
@@ -38,7 +42,7 @@ class ExactIndex:
     name: ClassVar[str] = "exact"
 
     def open(self, embeddings: np.ndarray, folder: Path) -> Neighbours:
-        """Reads the embeddings where they are, such as mapped from a file, and copies nothing."""
+        """Returns the search function. The embeddings, which may be mapped from a file, are not copied."""
         try:
             import faiss
         except ImportError:
@@ -48,15 +52,15 @@ class ExactIndex:
 
 @dataclass(frozen=True)
 class IVFIndex:
-    """faiss's inverted file: k-means puts the embeddings into cells, and a query is compared with the nearest ones'.
+    """The inverted file of faiss, which groups embeddings into cells by k-means. A query searches the nearest cells.
 
     Args:
-        cells: how many; about the square root of the number of embeddings when left out.
-        probes: how many of them a query looks into; more find more and take longer.
+        cells: The number of cells. If None, the square root of the number of embeddings is used.
+        probes: The number of cells that a query searches. More cells give a higher recall, but take longer.
 
     Raises:
-        ValueError: for less than one of either.
-        ImportError: without faiss.
+        ValueError: If ``cells`` or ``probes`` is below 1.
+        ImportError: If faiss is not installed.
     """
 
     name: ClassVar[str] = "ivf"
@@ -67,7 +71,7 @@ class IVFIndex:
         _check(self)
 
     def open(self, embeddings: np.ndarray, folder: Path) -> Neighbours:
-        """As it lies in the folder, with the embeddings that it lacks added; all of them, where it is not there."""
+        """Loads the index from the folder, adds the embeddings that it lacks, and returns the search function."""
         cells = min(self.cells or round(len(embeddings) ** 0.5), len(embeddings))
         path = folder / f"ivf{self.cells or ''}.faiss"
         index = _faiss_index(f"IVF{cells},Flat", embeddings, path)
@@ -77,17 +81,17 @@ class IVFIndex:
 
 @dataclass(frozen=True)
 class HNSWIndex:
-    """faiss's graph of neighbours (Malkov and Yashunin, 2018), in which a query walks to its own.
+    """The neighbour graph of faiss (Malkov and Yashunin, 2018), in which a query walks to its nearest neighbours.
 
-    Faster than :class:`IVFIndex` at the same recall, slower to build, and needs more memory.
+    It is faster than :class:`IVFIndex` at the same recall, but it is slower to build and needs more memory.
 
     Args:
-        links: neighbours that each embedding is joined with.
-        breadth: candidates that a walk keeps; more find more and take longer.
+        links: The number of neighbours that each embedding is linked to.
+        breadth: The number of candidates that a search keeps. More candidates give a higher recall, but take longer.
 
     Raises:
-        ValueError: for fewer than two links or less than one candidate.
-        ImportError: without faiss.
+        ValueError: If ``links`` is below 2 or ``breadth`` is below 1.
+        ImportError: If faiss is not installed.
     """
 
     name: ClassVar[str] = "hnsw"
@@ -97,10 +101,10 @@ class HNSWIndex:
     def __post_init__(self) -> None:
         _check(self)
         if self.links < 2:
-            raise ValueError("links must be at least 2: nothing is found along a single one")
+            raise ValueError(f"links must be at least 2, got {self.links}: with a single link, a query finds nothing")
 
     def open(self, embeddings: np.ndarray, folder: Path) -> Neighbours:
-        """As it lies in the folder, with the embeddings that it lacks added; all of them, where it is not there."""
+        """Loads the index from the folder, adds the embeddings that it lacks, and returns the search function."""
         index = _faiss_index(f"HNSW{self.links},Flat", embeddings, folder / f"hnsw{self.links}.faiss")
         index.hnsw.efSearch = self.breadth
         return index.search
@@ -111,7 +115,7 @@ INDEXES: dict[str, type[Index]] = {kind.name: kind for kind in (ExactIndex, IVFI
 
 
 def _semantic_search(queries: np.ndarray, embeddings: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    # Of unit length already: the cosine would normalize the whole corpus for every search.
+    # The embeddings have unit length. Cosine similarity would normalize the whole corpus in every search.
     found = semantic_search(torch.from_numpy(queries), torch.from_numpy(embeddings), top_k=k, score_function=dot_score)
     scores = np.array([[hit["score"] for hit in hits] for hits in found], dtype=np.float32)
     return scores, np.array([[hit["corpus_id"] for hit in hits] for hits in found], dtype=np.int64)
@@ -121,14 +125,14 @@ def _faiss_index(factory: str, embeddings: np.ndarray, path: Path) -> Any:
     _faiss()
     index = _written(path, embeddings)
     if index is None or index.ntotal < len(embeddings):
-        # Of programs that open the folder at once, one completes the file, and the others wait for it.
+        # If several programs open the folder at once, one completes the file and the others wait for it.
         with FileLock(path.with_suffix(".lock")):
             index = _completed(factory, embeddings, path)
     return index
 
 
 def _written(path: Path, embeddings: np.ndarray) -> Any:
-    """What was written, perhaps of fewer embeddings; None if nothing was."""
+    """Returns the stored index, which may have fewer embeddings, or None if there is none."""
     if not path.exists():
         return None
     try:
@@ -136,7 +140,7 @@ def _written(path: Path, embeddings: np.ndarray) -> Any:
         if index.d != embeddings.shape[1] or index.ntotal > len(embeddings):
             raise RuntimeError(f"it has {index.ntotal:,} embeddings of {index.d} dimensions, not {embeddings.shape}")
     except RuntimeError as error:
-        raise ValueError(f"{path} is damaged, delete it: it is made anew from the embeddings ({error})") from None
+        raise ValueError(f"{path} is damaged ({error}). Delete it, and it will be built again.") from None
     return index
 
 
@@ -146,15 +150,15 @@ def _completed(factory: str, embeddings: np.ndarray, path: Path) -> Any:
     if index is None:
         index = faiss.index_factory(embeddings.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
-        index.cp.niter = 10  # more cost time and change the recall in the third place
-        index.cp.min_points_per_centroid = 1  # no warning of small corpora
+        index.cp.niter = 10  # more iterations only change the third decimal of the recall
+        index.cp.min_points_per_centroid = 1  # no warning about small corpora
         count = min(len(embeddings), 64 * index.nlist)
         rows = np.random.default_rng(0).choice(len(embeddings), count, replace=False)
         index.train(embeddings[np.sort(rows)])
     for start in range(index.ntotal, len(embeddings), ROWS_AT_ONCE):
         index.add(embeddings[start : start + ROWS_AT_ONCE])
     part = path.with_suffix(".tmp")
-    # Through Python's file: faiss's own reports no error of the last bytes on a full disk.
+    # Through a Python file, because the files of faiss do not report an error for the last bytes on a full disk.
     try:
         with part.open("wb") as file:
             faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
@@ -171,7 +175,7 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ImportError('this index needs faiss: pip install "st_simcse[search]"') from error
+        raise ImportError('This index needs faiss. Install it with: pip install "st_simcse[search]"') from error
     return faiss
 
 

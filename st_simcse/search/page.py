@@ -1,4 +1,4 @@
-"""A page in the browser to search a file of sentences. Needs gradio (the extra "serve")."""
+"""A web page to search a file of sentences. It needs gradio (the extra "serve")."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ if TYPE_CHECKING:
 
 __all__ = ["check_port", "launch", "search_page"]
 
-# gradio would fetch its fonts, report its use and have the browser keep all queries; a local page does without. Its
-# statistics, for a page of its own that is closed here, cost more time after each query than a search.
+# Without these settings, gradio would fetch fonts, report its use, and keep all queries in the browser, which a local
+# page does not need. Its statistics take longer than a search, and the page that shows them is closed here.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**62))
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 
 HOST = "127.0.0.1"
-MAX_QUERY_LENGTH = 2_000  # characters; what a model reads of a text is shorter
-MAX_BODY_SIZE = 64 * 1024  # bytes; the longest query with every character escaped has 24,000
+MAX_QUERY_LENGTH = 2_000  # characters; models read fewer
+MAX_BODY_SIZE = 64 * 1024  # bytes; the longest query takes 24,000 if every character is escaped
 MAX_BATCH_SIZE = 64
-MAX_WAITING = 1_000  # further queries are told that the queue is full
+MAX_WAITING = 1_000  # queries beyond this number get an answer that the queue is full
 MAX_RESULTS = 50
 MAX_PAIRS = 50
-# The page has no state that a visitor comes back to, and gradio would keep 20 KB for each of the last 10,000 callers.
+# The page has no state to come back to, and gradio would keep 20 KB for each of the last 10,000 visitors.
 MAX_SESSIONS = 20
-# What the page says where a table has no rows, or none with a cosine.
+# The remarks of the page if a table has no rows, or rows without a similarity.
 NO_QUERY = "Type a query."
-NO_TEXTS = "Type a text, or as many lines, on both sides."
+NO_TEXTS = "Type a text on both sides, or the same number of lines."
 UNKNOWN = (
-    "The model knows no word and no character of this query. It would find the same sentences for any such query: "
-    "write it in words of the model's languages."
+    "The model does not know any word or character of this query, so it would find the same sentences for every such "
+    "query. Write the query in a language of the model."
 )
-UNKNOWN_IN_PAIR = "A pair without a cosine has a text of which the model knows no word and no character."
-# A remark stands in place of the table of hits, which is empty then. It keeps its place: the browser measures it there.
+UNKNOWN_IN_PAIR = "If a pair has no similarity, the model does not know any word or character of one of its texts."
+# A remark replaces the table of hits if it is empty. The hidden table keeps its place, because the browser measures it.
 STYLE = "body:has(#search-remark p) #search-table { visibility: hidden }"
-SEARCH, COMPARISON = 0, 1  # the page's events, as its browser numbers them
+SEARCH, COMPARISON = 0, 1  # the numbers of the page's events
 
 
 def search_page(searcher: Searcher, model: str = "", corpus: str = "") -> Blocks:
-    """The page: a query and the sentences of the index that are most similar to it; and texts to compare in pairs.
+    """Creates the page. One tab finds the sentences most similar to a query, and the other compares pairs of texts.
 
-    Queries that wait are embedded together. Longer ones than ``MAX_QUERY_LENGTH`` characters are refused. Where nothing
-    is found, the page says why.
+    Queries that arrive at the same time are embedded together. Queries longer than ``MAX_QUERY_LENGTH`` characters are
+    refused. If nothing is found, the page says why.
 
     Args:
-        searcher: one that has an index.
-        model: the name of its model, which the page shows.
-        corpus: the name of what it searches, likewise.
+        searcher: A searcher with an index.
+        model: The name of its model to show on the page.
+        corpus: The name of its corpus to show on the page.
 
     Returns:
-        A gradio app, for :func:`launch`, or to be mounted elsewhere.
+        A gradio app for :func:`launch`, or to mount in another app.
 
     Raises:
-        ImportError: without gradio.
-        ValueError: without an index, or if it is unfinished.
+        ImportError: If gradio is not installed.
+        ValueError: If the searcher has no index, or an unfinished one.
     """
     gradio = _gradio()
-    searcher.search([])  # whether there is something to search, before the page is up
+    searcher.search([])  # raises an error now if there is nothing to search
     queued: dict[str, Any] = {"batch": True, "max_batch_size": MAX_BATCH_SIZE}
     with gradio.Blocks(title="SimCSE search") as page:
         with gradio.Tab("Search"):
@@ -77,7 +77,7 @@ def search_page(searcher: Searcher, model: str = "", corpus: str = "") -> Blocks
             )
             with gradio.Row():
                 results = gradio.Slider(1, MAX_RESULTS, value=5, step=1, label="Results")
-                threshold = gradio.Slider(0.0, 1.0, value=0.3, step=0.05, label="Least cosine similarity")
+                threshold = gradio.Slider(0.0, 1.0, value=0.3, step=0.05, label="Minimum cosine similarity")
             button = gradio.Button("Search", variant="primary")
             found = _table_and_remark(gradio, "search", "Most similar", [24, 76], ["cosine", "sentence"], NO_QUERY)
         with gradio.Tab("Compare"):
@@ -97,7 +97,7 @@ def search_page(searcher: Searcher, model: str = "", corpus: str = "") -> Blocks
 
 
 def _heading(title: str, model: str, corpus: str = "") -> str:
-    """Names may be paths, which break anywhere rather than widen the page on a phone."""
+    """Returns the heading in HTML. Long names, such as paths, wrap, so that they do not widen the page on a phone."""
     named = [(f"{what}: <code>{escape(name)}</code>") for what, name in (("Corpus", corpus), ("Model", model)) if name]
     return f'<h2>{title}</h2><p style="overflow-wrap: anywhere">{"<br>".join(named)}</p>'
 
@@ -105,7 +105,7 @@ def _heading(title: str, model: str, corpus: str = "") -> str:
 def _table_and_remark(
     gradio: Any, name: str, label: str, percent: list[int], headers: list[str], remark: str
 ) -> tuple[Any, Any]:
-    """A table of results, and above it what is said of them. The first header fits its column on a phone too."""
+    """Creates a table of results with a remark above it. The first header fits its column even on a phone."""
     said = gradio.Markdown(remark, elem_id=f"{name}-remark")
     widths = [f"{width}%" for width in percent]
     table = gradio.Dataframe(headers=headers, label=label, wrap=True, column_widths=widths, elem_id=f"{name}-table")
@@ -115,7 +115,7 @@ def _table_and_remark(
 def _search(
     searcher: Searcher, queries: list[str], results: list[float], thresholds: list[float]
 ) -> tuple[list[list[list[object]]], list[str]]:
-    """Of several visitors' queries: the rows of their tables, and what is said where there are none."""
+    """Returns the table rows for the queries of several visitors, and the remarks for tables without rows."""
     unknown = set(rows_unknown(searcher.model, queries))
     asked = [row for row in range(len(queries)) if row not in unknown]
     found = dict(zip(asked, searcher.search([queries[row] for row in asked], MAX_RESULTS), strict=True))
@@ -128,14 +128,14 @@ def _search(
         if near:
             remarks.append("")
         elif hits:
-            remarks.append(f"Nothing above {least:g}: the most similar sentence has {hits[0]['score']:.3f}.")
+            remarks.append(f"Nothing above {least:g}. The most similar sentence has {hits[0]['score']:.3f}.")
         else:
             remarks.append(UNKNOWN if query.strip() else NO_QUERY)
     return tables, remarks
 
 
 def _compare(searcher: Searcher, firsts: list[str], seconds: list[str]) -> tuple[list[list[list[object]]], list[str]]:
-    """Of several visitors' texts: the rows of their tables, and what is said of them."""
+    """Returns the table rows for the texts of several visitors, and the remarks on them."""
     pairs = [
         list(zip(_lines(first), _lines(second), strict=True)) for first, second in zip(firsts, seconds, strict=True)
     ]
@@ -148,32 +148,34 @@ def _compare(searcher: Searcher, firsts: list[str], seconds: list[str]) -> tuple
 
 
 def check_port(port: int) -> None:
-    """Find out in time whether the page can be served there.
+    """Checks in advance that the page can be served at a port.
 
     Raises:
-        ValueError: if there is no such port.
-        OSError: if it is taken, or not allowed.
+        ValueError: If the number is not a port.
+        OSError: If the port is in use or not allowed.
     """
     if not 0 < port < 2**16:
-        raise ValueError(f"there is no port {port}: choose one from 1 to 65535")
+        raise ValueError(f"{port} is not a port. Choose one from 1 to 65535.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise OSError(f"port {port} cannot be used ({error.strerror}): choose another one with --port") from None
+            raise OSError(
+                f"Port {port} cannot be used ({error.strerror}). Choose a different one with --port."
+            ) from None
 
 
 def launch(page: Blocks, port: int) -> None:
-    """Serve the page at ``http://127.0.0.1:PORT``, from a thread: returns at once; ``page.close()`` ends it.
+    """Serves the page at ``http://127.0.0.1:PORT`` from a thread and returns at once. ``page.close()`` stops it.
 
-    What it has no use for is closed: other host names than this machine's (a foreign page could otherwise read the
-    corpus by rebinding its name), other origins, uploads, files, gradio's direct calls beside the queue, its
-    monitoring and public links, and bodies of more than ``MAX_BODY_SIZE`` bytes.
+    Everything that the page does not need is refused: host names other than this machine's (otherwise a malicious
+    website could read the corpus by DNS rebinding), other origins, uploads, files, direct calls of gradio that skip the
+    queue, monitoring, public links, and bodies of more than ``MAX_BODY_SIZE`` bytes.
 
     Args:
-        page: what :func:`search_page` gives.
-        port: see :func:`check_port`.
+        page: The page as returned by :func:`search_page`.
+        port: The port, see :func:`check_port`.
     """
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -199,11 +201,11 @@ def launch(page: Blocks, port: int) -> None:
 
 
 class _Guard:
-    """ASGI middleware that lets through what the page itself asks for."""
+    """ASGI middleware that only lets requests of the page itself through."""
 
     queries = ("/gradio_api/queue/join", "/gradio_api/call/search", "/gradio_api/call/compare")
     posts = (*queries, "/gradio_api/cancel", "/gradio_api/reset")
-    # Files of other apps in gradio's folder, other hosts, and results that would be written to the disk.
+    # Files of other apps in gradio's folder, requests to other hosts, and results that would be written to disk.
     closed = ("/gradio_api/file", "/gradio_api/proxy=", "/gradio_api/deep_link")
 
     def __init__(self, app: ASGIApp, hosts: list[str]) -> None:
@@ -217,7 +219,7 @@ class _Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         path = scope["path"]
-        # Not starlette's CORSMiddleware, which answers a foreign origin and leaves it to the browser to hide that.
+        # Starlette's CORSMiddleware would answer a foreign origin and rely on the browser to hide the answer.
         origin = Headers(scope=scope).get("origin")
         if origin is not None and _hostname(origin) not in self.hosts:
             return await PlainTextResponse("foreign origin", 403)(scope, receive, send)
@@ -227,7 +229,7 @@ class _Guard:
         body, more = b"", True
         while more:
             message = await receive()
-            if len(body) <= MAX_BODY_SIZE:  # what follows is read, so that the answer arrives, and dropped
+            if len(body) <= MAX_BODY_SIZE:  # the rest is read and dropped, so that the client gets the answer
                 body += message.get("body", b"")
             more = message.get("more_body", False)
         if len(body) > MAX_BODY_SIZE:
@@ -254,7 +256,10 @@ def _hostname(origin: str) -> str | None:
 
 
 def _wrong_with(path: str, body: bytes) -> str | None:
-    """What does not fit the event; said before it joins a batch, all of which gradio would fail otherwise."""
+    """Returns an error message for an invalid request, or None for a valid one.
+
+    It is checked before the request joins a batch, because gradio would fail the whole batch otherwise.
+    """
     is_comparison = False
     try:
         request = json.loads(body)
@@ -262,7 +267,7 @@ def _wrong_with(path: str, body: bytes) -> str | None:
         if path.startswith(_Guard.queries[0]):
             event = request.get("fn_index")
             if type(event) is not int or event not in (SEARCH, COMPARISON):  # gradio takes "1" and true as well
-                return f"expected {SEARCH} for a search or {COMPARISON} for a comparison as fn_index"
+                return f"expected fn_index {SEARCH} for a search or {COMPARISON} for a comparison"
             is_comparison = event == COMPARISON
         else:
             is_comparison = path.startswith("/gradio_api/call/compare")
@@ -274,26 +279,26 @@ def _wrong_with(path: str, body: bytes) -> str | None:
             query, results, threshold = data
             texts = [query]
         if not all(isinstance(text, str) for text in texts):
-            return "expected two texts" if is_comparison else "the query is no text"
+            return "expected two texts" if is_comparison else "the query is not a text"
         if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-            return "half a surrogate pair is no character: send both halves, or none"
+            return "the text has half a surrogate pair, which is not a character: send both halves, or neither"
         if (longest := max(map(len, texts))) > MAX_QUERY_LENGTH:
             what = "a text" if is_comparison else "the query"
-            return f"{what} has {longest:,} characters, {MAX_QUERY_LENGTH:,} are allowed"
+            return f"{what} has {longest:,} characters, but at most {MAX_QUERY_LENGTH:,} are allowed"
         if is_comparison:
             lines = [len(_lines(first)), len(_lines(second))]
             if lines[0] != lines[1] or lines[0] > MAX_PAIRS:
-                return f"expected as many lines on both sides, {MAX_PAIRS} at most, got {lines[0]} and {lines[1]}"
+                return f"expected equally many lines on both sides, {MAX_PAIRS} at most, got {lines[0]} and {lines[1]}"
         elif not (1 <= results <= MAX_RESULTS and 0 <= threshold <= 1):
             return f"expected 1 to {MAX_RESULTS} results and a cosine similarity from 0 to 1"
     except (AttributeError, ValueError, KeyError, TypeError, RecursionError):
-        kinds = "text, text" if is_comparison else "query, number of results, least cosine similarity"
+        kinds = "text, text" if is_comparison else "query, number of results, minimum cosine similarity"
         return f"expected the data [{kinds}]"
     return None
 
 
 def _similarities(searcher: Searcher, pairs: list[tuple[str, str]]) -> list[float | None]:
-    """Rounded; None for a pair with a text of which the model knows nothing, which fails no other pair."""
+    """Returns the rounded cosine similarity of each pair, or None if the model knows nothing of one of its texts."""
     unknown = {row for side in zip(*pairs, strict=True) for row in rows_unknown(searcher.model, side)}
     similarities: list[float | None] = [None] * len(pairs)
     if asked := [row for row in range(len(pairs)) if row not in unknown]:
@@ -312,5 +317,5 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise ImportError('the page needs gradio: pip install "st_simcse[serve]"') from error
+        raise ImportError('The page needs gradio. Install it with: pip install "st_simcse[serve]"') from error
     return gradio

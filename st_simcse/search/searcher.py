@@ -1,4 +1,4 @@
-"""Search by meaning: a corpus is embedded once, into a folder, and its nearest sentences to a query are looked up."""
+"""Semantic search: a corpus is embedded once into a folder, and then searched for the sentences nearest to a query."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ logger = logging.getLogger(__name__)
 Comparable: TypeAlias = str | Sequence[str] | np.ndarray | Tensor
 Texts: TypeAlias = Sequence[str] | Dataset | str | os.PathLike[str] | HubDataset
 
-# What stands before a sentence of a corpus and before a query, where the model has it: as ST's encode_document and
-# encode_query look for it.
+# The prompts for a sentence of a corpus and for a query, if the model has them. ST's encode_document and encode_query
+# use the same names.
 DOCUMENT: Any = {"prompt_names": ("document", "passage", "corpus"), "task": "document"}
 QUERY: Any = {"prompt_names": ("query",), "task": "query"}
 
-# Sentences that are embedded, and written to the disk, at a time: what is lost at most when the work is interrupted.
+# The number of sentences that are embedded and written to disk at a time. An interruption loses at most this many.
 CHUNK_SIZE = 16_384
 
 
 class Hit(TypedDict):
-    """What a search finds: as ST's ``semantic_search`` says it, and the text.
+    """A search result with the keys of ST's ``semantic_search`` and the text.
 
     Attributes:
-        corpus_id: the sentence's row in the corpus, from 0.
-        score: its cosine similarity with the query.
-        text: the sentence.
+        corpus_id: The row of the sentence in the corpus, counted from 0.
+        score: The cosine similarity of the sentence and the query.
+        text: The sentence.
     """
 
     corpus_id: int
@@ -61,22 +61,25 @@ class Hit(TypedDict):
 
 
 class Searcher:
-    """Embeds texts, compares them, and finds the most similar ones of a corpus, by cosine similarity.
+    """Semantic search: embeds texts, compares them, and finds the most similar sentences of a corpus.
 
-    The corpus is embedded by ``model.encode_document`` and the queries by ``model.encode_query``, so that a model's
-    prompts for the two are used. An index is a folder: the sentences as Arrow tables, ``embeddings.npy``, both mapped
-    from the disk rather than read into memory, and what faiss makes of them.
+    Similarity is the cosine similarity of embeddings.
+
+    The corpus is embedded with ``model.encode_document`` and the queries with ``model.encode_query``, so the model's
+    prompts for documents and queries are used. An index is a folder with the sentences as Arrow tables,
+    ``embeddings.npy``, and the files of faiss. The sentences and embeddings are memory-mapped from disk, not read into
+    memory.
 
     Args:
-        model: a SentenceTransformer, a folder of one or of a published SimCSE checkpoint, or a name on the hub, such as
-            ``princeton-nlp/sup-simcse-bert-base-uncased``.
-        precision: what the model computes in, as :func:`~st_simcse.fast_encode` has it, which embeds the texts. A model
-            that is loaded here by its name is converted to float32 if that asks for it.
+        model: A SentenceTransformer, the folder of one or of a published SimCSE checkpoint, or a model name on the hub,
+            such as ``princeton-nlp/sup-simcse-bert-base-uncased``.
+        precision: The precision to compute embeddings in, as in :func:`~st_simcse.fast_encode`. If the model is loaded
+            by its name and the precision is float32, the model itself is converted to float32.
 
     Attributes:
-        model: the SentenceTransformer.
-        sentences: the corpus, a ``datasets.Dataset`` with the column ``sentence``, N rows; None before there is one.
-        embeddings: float32 of shape (N, d), rows of unit length.
+        model: The SentenceTransformer.
+        sentences: The corpus, a ``datasets.Dataset`` with N rows and the column ``sentence``, or None without an index.
+        embeddings: The embeddings of the corpus, float32 of shape (N, d), with rows of unit length.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -109,18 +112,21 @@ class Searcher:
         pool: dict[str, Any] | None = None,
         show_progress_bar: bool | None = None,
     ) -> np.ndarray:
-        """Embeddings of unit length, float32 of shape (N, d), or (d,) for one text.
+        """Embeds texts.
 
         Args:
-            texts: a text, or N of them.
-            batch_size: texts a forward pass.
-            device: as in ``SentenceTransformer.encode``: one, or several for a process each.
-            pool: what ``model.start_multi_process_pool`` gives, instead of devices.
-            show_progress_bar: as in ``SentenceTransformer.encode``.
+            texts: A text, or a list of N texts.
+            batch_size: The number of texts per forward pass.
+            device: One device, or several to start a process for each, as in ``SentenceTransformer.encode``.
+            pool: A pool from ``model.start_multi_process_pool`` to use instead of devices.
+            show_progress_bar: Whether to show a progress bar, as in ``SentenceTransformer.encode``.
+
+        Returns:
+            Embeddings of unit length, float32 of shape (N, d), or (d,) for a single text.
 
         Raises:
-            ValueError: for what is no text, and for a text without a token, such as an empty one where the tokenizer
-                adds no special tokens.
+            ValueError: If something other than texts is passed, or if a text has no tokens, such as an empty text if
+                the tokenizer does not add special tokens.
         """
         several = _as_texts("text", texts)
         self._check_tokens("text", several)
@@ -133,13 +139,17 @@ class Searcher:
         return _unit(self._encoder.encode(texts if isinstance(texts, str) else several, **options))
 
     def similarity(self, a: Comparable, b: Comparable) -> Any:
-        """Cosine similarities of texts, or of embeddings of shape (d,) or (N, d).
+        """Computes cosine similarities.
+
+        Args:
+            a: A text, a list of texts, or embeddings of shape (d,) or (N, d).
+            b: Likewise, with M instead of N.
 
         Returns:
-            A float for two texts; float32 of shape (N,) for one and N, and (N, M) for N and M.
+            A float for two single texts or embeddings. Otherwise, float32 of shape (N,), (M,) or (N, M).
 
         Raises:
-            ValueError: for embeddings that ``encode(precision=...)`` has quantized.
+            ValueError: If the embeddings were quantized by ``encode(precision=...)``.
 
         Example:
             >>> from st_simcse.demo import tiny_model
@@ -163,35 +173,36 @@ class Searcher:
         batch_size: int = 64,
         device: str | list[str] | None = None,
     ) -> None:
-        """Embed a corpus, chunk by chunk, and have it ready for :meth:`search`.
+        """Embeds a corpus in chunks and prepares it for :meth:`search`.
 
-        If that is interrupted, even by ``kill -9``, the same call goes on with the chunk that it was at. With the
-        texts of a finished index it embeds nothing, and may choose another ``index``.
+        If the call is interrupted, even by ``kill -9``, the same call continues with the interrupted chunk. For the
+        texts of a finished index, nothing is embedded again, and ``index`` may differ.
 
         Args:
-            texts: sentences, a Dataset with the column ``sentence``, or a file or data set that
-                :class:`~st_simcse.SentenceReader` reads; equal lines of a file are listed once.
-            folder: where the index is kept; a temporary one, for :meth:`save`, when left out.
-            index: how neighbours are found: :class:`~st_simcse.search.neighbours.ExactIndex` when left out, or
-                :class:`~st_simcse.search.neighbours.IVFIndex` or :class:`~st_simcse.search.neighbours.HNSWIndex`.
-            batch_size: sentences a forward pass.
-            device: as in :meth:`encode`.
+            texts: A list of sentences, a Dataset with the column ``sentence``, or a file or dataset for
+                :class:`~st_simcse.SentenceReader`. Duplicate lines of a file are only kept once.
+            folder: The folder of the index. If None, a temporary folder is used, which :meth:`save` can copy.
+            index: The method to find neighbours. If None, :class:`~st_simcse.search.neighbours.ExactIndex` is used.
+                The others are :class:`~st_simcse.search.neighbours.IVFIndex` and
+                :class:`~st_simcse.search.neighbours.HNSWIndex`.
+            batch_size: The number of sentences per forward pass.
+            device: One or several devices, as in :meth:`encode`.
 
         Raises:
-            ValueError: without a sentence, for one without a token, if an embedding is not finite, or if the folder
-                holds an index of other texts or of another model.
-            FileExistsError: for a folder that holds something else.
-            FileNotFoundError, ValueError: as the reader does.
-            ImportError: for IVF and HNSW without faiss.
+            ValueError: If there are no sentences, if a sentence has no tokens, if an embedding is not finite, or if the
+                folder has an index of different texts or of a different model.
+            FileExistsError: If the folder has other files.
+            FileNotFoundError, ValueError: If the reader raises them.
+            ImportError: If ``index`` needs faiss and faiss is not installed.
         """
         corpus, made_by = _Corpus.of(texts), fingerprint(self.model)
         self._build(corpus, made_by, IndexFolder(folder), index or ExactIndex(), batch_size=batch_size, device=device)
 
     def add_to_index(self, texts: Texts, batch_size: int = 64, device: str | list[str] | None = None) -> None:
-        """Embed further sentences and append them to the index, in its folder.
+        """Embeds more sentences and appends them to the index in its folder.
 
-        Interrupted, it goes on when it is called again with the same texts. Arguments and errors are those of
-        :meth:`build_index`; the model must be as it was when the index was built.
+        If the call is interrupted, the same call continues where it stopped. The arguments and errors are those of
+        :meth:`build_index`. The model must not have changed since the index was built.
         """
         folder = self._built()
         corpus, made_by = _Corpus.of(texts), fingerprint(self.model)
@@ -203,15 +214,15 @@ class Searcher:
             self._complete(folder, batch_size, device)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Copy the index to a folder, which must not exist or be empty; the model is saved apart, as ST does.
+        """Copies the index to a new or empty folder. The model is not saved with it.
 
         Raises:
-            FileExistsError: if there is something in the folder.
-            ValueError: without an index.
+            FileExistsError: If the folder is not empty.
+            ValueError: If there is no index.
         """
         source = self._built()
         if os.path.isdir(folder) and os.listdir(folder):
-            raise FileExistsError(f"{os.fspath(folder)} is not empty: save the index to a new folder")
+            raise FileExistsError(f"{os.fspath(folder)} is not empty. Save the index to a new folder.")
         shutil.copytree(source.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.lock", "*.tmp"))
 
     @classmethod
@@ -221,17 +232,22 @@ class Searcher:
         model: SentenceTransformer | str | os.PathLike[str],
         precision: Precision = "auto",
     ) -> Searcher:
-        """Open a folder that :meth:`save`, or :meth:`build_index` with a folder, wrote.
+        """Opens the folder of an index from :meth:`save`, or from :meth:`build_index` with a folder.
+
+        Args:
+            folder: The folder of the index.
+            model: The model that made the index, as for :class:`~st_simcse.Searcher`.
+            precision: The precision to compute embeddings in, as for :class:`~st_simcse.Searcher`.
 
         Raises:
-            FileNotFoundError: if there is no index.
-            ValueError: if another model made it.
+            FileNotFoundError: If the folder has no index.
+            ValueError: If a different model made the index.
         """
         index = IndexFolder(folder)
         if not index.exists():
-            raise FileNotFoundError(f"{index.path} holds no index: st-simcse index, or build_index, makes one")
+            raise FileNotFoundError(f"{index.path} has no index. Build one with st-simcse index or build_index.")
         searcher = cls(model, precision)
-        index.read()  # as it is now: loading a model takes a while, in which another program may have added texts
+        index.read()  # again, because another program may have added texts while the model was loaded
         index.check_model(fingerprint(searcher.model), searcher.model)
         searcher._open(index)
         return searcher
@@ -245,21 +261,22 @@ class Searcher:
     def search(self, queries: Sequence[str], top_k: int = ..., threshold: float | None = ...) -> list[list[Hit]]: ...
 
     def search(self, queries: str | Sequence[str], top_k: int = 5, threshold: float | None = None) -> Any:
-        """The sentences of the corpus that are most similar to a query, the most similar first.
+        """Finds the sentences of the corpus that are most similar to a query, with the most similar first.
 
-        For a query of which the model's tokenizer knows no part, what is found means nothing: a warning says so.
+        If the tokenizer of the model does not know any part of a query, the results are meaningless, and a warning is
+        logged.
 
         Args:
-            queries: a text, or Q of them, which are embedded together.
-            top_k: how many sentences at most.
-            threshold: the least cosine similarity; any when left out.
+            queries: A text, or a list of Q texts, which are embedded together.
+            top_k: The maximum number of sentences per query.
+            threshold: The minimum cosine similarity. If None, there is no minimum.
 
         Returns:
-            A list of :class:`Hit` for one query, and a list of Q such lists for Q of them.
+            A list of :class:`Hit` for a single query, or a list of Q such lists for Q queries.
 
         Raises:
-            ValueError: without an index, for an unfinished one, for ``top_k`` below 1, for what is no text, and for a
-                query without a token.
+            ValueError: If there is no index or an unfinished one, if ``top_k`` is below 1, if something other than
+                texts is passed, or if a query has no tokens.
         """
         folder = self._built()
         if self._neighbours is None:
@@ -273,8 +290,8 @@ class Searcher:
         self._check_tokens("query", several, **QUERY)
         if rows := rows_unknown(self.model, several):
             logger.warning(
-                "The model knows no word and no character of %s of %s queries, the first of which is %r: it finds the "
-                "same sentences for all such queries, whatever they say",
+                "The model does not know any word or character of %s of %s queries, such as %r. It finds the same "
+                "sentences for all such queries, whatever they say.",
                 *(f"{len(rows):,}", f"{len(several):,}", several[rows[0]][:50]),
             )
         embedded = _unit(self._encoder.encode_query(several, show_progress_bar=False))
@@ -288,17 +305,17 @@ class Searcher:
 
     def _built(self) -> IndexFolder:
         if self._folder is None:
-            raise ValueError("there is no index yet: call build_index first, or Searcher.load")
+            raise ValueError("There is no index yet. Call build_index or Searcher.load first.")
         return self._folder
 
     def _check_tokens(self, what: str, texts: Sequence[str] | Dataset, **options: Any) -> None:
-        """ValueError for texts of which the model reads nothing; names the first."""
+        """Raises ValueError if texts have no tokens. The message names the first of them."""
         if found := texts_without_tokens(self.model, texts, **options):
             row, text = next(iter(found.items()))
             more = f" and {len(found) - 1:,} more," if len(found) > 1 else ""
             raise ValueError(
-                f"{what} {row:,}, {text[:50]!r},{more} has no token: the model's tokenizer finds none in "
-                "it and adds no special ones, so that there is nothing to embed; leave it out"
+                f"{what} {row:,}, {text[:50]!r},{more} has no tokens, and the model's tokenizer does not add special "
+                "ones, so there is nothing to embed. Leave it out."
             )
 
     def _open(self, folder: IndexFolder) -> None:
@@ -306,10 +323,10 @@ class Searcher:
         self._neighbours = folder.neighbours() if folder.is_embedded() else None
 
     def _build(self, corpus: _Corpus, made_by: str, folder: IndexFolder, index: Index, **options: Any) -> None:
-        """As :meth:`build_index`, of what has been hashed: a large corpus or model takes seconds."""
+        """Does the work of :meth:`build_index`. Hashing a large corpus or model takes seconds, so it is done before."""
         with folder.lock():
             if folder.exists():
-                folder.read()  # as it is now: another process may have made it while this one waited
+                folder.read()  # again, because another process may have made it while this one waited
                 folder.check_model(made_by, self.model)
             else:
                 folder.create(made_by, self.model)
@@ -318,14 +335,14 @@ class Searcher:
                 folder.append(*corpus)
             elif [part["digest"] for part in folder.description["texts"]] != [corpus.digest]:
                 raise ValueError(
-                    f"{folder.path} holds an index of other texts: choose another folder, or delete it; add_to_index "
-                    "adds texts to an index"
+                    f"{folder.path} has an index of different texts. Choose a different folder, delete this one, or "
+                    "add the texts to its index with add_to_index."
                 )
             folder.choose(index)
             self._complete(folder, **options)
 
     def _complete(self, folder: IndexFolder, batch_size: int = 64, device: str | list[str] | None = None) -> None:
-        """Embed what is not embedded yet, open it, and record that it came to its end."""
+        """Embeds the sentences that are not embedded yet, opens the index, and records that it is finished."""
         sentences = folder.sentences()
         begin = folder.embedded_rows()
         if begin < len(sentences):
@@ -351,15 +368,16 @@ class Searcher:
 def cached_searcher(
     model: SentenceTransformer, corpus: Texts, cache_dir: str | os.PathLike[str] | None = None
 ) -> Searcher:
-    """A corpus indexed in a cache, or the index of the same texts and model that is there.
+    """Returns a searcher for a corpus whose index is cached, and builds the index if it is not in the cache yet.
 
     Args:
-        model: embeds the corpus and the queries.
-        corpus: as for :meth:`~st_simcse.Searcher.build_index`.
-        cache_dir: the folder for st_simcse in the cache of huggingface_hub (``HF_HOME``) when left out.
+        model: The model to embed the corpus and the queries.
+        corpus: The corpus, as for :meth:`~st_simcse.Searcher.build_index`.
+        cache_dir: The folder of the cache. If None, the folder for st_simcse in the cache of huggingface_hub
+            (``HF_HOME``) is used.
 
     Raises:
-        FileNotFoundError, ValueError: as the reader and :meth:`~st_simcse.Searcher.build_index` do.
+        FileNotFoundError, ValueError: If the reader or :meth:`~st_simcse.Searcher.build_index` raises them.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -371,16 +389,16 @@ def cached_searcher(
     """
     found, made_by = _Corpus.of(corpus), fingerprint(model)
     folder = Path(cache_dir or cached_assets_path("st_simcse", "embeddings"), text_digest([made_by, found.digest]))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # for the user alone
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # only accessible to the user
     searcher = Searcher(model)
     searcher._build(found, made_by, IndexFolder(folder), ExactIndex())
     return searcher
 
 
 def _as_texts(what: str, texts: Any) -> list[str]:
-    """A text or several as a list; ValueError for what is no text, naming its row."""
+    """Returns one or several texts as a list, and raises ValueError with the row of anything that is not a text."""
     if isinstance(texts, (pd.DataFrame, Dataset)):
-        raise ValueError("expected a text or a list of texts, got a table: pass one of its columns")
+        raise ValueError("Expected a text or a list of texts, got a table. Pass one of its columns.")
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         texts = [texts]
     several = list(texts)
@@ -391,7 +409,7 @@ def _as_texts(what: str, texts: Any) -> list[str]:
 
 
 class _Corpus(NamedTuple):
-    """Sentences, and what tells them from others."""
+    """Sentences, and the hash that identifies them."""
 
     sentences: Dataset
     digest: str
@@ -405,30 +423,30 @@ class _Corpus(NamedTuple):
         else:
             sentences = Dataset.from_dict({"sentence": _as_texts("sentence", texts)})
         if not len(sentences):
-            raise ValueError("there are no sentences to search")
+            raise ValueError("The corpus has no sentences. Pass at least one.")
         if sentences.column_names != ["sentence"]:
-            raise ValueError(f"expected a Dataset with the one column 'sentence', got {sentences.column_names}")
+            raise ValueError(f"Expected a Dataset with the single column 'sentence', got {sentences.column_names}")
         check_texts(sentences, "the corpus", [])
-        # A batch at a time in memory.
+        # In batches, to save memory.
         return cls(sentences, text_digest(text for batch in sentences.iter(1000) for text in batch["sentence"]))
 
 
 def _unit(embeddings: Any) -> np.ndarray:
-    """Here rather than in the model, whose own precision may be bfloat16."""
+    """Returns embeddings at unit length. Normalizing in the model might use bfloat16."""
     tensor = torch.as_tensor(embeddings)
     if tensor.dtype in (torch.int8, torch.uint8, torch.bool):
         raise ValueError(
-            f"embeddings of {tensor.dtype} are quantized or packed bits, of which there is no cosine similarity: pass "
-            "those of encode without precision, or compare with sentence_transformers.quantization"
+            f"The embeddings are {tensor.dtype}, so they are quantized or packed bits and have no cosine similarity. "
+            "Call encode without precision, or compare the embeddings with sentence_transformers.quantization."
         )
-    # Forced: off a GPU, and out of a graph.
+    # force=True also works for tensors on a GPU or with gradients.
     return normalize(tensor.float(), dim=-1).numpy(force=True)
 
 
 def _finite(embeddings: np.ndarray, start: int) -> np.ndarray:
     if bad := np.flatnonzero(~np.isfinite(embeddings).all(axis=1)).tolist():
         raise ValueError(
-            f"the model embeds sentence {start + bad[0]:,} and {len(bad) - 1:,} more as NaN or infinity: its "
-            "training went wrong, or its files are damaged"
+            f"The embeddings of sentence {start + bad[0]:,} and {len(bad) - 1:,} more are NaN or infinite. The model's "
+            "training failed, or its files are damaged. Use a different model."
         )
     return embeddings

@@ -1,4 +1,4 @@
-"""A loss's own weights, kept equal in all processes while the trainer runs."""
+"""A callback that keeps the weights of a loss equal in all processes during training."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ __all__ = [
 
 
 class LossSynchronizer(TrainerCallback):
-    """What a Trainer of several processes has to be told: the weights of its losses start as those of rank 0.
+    """A callback that gives all processes the same loss weights and the same order of rows.
 
-    DistributedDataParallel wraps the model alone. And an epoch that training resumes in the middle of is drawn in the
-    order of that epoch, since accelerate passes the epoch on to whole ones only.
+    When training begins, it copies the weights of the losses from rank 0 to all processes, because
+    DistributedDataParallel only wraps the model. At the start of each epoch, it sets the epoch of the batch sampler,
+    because accelerate does not do so for an epoch that training resumes in the middle.
 
     Args:
-        parameters: gives the parameters that belong to losses and not to the model.
+        parameters: A function that returns the parameters that belong to the losses and not to the model.
     """
 
     def __init__(self, parameters: Callable[[], Iterable[nn.Parameter]]) -> None:

@@ -1,4 +1,4 @@
-"""The README that ST writes into a saved model's folder, without texts of the data unless they are asked for."""
+"""The README that ST writes into a saved model's folder, by default without texts of the training data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from st_simcse.training.run_folder import step_of
 
 __all__ = ["ModelCardCallback", "SimCSEModelCardData", "shown_command", "shown_value"]
 
-# Spearman's in percent, as papers have it.
+# Papers report Spearman's correlation times 100.
 METRICS = {"spearman_cosine": ("Spearman × 100", 100), "alignment": ("alignment", 1), "uniformity": ("uniformity", 1)}
 
 Results = dict[BaseEvaluator, dict[str, Any]]
@@ -29,10 +29,10 @@ Results = dict[BaseEvaluator, dict[str, Any]]
 
 @dataclass
 class SimCSEModelCardData(SentenceTransformerModelCardData):
-    """ST's, and how the model was made: a section with the command and what was measured before and after.
+    """ST's model card data, with a section on the training command and the scores before and after training.
 
     Args:
-        command: the command line that trained the model, as :func:`shown_command` gives it.
+        command: The command line that trained the model, as returned by :func:`shown_command`.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -44,36 +44,36 @@ class SimCSEModelCardData(SentenceTransformerModelCardData):
     """
 
     command: str = ""
-    # By evaluator, as in eval_results_dict, which has the last ones.
+    # By evaluator, like eval_results_dict, which holds the results after training.
     results_before: Results = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, data: SentenceTransformerModelCardData) -> SimCSEModelCardData:
-        """The same data."""
+        """Returns a copy of ST's card data."""
         own = cls()
         vars(own).update(vars(data))
         return own
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of the card, in which a name of an evaluator or a dataset cannot break headings or tables."""
+        """Returns the fields of the card. Names of evaluators and datasets cannot break its headings or tables."""
         values: dict[str, Any] = super().to_dict()
         evaluators = [getattr(evaluator, "name", None) for evaluator in self.eval_results_dict or {}]
         datasets = [dataset.get("name") for dataset in (*self.train_datasets, *self.eval_datasets)]
         unsafe = [name for name in (*evaluators, *datasets) if isinstance(name, str) and name != _one_line(name)]
         if unsafe:
-            # In place: ST writes the metadata from this very dict.
+            # In place, because ST writes the metadata from this dict.
             values.update(_with_safe_names(values, unsafe))
         return values
 
     def generate_usage_snippet(self) -> str:
-        # ST's template has no place for a section more, and this is the last thing in the section before its results.
+        # ST's template has no place for another section. The usage snippet comes last before the results.
         return f"{super().generate_usage_snippet()}\n\n{self._how_it_was_made()}\n"
 
     def _how_it_was_made(self) -> str:
-        made = f"With st_simcse {version('st_simcse')}, objective and arguments as listed below"
-        # A fence longer than every run of backticks in the command, so that no word can end the code block.
+        made = f"Trained with st_simcse {version('st_simcse')}. The objective and the arguments are listed below."
+        # The fence is longer than every run of backticks in the command, so no word can end the code block.
         fence = "`" * (1 + max([2, *map(len, re.findall("`+", self.command))]))
-        made += f", by\n\n{fence}bash\n{self.command}\n{fence}" if self.command else "."
+        made += f" The command was:\n\n{fence}bash\n{self.command}\n{fence}" if self.command else ""
         parts = ["## How it was made", made]
         before, after = _scores(self.results_before), _scores(self.eval_results_dict or {})
         if after:
@@ -94,7 +94,7 @@ def _scores(results: Results) -> dict[str, float]:
 
 
 def _one_line(name: str) -> str:
-    """A name that can stand in a heading, a table's cell, or between backticks."""
+    """Returns a name that is safe in a heading, in a table cell and between backticks."""
     return " ".join(name.replace("|", "/").replace("`", "'").split())
 
 
@@ -111,7 +111,9 @@ def _with_safe_names(value: Any, names: Collection[str]) -> Any:
 
 
 def shown_command(words: Sequence[str]) -> str:
-    """A command line for others to read: without tokens and passwords, and paths into other folders by their last part.
+    """Returns a command line that can be published.
+
+    Tokens and passwords become ``...``, and paths outside the current folder are shortened to their last part.
 
     Example:
         >>> shown_command(["st-simcse", "train", "--train_file", "/home/me/my file.txt", "--hub-token", "hf_abc"])
@@ -129,7 +131,9 @@ def shown_command(words: Sequence[str]) -> str:
 
 
 def shown_value(value: str) -> str:
-    """A word for others to read: a path into another folder by its last part, an address without its password.
+    """Returns a word of a command line that can be published.
+
+    A path outside the current folder is shortened to its last part, and a URL loses its user name and password.
 
     Example:
         >>> shown_value("data/a.txt"), shown_value("./../../home/me/a.txt"), shown_value("file:///home/me/a.txt")
@@ -144,16 +148,17 @@ def shown_value(value: str) -> str:
 
 
 class ModelCardCallback(SentenceTransformerModelCardCallback):
-    """As ST's; but a model goes to others, and its training data may not.
+    """ST's model card callback, which does not publish texts of the training data unless asked to.
 
-    ST's shows some twenty texts of the training data: as samples of the data, as examples for the hub's widget, and in
-    the code that shows how the model is used. ``args.texts_in_model_card`` lets it. The card also says how the model
-    was made, see :class:`SimCSEModelCardData`.
+    ST's callback shows about twenty texts of the training data: as samples of the data, as examples for the hub's
+    widget, and in the usage snippet. This one only does so if ``args.texts_in_model_card`` is True, because a model is
+    often shared when its training data may not be. The card also says how the model was made, see
+    :class:`SimCSEModelCardData`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.results_at: dict[int, Results] | None = None  # by step, while training goes on
+        self.results_at: dict[int, Results] | None = None  # by step, None outside of training
 
     def on_init_end(self, args: Any, *others: Any, **kwargs: Any) -> None:
         card = own_card(kwargs["model"])
@@ -162,7 +167,7 @@ class ModelCardCallback(SentenceTransformerModelCardCallback):
             super().on_init_end(args, *others, **kwargs)
             return
         given = card.widget
-        card.widget = given or [{}]  # ST takes texts of the data where there are none
+        card.widget = given or [{}]  # with an empty widget, ST takes texts of the data
         super().on_init_end(args, *others, **kwargs)
         card.widget = given
         for dataset in (*card.train_datasets, *card.eval_datasets):
@@ -188,7 +193,7 @@ class ModelCardCallback(SentenceTransformerModelCardCallback):
             card.eval_results_dict = {}
 
     def on_train_end(self, args: Any, state: Any, *others: Any, model: Any, **kwargs: Any) -> None:
-        """The card has the results of the model that is left, which need not be that of the last evaluation."""
+        """Keeps the results of the model that training ends with, which may be older than the last evaluation."""
         step = state.global_step
         if args.load_best_model_at_end and state.best_model_checkpoint:
             step = step_of(state.best_model_checkpoint)

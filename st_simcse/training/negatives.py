@@ -1,4 +1,4 @@
-"""A column of lists of hard negatives, as many for a row as it has."""
+"""A column with lists of hard negatives, whose lengths may differ from row to row."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from st_simcse.losses import MaskedLanguageModel, SimCSELoss, SupSimCSELoss
 
 __all__ = ["NegativesCollator", "check_lists", "list_columns", "longest_list"]
 
-# Where a row has no further negative. It is embedded, as short as it is, and compared with nothing.
+# Fills the place of a negative that a row does not have. It is embedded, but compared with nothing.
 _FILLER = "."
 
 
 @dataclass
 class NegativesCollator(SentenceTransformerDataCollator):
-    """ST's collator, which also takes a column of lists of hard negatives of any number.
+    """ST's data collator, which also accepts columns with lists of hard negatives.
 
-    The column ``negatives`` becomes ``negatives_1``, ``negatives_2``, ...; a feature ``missing`` (B,) bool says which
-    rows have fewer. Prompts and routes are those of the column ``negatives``.
+    A column ``negatives`` becomes the columns ``negatives_1``, ``negatives_2``, and so on. Each of them has a feature
+    ``missing``, a bool tensor of shape (B,), that is True for the rows whose list is shorter. The new columns use the
+    prompt and the route of the column ``negatives``.
 
     Args:
-        width: so many columns a batch has at least.
-        lists: columns that hold lists also where all rows of a batch have None; others are known by their cells.
+        width: The minimum number of columns that a list column becomes.
+        lists: The names of columns that hold lists even if all rows of a batch have None. Other list columns are
+            recognized by their cells.
 
     Raises:
-        ValueError: on a batch, for an empty hard negative, and a row without an anchor or positive.
+        ValueError: When called, if a hard negative is empty, or if a row has no anchor or no positive.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -75,24 +77,29 @@ class NegativesCollator(SentenceTransformerDataCollator):
         return batch
 
     def _refuse_empty(self, features: list[dict[str, Any]]) -> None:
-        """An empty text is no negative, but would be one of every row; a row of a stream may lack a text altogether."""
+        """Raises ValueError if a text is missing, as may happen in a stream, or if a hard negative is empty.
+
+        An empty text would be a hard negative of every row of the batch.
+        """
         others = {*self.valid_label_columns, "dataset_name"}
         for number, name in enumerate(name for name in (features[0] if features else ()) if name not in others):
             for row in features:
                 if number < 2 and row[name] is None:
                     text = textwrap.shorten(str(row), 200, placeholder=" ...")
-                    raise ValueError(f"column {name!r}: no text (None) in the row {text}: fill it in or drop the row")
+                    raise ValueError(
+                        f"The column {name!r} has no text (None) in the row {text}. Fill the text in, or drop the row."
+                    )
                 cells = row[name] if isinstance(row[name], list) else [row[name]]
                 if number >= 2 and any(cell in ("", None) for cell in cells):
                     raise ValueError(
-                        f"the column {name} has an empty text, which would be a hard negative of every row: where rows "
+                        f"The column {name!r} has an empty text, which would be a hard negative of every row. If rows "
                         "have different numbers of hard negatives, put them into one column of lists, such as "
-                        "negatives, and leave empty ones out"
+                        "'negatives', without the empty texts."
                     )
 
 
 def _holds_lists(cells: Iterable[Any], without_cells: bool) -> bool:
-    """Whether cells are lists of texts; those of tokens are not. ``without_cells`` is the answer where all are None."""
+    """Returns whether cells are lists of texts, and not of tokens, or ``without_cells`` if all cells are None."""
     known = [cell for cell in cells if cell is not None]
     if not known:
         return without_cells
@@ -100,7 +107,7 @@ def _holds_lists(cells: Iterable[Any], without_cells: bool) -> bool:
 
 
 def list_columns(dataset: Any) -> list[str]:
-    """The columns of a Dataset or IterableDataset that hold lists of texts.
+    """Returns the columns of a Dataset or IterableDataset that hold lists of texts.
 
     Example:
         >>> list_columns(Dataset.from_dict({"anchor": ["Two"], "negatives": [["dogs", "run"]]}))
@@ -112,15 +119,16 @@ def list_columns(dataset: Any) -> list[str]:
 
 
 def longest_list(datasets: Sequence[Any], columns: Sequence[str]) -> int:
-    """The largest number of hard negatives of a row; in several processes all batches have so many columns.
+    """Returns the largest number of hard negatives in a row, which is the number of columns with several processes.
 
     Raises:
-        ValueError: for a stream, whose rows nobody has seen.
+        ValueError: If a dataset is a stream, because its longest list is not known in advance.
     """
     if not all(isinstance(dataset, Dataset) for dataset in datasets):
         raise ValueError(
-            "in several processes the lists of hard negatives of a stream are of unknown lengths: read it into a "
-            "Dataset, or spread them over columns negative_1, negative_2, ... of one number"
+            "With several processes, lists of hard negatives cannot come from a stream, because the length of the "
+            "longest list must be known in advance. Read the stream into a Dataset, or use a fixed number of columns "
+            "negative_1, negative_2, ..."
         )
     return max(len(cell or []) for dataset in datasets for name in columns for cell in dataset[name])
 
@@ -128,30 +136,33 @@ def longest_list(datasets: Sequence[Any], columns: Sequence[str]) -> int:
 def check_lists(
     loss: nn.Module, columns: Sequence[str], lists: Sequence[str], collator: Any, batch_sampler: Any
 ) -> None:
-    """Whether a loss, a collator and a batch sampler, as ST's arguments name it, go with lists of hard negatives.
+    """Checks that a loss, a data collator and the ``batch_sampler`` argument work with lists of hard negatives.
 
     Raises:
-        ValueError: if they do not; says what to do.
+        ValueError: If one of them does not. The message says what to do.
     """
     ours = [part for part in loss.modules() if isinstance(part, SimCSELoss)]
-    named = f"the column {lists[0]} of lists of hard negatives"
+    named = f"The column {lists[0]!r} with lists of hard negatives"
     if lists[0] in columns[:2]:
-        raise ValueError(f"{named} stands behind anchor and positive: order them with dataset.select_columns")
+        raise ValueError(
+            f"{named} must come after the anchor and the positive. Reorder the columns with dataset.select_columns."
+        )
     if not isinstance(collator, NegativesCollator):
-        raise ValueError(f"{named} needs SimCSETrainer's own collator: leave data_collator out")
+        raise ValueError(f"{named} needs the default collator of SimCSETrainer. Do not pass data_collator.")
     if _keeps_duplicates_apart(batch_sampler):  # it compares a list as a whole
         raise ValueError(
-            f"{named} does not go with batch_sampler='no_duplicates', which does not look into lists: leave it out, "
-            "since equal texts of a batch are no negatives of each other here"
+            f"{named} does not work with batch_sampler='no_duplicates', which does not look into lists. Leave "
+            "batch_sampler at its default: the loss does not use equal texts of a batch as negatives of each other."
         )
     if not ours or not isinstance(ours[0], SupSimCSELoss):
-        raise ValueError(f"{named} goes with SupSimCSELoss, got {type(loss).__name__}")
+        raise ValueError(f"{named} needs SupSimCSELoss, got {type(loss).__name__}")
     if not ours[0].mask_duplicates:
-        raise ValueError(f"{named} needs mask_duplicates=True, which also leaves out the ones that a row lacks")
+        raise ValueError(f"{named} needs mask_duplicates=True, which also masks the negatives that shorter lists lack")
     for option in ours[0].options:
         if getattr(option, "needs_teacher", False) or isinstance(option, MaskedLanguageModel):
             raise ValueError(
-                f"{named} does not go with {type(option).__name__}: leave that out, or use one text a cell"
+                f"{named} does not work with {type(option).__name__}. Leave that option out, or use columns with one "
+                "text per cell."
             )
 
 

@@ -1,4 +1,4 @@
-"""ST's trainer with checkpoints that are whole, hold the loss's own weights, and go on as if nothing had happened."""
+"""ST's trainer with checkpoints that are complete, so a resumed run equals one that was never interrupted."""
 
 from __future__ import annotations
 
@@ -50,37 +50,43 @@ __all__ = ["ResumableTrainer", "to_evaluate"]
 logger = logging.getLogger(__name__)
 
 LOSS_WEIGHTS_NAME = "loss.safetensors"
-# What transformers takes for a model, and for an adapter.
+# The files by which transformers recognizes a model or an adapter.
 MODEL_FILES = (CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 ADAPTER_FILES = (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
 
 
 @contextmanager
 def _damage_is_named(checkpoint: str | None, part: str = "", *misfits: type[Exception]) -> Iterator[None]:
-    """Errors of loading, of which ``misfits`` come from another ``part``, say which checkpoint and what to do."""
+    """Adds the checkpoint and a remedy to errors that occur while a checkpoint is loaded.
+
+    Errors of the types ``misfits`` mean that the checkpoint belongs to a different ``part``, such as the optimizer. All
+    others mean that it is damaged.
+    """
     try:
         yield
     except misfits as error:
-        raise ValueError(f"{checkpoint} is of another {part}, whose state does not fit this one ({error})") from error
+        raise ValueError(
+            f"{checkpoint} was saved with a different {part}, whose state does not fit this one ({error})"
+        ) from error
     except Exception as error:
         raise ValueError(
-            f"{checkpoint} cannot be read and is probably damaged ({error}): resume from an earlier checkpoint"
+            f"{checkpoint} cannot be read and is probably damaged ({error}). Resume from an earlier checkpoint."
         ) from error
 
 
 def to_evaluate(model: SentenceTransformer, args: TrainingArguments) -> SentenceTransformer:
-    """The model by :func:`~st_simcse.fast_encode`, in bf16 only where the training computes in it.
+    """Returns the model made faster by :func:`~st_simcse.fast_encode`, in bf16 only if the training computes in bf16.
 
     Args:
-        model: in half precision it computes as its weights are.
-        args: of the training.
+        model: The model. If its weights are in half precision, it computes in their precision.
+        args: The training arguments.
     """
     computes_in_float32 = model.dtype == torch.float32 and not args.bf16
     return fast_encode(model, "float32" if computes_in_float32 else "auto")
 
 
 class _FastEvaluator(BaseEvaluator):
-    """Another evaluator, with a model that embeds faster."""
+    """An evaluator that calls another one with a model that embeds faster."""
 
     def __init__(self, evaluator: BaseEvaluator, args: TrainingArguments) -> None:
         super().__init__()
@@ -91,13 +97,13 @@ class _FastEvaluator(BaseEvaluator):
 
 
 class ResumableTrainer(SentenceTransformerTrainer):
-    """What SimCSETrainer does about files: checkpoints are there whole or not at all, with the weights of the loss."""
+    """The part of SimCSETrainer that handles files. Its checkpoints are complete and include the loss's weights."""
 
-    # The training data as it was given, if ``train_dataset`` is made of it.
+    # The training data as the user passed it, if ``train_dataset`` is derived from it.
     _given_data: Any = None
-    # Where a checkpoint is being written.
+    # The folder of a checkpoint that is being written.
     _unfinished: str | None = None
-    # The checkpoint that training goes on from.
+    # The checkpoint that training resumes from.
     _resumed_from: str | None = None
 
     @property
@@ -122,45 +128,45 @@ class ResumableTrainer(SentenceTransformerTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, **kwargs: Any) -> Any:
-        """As the plain trainer does; ``resume_from_checkpoint=True`` takes the last checkpoint that is complete.
+        """Trains the model like ST's trainer. ``resume_from_checkpoint=True`` uses the last complete checkpoint.
 
         Raises:
-            FileNotFoundError: if the checkpoint to resume from is not there.
-            OSError: if a checkpoint cannot be saved, or another run is writing to the folder.
-            ValueError: if the checkpoint to resume from is damaged, not complete, beyond the last step, or of a run
-                with other data, objective or settings; with ``resume_with_changes`` in the training arguments only if
-                its model is another one, or its optimizer. If none is complete. If a trained weight is in no file of
-                an adapter.
+            FileNotFoundError: If the checkpoint to resume from does not exist.
+            OSError: If a checkpoint cannot be saved, or if another run is writing to the folder.
+            ValueError: If the checkpoint to resume from is damaged or incomplete, or if its step is beyond the last
+                step. If its data, model, objective or settings differ; ``resume_with_changes`` in the training
+                arguments turns this into a warning, unless its model or optimizer does not fit. If no checkpoint is
+                complete. If the files of an adapter would not contain all trained weights.
         """
         folder = self._get_output_dir(trial=trial)
         with sole_run(folder, self.args.should_save):
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = last_complete_checkpoint(folder)
             self._resumed_from = resume_from_checkpoint or None
-            if self.model is not None:  # which the trials of a search make anew
+            if self.model is not None:  # each trial of a hyperparameter search makes its own model
                 self._end_mixed_precision()
             try:
                 return super().train(resume_from_checkpoint, trial, **kwargs)
             finally:
                 self._end_mixed_precision()
 
-    # Accelerate leaves its autocast around the forward pass, and wraps no model a second time that has its mark.
+    # Accelerate leaves its autocast around the forward pass, and does not wrap a model again that it has marked.
     def _end_mixed_precision(self) -> None:
-        if not (self._fsdp or self.is_deepspeed_enabled):  # which keep the model as they made it
+        if not (self._fsdp or self.is_deepspeed_enabled):  # both keep the model as they wrapped it
             extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
             vars(self.model).pop("_is_accelerate_prepared", None)
             self.model_wrapped = self.model
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the plain trainer's, of the model as it is saved: without accelerate's autocast around its forward pass.
+        """Evaluates the model as it will be saved, without accelerate's autocast around its forward pass.
 
-        In one process the evaluator embeds by :func:`~st_simcse.fast_encode`; in bf16, where the hardware is faster at
-        it, if the training computes in bf16.
+        In a single process, the evaluator embeds with :func:`~st_simcse.fast_encode`. It computes in bf16 if the
+        training does and the hardware is faster in bf16.
         """
         if self._fsdp or self.is_deepspeed_enabled:
             return super().evaluation_loop(*args, **kwargs)
         own, mixed = vars(self.model), self.accelerator.native_amp
-        # Accelerate's autocast around the forward pass, which the next training step needs again.
+        # The next training step needs accelerate's autocast around the forward pass again.
         autocast: dict[str, Any] = {name: own[name] for name in ("forward", "_original_forward") if name in own}
         extract_model_from_parallel(self.model, keep_fp32_wrapper=False)
         self.accelerator.native_amp = False
@@ -177,21 +183,23 @@ class ResumableTrainer(SentenceTransformerTrainer):
     def _resumes_with_changes(self) -> bool:
         return getattr(self.args, "resume_with_changes", False)
 
-    # An underscored method with a comment above it is transformers', which has no public place for what that says.
+    # The methods below whose names begin with an underscore and that have a comment above them override methods of
+    # transformers, because it has no public place for what the comments describe.
 
-    # By now the model of this training is made, its configuration knows the tokenizer's special tokens, and a search's
-    # trial has set its arguments; nothing of a checkpoint is loaded yet.
+    # At this point, the model exists, its configuration has the tokenizer's special tokens, and the trial of a search
+    # has set its arguments. Nothing has been loaded from a checkpoint yet.
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)
         check_adapter_is_whole(self.model)
         data = self.train_dataset if self._given_data is None else self._given_data
         self._run = describe_run(self.args, self.model, self._losses(), data)
-        if self._fsdp or self.is_deepspeed_enabled:  # their optimizers' states are files of other kinds
+        if self._fsdp or self.is_deepspeed_enabled:  # they save the optimizer's state in a different format
             self._run["arguments"]["sharding"] = self.accelerator.distributed_type.value
         if self._resumed_from:
             check_resumable(self._resumed_from, self._run, self._resumes_with_changes())
 
-    # To transformers a stream is one pass of max_steps steps, from the beginning of which it would skip what was read.
+    # Transformers treats a stream as one pass of max_steps steps and would skip from its beginning all rows that were
+    # read.
     def _init_training_state(
         self,
         max_steps: int,
@@ -214,17 +222,17 @@ class ResumableTrainer(SentenceTransformerTrainer):
         return isinstance(self.train_dataset, IterableDataset)
 
     def _position(self) -> tuple[int, int]:
-        """The passes over a stream that this process has ended, and the batches that it has read of the next."""
-        epoch = self.state.epoch or 0.0  # each batch adds one part in as many as max_steps steps have
+        """Returns this process's completed passes over the stream and the batches it has read of the next pass."""
+        epoch = self.state.epoch or 0.0  # each batch adds 1 / (the number of batches in max_steps steps)
         passes = max(0, math.ceil(epoch) - 1)
         return passes, round((epoch - passes) * self.state.max_steps * self.args.gradient_accumulation_steps)
 
-    # A checkpoint is written beside its name, and has it when all is there.
+    # A checkpoint is written to a temporary folder and renamed once it is complete.
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial=trial) if self._unfinished is None else self._unfinished
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """As the plain trainer's, but a checkpoint has its name only when all of it is there."""
+        """Saves a checkpoint like ST's trainer, but gives it its name only once it is complete."""
         folder = Path(self._get_output_dir(trial=trial))
         path = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         written = folder / UNFINISHED / path.name
@@ -242,9 +250,9 @@ class ResumableTrainer(SentenceTransformerTrainer):
         except Exception as error:
             shutil.rmtree(written.parent, ignore_errors=True)
             raise OSError(
-                f"could not save {path}: {error}. {self._space_needed(folder, is_checkpoint=True)} What there was of "
-                "it has been removed; earlier checkpoints are as they were, and training can resume from them once "
-                "there is room to write"
+                f"Could not save {path}: {error}. {self._space_needed(folder, is_checkpoint=True)} The incomplete "
+                "checkpoint has been removed, and earlier checkpoints are unchanged. Free disk space and resume "
+                "training from the last checkpoint."
             ) from error
         finally:
             self._unfinished = None
@@ -254,13 +262,13 @@ class ResumableTrainer(SentenceTransformerTrainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(path))
 
-    # Nor is it pushed before.
+    # A checkpoint is not pushed before it is complete.
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._unfinished is None:
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _space_needed(self, folder: Path, is_checkpoint: bool) -> str:
-        """What a checkpoint takes, or the model alone, and what is free."""
+        """Returns a sentence on the disk space that a checkpoint, or only the model, needs and on the free space."""
         frozen = {name for name, weight in self.model.named_parameters() if not weight.requires_grad}
         left_out = frozen if adapters(self.model) else set()
         tensors = [tensor for name, tensor in self.model.state_dict().items() if name not in left_out]
@@ -269,39 +277,40 @@ class ResumableTrainer(SentenceTransformerTrainer):
             for state in self.optimizer.state.values() if self.optimizer is not None else ():
                 tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
         needed = sum(tensor.nbytes for tensor in tensors) / 1e6
-        return f"It takes about {needed:.1f} MB, and {shutil.disk_usage(folder).free / 1e6:.1f} MB are free."
+        return f"It needs about {needed:.1f} MB, and {shutil.disk_usage(folder).free / 1e6:.1f} MB are free."
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the plain trainer's; what was in the folder is replaced when all of the model is written.
+        """Saves the model like ST's trainer, and replaces earlier files only once all new files are written.
 
         Raises:
-            OSError: if it cannot be saved; says which checkpoint has the weights, or else where they were saved.
+            OSError: If the model cannot be saved. The message names a checkpoint that has the weights, or the folder
+                that they were saved to instead.
         """
         super().save_model(output_dir, _internal_call)
-        if _internal_call and output_dir is not None:  # a checkpoint, not the model that leaves here
+        if _internal_call and output_dir is not None:  # a checkpoint, not the final model
             self._save_loss_weights(Path(output_dir))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # transformers leaves it to this method that only the main process writes, and ST's lets all of them.
+        # transformers expects this method to write in the main process only, but ST's method writes in all of them.
         if not self.args.should_save:
             return
         if self._unfinished is not None:
             self._save_whole(output_dir, state_dict)
             return
-        if not self._fsdp:  # whose weights are in pieces by now; train() has asked
+        if not self._fsdp:  # its weights are sharded by now, and train() has made this check before
             check_adapter_is_whole(self.model)
         folder = Path(output_dir or str(self.args.output_dir))
         written = folder / UNFINISHED
         config = getattr(self.model.transformers_model, "config", None)
         if adapters(self.model) and getattr(config, "is_causal", True) is False:
             logger.warning(
-                "The adapter that goes to %s does not say that attention is bidirectional: load it with "
-                "build_model(..., bidirectional=True), or save merge_lora(model) instead",
+                "The adapter saved to %s does not record that attention is bidirectional. Load it with "
+                "build_model(..., bidirectional=True), or save merge_lora(model) instead.",
                 folder,
             )
         try:
             self._save_whole(str(written), state_dict)
-            # Of an adapter and whole weights in one folder transformers would load both.
+            # If a folder had both an adapter and full weights, transformers would load both.
             for name in MODEL_FILES if (written / ADAPTER_CONFIG_NAME).exists() else ADAPTER_FILES:
                 (folder / name).unlink(missing_ok=True)
             for path in written.iterdir():
@@ -311,7 +320,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
         except Exception as error:
             shutil.rmtree(written, ignore_errors=True)
             message = (
-                f"could not save the model to {folder}: {error}. {self._space_needed(folder, is_checkpoint=False)}"
+                f"Could not save the model to {folder}: {error}. {self._space_needed(folder, is_checkpoint=False)}"
             )
             raise OSError(f"{message} {self._save_elsewhere(state_dict)}") from error
         shutil.rmtree(written, ignore_errors=True)
@@ -320,7 +329,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
         if not weights or not isinstance(self.model, FSDPModule):
             super()._save(folder, weights)
             return
-        # ST saves what the model itself holds, and embeds a text for the model's card, in the main process alone.
+        # ST saves the weights that the model itself holds and embeds a text for the card, only in the main process.
         sharded, card = self.model, self.model.model_card_data
         self.model = with_weights(self._without_weights, weights)
         card.register_model(self.model)
@@ -331,7 +340,10 @@ class ResumableTrainer(SentenceTransformerTrainer):
             card.register_model(sharded)
 
     def _save_elsewhere(self, state_dict: dict[str, Any] | None) -> str:
-        """Where the weights of now are, so that training is not lost for want of room."""
+        """Saves the weights to a temporary folder unless a checkpoint has them, and returns a sentence that says where.
+
+        This way, a full disk does not lose the training.
+        """
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         saved = [
             str(path)
@@ -339,13 +351,13 @@ class ResumableTrainer(SentenceTransformerTrainer):
             if step_of(path) == self.state.global_step
         ]
         if path := best or next(iter(saved), None):
-            return f"No weights are lost: {path} is complete and has them"
+            return f"No weights are lost: {path} is complete and has them."
         elsewhere = tempfile.mkdtemp(prefix="st_simcse-")
         try:
             self._save_whole(elsewhere, state_dict)
         except Exception as error:
             shutil.rmtree(elsewhere, ignore_errors=True)
-            return f"No checkpoint has these weights, and {elsewhere} did not take them either ({error})"
+            return f"No checkpoint has these weights, and they could not be saved to {elsewhere} either ({error})."
         return f"No checkpoint has these weights, so they were saved to {elsewhere}"
 
     def _save_loss_weights(self, folder: Path) -> None:
@@ -355,22 +367,22 @@ class ResumableTrainer(SentenceTransformerTrainer):
         if (buffers := self._loss_buffers()) and self.args.process_index > 0:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(buffers, folder / self._own_buffers_name())
-        # No checkpoint counts as complete before all have written.
+        # A checkpoint is only complete once all processes have written.
         self.accelerator.wait_for_everyone()
 
-    # The loss's weights and the record of the run are for resuming alone.
+    # The weights of the loss and the record of the run are only needed for resuming.
     def _checkpoint_push_skip_names(self, checkpoint_folder: str) -> set[str]:
         own = {path.name for path in Path(checkpoint_folder).glob(f"{Path(LOSS_WEIGHTS_NAME).stem}*.safetensors")}
         return super()._checkpoint_push_skip_names(checkpoint_folder) | own | {RECORD_NAME}
 
-    # Accelerate saves and loads the states of the model's weights alone where these are sharded.
+    # If the model's weights are sharded, accelerate saves and loads only their optimizer state.
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         assert self.optimizer is not None
         folder = output_dir if self.args.should_save else None
         with self._unsharded_weights.saving(self.optimizer, self.model, folder) if self._fsdp else nullcontext():
             super()._save_optimizer_and_scheduler(output_dir)
 
-    # Resuming restores the loss's weights with the model's, and says which file is damaged.
+    # Also restores the weights of the loss, and names a damaged checkpoint.
     def _load_from_checkpoint(self, checkpoint_path: str, model: Any = None) -> None:
         weights = self._loss_weights()
         files = [Path(checkpoint_path, LOSS_WEIGHTS_NAME)] if weights else []
@@ -379,9 +391,9 @@ class ResumableTrainer(SentenceTransformerTrainer):
         for path in files:
             if not path.exists():
                 raise FileNotFoundError(
-                    f"{path} is missing: the loss has weights of its own, but the checkpoint was saved without them, "
-                    "or by fewer processes. Train with SimCSETrainer from the start, resume with as many processes, or "
-                    "drop resume_from_checkpoint and load the checkpoint as a model"
+                    f"{path} is missing. The loss has its own weights, but the checkpoint was saved without them or by "
+                    "fewer processes. Train with SimCSETrainer from the start, resume with the same number of "
+                    "processes, or leave out resume_from_checkpoint and load the checkpoint as a model."
                 )
         with _damage_is_named(checkpoint_path, "model", RuntimeError):
             if self._fsdp:
@@ -396,12 +408,12 @@ class ResumableTrainer(SentenceTransformerTrainer):
                 for name, saved in load_file(path).items():
                     weights[name].copy_(saved)
 
-    # Another optimizer's state, or another length of training, would go unnoticed.
+    # Transformers would not notice the state of a different optimizer, or a step beyond the end of training.
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.state.global_step > self.state.max_steps:
             raise ValueError(
-                f"{checkpoint} is of step {self.state.global_step}, beyond the {self.state.max_steps} that this run "
-                "takes: resume from an earlier one, or raise max_steps or num_train_epochs"
+                f"{checkpoint} was saved at step {self.state.global_step}, but this run ends after step "
+                f"{self.state.max_steps}. Resume from an earlier checkpoint, or raise max_steps or num_train_epochs."
             )
         assert self.optimizer is not None
         settings = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
@@ -415,13 +427,14 @@ class ResumableTrainer(SentenceTransformerTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
         if any(set(new) - set(group) for new, group in zip(settings, self.optimizer.param_groups, strict=True)):
             raise ValueError(
-                f"{checkpoint} is of another optimizer than {self.args.optim}, whose state does not fit this one"
+                f"{checkpoint} was saved with a different optimizer than {self.args.optim}, whose state does not fit. "
+                "Resume with the optimizer of that run."
             )
         if checkpoint is not None and self._resumes_with_changes():
             self._use_settings_of_this_run(settings)
 
     def _use_settings_of_this_run(self, settings: list[dict[str, Any]]) -> None:
-        """Learning rate, weight decay and the like of this run, where the loaded optimizer has the earlier run's."""
+        """Replaces the earlier run's learning rate, weight decay and so on in the loaded optimizer by this run's."""
         assert self.optimizer is not None
         assert self.lr_scheduler is not None
         for new, group in zip(settings, self.optimizer.param_groups, strict=True):
@@ -430,7 +443,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
         if hasattr(self.lr_scheduler, "base_lrs"):
             self.lr_scheduler.base_lrs = [new["initial_lr"] for new in settings]
 
-    # A damaged file is named here too.
+    # Also names a damaged checkpoint.
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _damage_is_named(checkpoint):
             super()._load_rng_state(checkpoint)
@@ -443,7 +456,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
         }
 
     def _loss_buffers(self) -> dict[str, torch.Tensor]:
-        """What every process has its own of, such as the queue of its rows."""
+        """Returns the weights that differ between processes, such as the queue of a process's rows."""
         weights = self._loss_weights().items()
         return {name: weight for name, weight in weights if not isinstance(weight, torch.nn.Parameter)}
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, so that no run is resumed with another one's data, model or settings."""
+"""A record of the run in each checkpoint, so that no run resumes with different data, model or settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 RECORD_NAME = "simcse_run.json"
 
-# The training arguments that change the weights; not those of logging, saving, evaluation and the machine.
+# The training arguments that affect the weights, without those for logging, saving, evaluation and hardware.
 ARGUMENTS = (
     *("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size"),
     *("num_train_epochs", "max_steps", "learning_rate", "learning_rate_mapping", "lr_scheduler_type"),
@@ -47,15 +47,15 @@ ARGUMENTS = (
 def describe_run(
     args: TrainingArguments, model: SentenceTransformer, losses: Mapping[str, torch.nn.Module], data: Any
 ) -> dict[str, Any]:
-    """What makes a run's weights what they are: data, model, objective and training arguments, for JSON.
+    """Returns everything that determines a run's weights, ready for JSON: data, model, objective and arguments.
 
-    Of data in memory or on disk up to a million rows are hashed, of a stream the first row.
+    The description has a hash of up to a million rows of a Dataset, or of the first row of a stream.
 
     Args:
-        args: of the training.
-        model: the one that is trained.
-        losses: by dataset; a single one under the empty name.
-        data: a Dataset or IterableDataset, or several by name.
+        args: The training arguments.
+        model: The model to train.
+        losses: The losses by dataset. A single loss has the empty name.
+        data: A Dataset or IterableDataset, or several by name.
     """
     objective = {
         ".".join(filter(None, (dataset, "loss", name))): _describe_part(part)
@@ -74,12 +74,13 @@ def describe_run(
 
 
 def write_record(folder: Path, run: dict[str, Any], positions: list[tuple[int, int]] | None = None) -> None:
-    """Add the run, and which files there are, to a checkpoint that is complete but for this.
+    """Adds the record of the run and a list of the files to a checkpoint that is otherwise complete.
 
     Args:
-        folder: of the checkpoint.
-        run: of :func:`describe_run`.
-        positions: how far each process had read a stream, as passes and batches of the one under way.
+        folder: The folder of the checkpoint.
+        run: The run as returned by :func:`describe_run`.
+        positions: The position in the stream of each process: the completed passes, and the batches read of the next
+            pass. None without a stream.
     """
     files = sorted(path.name for path in folder.iterdir() if path.suffix != ".md")
     record = {"run": run, "files": files, "positions": positions}
@@ -87,67 +88,73 @@ def write_record(folder: Path, run: dict[str, Any], positions: list[tuple[int, i
 
 
 def stream_position(checkpoint: str | Path, process: int) -> tuple[int, int]:
-    """How far a process had read a stream: passes, and batches of the one under way.
+    """Returns the position of a process in a stream: the completed passes, and the batches read of the next pass.
 
     Raises:
-        ValueError: for a checkpoint of another trainer, or of a version that did not save it.
+        ValueError: If a different trainer, or an old version of this one, saved the checkpoint without it.
     """
     record = _read_record(Path(checkpoint))
     if not record or not record["positions"]:
         raise ValueError(
-            f"{checkpoint} does not say how far the stream had been read, since another trainer saved it, or an "
-            "earlier version: train from the start"
+            f"{checkpoint} does not record how far the stream had been read, because it was saved by a different "
+            "trainer or an earlier version of st_simcse. Train from the start."
         )
     passes, batches = record["positions"][process]
     return passes, batches
 
 
 def check_resumable(checkpoint: str | Path, run: dict[str, Any], changes_allowed: bool) -> None:
-    """Whether training can go on from a checkpoint as if it had never been interrupted.
+    """Checks that training can continue from a checkpoint as if it had never been interrupted.
 
     Args:
-        checkpoint: its folder.
-        run: of :func:`describe_run`.
-        changes_allowed: differences from the checkpoint's run are logged instead of refused.
+        checkpoint: The folder of the checkpoint.
+        run: This run as returned by :func:`describe_run`.
+        changes_allowed: Whether to log differences from the checkpoint's run instead of raising an error.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
-        ValueError: if files of it are missing, or another version of transformers or another run has saved it.
+        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If files of the checkpoint are missing, if a different version of transformers saved it, or if its
+            run differs from this one.
     """
     checkpoint = Path(checkpoint)
     if not checkpoint.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint {checkpoint}; save_total_limit=None keeps all")
+        raise FileNotFoundError(
+            f"The checkpoint {checkpoint} does not exist. Pass an existing one. To keep all checkpoints, train with "
+            "save_total_limit=None."
+        )
     if is_cut_off(checkpoint):
-        raise ValueError(f"{checkpoint} was cut off while it was saved: resume from an earlier checkpoint")
+        raise ValueError(f"{checkpoint} was interrupted while it was saved. Resume from an earlier checkpoint.")
     state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     if unknown := set(state) - {field.name for field in dataclasses.fields(TrainerState)}:
         raise ValueError(
-            f"{checkpoint / TRAINER_STATE_NAME} is of another version of transformers, since this one does not know "
-            f"{', '.join(sorted(unknown))}: resume with the version that saved it"
+            f"{checkpoint / TRAINER_STATE_NAME} was saved by a different version of transformers: the installed "
+            f"version does not know {', '.join(sorted(unknown))}. Resume with the version that saved it."
         )
     record = _read_record(checkpoint)
     if missing := _missing_files(checkpoint, run, record):
         raise ValueError(
-            f"{checkpoint} is not complete: {', '.join(missing)} is missing, without which training does not go on as "
-            "it was: resume from another checkpoint"
+            f"{checkpoint} is not complete: {', '.join(missing)} is missing. Resume from a different checkpoint."
         )
     if not any(checkpoint.glob(f"{Path(OPTIMIZER_NAME).stem}*")):
-        logger.warning("%s holds the model alone (save_only_model): optimizer and schedule start anew", checkpoint)
+        logger.warning(
+            "%s has only the model (save_only_model). The optimizer and the learning rate schedule start again.",
+            checkpoint,
+        )
     if record is None:
         logger.warning(
-            "%s does not say which data, model, objective and arguments it is of, since another trainer saved it: "
-            "that they are these is not checked",
+            "%s does not say which data, model, objective and arguments it was trained with, because a different "
+            "trainer saved it. They are not compared with those of this run.",
             checkpoint,
         )
     elif differences := _differences(record["run"], run):
         if not changes_allowed:
             raise ValueError(
-                f"{checkpoint} is of another run, of which this one differs in\n  "
+                f"{checkpoint} was saved by a run that differs from this one (saved -> now):\n  "
                 + "\n  ".join(differences)
-                + "\nresume with that run's data and settings, train into another output_dir, or let "
-                "resume_with_changes=True (--resume_with_changes) go on with these"
+                + "\nResume with the data and settings of that run, train into a different output_dir, or pass "
+                "resume_with_changes=True (--resume_with_changes) to continue with the changes."
             )
-        logger.warning("resuming %s with changes:\n  %s", checkpoint, "\n  ".join(differences))
+        logger.warning("Resuming %s with changes:\n  %s", checkpoint, "\n  ".join(differences))
 
 
 def _read_record(checkpoint: Path) -> dict[str, Any] | None:
@@ -168,7 +175,7 @@ def _missing_files(checkpoint: Path, run: dict[str, Any], record: dict[str, Any]
     random_states = [f"rng_state_{rank}.pth" for rank in ranks] if len(ranks) > 1 else ["rng_state.pth"]
     expected = [OPTIMIZER_NAME, SCHEDULER_NAME, *random_states]
     missing = [name for name in expected if not (checkpoint / name).exists()]
-    return missing if len(missing) < len(expected) else []  # none at all: save_only_model
+    return missing if len(missing) < len(expected) else []  # if all are missing, it was saved with save_only_model
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
@@ -194,7 +201,7 @@ def _describe_data(data: Any) -> Any:
 
 
 def _hash_rows(data: Dataset, block: int = 1000, blocks: int = 1000) -> str:
-    """Of blocks that are spread evenly over the rows; of all rows while there are at most block x blocks."""
+    """Returns a hash of all rows, or of evenly spread blocks if there are more than block x blocks rows."""
     tables, hashed = data.with_format("arrow"), hashlib.blake2b(digest_size=8)
     for start in range(0, len(data), block * max(1, len(data) // (block * blocks))):
         table = tables[start : start + block]
@@ -211,7 +218,7 @@ def _hash_rows(data: Dataset, block: int = 1000, blocks: int = 1000) -> str:
 
 
 def _is_array(kind: pa.DataType) -> bool:
-    """Such as the embeddings of a teacher, which are too many to be written out."""
+    """Returns whether a column holds arrays, such as a teacher's embeddings, which are too large to hash as text."""
     return pa.types.is_fixed_size_list(kind)
 
 
@@ -221,7 +228,10 @@ def _hash(data: bytes) -> str:
 
 @contextmanager
 def _random_states_aside() -> Iterator[None]:
-    """A fixed seed, so that a stream that is augmented at random begins alike, and the states of before after it."""
+    """Sets a fixed seed and restores the earlier random states afterwards.
+
+    With the fixed seed, a stream that is augmented at random always has the same first row.
+    """
     states = random.getstate(), np.random.get_state()
     accelerator = torch.accelerator.current_accelerator() or torch.device("cuda")
     with torch.random.fork_rng(device_type=accelerator.type):
@@ -259,7 +269,7 @@ def _describe_part(part: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON knows, and the same in every process: no addresses."""
+    """Converts a value to JSON types, without memory addresses, so that it is the same in every process."""
     if isinstance(value, enum.Enum):
         return _plain(value.value)
     if isinstance(value, str):

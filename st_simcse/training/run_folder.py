@@ -1,4 +1,4 @@
-"""The folder of a training run: its checkpoints are whole or not there, go by step, and one run at a time writes."""
+"""The folder of a training run: its checkpoints are complete and sorted by step, and only one run at a time writes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from st_simcse.losses.collectives import any_process
 
 logger = logging.getLogger(__name__)
 
-# With the underscore nothing of it is pushed to the hub with the folder.
+# Names with a leading underscore are not pushed to the hub with the folder.
 UNFINISHED = "_unfinished"
 LOCK = "_training.lock"
 
 
 def checkpoint_folders(folder: str | Path) -> list[Path]:
-    """The checkpoints of a training run by step, whether another program left them complete or not.
+    """Returns the checkpoints of a training run sorted by step, including incomplete ones.
 
     Example:
         >>> checkpoint_folders("output")  # nothing has been saved there
@@ -35,7 +35,7 @@ def checkpoint_folders(folder: str | Path) -> list[Path]:
 
 
 def step_of(checkpoint: str | Path) -> int:
-    """The optimizer step after which a checkpoint was saved.
+    """Returns the optimizer step of a checkpoint, from the name of its folder.
 
     Example:
         >>> step_of("output/checkpoint-500")
@@ -45,7 +45,7 @@ def step_of(checkpoint: str | Path) -> int:
 
 
 def is_cut_off(checkpoint: Path) -> bool:
-    """Whether what a checkpoint writes last is missing or not whole."""
+    """Returns whether the file that is written last to a checkpoint is missing or incomplete."""
     try:
         state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -54,30 +54,30 @@ def is_cut_off(checkpoint: Path) -> bool:
 
 
 def last_complete_checkpoint(folder: str | Path) -> str:
-    """The checkpoint of the highest step that was saved to its end; later ones that were cut off are logged.
+    """Returns the complete checkpoint with the highest step, and logs incomplete ones after it.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: If there is no complete checkpoint.
     """
     for path in reversed(checkpoint_folders(folder)):
         if not is_cut_off(path):
             return str(path)
-        logger.warning("%s was cut off while it was saved: trying the one before it", path)
-    raise ValueError(f"{folder} has no complete checkpoint to resume from")
+        logger.warning("%s was interrupted while it was saved. Trying the checkpoint before it.", path)
+    raise ValueError(f"{folder} has no complete checkpoint to resume from. Train from the start.")
 
 
 def rotate(newest: Path, best: str | None, limit: int | None) -> None:
-    """Delete checkpoints until ``limit`` are left; the newest and the best stay, and 0 or None deletes nothing.
+    """Deletes checkpoints until ``limit`` are left, but never the newest or the best. 0 or None deletes nothing.
 
-    Those of later steps, which an earlier run left behind, go first, then those of the first steps. Transformers goes
-    by the dates of the files.
+    Checkpoints of later steps, which an earlier run left behind, are deleted first, and then those of the lowest steps.
+    Transformers sorts by the dates of the files instead.
     """
     order = sorted(
         checkpoint_folders(newest.parent), key=lambda path: (step_of(path) <= step_of(newest), step_of(path))
     )
     removable = [path for path in order if path != newest and str(path) != str(Path(best or ""))]
     for path in removable[: max(0, len(order) - limit) if limit else 0]:
-        # Renamed first, so that a program that is killed here leaves no half of it.
+        # Renamed first, so that a program killed here does not leave an incomplete checkpoint under this name.
         aside = path.with_name(UNFINISHED)
         aside.mkdir(exist_ok=True)
         shutil.rmtree(path.rename(aside / f"old-{path.name}"), ignore_errors=True)
@@ -85,7 +85,7 @@ def rotate(newest: Path, best: str | None, limit: int | None) -> None:
 
 
 def publish(checkpoint: Path) -> Path:
-    """Give a checkpoint that was written into the folder UNFINISHED its name, in place of an earlier one."""
+    """Moves a complete checkpoint out of the folder UNFINISHED, and replaces an earlier checkpoint of that step."""
     aside, target = checkpoint.parent, checkpoint.parent.with_name(checkpoint.name)
     if target.exists():
         target.rename(aside / f"old-{target.name}")
@@ -95,28 +95,30 @@ def publish(checkpoint: Path) -> Path:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make the folder if need be.
+    """Creates the folder if it does not exist, and checks that it is writable.
 
     Raises:
-        OSError: if nothing can be written there.
+        OSError: If nothing can be written to the folder.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise OSError(f"cannot write to the output folder {folder}: {error}") from error
+        raise OSError(f"Cannot write to the output folder {folder}: {error}") from error
 
 
 @contextmanager
 def sole_run(folder: str | Path, is_writer: bool = True) -> Iterator[None]:
-    """Keep other programs from training into the folder until this one leaves, or dies; what it left half goes.
+    """Locks the folder against other training runs, and deletes an unfinished checkpoint that an earlier run left.
+
+    The lock ends with the context or with the process.
 
     Args:
-        folder: where checkpoints go.
-        is_writer: whether this process writes. Of several processes all have to come here.
+        folder: The folder of the checkpoints.
+        is_writer: Whether this process writes. With several processes, all of them must enter the context.
 
     Raises:
-        OSError: if another run is under way there.
+        OSError: If another run is training into the folder, or if the folder is not writable.
 
     Example:
         >>> with sole_run("output"):
@@ -132,13 +134,15 @@ def sole_run(folder: str | Path, is_writer: bool = True) -> Iterator[None]:
         is_taken = True
     if any_process(is_taken):
         lock.release()
-        raise OSError(f"another run is training into {folder}: wait for its end, or choose another output_dir")
+        raise OSError(
+            f"Another run is training into {folder}. Wait until it has finished, or choose a different output_dir."
+        )
     try:
         if is_writer and lock.lock_counter == 1:
             shutil.rmtree(Path(folder, UNFINISHED), ignore_errors=True)
         yield
     finally:
         if is_writer and lock.lock_counter == 1:
-            with suppress(OSError):  # Windows deletes no open file
+            with suppress(OSError):  # Windows does not delete open files
                 Path(folder, LOCK).unlink()
         lock.release()

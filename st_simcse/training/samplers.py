@@ -1,4 +1,4 @@
-"""Batch samplers that give every process as many batches as the others."""
+"""Batch samplers that give every process the same number of batches."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ logger = logging.getLogger(__name__)
 
 
 class RoundSampler(DefaultBatchSampler):
-    """Another batch sampler's batches in rounds: one batch for every process.
+    """A batch sampler that groups the batches of another one into rounds, with one batch for each process.
 
-    Batches keep their rows and their order. Where the last round has fewer batches than there are processes they are
-    halved, so that every row is used and no batch is larger than it was; what the sampler promises of a batch, such as
-    no duplicates, stays true. Batches of ST's default sampler and of LengthGroupedBatchSampler promise nothing of the
-    kind, so the rows of their last round are dealt out evenly. GroupByLabelBatchSampler's batches cannot be halved: its
-    last, incomplete round is left out.
+    Batches keep their rows and their order. If the last round has fewer batches than processes, its batches are halved.
+    This way, every row is used, no batch grows, and guarantees of the sampler, such as no duplicates in a batch, still
+    hold. ST's default sampler and LengthGroupedBatchSampler give no such guarantees, so the rows of their last round
+    are spread evenly over the processes. The batches of GroupByLabelBatchSampler cannot be halved, so its last round is
+    dropped if it is incomplete.
 
-    Rows that NoDuplicatesBatchSampler draws again where it runs short are not used again. Rows that are left out for
-    another reason than ``drop_last`` are logged.
+    NoDuplicatesBatchSampler draws some rows again when it runs out of rows. These repeats are dropped. Rows that are
+    dropped for any reason other than ``drop_last`` are logged.
 
-    A round is a list of int64 arrays, one batch a process, so that ST's samplers of several datasets, which add where a
-    dataset begins to every element of a batch, take rounds as they take batches.
+    A round is a list of int64 arrays, one batch per process. ST's samplers of several datasets add the offset of a
+    dataset to every element of a batch, so they can handle rounds in the same way as batches.
 
     Args:
-        batches: a batch sampler as ST makes it.
-        processes: their number.
+        batches: A batch sampler as created by ST.
+        processes: The number of processes.
 
     Raises:
-        ValueError: for fewer rows than processes.
+        ValueError: If there are fewer rows than processes.
 
     Example:
         >>> rounds = RoundSampler(DefaultBatchSampler(range(11), batch_size=4, drop_last=False), processes=2)
@@ -57,7 +57,10 @@ class RoundSampler(DefaultBatchSampler):
         super().__init__(batches.sampler, batches.batch_size, batches.drop_last, seed=getattr(batches, "seed", 0))
         rows: Any = batches.sampler
         if len(rows) < processes:
-            raise ValueError(f"{processes} processes need a row each, but the dataset has {len(rows)}")
+            raise ValueError(
+                f"{processes} processes need at least one row each, but the dataset has {len(rows)}. Start fewer "
+                "processes, or add rows."
+            )
         self.batches = batches
         self.processes = processes
         self.drop_last = batches.drop_last or isinstance(batches, GroupByLabelBatchSampler)
@@ -69,11 +72,15 @@ class RoundSampler(DefaultBatchSampler):
         planned = len(self) * self.processes
         if left_out := sum(map(len, batches[planned:])):
             log = logger.info if self.batches.drop_last else logger.warning
-            log("%d row(s) left out of this epoch, in batches beyond the planned ones", left_out)
+            log("%d row(s) are not used in this epoch, because their batches exceed the planned number", left_out)
         batches = _halved(batches[:planned], planned, planned - self.processes)
         whole = len(batches) // self.processes * self.processes
         if whole < planned:
-            logger.warning("only %d of %d planned batches: the batch sampler has too few rows", whole, planned)
+            logger.warning(
+                "This epoch has only %d of %d planned batches, because the batch sampler has too few rows",
+                whole,
+                planned,
+            )
         rounds: list[Any] = [batches[begin : begin + self.processes] for begin in range(0, whole, self.processes)]
         if rounds and type(self.batches) in (DefaultBatchSampler, LengthGroupedBatchSampler):
             rounds[-1] = np.array_split(np.concatenate(rounds[-1]), self.processes)
@@ -100,7 +107,10 @@ def _without_repeats(batches: Iterable[list[int]]) -> list[list[int]]:
 
 
 def _halved(batches: list[list[int]], number: int, last_round: int) -> list[list[int]]:
-    """So many batches: the largest are halved until there are, those of the last round (from there on) first."""
+    """Halves batches until there are ``number`` of them, if possible.
+
+    Batches from index ``last_round`` on are halved first, and the largest of them before the others.
+    """
     while missing := number - len(batches):
         sizes = [(i >= last_round and len(batch) > 1, len(batch), i) for i, batch in enumerate(batches)]
         largest = {i for *_, i in heapq.nlargest(missing, sizes)}
@@ -115,15 +125,17 @@ def _halved(batches: list[list[int]], number: int, last_round: int) -> list[list
 
 
 class EvenBatchSampler(DefaultBatchSampler):
-    """Deals rounds out: batch i goes to process i modulo their number, and all processes get equally many.
+    """A batch sampler that yields the batches of rounds one by one, the same number for every process.
+
+    Batch i goes to process i modulo the number of processes.
 
     Args:
-        rounds: a :class:`RoundSampler`, or ST's sampler of several datasets over such. Then all processes draw the same
-            dataset in a step, and their collective operations fit together.
-        processes: their number.
+        rounds: A :class:`RoundSampler`, or ST's sampler of several datasets on top of several of them. In the latter
+            case, all processes use the same dataset in a step, so their collective operations match.
+        processes: The number of processes.
 
     Raises:
-        ValueError: on iterating, if a sampler of several datasets gives something else than the rounds of its samplers.
+        ValueError: During iteration, if a sampler of several datasets does not yield the rounds of its samplers.
 
     Example:
         >>> batches = DefaultBatchSampler(range(11), batch_size=4, drop_last=False)
@@ -133,21 +145,21 @@ class EvenBatchSampler(DefaultBatchSampler):
 
     def __init__(self, rounds: RoundSampler | MultiDatasetDefaultBatchSampler, processes: int) -> None:
         super().__init__(rounds.sampler, rounds.batch_size, rounds.drop_last)
-        # Otherwise accelerate takes a round whose last batch is not full for the end of the epoch.
+        # With a batch size, accelerate would end the epoch after a round whose last batch is not full.
         self.batch_size = None  # type: ignore[assignment]
         self.rounds = rounds
         self.processes = processes
 
     def __iter__(self) -> Iterator[list[int]]:
-        # As ST's other samplers do themselves; what accelerate has to do it for the default one does not reach here.
+        # ST's other samplers seed their generators themselves. Accelerate seeds the default sampler's, but not in here.
         if generator := getattr(self.rounds.sampler, "generator", None):
             generator.manual_seed(self.rounds.seed + self.epoch)
         batches: Any
         for batches in self.rounds:
             if len(batches) != self.processes or not all(isinstance(batch, np.ndarray) for batch in batches):
                 raise ValueError(
-                    f"{type(self.rounds).__name__} does not pass on the batches of its batch samplers: in several "
-                    "processes a sampler of several datasets may only add where a dataset begins to their elements"
+                    f"{type(self.rounds).__name__} does not pass on the batches of its batch samplers. With several "
+                    "processes, a sampler of several datasets may only add the offset of a dataset to their elements."
                 )
             yield from (batch.tolist() for batch in batches)
 

@@ -1,4 +1,4 @@
-"""FSDP2 and DeepSpeed: what they train as one process does; and of FSDP2 the weights of a loss, which stay whole."""
+"""Support for FSDP2 and DeepSpeed: a check of what they can train, and loss weights that FSDP2 does not shard."""
 
 from __future__ import annotations
 
@@ -32,39 +32,43 @@ def check_shardable(
     losses: Iterable[nn.Module],
     model: SentenceTransformer,
 ) -> None:
-    """Whether FSDP or DeepSpeed, if one is asked for, gives the weights that training in one process gives.
+    """Checks that training with FSDP or DeepSpeed gives the same weights as training in a single process.
 
     Args:
-        args: of the training.
-        state: accelerate's.
-        losses: with their wrappers.
-        model: the one that is trained.
+        args: The training arguments.
+        state: The state of accelerate, which has the plugin of FSDP or DeepSpeed if one is used.
+        losses: The losses, including their wrappers.
+        model: The model to train.
 
     Raises:
-        ValueError: if it does not, or if FSDP is asked for and accelerate leaves it out; says what to do.
+        ValueError: If the weights would differ, or if FSDP is requested but accelerate does not use it. The message
+            says what to do.
     """
     fsdp, deepspeed = (getattr(state, f"{name}_plugin", None) for name in ("fsdp", "deepspeed"))
     if fsdp is not None:
         _check_fsdp(fsdp)
     elif args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise ValueError(
-            "accelerate does not shard on this device, and would train with DistributedDataParallel instead: leave "
-            "fsdp out"
+            "Accelerate does not shard on this device and would train with DistributedDataParallel instead. Leave out "
+            "fsdp."
         )
     if deepspeed is not None and deepspeed.zero_stage not in (1, 2):
-        raise ValueError(f"DeepSpeed's ZeRO stage {deepspeed.zero_stage} has not been tried: use stage 1 or 2, or FSDP")
+        raise ValueError(
+            f"DeepSpeed's ZeRO stage {deepspeed.zero_stage} has not been tested with SimCSETrainer. Use stage 1 or 2, "
+            "or FSDP."
+        )
     if fsdp is None and deepspeed is None:
         return
     name = "DeepSpeed" if fsdp is None else "FSDP"
     if adapters(model):
-        raise ValueError(f"LoRA has not been tried with {name}: leave one of the two out")
+        raise ValueError(f"LoRA has not been tested with {name}. Leave out one of the two.")
     if args.torch_compile:
-        raise ValueError(f"torch_compile does not go with {name}: leave one of the two out")
+        raise ValueError(f"torch_compile does not work with {name}. Leave out one of the two.")
     for loss in losses:
         if deepspeed is not None and own_parameters(loss, model):
             raise ValueError(
-                "DeepSpeed trains the model's weights alone, not those of a loss, such as a projection head's: leave "
-                "it out, use FSDP, or make it a part of the model with build_model(..., dense=True)"
+                "DeepSpeed only trains the weights of the model, not those of a loss, such as a projection head. Leave "
+                "out the head, use FSDP, or make it part of the model with build_model(..., dense=True)."
             )
         for part in loss.modules():
             if isinstance(part, SimCSELoss):
@@ -75,26 +79,30 @@ def _check_loss(loss: SimCSELoss, name: str) -> None:
     check_compatible(loss.options, name)
     if loss.mini_batch_size is not None:
         raise ValueError(
-            f"{name} exchanges weights or gradients with every mini-batch, of which processes may have different "
-            "numbers: leave mini_batch_size out, and lower the batch size or use gradient_checkpointing instead"
+            f"{name} exchanges weights or gradients in every mini-batch, but the number of mini-batches may differ "
+            "between processes. Leave out mini_batch_size, and lower the batch size or use gradient_checkpointing "
+            "instead."
         )
 
 
 def _check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
     if plugin.fsdp_version != 2:
-        raise ValueError('FSDP1 is not for SimCSETrainer: fsdp_config={"version": 2} (--fsdp_version 2)')
+        raise ValueError(
+            'SimCSETrainer does not support FSDP1. Pass fsdp_config={"version": 2} (--fsdp_version 2) to use FSDP2.'
+        )
     if "FULL_STATE_DICT" not in str(plugin.state_dict_type):
         raise ValueError(
-            f"{plugin.state_dict_type} would save no model that can be loaded: fsdp_config="
-            '{"state_dict_type": "FULL_STATE_DICT"} (--fsdp_state_dict_type FULL_STATE_DICT)'
+            f"With {plugin.state_dict_type}, the saved model could not be loaded. Pass fsdp_config="
+            '{"state_dict_type": "FULL_STATE_DICT"} (--fsdp_state_dict_type FULL_STATE_DICT).'
         )
 
 
 class UnshardedWeights:
-    """The parameters outside the model in an optimizer whose other parameters are sharded.
+    """The loss's parameters in an optimizer whose other parameters are sharded.
 
-    Accelerate knows the model's parameters alone, so that it must not see the others when it exchanges the optimizer's
-    for sharded ones, or saves and loads their state. They are in groups of their own, since no kernel takes both kinds.
+    Accelerate only knows the parameters of the model. It must not see those of the loss when it replaces the
+    optimizer's parameters by sharded ones, or when it saves and loads their state. The parameters of the loss are in
+    separate groups, because no kernel handles both kinds.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -102,7 +110,7 @@ class UnshardedWeights:
         self.groups: list[dict[str, Any]] = []
 
     def take_out(self, optimizer: Optimizer) -> None:
-        """Leave the model's parameters in the optimizer."""
+        """Removes the loss's parameters from the optimizer, so that only the model's parameters are left."""
         for group in optimizer.param_groups:
             if own := [parameter for parameter in group["params"] if id(parameter) in self.ids]:
                 self.groups.append({**group, "params": own})
@@ -110,14 +118,17 @@ class UnshardedWeights:
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 
     def put_back(self, optimizer: Optimizer) -> None:
-        """Add what was taken out."""
+        """Adds the removed parameters to the optimizer again."""
         while self.groups:
             optimizer.add_param_group(self.groups.pop(0))
 
     @contextmanager
     def saving(self, optimizer: Optimizer, model: nn.Module, folder: str | None) -> Iterator[None]:
-        """While accelerate saves the state of the others; ``folder`` is None where another process saves this."""
-        # Torch does not load the state of a model of which a parameter has none, such as an unused pooler's.
+        """Hides these parameters while accelerate saves the optimizer's state, and saves their state afterwards.
+
+        ``folder`` is None in processes that do not save.
+        """
+        # Torch cannot load the state if a parameter of the model has none, such as the weights of an unused pooler.
         idle = [name for name, parameter in model.named_parameters() if not optimizer.state.get(parameter)]
         with self._aside(optimizer, model, idle):
             yield
@@ -130,7 +141,11 @@ class UnshardedWeights:
 
     @contextmanager
     def loading(self, optimizer: Optimizer, model: nn.Module, folder: str) -> Iterator[None]:
-        """While accelerate loads the state of the others; raises FileNotFoundError if :meth:`saving` has not saved."""
+        """Hides these parameters while accelerate loads the optimizer's state, and loads their state afterwards.
+
+        Raises:
+            FileNotFoundError: If :meth:`saving` has not saved their state to the folder.
+        """
         saved = torch.load(Path(folder, WHOLE_OPTIMIZER_NAME), weights_only=True)
         with self._aside(optimizer, model, saved["idle"]):
             yield
@@ -164,7 +179,7 @@ class UnshardedWeights:
 
 
 def without_weights(model: SentenceTransformer) -> SentenceTransformer:
-    """A copy of a model before it is sharded, which shares its card; its weights have no memory.
+    """Returns a copy of an unsharded model that takes no memory for weights, and that shares the model card.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -181,7 +196,7 @@ def without_weights(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def with_weights(bare: SentenceTransformer, weights: dict[str, Tensor]) -> SentenceTransformer:
-    """A copy of what :func:`without_weights` gives, with these weights."""
+    """Returns a copy of a model from :func:`without_weights` that has these weights."""
     model = without_weights(bare)
     model.load_state_dict(weights, assign=True)
     return model

@@ -1,4 +1,4 @@
-"""The average of a model's weights before and after a training, which forgets less than the trained ones."""
+"""The average of a model's weights before and after training, which forgets less than the trained weights."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["StartAverage", "check_start_weight"]
 
 
 class StartAverage:
-    r"""Keeps the weights of a model, to average them with what training makes of them.
+    r"""A copy of a model's weights, to average them with the weights after training.
 
     .. math:: \theta = \alpha \theta_\text{before} + (1 - \alpha) \theta_\text{after}
 
     (WiSE-FT: Wortsman et al., CVPR 2022, section 4, arXiv:2109.01903.)
 
     Args:
-        model: as it is before the training.
-        weight: :math:`\alpha`, from 0 to 1.
+        model: The model before training.
+        weight: The share :math:`\alpha` of the weights before training, from 0 to 1.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -40,34 +40,38 @@ class StartAverage:
 
     @torch.no_grad()
     def apply(self, model: SentenceTransformer) -> None:
-        """Put the average into the model, computed in float32."""
+        """Replaces the model's weights by the average, computed in float32."""
         for name, parameter in model.named_parameters():
             before = self.before[name].to(parameter.device).float()
             parameter.copy_(before.lerp(parameter.float(), 1 - self.weight))
 
 
 def check_start_weight(weight: float, model: SentenceTransformer, state: Any, has_model_init: bool) -> None:
-    """Whether a training can be averaged with its start.
+    """Checks that the weights before and after training can be averaged.
 
     Args:
-        weight: the share of the start; 0 for no average.
-        model: the one that is trained.
-        state: accelerate's.
-        has_model_init: whether the trainer makes a model for each trial of a search.
+        weight: The share of the weights before training. 0 for no average.
+        model: The model to train.
+        state: The state of accelerate.
+        has_model_init: Whether the trainer makes a model for each trial of a hyperparameter search.
 
     Raises:
-        ValueError: for a weight outside 0 to 1, adapters, weights in shards, and ``model_init``; says what to do.
+        ValueError: If the weight is below 0, or 1 and above. If the weight is not 0 and the model has adapters or
+            sharded weights, or comes from ``model_init``. The message says what to do.
     """
     if not 0 <= weight < 1:
         raise ValueError(
-            f"start_weight (--start_weight) is a share of the weights: expected 0 to below 1, got {weight}"
+            f"start_weight (--start_weight) must be at least 0 and below 1, got {weight}. It is the share of the "
+            "weights before training."
         )
     if not weight:
         return
-    remedy = "leave start_weight (--start_weight) out"
+    remedy = "Leave out start_weight (--start_weight)."
     if adapters(model):
-        raise ValueError(f"start_weight averages the weights of a model, and LoRA leaves these as they are: {remedy}")
+        raise ValueError(f"start_weight averages the weights of a model, but LoRA does not change them. {remedy}")
     if any(getattr(state, f"{name}_plugin", None) is not None for name in ("fsdp", "deepspeed")):
-        raise ValueError(f"start_weight averages whole weights, and FSDP and DeepSpeed keep shards: {remedy}")
+        raise ValueError(f"start_weight averages whole weights, but FSDP and DeepSpeed shard them. {remedy}")
     if has_model_init:
-        raise ValueError(f"start_weight averages with the model that is given, and model_init makes others: {remedy}")
+        raise ValueError(
+            f"start_weight averages with the weights of the given model, but model_init makes new models. {remedy}"
+        )

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a training with a checkpoint from which it goes on as if nothing had happened."""
+"""Stopping on SIGTERM or Ctrl-C with a checkpoint, so that training can resume as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["StopOnSignal", "Stopped"]
 
 
 class Stopped(SystemExit):
-    """A signal has ended the training early; the exit status is 128 plus its number, as shells expect.
+    """An exit because a signal stopped training early. The exit status is 128 plus the signal number, as shells expect.
 
     Args:
-        number: the signal's.
-        results: what had been measured before.
+        number: The number of the signal.
+        results: The evaluation results so far.
 
     Example:
         >>> Stopped(signal.SIGINT, {}).code
@@ -31,16 +31,16 @@ class Stopped(SystemExit):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM and Ctrl-C end the training after the step that is under way, with a checkpoint, instead of at once.
+    """A callback that saves a checkpoint and stops training after the current step on SIGTERM or Ctrl-C.
 
-    It listens as a context manager; a second Ctrl-C is a KeyboardInterrupt. Unlike the just-in-time checkpoint of
-    transformers it never falls between a step's backward pass and its update, so the resumed run is the same as an
-    undisturbed one.
+    It is a context manager that handles the signals while it is open. A second Ctrl-C raises KeyboardInterrupt. Unlike
+    the just-in-time checkpoint of transformers, it never stops between the backward pass and the update of a step, so a
+    resumed run equals one that was not interrupted.
     """
 
     def __init__(self) -> None:
         self.requested = self.has_stopped = False
-        self.number: int = signal.SIGTERM  # also where another process was the one that got it
+        self.number: int = signal.SIGTERM  # for processes that did not receive the signal themselves
 
     def __enter__(self) -> StopOnSignal:
         self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -1,4 +1,4 @@
-"""Whether training will learn something: from negatives in the data, with weights that are trained and kept."""
+"""Checks that training can learn something: there are negatives in the data, and trained weights in the model."""
 
 from __future__ import annotations
 
@@ -18,43 +18,44 @@ __all__ = ["check_model", "check_negatives", "check_optimizer", "check_pair_name
 
 logger = logging.getLogger(__name__)
 
-# Those of the readers, and of ST's data sets.
+# The column names of the readers and of ST's datasets.
 _PAIR_NAMES = re.compile(
     "anchor|positive|negatives?(_[0-9]+)?|sent[01]|hard_neg(ative)?s?(_?[0-9]+)?|sentence_?[12AB]|query|question|answer|"
     "response|passage|document|premise|hypothesis|entailment|contradiction"
 )
 
 _OF_THE_LOSS = (
-    "make it of loss.parameters(), which include the model's, as in "
+    "Create it from loss.parameters(), which include those of the model, such as "
     "optimizers=(torch.optim.AdamW(loss.parameters(), lr=3e-5), None)"
 )
 
 
 def check_pair_names(columns: Sequence[str]) -> None:
-    """Whether columns are known by their names to be anchors, positives and hard negatives.
+    """Checks that the column names are typical of anchors, positives and hard negatives.
 
     Raises:
-        ValueError: if one is not; it may hold something else than texts to learn from.
+        ValueError: If a name is not, because the column may hold something other than texts to learn from.
 
     Example:
         >>> check_pair_names(["anchor", "positive", "negative_1"])
         >>> check_pair_names(["sentence", "source"])
         Traceback (most recent call last):
         ...
-        ValueError: without a loss nobody knows whether the columns sentence, source are anchors, positives and hard ...
+        ValueError: Without a loss, the columns sentence, source must be anchors, positives and hard negatives, but ...
     """
     if unknown := [name for name in columns if not _PAIR_NAMES.fullmatch(name)]:
         raise ValueError(
-            f"without a loss nobody knows whether the columns {', '.join(columns)} are anchors, positives and hard "
-            f"negatives, since {', '.join(unknown)} says nothing of the kind: keep one column of sentences with "
-            f"dataset.select_columns({columns[0]!r}), or pass loss=SupSimCSELoss(model) if they are, in this order"
+            f"Without a loss, the columns {', '.join(columns)} must be anchors, positives and hard negatives, but the "
+            f"name {', '.join(unknown)} does not say so. Keep one column of sentences with "
+            f"dataset.select_columns({columns[0]!r}), or pass loss=SupSimCSELoss(model) if the columns are anchors, "
+            "positives and hard negatives in this order."
         )
 
 
 def constant_columns(data: Any) -> dict[str, dict[str, str]]:
-    """The columns of which all rows are one text, and the text, by dataset; a single dataset has the empty name.
+    """Returns the columns that have the same text in all rows, with that text, by dataset.
 
-    Streams, and what is transformed on the fly, are not looked at.
+    A single dataset has the empty name. Streams and datasets with a transform are left out.
 
     Example:
         >>> constant_columns(Dataset.from_dict({"sentence": ["Two dogs.", "A cat."], "lang": ["en", "en"]}))
@@ -79,17 +80,17 @@ def _constant(dataset: Dataset) -> dict[str, str]:
 def check_negatives(
     losses: Mapping[str, torch.nn.Module], texts: Mapping[str, Sequence[str]], constant: Mapping[str, Any], args: Any
 ) -> None:
-    """Whether some row has a negative, without which the contrastive loss is 0.
+    """Checks that there are negatives, because without them the contrastive loss is 0.
 
     Args:
-        losses: by dataset, or a single one for all under the empty name.
-        texts: the names of the text columns by dataset.
-        constant: of :func:`constant_columns`.
-        args: of the training.
+        losses: The losses by dataset. A single loss for all datasets has the empty name.
+        texts: The names of the text columns by dataset.
+        constant: The constant columns as returned by :func:`constant_columns`.
+        args: The training arguments.
 
     Raises:
-        ValueError: if none has; where a term of the loss, such as a masked language model, still trains, this is logged
-            as a warning instead.
+        ValueError: If no row has a negative. If the loss has another term that still trains, such as a masked language
+            model, this is logged as a warning instead.
     """
     for dataset, columns in texts.items():
         loss = losses.get(dataset, losses.get(""))
@@ -100,7 +101,7 @@ def check_negatives(
         if message := _without_negatives(ours[0], found, args):
             if not ours[0].terms:
                 raise ValueError(message)
-            logger.warning("%s. Only %s trains", message, ", ".join(ours[0].terms))
+            logger.warning("%s Only %s trains.", message, ", ".join(ours[0].terms))
 
 
 def _without_negatives(loss: SimCSELoss, constant: Mapping[str, str], args: Any) -> str | None:
@@ -108,45 +109,45 @@ def _without_negatives(loss: SimCSELoss, constant: Mapping[str, str], args: Any)
     if rows < 2 and not any(isinstance(option, MomentumQueue) for option in loss.options):
         return (
             f"per_device_train_batch_size (--per_device_train_batch_size) {args.per_device_train_batch_size} leaves no "
-            "negatives, which are the other rows of a batch: 2 is the least"
+            "negatives, because the negatives of a row are the other rows of its batch. Use 2 or more."
         )
     if constant:
         column, text = next(iter(constant.items()))
         return (
-            f"all rows of the training data have one and the same {column}, {text!r}, so that no row has a negative: "
-            "two different texts are the least"
+            f"All rows of the training data have the same {column}, {text!r}, so no row has a negative. Add rows with "
+            f"a different {column}."
         )
     return None
 
 
 def check_model(model: torch.nn.Module) -> None:
-    """Whether weights of the model are trained.
+    """Checks that at least some weights of the model are trained.
 
     Raises:
-        ValueError: if all are frozen; says what to do.
+        ValueError: If all of them are frozen. The message says what to do.
     """
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ValueError(
-            "no weight of the model is trained, since all are frozen (requires_grad is False), and what belongs to the "
-            "loss, such as a projection head, is not part of the saved model: unfreeze layers with "
-            "requires_grad_(True), or put a layer into the model with build_model(..., dense=True)"
+            "All weights of the model are frozen (requires_grad is False), so training would not change the model. "
+            "Weights of the loss, such as a projection head, are not part of the saved model. Unfreeze layers with "
+            "requires_grad_(True), or add a layer to the model with build_model(..., dense=True)."
         )
 
 
 def check_optimizer(model: torch.nn.Module, losses: Mapping[str, torch.nn.Module], optimizer: Any) -> None:
-    """Whether an optimizer has weights of the model, and all trained weights that belong to the losses.
+    """Checks that an optimizer has trained weights of the model and all trained weights of the losses.
 
     Raises:
-        ValueError: if it does not; says what to do.
+        ValueError: If it does not. The message says what to do.
     """
     if isinstance(optimizer, LayerWiseDummyOptimizer):  # each layer has an optimizer of its own
         return
     known = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     of_losses = [weight for loss in losses.values() for weight in own_parameters(loss, model)]
     if not any(weight.requires_grad and id(weight) in known for weight in model.parameters()):
-        raise ValueError(f"the optimizer has none of the model's trained weights: {_OF_THE_LOSS}")
+        raise ValueError(f"The optimizer has none of the model's trained weights. {_OF_THE_LOSS}.")
     if not all(id(weight) in known for weight in of_losses):
         raise ValueError(
-            "the optimizer lacks weights of the loss, such as its projection head's, which would stay as they were "
-            f"drawn: {_OF_THE_LOSS}, without optimizer_cls_and_kwargs"
+            "The optimizer does not have all weights of the loss, such as those of its projection head, so they would "
+            f"stay at their initial values. {_OF_THE_LOSS}. Do not pass optimizer_cls_and_kwargs."
         )

@@ -1,4 +1,4 @@
-"""ST's trainer, which looks after a projection head, views, prompts, and several processes."""
+"""ST's trainer with support for a projection head, views, prompts and several processes."""
 
 from __future__ import annotations
 
@@ -46,53 +46,55 @@ logger = logging.getLogger(__name__)
 
 
 def _check_several_processes(args: SentenceTransformerTrainingArguments, train_dataset: Any) -> None:
-    """Whether several processes get batches by the trainer's own rules, and of streams by accelerate's."""
+    """Checks that the trainer can distribute the batches of a Dataset, and accelerate those of a stream."""
     config: Any = args.accelerator_config
     if not isinstance(train_dataset, IterableDataset):
         for name in ("split_batches", "dispatch_batches"):
             if getattr(config, name, None):
                 raise ValueError(
-                    f"accelerator_config's {name} is not for SimCSETrainer, which deals the batches of several "
-                    "processes out itself: leave it out; per_device_train_batch_size is what every process gets"
+                    f"SimCSETrainer does not support {name} of accelerator_config, because it distributes the batches "
+                    f"over the processes itself. Leave out {name}, and set the batch size of each process with "
+                    "per_device_train_batch_size."
                 )
     elif train_dataset.n_shards >= args.world_size:
         strategies = (args.save_strategy, args.eval_strategy, args.logging_strategy)
         if args.gradient_accumulation_steps > 1 or "epoch" in strategies:
             raise ValueError(
-                f"{args.world_size} processes read the {train_dataset.n_shards} files of a stream each for itself, and "
-                "come to their ends at different steps: save, evaluate and log by steps and without "
-                "gradient_accumulation_steps, or make fewer files of it than there are processes"
+                f"The {args.world_size} processes read the {train_dataset.n_shards} files of the stream separately and "
+                "reach the end of their files at different steps. Save, evaluate and log by steps and leave out "
+                "gradient_accumulation_steps, or use fewer files than processes."
             )
     if args.auto_find_batch_size:
         raise ValueError(
-            "auto_find_batch_size is for one process, since one that runs out of memory would leave the others "
-            "waiting: set per_device_train_batch_size, or the loss's mini_batch_size, which saves memory"
+            "auto_find_batch_size only works in a single process: if one of several runs out of memory, the others "
+            "wait for it forever. Set per_device_train_batch_size, or save memory with the loss's mini_batch_size."
         )
-    # Of streams accelerate would join the batches of all processes in the first one, which fails: their widths differ.
+    # For a stream, accelerate would join the batches of all processes in the first process. This fails, because their
+    # widths differ.
     if config.dispatch_batches is None:
         config.dispatch_batches = False
 
 
 def _check_types(model: Any, args: Any, loss: Any, evaluator: Any) -> None:
-    """ValueError for the name of a thing, or something else, where the thing itself is expected."""
+    """Raises ValueError for arguments of the wrong type, such as the name of a file instead of an evaluator."""
     if model is not None:
         check_model(model)
     if isinstance(args, (str, os.PathLike)):
-        raise ValueError(f"args is {str(args)!r}: pass SimCSETrainingArguments({str(args)!r})")
+        raise ValueError(f"args is {str(args)!r}. Pass SimCSETrainingArguments({str(args)!r}) instead.")
     if isinstance(args, Mapping):
-        raise ValueError("args is a dictionary: pass SimCSETrainingArguments(**args)")
+        raise ValueError("args is a dictionary. Pass SimCSETrainingArguments(**args) instead.")
     for one in loss.values() if isinstance(loss, dict) else [loss]:
         if one is not None and not callable(one):
-            raise ValueError(f"loss is {one!r}, expected a loss, such as UnsupSimCSELoss(model)")
+            raise ValueError(f"loss is {one!r}. Pass a loss, such as UnsupSimCSELoss(model).")
     for one in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         if isinstance(one, (str, os.PathLike)):
-            raise ValueError(f"evaluator is {str(one)!r}: read the scored pairs with load_sts({str(one)!r})")
+            raise ValueError(f"evaluator is {str(one)!r}. Pass load_sts({str(one)!r}), which reads scored pairs.")
         if one is not None and not callable(one):
-            raise ValueError(f"evaluator is {one!r}, expected one that load_sts makes, or another of ST's evaluators")
+            raise ValueError(f"evaluator is {one!r}. Pass an evaluator of ST, such as the one that load_sts returns.")
 
 
 def _names(*datasets: Any) -> list[str]:
-    """Of data sets the columns, and of several by name the names; empty where one does not know its columns."""
+    """Returns the columns of all datasets and the names of several datasets, or nothing if some columns are unknown."""
     several = [data for data in datasets if isinstance(data, dict)]
     single = [data for data in datasets if data is not None and not isinstance(data, dict)]
     columns: list[Any] = [
@@ -106,9 +108,9 @@ def _names(*datasets: Any) -> list[str]:
 
 @torch.no_grad()
 def texts_without_embedding(model: SentenceTransformer, columns: list[dict[str, torch.Tensor]]) -> list[str]:
-    """The different texts of a batch whose embeddings hold NaN or infinity, as the tokenizer gives them back.
+    """Returns the distinct texts of a batch whose embeddings have NaN or infinite values, decoded from their tokens.
 
-    None of columns that are no padded rows of tokens, such as those of a StaticEmbedding or for flash attention.
+    Columns that are not padded rows of tokens are left out, such as those of a StaticEmbedding or for flash attention.
     """
     texts = []
     for column in columns:
@@ -129,38 +131,45 @@ def _warn_of_half_precision(model: torch.nn.Module) -> None:
     }
     if half:
         logger.warning(
-            "The model trains weights in %s, in which small steps round to nothing: call model.float() before you make "
-            "the loss, or load the model with build_model. Mixed precision (bf16=True) goes with float32 weights",
+            "The trained weights of the model are in %s, where small updates are rounded to zero. Call model.float() "
+            "before you create the loss, or load the model with build_model. Mixed precision (bf16=True) works with "
+            "float32 weights.",
             " and ".join(sorted(half)),
         )
 
 
 class SimCSETrainer(ResumableTrainer):
-    """SentenceTransformerTrainer that looks after the projection head, and after several processes.
+    """A SentenceTransformerTrainer that also trains a projection head, and that trains in several processes.
 
-    It saves the head with every checkpoint and resumes with it, clips its gradients together with the model's, keeps it
-    equal in all processes, and deals batches out so that all processes do equally many steps. A checkpoint of the plain
-    trainer holds the model alone, since that is what inference needs: resumed from it, a projection head starts anew
-    while the optimizer goes on with the old one's moments. With ``tokenize_once`` in its arguments it tokenizes the
-    training data beforehand. The evaluation loss of two dropout masks is computed with dropout, and a fixed seed.
+    The trainer saves the projection head with every checkpoint and restores it when training resumes. It clips the
+    gradients of the head together with those of the model, keeps the head equal in all processes, and distributes the
+    batches so that all processes do the same number of steps. In contrast, a checkpoint of SentenceTransformerTrainer
+    only has the model, which is enough for inference. If training resumed from it, the head would start again at random
+    while the optimizer continued with the state of the old head.
 
-    Takes what SentenceTransformerTrainer takes; data may also be a DataFrame, or a list of texts, of tuples of texts,
-    of dicts or of InputExamples. Without ``args`` it trains with SimCSETrainingArguments' defaults. Without ``loss`` it
-    takes UnsupSimCSELoss for one column of texts, and SupSimCSELoss for more that are named as pairs and hard negatives
-    usually are, such as ``anchor``, ``positive``, ``negative_1``.
+    With ``tokenize_once`` in its arguments, the trainer tokenizes the training data in advance. The evaluation loss of
+    :class:`~st_simcse.UnsupSimCSELoss` is computed with dropout and a fixed seed.
+
+    The parameters are those of SentenceTransformerTrainer. The data may also be a DataFrame, or a list of texts, of
+    tuples of texts, of dicts or of InputExamples. Without ``args``, the trainer uses the defaults of
+    :class:`~st_simcse.SimCSETrainingArguments`. Without ``loss``, it uses UnsupSimCSELoss for one column of texts, and
+    SupSimCSELoss for several columns with typical names of pairs and hard negatives, such as ``anchor``, ``positive``
+    and ``negative_1``.
 
     Raises:
-        FileNotFoundError: on resuming with a head from a checkpoint that has none.
-        OSError: at once, if nothing can be written to ``output_dir``.
-        ValueError: for a name in place of a model, data, arguments or an evaluator; for a row or column without texts;
-            for data and batches in which no row has a negative; in ``train``, if no weight of the model is trained, or
-            the optimizer lacks weights of the loss;
-            for ``tokenize_once`` with data or a model that does not allow it; without ``loss``, for labels, and for
-            several columns of other names;
-            for an option of a loss that does not go with the MatryoshkaLoss or AdaptiveLayerLoss around it;
-            with ``model_init``, for a loss that has weights of its own instead of a function that makes one; in several
-            processes, for accelerate's own ways of dealing batches out, for a stream of several files with what counts
-            its epochs, and for what does not go with FSDP or DeepSpeed.
+        FileNotFoundError: If training with a projection head resumes from a checkpoint without one.
+        OSError: If nothing can be written to ``output_dir``. This is checked before training.
+        ValueError: If a name is passed instead of a model, data, arguments or an evaluator.
+            If a row or a column has no texts, or if no row of a batch has a negative.
+            If no weight of the model is trained, or if the optimizer does not have all weights of the loss (in
+            ``train``).
+            If ``tokenize_once`` does not work with the data, the model or the data collator.
+            If there are labels, or several columns with other names, but no ``loss``.
+            If an option of a loss does not work with the MatryoshkaLoss or AdaptiveLayerLoss around it.
+            If ``model_init`` comes with a loss that has its own weights instead of a function that creates the loss.
+            With several processes, if accelerate is configured to distribute the batches, if a stream of several files
+            is used with settings that depend on the end of an epoch, or if a setting does not work with FSDP or
+            DeepSpeed.
 
     Example:
         >>> from datasets import Dataset
@@ -201,7 +210,9 @@ class SimCSETrainer(ResumableTrainer):
             _check_several_processes(args, train_dataset)
         tokenize_once = getattr(args, "tokenize_once", False)
         if tokenize_once and not isinstance(train_dataset, Dataset):
-            raise ValueError(f"tokenize_once needs a datasets.Dataset, got {type(train_dataset).__name__}")
+            raise ValueError(
+                f"tokenize_once needs a datasets.Dataset as train_dataset, got {type(train_dataset).__name__}"
+            )
         views = getattr(args, "views", None)
         constant = constant_columns(train_dataset)
         self._given_loss = loss
@@ -221,12 +232,15 @@ class SimCSETrainer(ResumableTrainer):
             _names(self.train_dataset, self.eval_dataset),
         )
         check_teacher_columns(self.train_dataset, self.eval_dataset)
-        # Crops of a text that is longer than training reads are shorter; the other views cut it.
+        # Crops of a long text are shorter than it and may fit into max_length. Other views are truncated.
         if views != "crops" and not isinstance(views, Crops):
             self._warn_of_cut_texts()
         if tokenize_once:
             if not isinstance(self.data_collator, BaseDataCollator):
-                raise ValueError("tokenize_once needs a data collator of ST's kind: leave data_collator out")
+                raise ValueError(
+                    f"tokenize_once needs a data collator of ST, got {type(self.data_collator).__name__}. Leave out "
+                    "data_collator."
+                )
             tokenizing = whole_texts(self.data_collator) if views else self.data_collator
             self.train_dataset = tokenize(self.train_dataset, self.model, tokenizing)
             self.data_collator = token_collator(self.model, self.data_collator)
@@ -239,7 +253,7 @@ class SimCSETrainer(ResumableTrainer):
         self.add_callback(LossSynchronizer(self._loss_parameters))
 
     def train(self, *args: Any, **options: Any) -> TrainOutput:
-        """As ST's trainer does, and then the average with the weights from before, if ``start_weight`` asks for it."""
+        """Trains like ST's trainer, and then averages with the weights before training if ``start_weight`` is not 0."""
         average = StartAverage(self.model, self._start_weight) if self._start_weight else None
         output = super().train(*args, **options)
         if average:
@@ -263,14 +277,15 @@ class SimCSETrainer(ResumableTrainer):
             return
         if (evaluated := self.args.eval_batch_size) != (trained := self.args.train_batch_size):
             logger.warning(
-                "eval_loss counts the negatives of batches of %d, the loss in training those of %d: to compare them, "
-                "set per_device_eval_batch_size to per_device_train_batch_size, as SimCSETrainingArguments does",
+                "eval_loss uses batches of %d rows, but the training loss uses batches of %d, so they have different "
+                "numbers of negatives. To compare the losses, set per_device_eval_batch_size to "
+                "per_device_train_batch_size, or use SimCSETrainingArguments, which does so by default.",
                 evaluated,
                 trained,
             )
 
     def _text_columns(self) -> dict[str, list[str]]:
-        """The names of the training data's columns of texts by dataset; a single dataset has the empty name."""
+        """Returns the names of the text columns of the training data by dataset, or under the empty name."""
         data = self.train_dataset if isinstance(self.train_dataset, dict) else {"": self.train_dataset}
         others = {*getattr(self.data_collator, "valid_label_columns", ()), "dataset_name"}
         columns = {name: getattr(dataset, "column_names", None) for name, dataset in data.items()}
@@ -284,16 +299,21 @@ class SimCSETrainer(ResumableTrainer):
 
     def _make_views(self, views: Any) -> None:
         if not isinstance(self.data_collator, BaseDataCollator):
-            raise ValueError("views need a data collator of ST's kind: leave data_collator out")
+            raise ValueError(
+                f"views need a data collator of ST, got {type(self.data_collator).__name__}. Leave out data_collator."
+            )
         if self.args.dataloader_persistent_workers:
-            raise ValueError("views need to know the epoch, which workers that persist do not: let them end")
+            raise ValueError(
+                "views need to know the epoch, which persistent workers do not. Leave out "
+                "dataloader_persistent_workers."
+            )
         for data in (self.train_dataset, self.eval_dataset):
             for dataset in data.values() if isinstance(data, dict) else [data]:
                 texts = set(getattr(dataset, "column_names", None) or []) - set(self.data_collator.valid_label_columns)
                 if len(texts) > 1:
                     raise ValueError(
-                        f"views are made of one column of texts, the data has {', '.join(sorted(texts))}: keep one "
-                        "with dataset.select_columns, or leave views out"
+                        f"views need a single column of texts, but the data has {', '.join(sorted(texts))}. Keep one "
+                        "column with dataset.select_columns, or leave out views."
                     )
         self.data_collator = view_collator(self.model, self.data_collator, views, self.args.seed)
         self.add_callback(ViewCallback(self.data_collator))
@@ -306,12 +326,12 @@ class SimCSETrainer(ResumableTrainer):
 
     def call_model_init(self, trial: Any = None) -> SentenceTransformer:
         model: Any = super().call_model_init(trial)
-        if hasattr(self, "loss"):  # not while ST's constructor is under way
+        if hasattr(self, "loss"):  # not during ST's constructor
             self._make_losses_anew(model)
         return model
 
     def _make_losses_anew(self, model: SentenceTransformer) -> None:
-        """With every model that model_init makes come losses of its own, where functions are given that make them."""
+        """Creates new losses for a new model of ``model_init``, if functions that create losses were passed."""
         if self.place_model_on_device:
             model.to(self.args.device)
         if isinstance(self._given_loss, dict):
@@ -326,13 +346,13 @@ class SimCSETrainer(ResumableTrainer):
         for loss in given:
             if isinstance(loss, torch.nn.Module) and own_weights(loss, getattr(loss, "model", self.model)):
                 raise ValueError(
-                    f"this {type(loss).__name__} has weights of its own, which would go from the model of one trial to "
-                    "that of the next: with model_init pass a function that makes the loss, such as "
-                    "loss=lambda model: UnsupSimCSELoss(model, projection_head=True)"
+                    f"This {type(loss).__name__} has its own weights, which would carry over from one trial to the "
+                    "next. With model_init, pass a function that creates the loss, such as "
+                    "loss=lambda model: UnsupSimCSELoss(model, projection_head=True)."
                 )
 
     def get_default_loss(self, model: SentenceTransformer) -> Any:
-        """UnsupSimCSELoss for one column of texts and SupSimCSELoss for more; for several datasets one loss each."""
+        """Returns UnsupSimCSELoss for one column of texts, SupSimCSELoss for more, and one loss per dataset."""
         dataset = self.train_dataset if self.train_dataset is not None else self.eval_dataset
         if isinstance(dataset, dict):
             return {name: self._default_loss(model, dataset[name]) for name in dataset}
@@ -341,8 +361,8 @@ class SimCSETrainer(ResumableTrainer):
     def _default_loss(self, model: SentenceTransformer, dataset: Any) -> torch.nn.Module:
         if labels := set(dataset.column_names) & set(self.data_collator.valid_label_columns):
             raise ValueError(
-                f"SimCSE's losses do not use the column {', '.join(labels)}: pass a loss that does, or leave the "
-                "column out with dataset.remove_columns"
+                f"SimCSE's losses do not use the column {', '.join(labels)}. Pass a loss that does, or remove the "
+                "column with dataset.remove_columns."
             )
         if len(dataset.column_names) == 1:
             return UnsupSimCSELoss(model)
@@ -373,13 +393,13 @@ class SimCSETrainer(ResumableTrainer):
         processes = self.args.world_size
         if processes == 1:
             return super().get_multi_dataset_batch_sampler(dataset, batch_samplers, **kwargs)
-        # Of rounds, so that all processes draw the same dataset in a step.
+        # ST's sampler draws from rounds, so all processes use the same dataset in a step.
         rounds = [sampler.rounds for sampler in batch_samplers]
         several: Any = super().get_multi_dataset_batch_sampler(dataset, rounds, **kwargs)
         return EvenBatchSampler(several, processes)
 
     def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As the plain trainer's; with dropout where two views are compared, which would be equal without it."""
+        """Evaluates a batch like ST's trainer, but with dropout for UnsupSimCSELoss, so that the two views differ."""
         loss = self.loss[inputs["dataset_name"]] if isinstance(self.loss, dict) else self.loss
         if not any(isinstance(part, UnsupSimCSELoss) for part in loss.modules()):
             return super().prediction_step(model, inputs, *args, **kwargs)
@@ -393,17 +413,17 @@ class SimCSETrainer(ResumableTrainer):
                 self.model.eval()
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As the plain trainer's; where embeddings are NaN or infinite, the error lists the texts."""
+        """Computes the loss like ST's trainer, but adds the texts to the error if embeddings are NaN or infinite."""
         try:
             return super().compute_loss(model, inputs, *args, **kwargs)
         except ValueError as error:
-            if self._fsdp:  # whose forward passes need all processes
+            if self._fsdp:  # its forward passes need all processes
                 raise
             texts = texts_without_embedding(self.model, self.collect_features(inputs)[0])
             if not texts:
                 raise
             more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
-            raise ValueError(f"{error}. The texts: {', '.join(map(repr, texts[:5]))}{more}") from error
+            raise ValueError(f"{error}\nThe texts: {', '.join(map(repr, texts[:5]))}{more}") from error
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         self._step_inputs = inputs
@@ -415,19 +435,19 @@ class SimCSETrainer(ResumableTrainer):
                 if not (self.args.auto_find_batch_size and should_reduce_batch_size(error) and step):
                     raise
                 raise RuntimeError(
-                    f"memory does not suffice for step {step + 1}, and auto_find_batch_size would begin anew with "
-                    "weights that are trained already: lower per_device_train_batch_size, or set the loss's "
-                    "mini_batch_size, which keeps the batch size"
+                    f"Step {step + 1} ran out of memory, and auto_find_batch_size would start again with weights that "
+                    "are already trained. Lower per_device_train_batch_size, or set the loss's mini_batch_size, which "
+                    "does not change the batch size."
                 ) from error
 
-    # ST takes the batch size of the arguments, transformers keeps the one that auto_find_batch_size has come to here.
+    # ST uses the batch size of the arguments, but auto_find_batch_size of transformers stores its result elsewhere.
     def get_train_dataloader(self) -> Any:
         asked, found = self.args.per_device_train_batch_size, self._train_batch_size // max(1, self.args.n_gpu)
         if not self.args.auto_find_batch_size or found == asked:
             return super().get_train_dataloader()
         logger.warning(
-            "batches of %d rows do not fit into memory, training begins with %d, which leaves a row fewer negatives: "
-            "the loss's mini_batch_size keeps the batch size",
+            "Batches of %d rows do not fit into memory, so training uses batches of %d, with fewer negatives per row. "
+            "Set the loss's mini_batch_size to keep the batch size.",
             asked,
             found,
         )
@@ -437,8 +457,8 @@ class SimCSETrainer(ResumableTrainer):
         finally:
             self.args.per_device_train_batch_size = asked
 
-    # These two are transformers', which has no public place for it: max_grad_norm is of the head's gradients too, and
-    # so is the grad_norm that is logged.
+    # These two methods override private ones of transformers, which has no public place for this: max_grad_norm and the
+    # logged grad_norm include the gradients of the projection head.
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         return super()._clip_grad_norm(torch.nn.ModuleList([model, *self._losses().values()]))
 
@@ -448,22 +468,22 @@ class SimCSETrainer(ResumableTrainer):
         return norm
 
     def _check_gradients(self, norm: Any) -> None:
-        """Stop before the optimizer spreads NaN over all weights, and say which summand of the loss gave it."""
-        # In fp16 the scaler expects infinite gradients now and then, and leaves such a step out.
+        """Raises ValueError before a NaN gradient reaches the weights, and names the term of the loss it comes from."""
+        # In fp16, infinite gradients occur now and then, and the scaler skips such a step.
         if norm is None or getattr(self.accelerator, "scaler", None) is not None:
             return
         if math.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm):
             return
         summands = [] if self._fsdp else self._summands_without_gradient()
-        origin = f", which comes from the summand {' and '.join(summands)}" if summands else ""
+        origin = f", caused by the loss term {' and '.join(summands)}" if summands else ""
         raise ValueError(
-            f"the gradient of step {self.state.global_step + 1} is NaN or infinite{origin}: training stopped before "
-            "this step changed the weights. Look for a division by zero, or a root or logarithm of zero, and add a "
-            "small number there; a lower learning rate helps where embeddings have become very large"
+            f"The gradient of step {self.state.global_step + 1} is NaN or infinite{origin}. Training stopped before "
+            "this step changed the weights. Look for a division by zero, or for a root or logarithm of zero, and add a "
+            "small number there. If the embeddings have become very large, lower the learning rate."
         )
 
     def _summands_without_gradient(self) -> list[str]:
-        """Those of the last batch whose gradients are not finite; empty where the loss is one number."""
+        """Returns the loss terms of the last batch whose gradients are not finite, if the loss has named terms."""
         inputs: Any = self._prepare_inputs(self._step_inputs)
         loss = self.loss[inputs.pop("dataset_name")] if isinstance(self.loss, dict) else self.loss
         with self.compute_loss_context_manager():
