@@ -77,6 +77,14 @@ def test_rank_distillation_is_the_loss_of_the_teachers_ranking(method, pairs):
     assert term.from_embeddings([column[:1] for column in columns], labels[:1]) == 0  # nothing to rank
 
 
+@pytest.mark.parametrize("option", [RankConsistency(1.0), RankDistillation(1.0)])
+def test_rankings_are_those_of_anchors_and_positives(option):
+    """Hard negatives, which are further columns, do not count."""
+    columns, labels = _columns(count=3), torch.stack(_columns(width=3, count=3, seed=1), dim=1)
+    value = option.from_embeddings(columns[:2], labels[:, :2])
+    assert option.from_embeddings(columns, labels).item() == pytest.approx(value.item())
+
+
 def _leaves(columns):
     return [column.detach().requires_grad_() for column in columns]
 
