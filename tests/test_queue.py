@@ -250,11 +250,13 @@ def test_bad_options(options):
 
 
 def test_the_queue_is_as_wide_as_what_the_head_gives(model, sentences):
-    loss = UnsupSimCSELoss(model, options=[MomentumQueue(4)], projection_head=torch.nn.Linear(32, 16))
+    head = torch.nn.Linear(32, 16, dtype=torch.float64)
+    loss = UnsupSimCSELoss(model.double(), options=[MomentumQueue(4)], projection_head=head)
+    assert not any(parameter.requires_grad for parameter in loss.sources["momentum_queue"].parameters())
     loss([model.preprocess(sentences)])
     embeddings, _ = loss.sources["momentum_queue"].negatives()
     expected = loss.projection_head(model.eval()(model.preprocess(sentences))["sentence_embedding"])
-    assert torch.allclose(embeddings, expected[:4], atol=1e-5)
+    assert torch.allclose(embeddings, expected[:4].float(), atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["evaluation", "no gradient"])
