@@ -978,7 +978,7 @@ def test_a_term_of_features_counts_with_its_weight(model, sentences):
 
     features = model.preprocess(sentences)
     tokens = sum(map(len, model.tokenizer(sentences)["input_ids"])) / len(sentences)
-    parts = UnsupSimCSELoss(model, options=[RowLength()])([features])
+    parts = UnsupSimCSELoss(model, options=[RowLength()])([features], torch.arange(8))  # an option may read labels
     assert parts["row_length"].item() == pytest.approx(0.5 * tokens)
 
 
