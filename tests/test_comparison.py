@@ -1,5 +1,6 @@
 """Directions, partition modes and hardness weighting against sentence-transformers' own loss, in float64."""
 
+import math
 from itertools import combinations
 
 import pytest
@@ -8,7 +9,9 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from st_simcse import SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.objective import Batch, Comparison, cross_entropy, info_nce
+from st_simcse.objective.batch import MISSING_KEY
 from st_simcse.objective.edits import HardnessWeighting
+from tests.reference import info_nce_loop
 
 OTHERS = ("query_to_query", "doc_to_query", "doc_to_doc")
 JOINT = [("query_to_doc", *chosen) for number in range(4) for chosen in combinations(OTHERS, number)]
@@ -140,3 +143,49 @@ def test_duplicates_are_no_negatives_in_any_direction():
 def test_comparisons_that_are_none(options, message):
     with pytest.raises(ValueError, match=message):
         Comparison(**options)
+
+
+@pytest.mark.parametrize("rows", [None, range(2, 6)])
+@pytest.mark.parametrize("has_similarities", [False, True])
+def test_per_direction_is_the_mean_of_both_directions(rows, has_similarities):
+    """Each direction leaves out equal texts, and uses the given rows and similarities."""
+    anchors, positives = (column.detach() for column in _columns(0))
+    similarities = torch.linspace(-0.5, 0.9, 7, dtype=torch.float64) if has_similarities else None
+    keys = [torch.tensor([1, 1, 2, 3, 4, 5, 6]), torch.tensor([11, 12, 13, 14, 14, 3, 15])]
+    options = {"temperature": 0.2, "rows": rows, "similarities": similarities}
+    forth = info_nce_loop(anchors, positives, keys=keys, **options)
+    back = info_nce_loop(positives, anchors, keys=keys[::-1], **options)
+    batch = Batch(
+        anchors,
+        positives,
+        text_keys=keys,
+        positive_similarities=similarities,
+        rows=slice(rows.start, rows.stop) if rows else slice(None),
+    )
+    both = Comparison(("query_to_doc", "doc_to_query"), "per_direction")
+    assert info_nce(batch, 0.2, comparison=both).item() == pytest.approx((forth + back) / 2, abs=1e-9)
+    one = Comparison(("query_to_doc",), "per_direction")
+    assert info_nce(batch, 0.2, comparison=one).item() == pytest.approx(forth, abs=1e-9)
+
+
+@pytest.mark.parametrize("missing", [[], [(0, 1)], [(1, 0), (1, 1), (6, 1)]])
+def test_missing_hard_negatives_with_shared_negatives_and_two_directions(missing):
+    anchors, positives, *negatives = (column.detach() for column in _columns(2))
+    negatives, shared = torch.stack(negatives, 1), torch.randn(3, 5, dtype=torch.float64)
+    keys = [torch.arange(7), torch.arange(10, 17), torch.arange(20, 34).view(7, 2), torch.arange(40, 43)]
+    for place in missing:
+        keys[2][place] = MISSING_KEY
+    batch = Batch(anchors, positives, negatives, shared, text_keys=keys)
+    value = info_nce(batch, 0.5, comparison=Comparison(("query_to_doc", "doc_to_query")))
+
+    def exponential(first, second):
+        dot = sum(x * y for x, y in zip(first.tolist(), second.tolist(), strict=True))
+        return math.exp(dot / math.hypot(*first) / math.hypot(*second) / 0.5)
+
+    present = [negatives[i, n] for i in range(7) for n in range(2) if (i, n) not in missing]
+    total = 0.0
+    for anchor, positive in zip(anchors, positives, strict=True):
+        terms = [exponential(anchor, candidate) for candidate in (*positives, *present, *shared)]
+        terms += [exponential(positive, other) for other in anchors]
+        total -= math.log(exponential(anchor, positive) / sum(terms)) / 7
+    assert value.item() == pytest.approx(total, abs=1e-9)

@@ -88,3 +88,21 @@ def test_an_edit_of_a_user_may_keep_its_result_for_the_gradient(monkeypatch):
         losses.append(info_nce(batch, 1.0, [lambda logits, tile: logits.exp()]))
     gradients = [torch.autograd.grad(loss, rows)[0] for loss in losses]
     assert torch.allclose(*gradients)
+
+
+def test_a_similarity_equal_to_the_threshold_is_kept():
+    rows = torch.ones(2, 1)
+    assert info_nce(Batch(rows, rows), 1.0, [SimilarityThreshold(1.0)]).item() == pytest.approx(math.log(2))
+
+
+def test_an_edit_computes_in_float32_under_autocast():
+    """Autocast would compute the edit's matrix products in bfloat16."""
+    rows, dtypes = torch.eye(3), []
+
+    def edit(logits, tile):
+        dtypes.append((tile.similarities @ tile.similarities.T).dtype)
+        return logits
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        info_nce(Batch(rows, rows), 1.0, [edit])
+    assert dtypes == [torch.float32]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from st_simcse import sup_simcse_loss, unsup_simcse_loss
-from st_simcse.objective import alignment, uniformity
+from st_simcse.objective import alignment, normalize, uniformity
 from tests.contrast import contrast
 from tests.reference import (
     alignment_loop,
@@ -255,6 +255,9 @@ ROW = torch.ones(2, 4)
         (lambda: contrast(ROW, ROW, torch.ones(3, 4)), "hard_negatives must be"),
         (lambda: contrast(ROW, ROW, torch.ones(2, 0, 4)), "hard_negatives must be"),
         (lambda: contrast(ROW.long(), ROW), "floating point"),
+        (lambda: contrast(ROW, ROW, ROW.long()), r"floating point.*'torch.int64'\]"),
+        (lambda: contrast(ROW, ROW, torch.ones(2, 6)), r"hard_negatives \(2, 6\)"),
+        (lambda: unsup_simcse_loss(ROW, temperature=-1), "temperature must be a positive number"),
         (lambda: contrast(ROW, ROW, temperature=0), "temperature must be a positive number"),
         (lambda: contrast(ROW, ROW, temperature=-1), "temperature must be a positive number"),
         (lambda: contrast(ROW, ROW, temperature=math.inf), "temperature must be a positive number"),
@@ -262,6 +265,7 @@ ROW = torch.ones(2, 4)
         (lambda: contrast(ROW, ROW, ROW, weight=-0.5), "pass its exponential"),
         (lambda: contrast(ROW, torch.tensor([[1.0] * 4, [math.nan] * 4])), r"positives .* row\(s\) \[1\] of 2"),
         (lambda: contrast(torch.tensor([[math.inf] * 4, [1.0] * 4]), ROW), r"anchors .* row\(s\) \[0\] of 2"),
+        (lambda: contrast(torch.full((2, 4), math.nan), ROW), r"anchors .* row\(s\) \[0, 1\] of 2"),
     ],
 )
 def test_bad_input_is_a_clear_value_error(call, message):
@@ -276,3 +280,10 @@ def test_gradcheck():
         assert torch.autograd.gradcheck(
             lambda *inputs, symmetric=symmetric: contrast(*inputs, 0.2, 1.7, symmetric), (anchors, positives, negatives)
         )
+
+
+def test_normalize_takes_rows_in_any_number_of_dimensions():
+    rows = _embeddings(2, 3, 4).requires_grad_()
+    expected = [[[x / math.hypot(*row) for x in row] for row in matrix] for matrix in rows.tolist()]
+    assert torch.allclose(normalize(rows, "rows"), torch.tensor(expected, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda rows: normalize(rows, "rows"), rows)

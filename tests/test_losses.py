@@ -43,9 +43,10 @@ from st_simcse import (
 )
 from st_simcse.data.views import VIEWS
 from st_simcse.demo import tiny_model
-from st_simcse.losses import OPTIONS, EncoderOption, Option, check_wrappers
+from st_simcse.losses import OPTIONS, EncoderOption, Option, TermOption, check_wrappers
 from st_simcse.losses.encoder import BatchEncoder
 from st_simcse.losses.lookup import looked_up_once
+from st_simcse.losses.precision import ObservedPrecision
 from tests.inputs import without_dropout
 from tests.reference import info_nce_loop, sup_zh_loop, unsup_loop
 
@@ -948,3 +949,65 @@ def test_chinese_repositories_losses(model, rows):
     assert float(supervised) == pytest.approx(sup_zh_loop(triplets, 1 / 20), abs=1e-9)
     paper = SupSimCSELoss(model).compute_loss_from_embeddings(columns)
     assert abs(float(paper) - float(supervised)) > 1e-3 or rows == 1
+
+
+@pytest.mark.parametrize("loss", [UnsupSimCSELoss, SupSimCSELoss])
+@pytest.mark.parametrize("labels", [[0.1, 0.9] * 4, [0, 1] * 4, [[0, 1]] * 8])
+def test_labels_that_tell_rows_apart_are_scores(model, sentences, loss, labels):
+    with pytest.raises(ValueError, match=f"{loss.name} .* such as .* CoSENTLoss"):
+        loss(model)(_features(model, sentences, sentences), torch.tensor(labels))
+
+
+def test_dimension_contrast_of_a_constant_dimension():
+    """It correlates with nothing: the losses are log(e + 1) - 1 and log(2). A third column does not count."""
+    views = torch.tensor([[1.0, 5.0], [-1.0, 5.0]])
+    expected = (math.log(math.e + 1) - 1 + math.log(2)) / 2
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        columns = [views.to(dtype), views.to(dtype), torch.zeros(2, 2, dtype=dtype)]
+        value = DimensionContrast(1.0, temperature=1.0).build(None).from_embeddings(columns, None)
+        assert value.dtype == torch.promote_types(dtype, torch.float32)
+        assert value.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_term_of_features_counts_with_its_weight(model, sentences):
+    class RowLength(TermOption):
+        weight = 0.5
+
+        def from_features(self, columns):
+            return columns[0]["attention_mask"].sum(1).float().mean()
+
+    features = model.preprocess(sentences)
+    tokens = sum(map(len, model.tokenizer(sentences)["input_ids"])) / len(sentences)
+    parts = UnsupSimCSELoss(model, options=[RowLength()])([features], torch.arange(8))  # an option may read labels
+    assert parts["row_length"].item() == pytest.approx(0.5 * tokens)
+
+
+@pytest.mark.parametrize(
+    ("weights", "autocast", "expected"),
+    [
+        (torch.float32, None, torch.float32),
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, None, torch.bfloat16),
+        (torch.float64, None, torch.float32),
+    ],
+)
+def test_what_runs_beside_a_model_has_its_precision(weights, autocast, expected):
+    class Module(nn.Linear):
+        def forward(self, features):
+            return features
+
+    module, precision = Module(2, 2, dtype=weights), ObservedPrecision()
+    precision.watch(module)
+    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        module({"name": "no tensor", "input_ids": torch.zeros(1, 1)})
+    with precision.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
+
+
+def test_tokens_that_were_not_expected_are_looked_up_too(model):
+    """Ids between and beyond the known ones, and ids given by keyword."""
+    table = model[0].model.embeddings.word_embeddings
+    with looked_up_once(model, torch.tensor([[5, 7], [7, 9]])):
+        for ids in ([[7, 5, 9]], [[6]], [[0, 5]], [[10, 7]], [[table.num_embeddings - 1]]):
+            assert torch.equal(table(torch.tensor(ids)), table.weight[torch.tensor(ids)])
+        assert torch.equal(table(input=torch.tensor([5])), table.weight[[5]])

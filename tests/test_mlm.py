@@ -15,6 +15,7 @@ from st_simcse import (
     UnsupSimCSELoss,
     build_model,
 )
+from st_simcse.losses.mlm import _padded
 from tests.inputs import flattened
 
 
@@ -162,3 +163,30 @@ def test_a_head_that_the_checkpoint_lacks_starts_as_berts_does(
             assert parameter.std().item() == pytest.approx(0.02, abs=0.005), name
     torch.manual_seed(0)
     assert mlm.from_features([model.preprocess(sentences)]).item() == pytest.approx(math.log(64), abs=0.2)
+
+
+def test_the_share_of_masked_tokens_is_the_probability(checkpoint):
+    mlm = MaskedLanguageModel(1.0, probability=0.6).build(build_model(checkpoint, device="cpu"))
+    _, labels = mlm.collator.torch_mask_tokens(torch.full((200, 50), 9))
+    assert (labels != -100).float().mean().item() == pytest.approx(0.6, abs=0.02)
+
+
+def test_the_loss_is_zero_where_no_token_is_masked(checkpoint, sentences):
+    model = build_model(checkpoint, device="cpu")
+    mlm = MaskedLanguageModel(1.0).build(model)
+    mlm.collator.torch_mask_tokens = lambda ids: (ids, torch.full_like(ids, -100))
+    assert mlm.from_features([model.preprocess(sentences)]).item() == 0
+
+
+def test_flattened_texts_become_padded_rows():
+    flat = {
+        "input_ids": torch.tensor([[4, 5, 6, 7, 8]]),
+        "token_type_ids": torch.tensor([[1, 1, 1, 1, 1]]),
+        "cu_seq_lens_q": torch.tensor([0, 3, 5]),
+    }
+    rows = {name: value.tolist() for name, value in _padded(flat, pad_token=2).items()}
+    assert rows == {
+        "input_ids": [[4, 5, 6], [7, 8, 2]],
+        "token_type_ids": [[1, 1, 1], [1, 1, 0]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+    }

@@ -247,3 +247,22 @@ def test_a_resumed_run_has_the_queue_of_an_undisturbed_one(sentences, tmp_path):
 def test_bad_options(options):
     with pytest.raises(ValueError, match="MomentumQueue needs (an integer size|a finite momentum) of at least"):
         MomentumQueue(**options)
+
+
+def test_the_queue_is_as_wide_as_what_the_head_gives(model, sentences):
+    head = torch.nn.Linear(32, 16, dtype=torch.float64)
+    loss = UnsupSimCSELoss(model.double(), options=[MomentumQueue(4)], projection_head=head)
+    assert not any(parameter.requires_grad for parameter in loss.sources["momentum_queue"].parameters())
+    loss([model.preprocess(sentences)])
+    embeddings, _ = loss.sources["momentum_queue"].negatives()
+    expected = loss.projection_head(model.eval()(model.preprocess(sentences))["sentence_embedding"])
+    assert torch.allclose(embeddings, expected[:4].float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["evaluation", "no gradient"])
+def test_the_queue_is_for_training_alone(model, sentences, mode):
+    loss = UnsupSimCSELoss(model, options=[MomentumQueue(4)])
+    model.train(mode != "evaluation")
+    with torch.set_grad_enabled(mode == "evaluation"):
+        loss([model.preprocess(sentences)])
+    assert len(loss.sources["momentum_queue"].negatives()[0]) == 0

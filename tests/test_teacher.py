@@ -20,7 +20,7 @@ from st_simcse import (
 )
 from st_simcse.data.teacher import check_teacher_columns, teacher_embeddings
 from st_simcse.demo import tiny_model
-from st_simcse.objective import Batch, cross_entropy, info_nce
+from st_simcse.objective import Batch, Comparison, cross_entropy, info_nce
 
 
 def _columns(rows=5, width=4, count=2, seed=0):
@@ -75,6 +75,14 @@ def test_rank_distillation_is_the_loss_of_the_teachers_ranking(method, pairs):
         lambda *views: term.from_embeddings(list(views), labels), _leaves(columns), atol=1e-4
     )
     assert term.from_embeddings([column[:1] for column in columns], labels[:1]) == 0  # nothing to rank
+
+
+@pytest.mark.parametrize("option", [RankConsistency(1.0), RankDistillation(1.0)])
+def test_rankings_are_those_of_anchors_and_positives(option):
+    """Hard negatives, which are further columns, do not count."""
+    columns, labels = _columns(count=3), torch.stack(_columns(width=3, count=3, seed=1), dim=1)
+    value = option.from_embeddings(columns[:2], labels[:, :2])
+    assert option.from_embeddings(columns, labels).item() == pytest.approx(value.item())
 
 
 def _leaves(columns):
@@ -144,6 +152,43 @@ def test_guided_negatives_are_those_of_sts_gist_embed_loss(model, sentences, str
         assert value.item() == pytest.approx(expected.item(), abs=1e-5)
         assert value > 0.01
         assert torch.allclose(weight.grad, gradient, atol=1e-5)
+
+
+def _guided_loop(student, teacher, margin, strategy):
+    total = 0.0
+    for i, row in enumerate(student):
+        allowed = teacher[i][i] - margin * (abs(teacher[i][i]) if strategy == "relative" else 1)
+        terms = [math.exp(x) for j, x in enumerate(row) if j == i or teacher[i][j] <= allowed]
+        total -= math.log(math.exp(row[i]) / sum(terms)) / len(student)
+    return total
+
+
+@pytest.mark.parametrize("strategy", ["absolute", "relative"])
+@pytest.mark.parametrize("margin", [0.0, 0.4, 1.5])
+@pytest.mark.parametrize("mode", ["joint", "per_direction"])
+def test_guided_negatives_are_those_of_the_loop(strategy, margin, mode):
+    """The teacher finds some pairs far apart, so that a share of their similarity is another margin."""
+    columns, taught = _columns(8), [torch.nn.functional.normalize(one) for one in _columns(8, 3, seed=1)]
+    both = [(columns, taught), (columns[::-1], taught[::-1])]
+    losses = [_guided_loop(_cosines(*student), _cosines(*teacher), margin, strategy) for student, teacher in both]
+    directions = ("query_to_doc",) if mode == "joint" else ("query_to_doc", "doc_to_query")
+    batch = Batch(*columns, teacher_embeddings=taught)
+    value = info_nce(batch, 1.0, [GuidedNegatives(margin, strategy)], Comparison(directions, mode))
+    expected = losses[0] if mode == "joint" else sum(losses) / 2
+    assert value.item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_negative_as_near_as_the_positive_stays():
+    rows, taught = torch.eye(2), [torch.ones(2, 1)] * 2
+    value = info_nce(Batch(rows, rows, teacher_embeddings=taught), 1.0, [GuidedNegatives(0.0)])
+    assert value.item() == pytest.approx(math.log(math.e + 1) - 1, abs=1e-6)
+
+
+def test_what_a_teacher_has_not_seen_stays_where_it_finds_the_pairs_far_apart():
+    rows, taught = torch.eye(2), [torch.ones(2, 1), -torch.ones(2, 1)]
+    batch = Batch(rows, rows, shared_negatives=rows[:1], teacher_embeddings=taught)
+    expected = sum(math.log(math.e + 1 + math.exp(other)) - 1 for other in (1.0, 0.0)) / 2
+    assert info_nce(batch, 1.0, [GuidedNegatives(0.0)]).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_what_a_teacher_has_not_seen_stays():

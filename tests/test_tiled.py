@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from st_simcse.objective import Problem, cross_entropy, functional, row_losses
+from st_simcse.objective import Batch, Problem, cross_entropy, functional, info_nce, row_losses
 from tests.contrast import contrast
 
 
@@ -119,3 +119,49 @@ def test_memory_for_equal_texts_is_linear_in_their_number(monkeypatch, symmetric
         largest.append(watched.bytes)
         assert symmetric or value.item() == 0
     assert largest[1] <= 2 * largest[0]
+
+
+@pytest.mark.parametrize(
+    ("limits", "rows"),
+    [
+        ({"TILE_ELEMENTS": 1}, 1),  # one softmax at a time
+        ({"TILE_ELEMENTS": 200}, 5),
+        ({"TILE_ELEMENTS": 200, "TILE_ROWS": 4}, 5),
+        ({"EDITED_TILE_ROWS": 4}, 4),
+    ],
+)
+def test_edited_tiles_have_the_rows_that_the_limits_allow(monkeypatch, limits, rows):
+    """The similarity matrix has 40 rows and columns."""
+    for name, value in limits.items():
+        monkeypatch.setattr(cross_entropy, name, value)
+    anchors, positives = _inputs(40, 3, 0)
+    tiles = []
+
+    def edit(logits, tile):
+        tiles.append((tile.rows.start, tile.rows.stop))
+        return logits
+
+    info_nce(Batch(anchors, positives), edits=[edit])
+    assert tiles == [(begin, begin + rows) for begin in range(0, 40, rows)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "rows"), [({"TILE_ELEMENTS": 200}, 5), ({"TILE_ROWS": 7, "EDITED_TILE_ROWS": 4}, 7)]
+)
+def test_tiles_have_the_rows_that_the_limits_allow(monkeypatch, limits, rows):
+    for name, value in limits.items():
+        monkeypatch.setattr(cross_entropy, name, value)
+    anchors, positives = _inputs(40, 1, 0)
+    with _LargestTensor() as watched:
+        contrast(anchors, positives)
+    assert watched.bytes == 40 * rows * anchors.element_size()
+
+
+def test_a_tile_holds_whole_groups(monkeypatch):
+    """Two rows share a softmax here, so a limit of five rows means four."""
+    monkeypatch.setattr(cross_entropy, "TILE_ROWS", 5)
+    rows = torch.ones(12, 1)
+    problem = Problem(rows, rows, torch.arange(12), scale=1.0, group=2)
+    with _LargestTensor() as watched:
+        cross_entropy.cross_entropy(problem)
+    assert watched.bytes == 4 * 12 * rows.element_size()

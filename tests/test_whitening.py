@@ -96,6 +96,7 @@ def test_directions_without_spread_are_zero():
         (_rows(1), (), "at least two embeddings, got 1"),
         (_rows(), (-0.5,), "power must be 0 or more, got -0.5"),
         (_rows(), (float("nan"),), "power must be 0 or more, got nan"),
+        (_rows(), (float("inf"),), "power must be 0 or more, got inf"),
         (_rows(), (1.0, 0), "dimensions must be between 1 and 6.*got 0"),
         (_rows(), (1.0, 7), "dimensions must be between 1 and 6.*got 7"),
     ],
@@ -103,6 +104,32 @@ def test_directions_without_spread_are_zero():
 def test_what_cannot_be_whitened_is_refused(rows, options, message):
     with pytest.raises(ValueError, match=message):
         whitening(_moments(rows), *options)
+
+
+def test_two_rows_have_a_covariance():
+    moments = _moments(np.array([[1.0, 5.0], [3.0, 2.0]]))
+    assert moments.covariance.tolist() == [[2.0, -3.0], [-3.0, 4.5]]
+
+
+def _crosses(mean, variances):
+    """Two rows in each direction, on both sides of the mean: the covariance is diagonal."""
+    steps = np.diag(np.sqrt(np.array(variances) * (2 * len(variances) - 1) / 2))
+    return mean + np.vstack([steps, -steps])
+
+
+def test_a_spread_below_the_last_digit_of_the_mean_is_rounding():
+    """float32 has a relative precision of 1.2e-7, so it knows a mean of 1e4 to 1.2e-3."""
+    mean = np.array([1e4, 0.0])
+    weight, _ = whitening(_moments(_crosses(mean, [1.5e-3**2, 0.0])), 1.0, 1)
+    np.testing.assert_allclose(abs(weight), [[1 / 1.5e-3, 0.0]], rtol=1e-4)
+    with pytest.raises(ValueError, match="all 4 embeddings are equal"):
+        whitening(_moments(_crosses(mean, [1e-3**2, 1e-3**2])))
+
+
+def test_a_spread_below_the_last_digit_of_the_widest_is_rounding():
+    """The last variance is below float32's precision next to the first, though not next to the second."""
+    weight, _ = whitening(_moments(_crosses(np.zeros(3), [1.0, 1e-6, 1e-9])))
+    np.testing.assert_allclose(abs(weight.numpy()), np.diag([1.0, 1e3, 0.0]), atol=1e-6)
 
 
 def test_fewer_texts_are_enough_for_fewer_dimensions_and_for_the_mean():

@@ -119,7 +119,6 @@ class Queue(Source):
         self.register_buffer("embeddings", torch.zeros(size, width, device=model.device))
         self.register_buffer("keys", torch.zeros(size, dtype=torch.int64, device=model.device))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64, device=model.device))
-        self._follow_weights_of(model, head)
 
     def train(self, mode: bool = True) -> Queue:
         """Keeps evaluation mode, so the copy has no dropout when the loss is set to training mode."""

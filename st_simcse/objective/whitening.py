@@ -115,6 +115,6 @@ def whitening(moments: Moments, power: float = 1.0, dimensions: int | None = Non
             f"several thousand. Pass more texts, or dimensions={moments.count - 1} or fewer."
         )
     varies = values > epsilon * values[0]
-    scale = torch.where(varies, values, torch.inf) if power else torch.ones_like(values)
+    scale = torch.where(varies, values, torch.inf)
     weight = vectors[:, :kept].T * scale[:kept, None].pow(-power / 2)
     return weight, -weight @ moments.mean
