@@ -326,7 +326,7 @@ def test_an_end_is_a_line_and_leaves_nothing_behind(options, tmp_path, sent):
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout.readline() == f"The page is at http://127.0.0.1:{command[-1]}; Ctrl-C ends it.\n"
+        assert process.stdout.readline() == f"The page is at http://127.0.0.1:{command[-1]}. Press Ctrl-C to stop it.\n"
         process.send_signal(sent)
         out, err = process.communicate(timeout=60)
     assert out == ""

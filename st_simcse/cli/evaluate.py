@@ -139,7 +139,7 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
 
     Raises:
         ValueError: If options do not go together, which is checked first, or if a score is not defined.
-        OSError: If a file cannot be written or a model cannot be loaded, both of which are checked first.
+        OSError: If a file cannot be written or a model cannot be loaded. Both are checked first.
     """
     args, table = parse(
         "evaluate", argv, EvaluateArguments, StsArguments, example="st-simcse evaluate --model output --sts_dir sts"

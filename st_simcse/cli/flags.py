@@ -31,7 +31,7 @@ def field_flags(kind: type, name: str, is_chosen_by_first: bool = True) -> dict[
 
 
 def as_fields(kind: type, flags: Mapping[str, dataclasses.Field[Any]], note: str = "") -> list[tuple[str, Any, Any]]:
-    """Returns the flags as fields for ``make_dataclass``, with the default None. ``note`` is added to each help text."""
+    """Returns the flags as fields for ``make_dataclass``, with the default None. ``note`` ends each help text."""
     types = typing.get_type_hints(kind)
     described = []
     for flag, one in flags.items():

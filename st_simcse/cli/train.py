@@ -120,7 +120,7 @@ def _run(
 
 
 def parse_train(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, Any, SimCSETrainingArguments]:
-    """Parses the arguments of the command into four dataclasses. They override those of a preset."""
+    """Parses the arguments of the command, which override those of a preset, into four dataclasses."""
     *arguments, view_args, training_args = parse(
         "train",
         with_preset(argv),
@@ -311,7 +311,7 @@ def _with_teacher(
         raise ValueError(f"--teacher is used by {' and '.join(flags)} only: pass one of them too, or leave it out")
     if names and not isinstance(dataset, Dataset):
         raise ValueError(
-            "--teacher embeds all training data before the training and cannot be used with --streaming: leave one out"
+            "--teacher embeds all training data before training and cannot be used with --streaming: leave one out"
         )
     return add_teacher_embeddings(dataset, [load_model(name).to(device) for name in names]) if names else dataset
 

@@ -63,7 +63,7 @@ class Whitening:
     Args:
         model: The model to train.
         dataset: The training data, with columns of texts only.
-        options: The options of the command, of which those that begin with ``whiten`` are used.
+        options: The options of the command. Only those that begin with ``whiten`` are used.
         args: The arguments of the trainer.
 
     Raises:
@@ -87,7 +87,7 @@ class Whitening:
             )
         if options.whiten and not hasattr(dataset, "__len__"):
             raise ValueError(
-                "--whiten embeds all training data before the training and cannot be used with --streaming: leave one out"
+                "--whiten embeds all training data before training and cannot be used with --streaming: leave one out"
             )
         self.prompt = self._prompt() if options.whiten else None
 
