@@ -294,7 +294,7 @@ def test_the_corpus_is_a_file_or_an_index(options, tiny_bert, tmp_path):
     for words in (["--model", tiny_bert], [*options, "--index", "folder"]):
         with pytest.raises(SystemExit, match="pass either --corpus with a file of sentences, or --index"):
             cli.main(["serve", *words])
-    with pytest.raises(SystemExit, match="--cache_dir is for --corpus"):
+    with pytest.raises(SystemExit, match="--cache_dir goes with --corpus"):
         cli.main(["serve", "--model", tiny_bert, "--index", "folder", "--cache_dir", "folder"])
     with pytest.raises(SystemExit, match=f"--index: there is no folder {tmp_path}.nowhere"):
         cli.main(["serve", "--model", tiny_bert, "--index", str(tmp_path / "nowhere"), "--port", str(_free_port())])

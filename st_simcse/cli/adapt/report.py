@@ -70,8 +70,8 @@ def _table(plan: Plan, trials: Trials, outcome: Outcome) -> list[Block]:
         told += (
             "Recipes are chosen by the first column. A recipe must beat the original model by more than its standard "
             f"deviation, and by more than {least:.2f}, because two models may differ this much by chance on this many "
-            "rows of dev data. If several recipes are as good as the best, the simplest one is chosen. It is trained on all "
-            "texts and measured again, and saved only if it still beats the original model. "
+            "rows of dev data. If several recipes are as good as the best, the simplest one is chosen. It is trained "
+            "on all texts and measured again, and saved only if it still beats the original model. "
         )
         told += (
             "The best of several recipes looks a little better on the dev data than it is. The test data is not used "
