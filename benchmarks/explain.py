@@ -72,7 +72,7 @@ def views(model: SentenceTransformer, texts: list[str]) -> Tensor:
 
 
 def draw_dropout(model: SentenceTransformer, sentences: list[str], path: Path) -> None:
-    """Draws views of six sentences among others without dropout, in the plane of the others' principal components."""
+    """Draws views of six sentences among others without dropout, in the plane of the others' two main components."""
     others = model.encode(sentences, convert_to_tensor=True, normalize_embeddings=True)
     nearest = (others @ others.T - 2 * torch.eye(len(others))).amax(dim=1)
     plane = PCA(2).fit(others)
@@ -89,7 +89,7 @@ def draw_dropout(model: SentenceTransformer, sentences: list[str], path: Path) -
             similarities.append((of_one @ of_one.T)[~torch.eye(MASKS, dtype=torch.bool)])
         pairs = torch.cat(similarities)
         print(
-            f"dropout {dropout}, two views of a sentence: cosine {pairs.mean():.2f} on average, minimum {pairs.min():.2f}"
+            f"dropout {dropout}, two views of a sentence: cosine {pairs.mean():.2f} on average, min. {pairs.min():.2f}"
         )
         title = f"dropout {dropout}: two views have the cosine {pairs.mean():.2f} on average"
         axes.set(title=title, xticks=[], yticks=[], xlabel="PC 1", ylabel="PC 2")
