@@ -153,7 +153,9 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
     assert compare.run([*words, *recipes]) == numbers
     assert compare.run([*words, *recipes, "--only", "b"]) == {"b": numbers["b"]}
     changed = ["--recipe", "a:", "b: --temperature 0.1", "--seeds", "0", "1"]
-    with pytest.raises(ValueError, match=r"out/b/seed-0.json \(with .* --symmetric\); out/b/seed-1.json .* --redo"):
+    with pytest.raises(
+        ValueError, match=r"out/b/seed-0.json \(its options were .* --symmetric\); out/b/seed-1.json .* --redo"
+    ):
         compare.run([*words, *changed])
     assert trained == [*first, ("b", 1)]
     compare.run([*words, *changed, "--redo"])
@@ -253,7 +255,7 @@ def test_results_of_other_data_or_models_are_not_mixed_in(words, trained, tiny_b
     assert compare.run(words) == numbers
     assert trained == [("a", 0), ("b", 0)]
     _grown("model/config.json" if changed == "model" else changed)
-    with pytest.raises(ValueError, match=rf"out/a/seed-0.json \(since then changed: {changed}\); out/b/.* --redo"):
+    with pytest.raises(ValueError, match=rf"out/a/seed-0.json \(changed since then: {changed}\); out/b/.* --redo"):
         compare.run(words)
     assert compare.run([*words, "--redo"]) != numbers
     assert trained == [("a", 0), ("b", 0)] * 2

@@ -622,7 +622,7 @@ def test_the_command_line_says_how_files_are_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize("option", ["--dev_encoding", "--train_delimiter"])
 def test_options_of_a_file_that_is_not_there_are_refused(tmp_path, option):
     words = ["--model_name_or_path", "absent", "--train_dataset", str(tmp_path), "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match=f"{option} goes with --"):
+    with pytest.raises(SystemExit, match=f"{option} needs --"):
         cli.main(["train", *words, option, "gbk"])
 
 

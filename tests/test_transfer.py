@@ -240,7 +240,7 @@ def test_the_work_of_a_task_is_counted(senteval, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--task_set", "transfer"], "need --senteval_dir"),
+        (["--task_set", "transfer"], "need SentEval's data: pass its folder as --senteval_dir"),
         (["--task_set", "sts", "--tasks", "MR"], "--task_set or --tasks, not both"),
         (["--tasks", "IMDB", "--senteval_dir", "."], "--tasks: IMDB is unknown; choose from STS12, "),
         (

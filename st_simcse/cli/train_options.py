@@ -22,9 +22,7 @@ class ModelArguments:
     model_name_or_path: str = field(metadata={"help": "Folder of a model, or its name on the Hugging Face hub."})
     pooling: Pooling = field(
         default="as saved",
-        metadata={
-            "help": "How token embeddings become a sentence embedding. as saved means cls for a bare transformer."
-        },
+        metadata={"help": "Pooling of the token embeddings. With 'as saved', a bare transformer gets cls."},
     )
     model_max_length: int | None = field(
         default=None,
@@ -76,15 +74,18 @@ class ModelArguments:
     whiten: Literal["before", "after"] | None = field(
         default=None,
         metadata={
-            "help": "Even out the spread of the embeddings of the training data with a linear layer. before adds the "
-            "layer before training and trains it too; after adds it after training. --whiten alone means before.",
+            "help": "Even out the spread of the embeddings of the training data with a linear layer. 'before' adds the "
+            "layer before training and trains it too. 'after' adds it after training. Without a value, --whiten means "
+            "before.",
             "nargs": "?",
             "const": "before",
         },
     )
     whiten_power: float | None = field(
         default=None,
-        metadata={"help": "1 whitens fully, 0 only subtracts the mean, and 0.5 is in between. Defaults to 1."},
+        metadata={
+            "help": "Strength: 1 whitens fully, 0 only subtracts the mean, and 0.5 is in between. Defaults to 1."
+        },
     )
     whiten_dimensions: int | None = field(
         default=None,

@@ -23,7 +23,7 @@ class WhitenArguments:
         default="as saved", metadata={"help": "Pooling to use instead of the one that the model was saved with."}
     )
     power: float = field(
-        default=1.0, metadata={"help": "1 whitens fully, 0 only subtracts the mean, and 0.5 is in between."}
+        default=1.0, metadata={"help": "Strength: 1 whitens fully, 0 only subtracts the mean, and 0.5 is in between."}
     )
     dimensions: int | None = field(
         default=None,

@@ -22,7 +22,7 @@ class AdaptArguments:
     output_dir: str = field(metadata={"help": "Folder for the model, the report and all trials."})
     pooling: Pooling = field(
         default="as saved",
-        metadata={"help": "Pooling to use instead of the model's own. as saved means cls for a bare transformer."},
+        metadata={"help": "Pooling to use instead of the model's own. With 'as saved', a bare transformer gets cls."},
     )
     teacher: list[str] | None = field(
         default=None, metadata={"help": "Models to learn from. They add a recipe to the list."}
