@@ -308,7 +308,7 @@ def test_the_command_draws_what_the_models_say(files, tiny_bert, sentences, draw
         (["--corpus", "news.csv", "--map_file", "a.png", "--class_column", "kind"], "--class_column needs --column"),
         (
             ["--corpus", "classes.csv", "--map_file", "a.png", "--column", "body", "--class_column", "kind"],
-            "--class_column kind has 21 classes, but colours show 20 at most",
+            "--class_column kind has 21 classes, but only 20 can be coloured",
         ),
         (["--pairs_file", "news.csv", "--histogram_file", "a.png"], "news.csv, line 2: no column"),
         (["--corpus", "news.csv", "--map_file", "a.png", "--clusters", "0"], "--clusters must be at least 1"),

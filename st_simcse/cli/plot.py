@@ -134,7 +134,7 @@ def _corpus(args: PlotArguments, file: FileArguments) -> tuple[list[str], list[s
         texts, classes = _columns(TripletReader(columns=both, **options), args.corpus, args.max_texts)
     if (found := len(set(classes))) > MAX_CLASSES:
         raise ValueError(
-            f"--class_column {args.class_column} has {found} classes, but colours show {MAX_CLASSES} at most"
+            f"--class_column {args.class_column} has {found} classes, but only {MAX_CLASSES} can be coloured: pass another"
         )
     return texts, classes
 
