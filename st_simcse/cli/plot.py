@@ -134,7 +134,8 @@ def _corpus(args: PlotArguments, file: FileArguments) -> tuple[list[str], list[s
         texts, classes = _columns(TripletReader(columns=both, **options), args.corpus, args.max_texts)
     if (found := len(set(classes))) > MAX_CLASSES:
         raise ValueError(
-            f"--class_column {args.class_column} has {found} classes, but only {MAX_CLASSES} can be coloured: pass another"
+            f"--class_column {args.class_column} has {found} classes, but only {MAX_CLASSES} can be coloured: pass a "
+            "column with fewer classes"
         )
     return texts, classes
 
