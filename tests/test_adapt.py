@@ -312,7 +312,7 @@ def test_from_texts_to_a_model(corpus, here, capsys, monkeypatch):
     left = [text for text in dict.fromkeys(texts) if text not in of_pairs]
     assert _jsonl("corpus") == left
     assert _jsonl("sample") == _jsonl("whitening") == left
-    assert f"{len(left):,} remain" in out
+    assert f"{len(left):,} texts remain" in out
 
     def score(folder, name, seed):
         return json.loads(Path("out", folder, name, f"seed-{seed}.json").read_text())["dev"]["dev"]
@@ -433,7 +433,7 @@ def test_the_costs_that_are_told(corpus, made_up, monkeypatch, capsys):
     assert seconds["final"] == pytest.approx(5 + 30 + 3 + measuring)
     assert seconds["report"] == pytest.approx(120)
     total = round(sum(seconds.values()) / 60, 1)
-    assert f"cost: about {total:g} minutes in all" in capsys.readouterr().out
+    assert f"cost: about {total:g} minutes in total" in capsys.readouterr().out
 
 
 @pytest.mark.slow
