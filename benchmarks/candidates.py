@@ -1,6 +1,6 @@
-"""Numbers that a corpus gives a model without labels, of which proxies.py finds how well they choose; more is better.
+"""Measures of a model on a corpus without labels. proxies.py finds how well they choose recipes. Higher is better.
 
-Views of held-out texts are made first, then embedded; what is computed of the embeddings knows of no model.
+Views of held-out texts are made and embedded first. The measures only see the embeddings, not the model.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from st_simcse.objective import alignment, uniformity
 Array = np.ndarray[Any, Any]
 K = 10
 
-_CHARACTERS = re.compile("[\u3040-\u30ff\u3400-\u9fff]")  # of Chinese and Japanese, which have no spaces
+_CHARACTERS = re.compile("[\u3040-\u30ff\u3400-\u9fff]")  # Chinese and Japanese are written without spaces
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
 def units(text: str) -> tuple[list[str], str]:
-    """Words, or characters where there are no spaces; and what joins them."""
+    """Returns the words of a text, or the characters if it has no spaces, and the text that joins them."""
     return (list(text), "") if _CHARACTERS.search(text) else (text.split(), " ")
 
 
 def halves(text: str) -> tuple[str, str]:
-    """The sentences up to that end nearest to the middle, and those behind it; of one sentence half its words each."""
+    """Splits a text at the end of a sentence nearest to the middle, or a single sentence into halves of its words."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text) if text[match.end() :].strip()]
     if ends:
         middle = min(ends, key=lambda end: abs(end - len(text) / 2))
@@ -43,7 +43,7 @@ def halves(text: str) -> tuple[str, str]:
 
 
 def crop(text: str, rng: random.Random) -> str:
-    """A span of 30 to 70% of the words, three at least."""
+    """Returns a span of 30 to 70% of the words, with at least three words."""
     words, joint = units(text)
     length = min(len(words), max(3, round(rng.uniform(0.3, 0.7) * len(words))))
     begin = rng.randint(0, len(words) - length)
@@ -51,20 +51,20 @@ def crop(text: str, rng: random.Random) -> str:
 
 
 def shortened(text: str, share: float, rng: random.Random) -> str:
-    """Without a share of its words, of which one stays."""
+    """Removes a share of the words at random, and keeps at least one."""
     words, joint = units(text)
     kept = max(1, len(words) - round(share * len(words)))
     return joint.join(words[place] for place in sorted(rng.sample(range(len(words)), kept)))
 
 
 def mixture(text: str, other: str, share: float) -> str:
-    """The beginning of a text, and the end of another; ``share`` is that of the first."""
+    """Joins the beginning of a text, with ``share`` of its words, and the end of another text."""
     (words, joint), (others, _) = units(text), units(other)
     return joint.join([*words[: round(share * len(words))], *others[round(share * len(others)) :]])
 
 
 class HeldOut:
-    """Views of texts that nobody trained on, and what their words alone say."""
+    """Views of texts that no model was trained on, and similarities of the texts by their words only."""
 
     def __init__(self, texts: Sequence[str], seed: int = 0) -> None:
         rng = random.Random(seed)
@@ -86,14 +86,14 @@ class HeldOut:
         self.near_mixtures = self._mixtures([self.texts[place] for place in self.pairs[1]], rng)
 
     def _mixtures(self, others: Sequence[str], rng: random.Random) -> tuple[list[float], list[str]]:
-        """The share of each text in its mixture with another, and the mixture."""
+        """Returns the share of each text in its mixture with another text, and the mixtures."""
         shares = [rng.random() for _ in self.texts]
         return shares, [mixture(*row) for row in zip(self.texts, others, shares, strict=True)]
 
 
 @dataclass
 class Embedded:
-    """The views under a model; rows of unit length."""
+    """The embeddings of the views, as rows of unit length."""
 
     held_out: HeldOut
     encode: Callable[[Sequence[str]], Array]
@@ -120,7 +120,7 @@ class Embedded:
         return self.texts @ self.texts.T
 
     def cosines(self) -> list[float]:
-        """Of pairs that are near by their words, and of as many at random: to be compared between models."""
+        """Returns the cosines of pairs with similar words and of as many random pairs, to compare models by."""
         places = [self.held_out.pairs, self.held_out.random_pairs]
         return [round(float(one), 4) for pairs in places for one in self.similarities[pairs]]
 
@@ -132,19 +132,19 @@ def without_itself(similarities: Array) -> Array:
 
 
 def neighbours(similarities: Array) -> Array:
-    """(N, k): the k largest of each row."""
+    """Returns the columns (N, k) of the k largest entries of each row."""
     return np.argpartition(-similarities, K, axis=1)[:, :K]
 
 
 def shared(one: Array, other: Array) -> float:
-    """The share of neighbours that two lists of them have in common, on average."""
+    """Returns the average share of neighbours that two lists have in common."""
     return float(np.mean([len(np.intersect1d(*rows)) / K for rows in zip(one, other, strict=True)]))
 
 
 def ranks(anchors: Array, partners: Array) -> Array:
-    """(2N,): the rank of each row's partner among all partners, and the other way round."""
+    """Returns the ranks (2N,) of each row's partner among all partners, in both directions."""
     similarities = anchors @ partners.T
-    own = similarities.diagonal() - 1e-6  # rounding makes no equal text a nearer one
+    own = similarities.diagonal() - 1e-6  # so that rounding does not rank an equal text higher
     found = [1 + (side > own[:, None]).sum(1) - 1 for side in (similarities, similarities.T)]
     return np.concatenate(found)
 
@@ -154,26 +154,26 @@ def reciprocal_rank(anchors: Array, partners: Array) -> float:
 
 
 def separation(anchors: Array, partners: Array) -> float:
-    """How many standard deviations of chance pairs' cosines lie between partners and these."""
+    """Returns the difference between the mean cosine of partners and of chance pairs, in standard deviations."""
     similarities = anchors @ partners.T
     chance = similarities[~np.eye(len(similarities), dtype=bool)]
     return float((similarities.diagonal().mean() - chance.mean()) / chance.std())
 
 
 def spectrum(embeddings: Array) -> Array:
-    """Eigenvalues of the covariance, the largest first."""
+    """Returns the eigenvalues of the covariance in descending order."""
     return np.linalg.eigvalsh(np.cov(embeddings.T.astype(np.float64)))[::-1].clip(0)
 
 
 def rank_me(embeddings: Array) -> float:
-    """The exponential of the entropy of the singular values (Garrido et al., ICML 2023)."""
+    """Returns the exponential of the entropy of the singular values (Garrido et al., ICML 2023)."""
     values = np.linalg.svd(embeddings, compute_uv=False)
     shares = values / values.sum() + 1e-7
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def alpha_req(embeddings: Array) -> float:
-    """How near to 1 the eigenvalues' power law is (Agrawal et al., NeurIPS 2022)."""
+    """Returns how close the exponent of the eigenvalues' power law is to 1 (Agrawal et al., NeurIPS 2022)."""
     values = spectrum(embeddings)
     values = values[values > 1e-9 * values[0]]
     slope = np.polyfit(np.log(np.arange(1, len(values) + 1)), np.log(values), 1)[0]
@@ -181,7 +181,7 @@ def alpha_req(embeddings: Array) -> float:
 
 
 def lidar(views: Sequence[Array]) -> float:
-    """The effective rank of a discriminant analysis in which a text is a class (Thilak et al., ICLR 2024)."""
+    """Returns the effective rank of a discriminant analysis with one class per text (Thilak et al., ICLR 2024)."""
     stacked = np.stack(views).astype(np.float64)
     means = stacked.mean(0)
     within = (stacked - means).reshape(-1, stacked.shape[2])
@@ -193,7 +193,7 @@ def lidar(views: Sequence[Array]) -> float:
 
 
 def hubness(similarities: Array) -> float:
-    """Less its skewness: how unequal it is whose neighbour a text is (Radovanović et al., JMLR 2010)."""
+    """Returns minus the skewness of how often each text is a neighbour of others (Radovanović et al., JMLR 2010)."""
     found = neighbours(without_itself(similarities))
     return -float(skew(np.bincount(found.ravel(), minlength=len(similarities))))
 
@@ -215,7 +215,7 @@ def _own_cosines(one: Embedded, views: Array) -> Array:
 
 
 def _by_share(one: Embedded, mixtures: Sequence[tuple[list[float], list[str]]]) -> float:
-    """Of the cosine of a text and its mixture with the share of the text in it."""
+    """Returns the correlation between the share of a text in a mixture and the cosine of the text and the mixture."""
     cosines = [_own_cosines(one, one.encode(texts)) for _, texts in mixtures]
     return _spearman(np.concatenate(cosines), [share for shares, _ in mixtures for share in shares])
 

@@ -1,4 +1,4 @@
-"""Figures of what st-simcse compare has measured: a test score by the dropout, or by the seconds of training.
+"""Draws the results of st-simcse compare: a test score by the dropout or by the seconds of training.
 
 python benchmarks/draw.py comparison dropout.png --by dropout
 """
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("folder", help="the comparison's output_dir")
     parser.add_argument("picture")
     parser.add_argument("--by", choices=("dropout", "CPU seconds", "seconds"), default="dropout")
-    parser.add_argument("--score", help='the first of the test scores when left out; "STS avg." is another')
+    parser.add_argument("--score", help='name of a test score, such as "STS avg."; defaults to the first')
     args = parser.parse_args()
     recipes: dict[str, list[tuple[float, float]]] = {}
     for path in Path(args.folder).glob("*/seed-*.json"):

@@ -1,4 +1,4 @@
-"""A model and its whitenings, which embed each text once, and their scores: what whitening.py and proxies.py share."""
+"""Code shared by whitening.py and proxies.py: a model and its whitenings, which embed each text once, and scores."""
 
 from __future__ import annotations
 
@@ -27,26 +27,28 @@ DATA = (MeasureArguments, *TABLES)
 
 @dataclass
 class StartArguments:
-    """The model that a table begins with, and its scored pairs."""
+    """The options for the model in the first row of a table, and for scored pairs."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "As in st-simcse compare, like the next three."}
+        default=None, metadata={"help": "Model, as in st-simcse train. The next three options are as there, too."}
     )
     pooling: str = "mean"
     layers: int | None = None
     model_max_length: int | None = None
-    dev_file: str | None = field(default=None, metadata={"help": "Scored pairs, to choose by."})
-    test_file: str | None = field(default=None, metadata={"help": "Scored pairs, not to choose by."})
+    dev_file: str | None = field(default=None, metadata={"help": "Scored pairs to choose by."})
+    test_file: str | None = field(
+        default=None, metadata={"help": "Scored pairs that are measured, but not used to choose."}
+    )
 
     def model(self) -> SentenceTransformer:
         if self.model_name_or_path is None:
-            raise ValueError("nothing to measure: pass --model_name_or_path")
+            raise ValueError("there is no model to measure: pass --model_name_or_path")
         return build_model(
             self.model_name_or_path, pooling=self.pooling, layers=self.layers, max_seq_length=self.model_max_length
         )
 
     def measures(self, groups: Sequence[Any]) -> list[Measure]:
-        """Those of the scored pairs, and those that ``groups`` of ``DATA`` ask for; dev before test."""
+        """Returns the measures of the scored pairs and of the options in ``groups``, with dev before test."""
         pairs = {"dev": self.dev_file, "test": self.test_file}
         found = []
         for split, file in pairs.items():
@@ -58,14 +60,14 @@ class StartArguments:
 
 
 def remembered(model: SentenceTransformer) -> SentenceTransformer:
-    """The model with embeddings of unit length, each text's computed once, for whitenings of it too."""
+    """Returns the model with embeddings of unit length. It computes each embedding once, also for its whitenings."""
     if not isinstance(model[-1], Normalize):
         model.append(Normalize())
     return embed_once(model)
 
 
 def whitenings(model: SentenceTransformer, texts: Sequence[str]) -> Iterator[tuple[str, SentenceTransformer]]:
-    """A remembered model under each whitening that the tables have, fitted on ``texts``, by its name."""
+    """Yields the name and the model of each whitening in the tables, fitted on ``texts``."""
     width = len(model.encode(texts[0]))
     for name, (power, (over, under)) in WHITENINGS.items():
         whitened = embed_once(model)
@@ -75,7 +77,7 @@ def whitenings(model: SentenceTransformer, texts: Sequence[str]) -> Iterator[tup
 
 @torch.no_grad()
 def under_dropout(model: SentenceTransformer, texts: Sequence[str]) -> Tensor:
-    """Embeddings before Normalize (n, d) under dropout, which is drawn with the same seed each time."""
+    """Returns the embeddings (n, d) before Normalize under dropout, with the same seed each time."""
     embed = nn.Sequential(*(module for module in model if not isinstance(module, Normalize))).train()
     torch.manual_seed(0)
     batches = [model.preprocess(texts[start : start + 64]) for start in range(0, len(texts), 64)]
@@ -86,19 +88,19 @@ def under_dropout(model: SentenceTransformer, texts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def finished(model: SentenceTransformer, embeddings: Tensor) -> Tensor:
-    """What a remembered model makes of embeddings from before its whitening and Normalize."""
+    """Applies the whitening and Normalize of a remembered model to embeddings."""
     return nn.Sequential(*list(model)[1:])({"sentence_embedding": embeddings})["sentence_embedding"].cpu()
 
 
 def scores(model: SentenceTransformer, asked: Sequence[Measure]) -> dict[str, float]:
-    """× 100, by measure; several dev measures are also averaged, in front."""
+    """Returns the scores × 100 by measure. The average of several dev measures comes first."""
     found = {one.name: 100 * one.evaluator(model)[one.evaluator.primary_metric] for one in asked}
     dev = [found[one.name] for one in asked if one.split == "dev"]
     return ({"dev avg.": statistics.mean(dev)} if len(dev) > 1 else {}) | found
 
 
 def averaged(runs: Sequence[Mapping[str, float]]) -> dict[str, str]:
-    """Mean and spread of each column over several models."""
+    """Returns the mean and spread of each column over several models."""
     columns = {column: [run[column] for run in runs] for column in runs[0]}
     return {
         column: f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
@@ -107,5 +109,5 @@ def averaged(runs: Sequence[Mapping[str, float]]) -> dict[str, str]:
 
 
 def loaded(start: StartArguments, folders: Sequence[str]) -> Iterator[SentenceTransformer]:
-    """The models of the folders, or without any that of the start."""
+    """Yields the models in the folders, or the model of ``start`` if there are no folders."""
     yield from map(load_model, folders) if folders else [start.model()]

@@ -1,9 +1,9 @@
-"""Embedding many texts: SentenceTransformer.encode, fast_encode and an index; the seven STS tasks in three ways.
+"""Compares ways to embed many texts (SentenceTransformer.encode, fast_encode, an index) and to run the STS tasks.
 
 python benchmarks/encode.py --model MODEL --texts wiki_sentences.txt --sts_dir sts
 
-What is compared runs in turn, each in a process of its own, whose peak memory the table has; medians are printed.
-"Times" is how many times as fast as the first row, the median over the rounds.
+The candidates run in turn, each in its own process. The table has the medians over the rounds, and the peak memory of
+the process. "times" is the speed relative to the first row.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def build_index(args: argparse.Namespace) -> dict[str, float]:
 
 
 def evaluate_by_st(args: argparse.Namespace) -> dict[str, float]:
-    """ST's evaluator at its defaults, task by task."""
+    """Runs ST's evaluator with its defaults, task by task."""
     model = load_model(args.model)
     tasks = {task: list(zip(*rows, strict=True)) for task, rows in read_tasks(args).items()}
     scores = []
@@ -69,9 +69,9 @@ def evaluate_by_st(args: argparse.Namespace) -> dict[str, float]:
 
 
 def evaluate_by_senteval(args: argparse.Namespace) -> dict[str, float]:
-    """SentEval's loop: the pairs of a subset by their words, 128 pairs at a time, a batch for each of their sides.
+    """Runs SentEval's loop: pairs sorted by their number of words, 128 at a time, with one batch for each side.
 
-    STS-B and SICK-R it leaves in their order. princeton's ``evaluation.py`` embeds their train and dev sets as well.
+    The pairs of STS-B and SICK-R keep their order. princeton's ``evaluation.py`` embeds their train and dev sets too.
     """
     model, tasks = load_model(args.model).eval(), read_tasks(args)
     others = ("STSB-train", "STSB-dev", "SICKR-train", "SICKR-dev") if args.all_splits else ()
@@ -100,7 +100,7 @@ def evaluate_by_senteval(args: argparse.Namespace) -> dict[str, float]:
 
 
 def evaluate_fast(args: argparse.Namespace) -> dict[str, float]:
-    """``st-simcse evaluate``, which also loads the model and reads the files in this time."""
+    """Runs ``st-simcse evaluate``. Its time includes loading the model and reading the files."""
     with tempfile.TemporaryDirectory() as folder:
         for stem in STS_TASKS.values():
             with Path(folder, f"{stem}.tsv").open("w", encoding="utf-8") as file:
@@ -126,7 +126,7 @@ WAYS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
 
 
 def timed(run: Callable[[], Any]) -> dict[str, float]:
-    """Wall and CPU seconds."""
+    """Returns wall-clock and CPU seconds."""
     begin, begin_cpu = time.perf_counter(), time.process_time()
     run()
     return {"seconds": time.perf_counter() - begin, "CPU seconds": time.process_time() - begin_cpu}
@@ -137,7 +137,7 @@ def read_texts(args: argparse.Namespace) -> list[str]:
 
 
 def read_pairs(stem: str, args: argparse.Namespace) -> Pairs:
-    """Subset, both sentences and the score; nothing where there is no such table."""
+    """Reads the subset, both sentences and the score of each pair. Returns an empty list if the file does not exist."""
     path = Path(args.sts_dir, f"{stem}.tsv")
     if not path.exists():
         return []
@@ -151,7 +151,7 @@ def read_tasks(args: argparse.Namespace) -> dict[str, Pairs]:
 
 
 def measured(way: str, args: argparse.Namespace) -> dict[str, float]:
-    """What a way takes, with the peak of the resident set of its process in MiB."""
+    """Runs one of ``WAYS`` and returns its numbers, with the peak resident memory of the process in MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     found = WAYS[way](args)
     return found | {"MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
@@ -162,7 +162,7 @@ def in_a_process(way: str, args: argparse.Namespace) -> dict[str, float]:
 
 
 def compare(title: str, candidates: dict[str, tuple[str, dict[str, Any]]], args: argparse.Namespace) -> None:
-    """A table with a row a candidate, all against the first."""
+    """Prints a table with one row for each candidate. Speeds are relative to the first."""
     asked = {
         name: {"way": way, "args": argparse.Namespace(**vars(args) | options)}
         for name, (way, options) in candidates.items()
@@ -182,13 +182,13 @@ def compare(title: str, candidates: dict[str, tuple[str, dict[str, Any]]], args:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or name of a model")
-    parser.add_argument("--texts", help="one a line")
-    parser.add_argument("--sts_dir", help="STS12.tsv and the others, as st-simcse data fetches them, without quoting")
-    parser.add_argument("--rows", type=int, help="so many lines of each file alone")
+    parser.add_argument("--texts", help="text file with one text per line")
+    parser.add_argument("--sts_dir", help="folder with STS12.tsv and the others, as st-simcse data fetches them")
+    parser.add_argument("--rows", type=int, help="number of lines to read from each file; defaults to all")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
     if not (args.texts or args.sts_dir):
-        parser.error("give --texts, --sts_dir or both")
+        parser.error("pass --texts, --sts_dir or both")
     print(f"{device_name()}; medians of {args.rounds} in turn")
     fast = {name: {"precision": precision} for name, precision in PRECISIONS.items()}
     if args.texts:

@@ -1,4 +1,4 @@
-"""The pictures of docs/simcse.md: what dropout does to one sentence, what training changes, what the temperature does.
+"""Draws the pictures of docs/simcse.md: the effects of dropout on a sentence, of training, and of the temperature.
 
 python benchmarks/explain.py --model MODEL --corpus wiki_sentences.txt --dev_file STSB-dev.tsv
 """
@@ -30,7 +30,7 @@ from st_simcse import (
 )
 from st_simcse.plots import grid_behind, legend_outside, make_figure, plot_alignment_uniformity, save_figure
 
-MASKS = 100  # of each sentence
+MASKS = 100  # dropout masks for each sentence
 DROPOUTS = (0.1, 0.3)
 TEMPERATURES = (0.01, 0.05, 0.2, 1.0)
 BATCH = 64
@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--dev_file", required=True)
     parser.add_argument("--pooling", default="cls")
-    parser.add_argument("--sentences", type=int, default=1280, help="to train on, drawn at random; twice")
+    parser.add_argument(
+        "--sentences", type=int, default=1280, help="number of random sentences to train on, in both runs"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("docs"))
     args = parser.parse_args()
     disable_progress_bars()
@@ -63,18 +65,18 @@ def main() -> None:
 
 
 def views(model: SentenceTransformer, texts: list[str]) -> Tensor:
-    """(n, d), of unit length: each text under a dropout mask of its own."""
+    """Returns embeddings (n, d) of unit length, with a different dropout mask for each text."""
     model.train()
     with torch.no_grad():
         return F.normalize(model(model.preprocess(texts))["sentence_embedding"], dim=-1)
 
 
 def draw_dropout(model: SentenceTransformer, sentences: list[str], path: Path) -> None:
-    """Many views of six sentences among others without dropout, in the plane of the others' principal components."""
+    """Draws views of six sentences among others without dropout, in the plane of the others' two main components."""
     others = model.encode(sentences, convert_to_tensor=True, normalize_embeddings=True)
     nearest = (others @ others.T - 2 * torch.eye(len(others))).amax(dim=1)
     plane = PCA(2).fit(others)
-    print(f"{sum(plane.explained_variance_ratio_):.1%} of the variance are in the plane")
+    print(f"the plane has {sum(plane.explained_variance_ratio_):.1%} of the variance")
     print(f"cosine with the nearest of {len(sentences) - 1} other sentences: {nearest.mean():.2f} on average")
     figure, panels = make_figure(path, len(DROPOUTS), sharex=True, sharey=True)
     for axes, dropout in zip(panels, DROPOUTS, strict=True):
@@ -87,7 +89,7 @@ def draw_dropout(model: SentenceTransformer, sentences: list[str], path: Path) -
             similarities.append((of_one @ of_one.T)[~torch.eye(MASKS, dtype=torch.bool)])
         pairs = torch.cat(similarities)
         print(
-            f"dropout {dropout}, two views of a sentence: cosine {pairs.mean():.2f} on average, least {pairs.min():.2f}"
+            f"dropout {dropout}, two views of a sentence: cosine {pairs.mean():.2f} on average, min. {pairs.min():.2f}"
         )
         title = f"dropout {dropout}: two views have the cosine {pairs.mean():.2f} on average"
         axes.set(title=title, xticks=[], yticks=[], xlabel="PC 1", ylabel="PC 2")
@@ -97,7 +99,7 @@ def draw_dropout(model: SentenceTransformer, sentences: list[str], path: Path) -
 
 
 def draw_temperature(model: SentenceTransformer, sentences: list[str], path: Path) -> None:
-    """What the negatives of one batch weigh in the gradient, by their similarity, and the share of the nearest."""
+    """Draws the weights of a batch's negatives in the gradient by similarity, and the share of the nearest ones."""
     similarities = views(model, sentences) @ views(model, sentences).T
     negatives = similarities[~torch.eye(len(sentences), dtype=torch.bool)].view(len(sentences), -1)
     figure, (left, right) = make_figure(path, 2)
@@ -122,7 +124,7 @@ def draw_temperature(model: SentenceTransformer, sentences: list[str], path: Pat
 
 
 def train(args: argparse.Namespace, sentences: list[str], dropout: float) -> list[dict[str, float]]:
-    """The history of a short run, with alignment and uniformity of the first pairs that are scored above 4."""
+    """Trains briefly and returns the log history, with alignment and uniformity of dev pairs with scores above 4."""
     set_seed(0)
     model = build_model(args.model, args.pooling, max_seq_length=32, dropout=dropout)
     dev = load_sts(args.dev_file)

@@ -1,9 +1,9 @@
-"""All that a GPU decides, in eight minutes: HF_HUB_OFFLINE=1 python benchmarks/gpu.py --output_file gpu.json
+"""All measurements on a GPU, in eight minutes: HF_HUB_OFFLINE=1 python benchmarks/gpu.py --output_file gpu.json
 
-Needs no file and no network: a model of BERT's size with random weights and texts of random words are made here. The
-first round takes every measurement once, the next ones repeat what is timed, so that all are taken in turn. The file
-has every number as soon as it is known; the table, printed at the end, has their medians. A measurement that fails, or
-for which no time is left, is a row that says so. Without a GPU all runs on the CPU, which needs smaller sizes.
+The script needs no files and no network. It makes a model of BERT's size with random weights and texts of random words.
+The first round takes every measurement once. The next rounds repeat the timed ones, so that all are measured in turn.
+The output file is updated after every measurement, and the table at the end has the medians. If a measurement fails or
+there is no time left for it, its row says so. Without a GPU, all measurements run on the CPU and need smaller sizes.
 """
 
 from __future__ import annotations
@@ -45,33 +45,36 @@ Files = dict[str, str]
 
 @dataclass
 class Settings:
-    """The sizes are those of bert-base."""
+    """The settings. The default sizes are those of bert-base."""
 
-    output_file: Path = field(metadata={"help": "JSON, written after every measurement."})
-    minutes: float = field(default=8, metadata={"help": "What would end later is left out."})
-    rounds: int = field(default=3, metadata={"help": "How often everything is measured."})
+    output_file: Path = field(metadata={"help": "JSON file, written after every measurement."})
+    minutes: float = field(default=8, metadata={"help": "Time limit. Measurements that would end later are skipped."})
+    rounds: int = field(default=3, metadata={"help": "Number of times to take each timed measurement."})
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     vocab_size: int = 30522
-    batches: list[int] = field(default_factory=lambda: [64, 256], metadata={"help": "Of the training step."})
-    steps: int = field(default=16, metadata={"help": "Of a training, behind two that warm up."})
-    loss_rows: int = field(default=65536, metadata={"help": "Rows (both views) of the loss alone."})
+    batches: list[int] = field(
+        default_factory=lambda: [64, 256], metadata={"help": "Batch sizes of the training step."}
+    )
+    steps: int = field(default=16, metadata={"help": "Training steps, after two that warm up."})
+    loss_rows: int = field(default=65536, metadata={"help": "Rows (both views) for the loss without a model."})
     cached_batch: int = field(default=16384, metadata={"help": "Rows of a step with gradient caching."})
-    mini_batch: int = field(default=512, metadata={"help": "Its mini-batches."})
-    texts: int = field(default=8192, metadata={"help": "How many are encoded."})
+    mini_batch: int = field(default=512, metadata={"help": "Mini-batch size of gradient caching."})
+    texts: int = field(default=8192, metadata={"help": "Number of texts to encode."})
     encode_batches: list[int] = field(default_factory=lambda: [32, 256, 1024])
 
 
 @dataclass
 class Row:
-    """A measurement, as often as it was taken.
+    """A measurement and its results.
 
     Args:
-        group: what it is compared with; the first of a group is the base.
-        take: takes it once, and gives at least ``seconds``; also ``bytes`` and ``note``.
-        sentences: so many in that time; 0 where nobody asks.
-        note: why there are no more results.
+        group: The group of measurements to compare with. The first of a group is the base.
+        name: The name of the measurement.
+        take: A function that takes the measurement once. It returns ``seconds``, and optionally ``bytes`` and ``note``.
+        sentences: The number of sentences that are processed in the time, or 0 to show no speed.
+        note: The reason why there are no more results.
     """
 
     group: str
@@ -83,14 +86,14 @@ class Row:
     took: float = 0.0
 
     def measure(self, deadline: float) -> None:
-        """Once more, unless it failed before or would end after the deadline."""
+        """Takes the measurement once more, unless it failed before or would end after the deadline."""
         began = time.monotonic()
         if not self.note and began + self.took >= deadline:
-            self.note = f"no time left for more than {len(self.results)}" if self.results else "no time left"
+            self.note = f"time ran out after {len(self.results)} round(s)" if self.results else "no time left"
         if self.note:
             return
         try:
-            gc.collect()  # trainers are circles of references, which keep the memory of the last measurement
+            gc.collect()  # trainers are reference cycles that hold the memory of the last measurement
             if ON_GPU:
                 torch.cuda.empty_cache()
             before = measure.reset_peak()
@@ -107,7 +110,7 @@ class Row:
         if not self.results:
             return [self.group, self.name, "", "", "", "", note]
         seconds, used = (statistics.median(result[key] for result in self.results) for key in ("seconds", "bytes"))
-        # Where one of them failed or time ran out, the other has more.
+        # If one of them failed or ran out of time, the other has more results.
         ratios = [one["seconds"] / own["seconds"] for one, own in zip(base.results, self.results, strict=False)]
         speed = f"{self.sentences / seconds:,.0f}" if self.sentences else ""
         times = f"{statistics.median(ratios):.2f}" if ratios else ""
@@ -115,13 +118,13 @@ class Row:
 
 
 def make_files(folder: Path, settings: Settings) -> Files:
-    """The model and the corpus, as the functions of measure.py take them."""
-    words = [f"w{number}" for number in range(settings.vocab_size - 5)]  # beside five special tokens
+    """Writes the model and the corpus, and returns their paths as arguments for measure.py."""
+    words = [f"w{number}" for number in range(settings.vocab_size - 5)]  # there are five special tokens, too
     save_tiny_transformer(folder / "model", words, width=16, layers=1)
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     config = BertConfig(**{name: getattr(settings, name) for name in names}, intermediate_size=4 * settings.hidden_size)
     set_seed(0)
-    BertModel(config).save_pretrained(folder / "model")  # in place of the tiny one, beside its tokenizer
+    BertModel(config).save_pretrained(folder / "model")  # replaces the tiny model but keeps its tokenizer
     count = max(*(batch * (settings.steps + 2) for batch in settings.batches), settings.cached_batch, settings.texts)
     draw = random.Random(0)
     texts = (" ".join(draw.choices(words, k=draw.randint(10, 40))) for _ in range(count))
@@ -152,7 +155,7 @@ def training_rows(settings: Settings, files: Files) -> list[Row]:
 
 
 def loss_rows(settings: Settings) -> list[Row]:
-    """The tiled loss beside the matrix products that no loss can do without, and the whole matrix at once."""
+    """Returns rows for the tiled loss, the bare matrix products that any loss needs, and the loss on a whole matrix."""
     group = f"the loss alone, {settings.loss_rows:,} rows"
     options = {"batch": settings.loss_rows, "width": settings.hidden_size, "repeat": 1}
     names = ("bare products", "ours", "matrix product")
@@ -171,7 +174,7 @@ def cached_rows(settings: Settings, files: Files) -> list[Row]:
 
 
 def encode_rows(settings: Settings, files: Files) -> list[Row]:
-    """ST's encode at its defaults, and in half precision with larger batches. Other ways to embed belong here."""
+    """Returns rows for ST's encode with its defaults, and with larger batches and half precision."""
     texts, largest = settings.texts, settings.encode_batches[-1]
     half = [("bfloat16", batch) for batch in settings.encode_batches]
     return [
@@ -192,7 +195,7 @@ def measure_encode(dtype: str, batch: int, texts: int, model: str, corpus: str) 
 
 
 def check_rows(settings: Settings, files: Files) -> list[Row]:
-    """What is shown once: where a step of the loss waits for the GPU, and that the collectives change nothing."""
+    """Returns rows that are taken once: where a step waits for the GPU, and that gathering does not change the loss."""
     batch = settings.batches[0]
     group, lacks = f"a step of our loss, batch {batch}, float32", "" if ON_GPU else "needs a GPU"
     gathered = Row(group, "gather_across_devices=True, one process", partial(measure_gathering, batch, **files), batch)
@@ -204,13 +207,13 @@ def check_rows(settings: Settings, files: Files) -> list[Row]:
 
 
 def step_of_loss(batch: int, model: str, corpus: str, **options: bool) -> Callable[[], Tensor]:
-    """Forward and backward without a trainer: gives the loss and all gradients as one vector."""
+    """Returns a function that runs forward and backward, and returns the loss and all gradients as one vector."""
     encoder = measure.load_encoder(model, "sdpa").train()
     loss = UnsupSimCSELoss(encoder, **options)
     features = batch_to_device(encoder.preprocess(measure.read_sentences(corpus, batch)), encoder.device)
 
     def step() -> Tensor:
-        torch.manual_seed(0)  # of dropout
+        torch.manual_seed(0)  # for dropout
         encoder.zero_grad()
         value = loss([features])
         value.backward()
@@ -222,7 +225,7 @@ def step_of_loss(batch: int, model: str, corpus: str, **options: bool) -> Callab
 
 def measure_waits(batch: int, **options: Any) -> dict[str, Any]:
     step = step_of_loss(batch, **options)
-    seconds = measure.timed(step, 5)  # which warms up too
+    seconds = measure.timed(step, 5)  # this warms up, too
     places = [f"{count} at {place}" for place, count in waits(step).items()]
     return seconds | {"note": f"waits for the GPU: {', '.join(places) or 'never'}"}
 

@@ -1,6 +1,7 @@
-"""One measurement in a process of its own, so that its peak memory is its own too; prints one line of JSON.
+"""Takes one measurement in its own process, so that its peak memory is not mixed with others. Prints a line of JSON.
 
-Run by run.py; by hand: python benchmarks/measure.py loss --implementation ours --batch 1024
+run.py runs this script. By hand:
+python benchmarks/measure.py loss --implementation ours --batch 1024 --width 384 --repeat 5
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def reference(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
-    """The unsupervised objective as it is often written: cosine_similarity broadcast to (2B, 2B, d)."""
+    """The unsupervised objective as it is often written, with cosine_similarity broadcast to (2B, 2B, d)."""
     similarities = F.cosine_similarity(embeddings[:, None], embeddings[None], dim=2)
     similarities = similarities - torch.eye(len(embeddings), device=embeddings.device) * 1e12
     return F.cross_entropy(similarities / temperature, torch.arange(len(embeddings), device=embeddings.device) ^ 1)
 
 
 def matrix_product(embeddings: Tensor, temperature: float = 0.05) -> Tensor:
-    """The same with the similarities as one matrix product, held whole."""
+    """The same objective with all similarities in one matrix product."""
     unit = F.normalize(embeddings, dim=1)
     logits = (unit @ unit.T / temperature).fill_diagonal_(-torch.inf)
     return F.cross_entropy(logits, torch.arange(len(embeddings), device=embeddings.device) ^ 1)
@@ -56,13 +57,13 @@ LOSSES = {"reference": reference, "matrix product": matrix_product, "ours": unsu
 
 
 def measure_loss(implementation: str, batch: int, width: int, repeat: int) -> dict[str, float]:
-    """Forward and backward of the loss of ``batch`` rows (both views); "bare products" are its three products alone."""
+    """Measures forward and backward of the loss on ``batch`` rows (both views), or only its three matrix products."""
     embeddings = torch.randn(batch, width, device=DEVICE, requires_grad=True)
     if implementation == "bare products":
         left, right = embeddings.detach()[: 512 if batch > 8192 else batch], embeddings.detach()
 
         def step() -> None:
-            for _ in range(0, batch, len(left)):  # of the whole matrix at once where it fits
+            for _ in range(0, batch, len(left)):  # a single pass if the whole matrix fits
                 similarities = left @ right.T
                 _ = similarities @ right, similarities.T @ left
     else:
@@ -82,14 +83,14 @@ def load_encoder(model: str, attention: str) -> SentenceTransformer:
 def read_sentences(corpus: str, number: int) -> list[str]:
     sentences = SentenceReader().get_dataset(corpus).shuffle(seed=0)["sentence"][:number]
     if len(sentences) < number:
-        raise ValueError(f"{corpus} has {len(sentences):,} sentences, {number:,} are needed")
+        raise ValueError(f"{corpus} has {len(sentences):,} sentences, but {number:,} are needed")
     return sentences
 
 
 def measure_training(
     recipe: str, model: str, corpus: str, batch: int, steps: int, bf16: bool, attention: str
 ) -> dict[str, float]:
-    """Seconds a step of the Trainer's own loop, from ST's recipe (doubled sentences) or from ours."""
+    """Measures the seconds per step in the trainer's own loop, for ST's recipe (doubled sentences) or for ours."""
     sentences = read_sentences(corpus, batch * (steps + 2))
     encoder = load_encoder(model, attention)
     ours = recipe.startswith("ours")
@@ -123,7 +124,7 @@ def measure_training(
 def measure_cached(
     recipe: str, model: str, corpus: str, batch: int, mini_batch: int, bf16: bool, attention: str
 ) -> dict[str, float]:
-    """One training step with gradient caching: seconds and peak memory beyond the loaded model."""
+    """Measures a training step with gradient caching: seconds, and peak memory beyond the loaded model."""
     sentences = read_sentences(corpus, batch)
     encoder = load_encoder(model, attention).train()
     ours = recipe == "ours"
@@ -132,7 +133,7 @@ def measure_cached(
     def step(rows: int = batch) -> None:
         features = [encoder.preprocess(sentences[:rows]) for _ in range(1 if ours else 2)]
         features = [{k: v.to(DEVICE) if torch.is_tensor(v) else v for k, v in column.items()} for column in features]
-        # Autocast as accelerate applies it: to the model's forward pass, wherever that runs.
+        # The forward method has autocast, as accelerate applies it.
         loss(features, None).backward()
 
     with_autocast = torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=bf16)
@@ -144,7 +145,7 @@ def measure_cached(
 
 
 def measure_reading(lines: int) -> dict[str, float]:
-    """A text file of so many lines, ready for training."""
+    """Measures how long a text file with this many lines takes to read for training."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "lines.txt")
         with path.open("w") as file:
@@ -170,11 +171,11 @@ def _synchronize() -> None:
 
 
 def reset_peak() -> int:
-    """Forget the peak so far; the memory in use now, in bytes."""
+    """Resets the peak memory, and returns the memory in use now in bytes."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident set starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # on Linux, this resets the peak of the resident set
     return _resident("VmRSS")
 
 

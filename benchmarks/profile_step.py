@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: python benchmarks/profile_step.py --model MODEL --corpus SENTENCES.txt"""
+"""Profiles a training step: python benchmarks/profile_step.py --model MODEL --corpus SENTENCES.txt"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from st_simcse import SentenceReader, UnsupSimCSELoss, build_model
 from st_simcse.models.precision import computes_in_bf16
 
-# What a profiler's row belongs to; the rest is "other".
+# The operations of the profiler by group. Operations of no group are not shown.
 GROUPS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear"),
     "random numbers of dropout": ("bernoulli_",),

@@ -1,15 +1,15 @@
-"""Which number that needs no labels ranks recipes as labels do: Kendall's tau, a row a number, a column a data set.
+"""Finds which measures without labels rank recipes like labels do: Kendall's tau by measure (rows) and data set.
 
 python benchmarks/proxies.py measure --output_file cls.json --model_name_or_path MODEL --pooling cls
 --model_max_length 32 --train_file wiki_2560.txt --held_out_file wiki_held_out.txt --dev_file STSB-dev.tsv --test_file
 STSB-test.tsv --models COMPARISON
 
-COMPARISON is the folder of a st-simcse compare --keep_models: its recipes, seed 0, are rows beside the model as it is
-and under each whitening. The output file keeps what was measured, and the same command adds what was not. Then
+COMPARISON is the output folder of st-simcse compare --keep_models. Its recipes with seed 0 are compared with the
+original model and its whitenings. The output file keeps all results, and the same command adds missing ones. Then
 
 python benchmarks/proxies.py table cls.json mean.json ... [--short]
 
-prints tau with each test measure; --short without the whitenings of fewer dimensions and of power 0.
+prints tau with each test measure. --short leaves out the whitenings with fewer dimensions and with power 0.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ Recipe = dict[str, Any]
 @dataclass
 class MeasureArguments(StartArguments):
     train_file: str = field(kw_only=True, metadata={"help": "Texts that each whitening is fitted on."})
-    held_out_file: str = field(kw_only=True, metadata={"help": "Texts of the corpus that nobody trained on."})
-    output_file: str = field(kw_only=True, metadata={"help": "A .json file, to which recipes are added."})
-    held_out: int = field(default=1000, metadata={"help": "So many of the held-out texts are used."})
-    models: str | None = field(default=None, metadata={"help": "The output folder of a comparison."})
+    held_out_file: str = field(kw_only=True, metadata={"help": "Texts of the corpus that no model was trained on."})
+    output_file: str = field(kw_only=True, metadata={"help": "JSON file that the results are added to."})
+    held_out: int = field(default=1000, metadata={"help": "Maximum number of held-out texts to use."})
+    models: str | None = field(default=None, metadata={"help": "Output folder of st-simcse compare --keep_models."})
 
 
 def measure(argv: Sequence[str]) -> None:
@@ -69,9 +69,9 @@ def measure(argv: Sequence[str]) -> None:
 def recipes(
     args: MeasureArguments, held_out: Sequence[str], done: set[str]
 ) -> Iterator[tuple[str, SentenceTransformer, Tensor, dict[str, float]]]:
-    """Those that are not done: name, model, and embeddings of the held-out texts under dropout.
+    """Yields the recipes that are not done: name, model, embeddings of the held-out texts under dropout, and scores.
 
-    Behind them the labels, where the comparison has measured these.
+    The scores are empty if the comparison did not measure them.
     """
     if not done >= {"before", *WHITENINGS}:
         start = args.model()
@@ -109,9 +109,9 @@ def table(argv: Sequence[str]) -> None:
     }
     best = {name: max(labels) - labels[0] for name, (_, labels) in columns.items()}
     print("Kendall's tau with the test measure\n\n" + report(taus))
-    print("\nThe test measure of the recipe that is chosen, less that of the model as it was\n")
+    print("\nGain of the chosen recipe over the original model in the test measure\n")
     print(report(gains | {"(best)": best}))
-    print("\nTwo numbers, by the mean of the ranks that they give: the five of highest least tau\n")
+    print("\nMean ranks of two measures: the five pairs with the highest minimum of tau\n")
     pairs = {
         f"{one}; {other}": {
             name: tau(rankdata(known[one]) + rankdata(known[other]), labels)
@@ -124,7 +124,7 @@ def table(argv: Sequence[str]) -> None:
 
 
 def proxies(rows: Mapping[str, Recipe]) -> dict[str, list[float]]:
-    """By name, a number a recipe: what was measured, and how well a recipe agrees with all of them."""
+    """Returns the measures by name, one value per recipe, and the agreement of each recipe with the average of all."""
     found = {proxy: [row["proxies"][proxy] for row in rows.values()] for proxy in next(iter(rows.values()))["proxies"]}
     ranked = np.stack([rankdata(row["cosines"]) for row in rows.values()])
     return found | {"agreement with the average": [float(spearmanr(row, ranked.mean(0))[0]) for row in ranked]}
@@ -135,13 +135,13 @@ def tau(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def report(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """With the least and the mean of each row."""
+    """Formats a table, with the minimum and the mean of each row."""
     return format_table(
         {
-            name: dict(row) | {"least": min(row.values()), "mean": statistics.mean(row.values())}
+            name: dict(row) | {"min.": min(row.values()), "mean": statistics.mean(row.values())}
             for name, row in rows.items()
         },
-        corner="number",
+        corner="measure",
     )
 
 

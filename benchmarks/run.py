@@ -1,7 +1,7 @@
-"""Every ratio of docs/measured.md in one run: python benchmarks/run.py --model MODEL --corpus wiki_sentences.txt
+"""Measures every ratio of docs/measured.md: python benchmarks/run.py --model MODEL --corpus wiki_sentences.txt
 
-Measurements that are compared run in turn, each in a process of its own, and the medians of their ratios are printed.
-Takes about half an hour on two cores. Needs the extra "plots" (matplotlib) for the plot.
+The measurements to compare run in turn, each in its own process, and the script prints the medians of their ratios. It
+takes about half an hour on two cores. The plot needs the extra "plots" (matplotlib).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from st_simcse.plots import MARKERS, grid_behind, legend_outside, make_figure, s
 BF16 = computes_in_bf16(use_cpu=not torch.accelerator.is_available())
 MEASURE = Path(__file__).parent / "measure.py"
 IMPLEMENTATIONS = ("reference", "matrix product", "ours", "bare products")
-# Beyond these batches (rows of both views) an implementation takes minutes or all the memory.
+# With larger batches (rows of both views), an implementation takes minutes or runs out of memory.
 LARGEST = {"reference": 256, "matrix product": 8192, "ours": 65536, "bare products": 65536}
 
 
@@ -34,7 +34,7 @@ def measure(command: str, **options: Any) -> dict[str, float]:
 
 
 def printed_by(script: Path, *words: Any) -> dict[str, float]:
-    """What a script prints as JSON at its end, in a process of its own."""
+    """Runs a script in a new process, and returns the JSON in the last line that it prints."""
     shown = [str(word) for word in words]
     process = subprocess.run([sys.executable, str(script), *shown], capture_output=True, text=True)
     if process.returncode:
@@ -45,7 +45,7 @@ def printed_by(script: Path, *words: Any) -> dict[str, float]:
 def in_turn(
     rounds: int, candidates: dict[str, dict[str, Any]], take: Callable[..., dict[str, float]]
 ) -> dict[str, list[dict[str, float]]]:
-    """What ``take`` measures with the options of every candidate, one after the other, so many times."""
+    """Measures all candidates in turn, ``rounds`` times, by calling ``take`` with the options of each."""
     results: dict[str, list[dict[str, float]]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, options in candidates.items():
@@ -126,7 +126,7 @@ def training(pairs: int, steps: int, common: dict[str, Any]) -> None:
             "ours, bf16, grouped, 3/4 of the layers shared": ("ours shared grouped", 1),
         }
     else:
-        print("This device does not compute in bf16: float32 is our default here too.\n")
+        print("This device does not compute in bf16, so our default here is float32, too.\n")
     results = in_turn(
         pairs,
         {
@@ -175,12 +175,16 @@ def device_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="folder or name of a transformer")
-    parser.add_argument("--corpus", required=True, help="one sentence a line, as many of them as --cached_batch has")
-    parser.add_argument("--pairs", type=int, default=3, help="how often each comparison is repeated")
+    parser.add_argument(
+        "--corpus", required=True, help="text file with one sentence per line, and at least --cached_batch lines"
+    )
+    parser.add_argument("--pairs", type=int, default=3, help="number of times to repeat each comparison")
     parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--largest", type=int, default=65536, help="largest batch of the loss alone")
+    parser.add_argument("--largest", type=int, default=65536, help="largest batch for the loss without a model")
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--cached_batch", type=int, nargs="+", default=[4096], help="rows of a step with caching")
+    parser.add_argument(
+        "--cached_batch", type=int, nargs="+", default=[4096], help="rows of a step with gradient caching"
+    )
     parser.add_argument("--attention", default="sdpa", help="transformers' attn_implementation")
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--plot", type=Path)

@@ -1,8 +1,8 @@
-"""Search in generated sentences: time, memory, recall@10 against the exact search, and what a query takes.
+"""Measures search in generated sentences: time, memory, recall@10 against exact search, and time per query.
 
-The sentences are pairs of clauses of st_simcse's generated corpus, all distinct; the model is a StaticEmbedding with
-random vectors for their words, so that the time is that of the index and not of a model. Each stage is a process of its
-own. Peak memory is the resident set's, with the pages of mapped files that were read in it; in brackets without those.
+The sentences are distinct pairs of clauses of st_simcse's generated corpus. The model is a StaticEmbedding with random
+word vectors, so that the index takes the time and not the model. Each stage has its own process. Peak memory is the
+resident set, which includes pages of mapped files; the number in brackets does not include them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
 
 
 def measured(args: argparse.Namespace) -> dict[str, float]:
-    """The stage, with its peak memory in MB, CPU seconds, and the peak of what no file backs."""
+    """Runs the stage, and returns its results with CPU seconds and the peak memory, with and without mapped files."""
     import psutil
 
     process, own, done = psutil.Process(), [0], threading.Event()
@@ -127,9 +127,9 @@ def measured(args: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="a new one, for 3 GB at a million sentences")
+    parser.add_argument("--folder", type=Path, required=True, help="new folder; needs 3 GB for a million sentences")
     parser.add_argument("--sentences", type=int, default=1_000_000)
-    parser.add_argument("--width", type=int, default=128, help="of the embeddings")
+    parser.add_argument("--width", type=int, default=128, help="dimensions of the embeddings")
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--cells", type=int, default=None)
     parser.add_argument("--probes", type=int, nargs="+", default=[16, 64])

@@ -1,6 +1,6 @@
-"""The search page: its start, with an empty cache and with a full one, and many queries that arrive at once.
+"""Measures the search page: its start with an empty and a full cache, and many queries that arrive at once.
 
-Runs ``st-simcse serve`` in a process of its own, on the loopback; PYTHONPATH may name another version of the package.
+The script runs ``st-simcse serve`` in a new process on this machine. PYTHONPATH may point to another version of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psutil
 
 
 def start(model: str, corpus: Path, cache: str, port: int) -> tuple[psutil.Popen, float, float]:
-    """The page, and the seconds and CPU seconds until it answers."""
+    """Starts the page, and returns its process and the seconds and CPU seconds until it answers."""
     command = [sys.executable, "-m", "st_simcse", "serve", "--model", model, "--corpus", str(corpus)]
     begin = time.perf_counter()
     page = psutil.Popen([*command, "--port", str(port)], env=os.environ | {"HF_HOME": cache})
@@ -38,7 +38,7 @@ def start(model: str, corpus: Path, cache: str, port: int) -> tuple[psutil.Popen
 
 
 async def ask(client: httpx.AsyncClient, query: str) -> float:
-    """Seconds from the question to the complete answer."""
+    """Returns the seconds from a query to the complete answer."""
     begin = time.perf_counter()
     joined = await client.post("/gradio_api/call/search", json={"data": [query, 5, 0.0]})
     answer = (await client.get(f"/gradio_api/call/search/{joined.raise_for_status().json()['event_id']}")).text
@@ -48,7 +48,7 @@ async def ask(client: httpx.AsyncClient, query: str) -> float:
 
 
 async def load(url: str, queries: list[str]) -> np.ndarray:
-    """Seconds a query, all sent at once."""
+    """Sends all queries at once, and returns the seconds of each."""
     limits = httpx.Limits(max_connections=2 * len(queries), max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         await ask(client, queries[0])
@@ -58,10 +58,15 @@ async def load(url: str, queries: list[str]) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--corpus", type=Path, required=True, help="a sentence a line")
+    parser.add_argument("--corpus", type=Path, required=True, help="text file with one sentence per line")
     parser.add_argument("--sentences", type=int, default=10_000)
-    parser.add_argument("--queries", type=int, default=200, help="at once: eight words each of the lines that follow")
-    parser.add_argument("--rounds", type=int, default=3, help="of queries")
+    parser.add_argument(
+        "--queries",
+        type=int,
+        default=200,
+        help="number of queries at once; each has eight words of a line after --sentences",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds of queries")
     args = parser.parse_args()
 
     lines = args.corpus.read_text(encoding="utf-8").splitlines()

@@ -1,8 +1,8 @@
-"""Spearman's correlation by the source of the pairs, which tells where dev and test sets differ.
+"""Prints Spearman's correlation by the source of the pairs, which shows where dev and test sets differ.
 
 python benchmarks/sources.py --model MODEL comparison/NAME/seed-0 --files STSB-dev.tsv STSB-test.tsv
 
-The files have the columns subset, sentence1, sentence2 and score. --pooling and --max_seq_length are for all models.
+The files have the columns subset, sentence1, sentence2 and score. --pooling and --max_seq_length apply to all models.
 """
 
 from __future__ import annotations

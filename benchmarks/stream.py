@@ -1,9 +1,9 @@
-"""A corpus larger than memory, streamed by several processes: lines a second next to training, and memory.
+"""Measures how several processes stream a corpus larger than memory: lines per second, training speed, and memory.
 
 python benchmarks/stream.py --model MODEL --lines 10000000 --processes 2
 
-Every process reads a file of its own, shuffled in a buffer as `st-simcse train --streaming` does it: all lines as the
-reader gives them, then so many as --tokenized says as the batches that SimCSETrainer trains on, then it trains.
+Each process reads its own file, shuffled in a buffer as with `st-simcse train --streaming`. It reads all lines with the
+reader, then --tokenized lines as the batches of SimCSETrainer, and then it trains.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH = 64
 
 
 def write_lines(folder: Path, lines: int, files: int) -> None:
-    """Sentences of different lengths, about as long as those of Wikipedia are on average."""
+    """Writes sentences of different lengths, with about the average length of sentences in Wikipedia."""
     for part in range(files):
         with (folder / f"{part}.txt").open("w", encoding="utf-8") as file:
             for number in range(part, lines, files):
@@ -38,19 +38,19 @@ def write_lines(folder: Path, lines: int, files: int) -> None:
 
 
 def report(name: str, sizes: Iterator[int], total: int) -> None:
-    """Rows a second, and this process's resident memory at the begin, in the middle and at the end.
+    """Prints rows per second, and the resident memory of this process at the beginning, in the middle and at the end.
 
     Args:
-        name: what is measured.
-        sizes: numbers of rows, as they come.
-        total: stop after so many.
+        name: The name of the measurement.
+        sizes: The numbers of rows, as they arrive.
+        total: The number of rows to stop after.
     """
     process, rows, memory = psutil.Process(), 0, []
     dist.barrier()
     began, cpu_began = time.perf_counter(), sum(process.cpu_times()[:2])
     for size in sizes:
         rows += size
-        # At the begin the shuffle's buffer is full.
+        # At the first measurement, the buffer of the shuffle is full.
         if rows >= total * len(memory) // 2:
             memory.append(process.memory_info().rss / 2**20)
         if rows >= total:
@@ -66,7 +66,7 @@ def report(name: str, sizes: Iterator[int], total: int) -> None:
 
 
 def read(folder: Path, model: str, lines: int, tokenized: int, steps: int) -> None:
-    """What every process does."""
+    """Takes all measurements in one of the processes."""
     logging.disable(logging.WARNING)
     disable_progress_bar()
     options = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no"}
@@ -76,7 +76,7 @@ def read(folder: Path, model: str, lines: int, tokenized: int, steps: int) -> No
     stream = SentenceReader().get_iterable_dataset(*sorted(folder.glob("*.txt"))).shuffle(seed=0, buffer_size=10_000)
     trainer = SimCSETrainer(build_model(model, device="cpu"), arguments, stream)
     batches, processes = trainer.get_train_dataloader(), dist.get_world_size()
-    # Of which accelerate has given every process its own.
+    # accelerate has given each process its own part of the data.
     report("reader", (1 for _ in batches.dataset), lines // processes)
     rows = (len(batch["sentence_input_ids"]) for batch in batches)
     report("reader, tokenizer, batches", rows, tokenized // processes // BATCH * BATCH)
@@ -89,12 +89,12 @@ def read(folder: Path, model: str, lines: int, tokenized: int, steps: int) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="whose tokenizer makes the batches")
+    parser.add_argument("--model", required=True, help="model to train, whose tokenizer makes the batches")
     parser.add_argument("--lines", type=int, default=10_000_000)
-    parser.add_argument("--tokenized", type=int, default=1_000_000, help="lines that are made batches of, too")
-    parser.add_argument("--steps", type=int, default=10, help="of training, 64 sentences a process")
+    parser.add_argument("--tokenized", type=int, default=1_000_000, help="number of lines to tokenize into batches")
+    parser.add_argument("--steps", type=int, default=10, help="training steps, with 64 sentences per process")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of the lines, for the processes
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # folder of the lines, passed to the processes
     args = parser.parse_args()
     if args.folder is not None:
         read(args.folder, args.model, args.lines, args.tokenized, args.steps)
@@ -104,7 +104,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
         print(f"{args.lines:,} lines, {size / 2**20:,.0f} MiB, {args.processes} processes\n")
         print(
-            "| | process | rows | speed | | memory: begin, middle, end |\n| --- | --- | --- | --- | --- | --- |",
+            "| | process | rows | speed | | memory: beginning, middle, end |\n| --- | --- | --- | --- | --- | --- |",
             flush=True,
         )
         os.environ.setdefault("OMP_NUM_THREADS", "1")

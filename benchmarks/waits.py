@@ -1,4 +1,4 @@
-"""Where a step makes the CPU wait for the GPU, which then has nothing to do while the next step is prepared."""
+"""Finds where a step makes the CPU wait for the GPU. The GPU is then idle until the next step has been prepared."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 def waits(step: Callable[[], object]) -> Counter[str]:
-    """How often the step waits, by the file and line outside of torch in which it does."""
+    """Returns how often the step waits for the GPU, by the file and line outside of torch."""
     places: Counter[str] = Counter()
 
     def note(message: Warning | str, *others: object) -> None:
         if "called a synchronizing CUDA operation" in str(message):
             places[_place(traceback.extract_stack()[:-1])] += 1
 
-    # Not "error", which would tell of the first place alone.
+    # "error" would stop at the first place.
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings():

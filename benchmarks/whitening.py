@@ -1,11 +1,11 @@
-"""Whitening without training, or after it: each power and number of dimensions by the measures of one data set.
+"""Measures whitening without training or after it, for several powers and numbers of dimensions, on one data set.
 
-Every text is embedded once. For a table of docs/recipes.md:
+Each text is embedded once. This command makes a table of docs/recipes.md:
 
 python benchmarks/whitening.py --model_name_or_path MODEL --pooling cls --model_max_length 32 --train_file wiki_2560.txt
 --dev_file STSB-dev.tsv --test_file STSB-test.tsv --sts_dir sts
 
---models FOLDER FOLDER FOLDER: trained models instead, of several seeds, whose mean and spread it prints.
+--models FOLDER FOLDER FOLDER whitens trained models of several seeds instead, and prints the mean and spread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from st_simcse.evaluation import format_table
 @dataclass
 class WhiteningArguments(StartArguments):
     train_file: str = field(kw_only=True, metadata={"help": "Texts that each whitening is fitted on."})
-    models: list[str] = field(default_factory=list, metadata={"help": "Trained models to whiten, of several seeds."})
+    models: list[str] = field(default_factory=list, metadata={"help": "Trained models of several seeds to whiten."})
 
 
 def main() -> None:

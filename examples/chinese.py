@@ -1,4 +1,4 @@
-"""Unsupervised SimCSE on Chinese: trains on the sentences of the dev pairs, whose scores it does not look at."""
+"""Unsupervised SimCSE on Chinese text. Trains on the sentences of the dev pairs, without their scores."""
 
 import argparse
 
@@ -9,9 +9,9 @@ from st_simcse import SentenceReader, SimCSETrainer, SimCSETrainingArguments, Un
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="bert-base-chinese", help="folder, or name on the hub")
 parser.add_argument("--dev_file", required=True, help="scored pairs: sentence1, sentence2, score")
-parser.add_argument("--test_file", required=True, help="the same, to evaluate before and after")
+parser.add_argument("--test_file", required=True, help="scored pairs to evaluate on before and after training")
 parser.add_argument("--output", default="output/chinese")
-parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to try things out")
+parser.add_argument("--max_steps", type=int, default=-1, help="stop after this many steps")
 args = parser.parse_args()
 
 columns = [SentenceReader(column=column).get_dataset(args.dev_file) for column in ("sentence1", "sentence2")]

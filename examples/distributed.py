@@ -1,6 +1,8 @@
-"""A large batch over several processes: torchrun --nproc_per_node=2 examples/distributed.py --train_file ...
+"""Training with a large batch over several processes.
 
-Every process embeds its own rows, in mini-batches; all rows of all processes are each other's negatives.
+Run it with torchrun --nproc_per_node=2 examples/distributed.py --train_file ...
+
+Each process embeds its own rows in mini-batches. The rows of all processes are negatives of each other.
 """
 
 import argparse
@@ -9,10 +11,10 @@ from st_simcse import SentenceReader, SimCSETrainer, SimCSETrainingArguments, Un
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="bert-base-uncased", help="folder, or name on the hub")
-parser.add_argument("--train_file", required=True, help="one sentence a line")
+parser.add_argument("--train_file", required=True, help="text file with one sentence per line")
 parser.add_argument("--output", default="output/distributed")
-parser.add_argument("--batch", type=int, default=512, help="rows a process")
-parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to try things out")
+parser.add_argument("--batch", type=int, default=512, help="rows per process")
+parser.add_argument("--max_steps", type=int, default=-1, help="stop after this many steps")
 args = parser.parse_args()
 
 model = build_model(args.model, pooling="cls")
@@ -24,7 +26,7 @@ trainer = SimCSETrainer(
     model=model, args=arguments, train_dataset=SentenceReader().get_dataset(args.train_file), loss=loss
 )
 trainer.train()
-trainer.save_model(args.output)  # process 0 writes
-# A process that exits while others still write, or talk to it, may abort.
+trainer.save_model(args.output)  # only process 0 writes
+# If a process exits while others still write or communicate with it, they may abort.
 trainer.accelerator.wait_for_everyone()
 trainer.accelerator.end_training()

@@ -11,14 +11,14 @@ parser.add_argument("--model", default="bert-base-uncased", help="folder, or nam
 parser.add_argument("--train_file", required=True, help="csv with the columns sent0, sent1, hard_neg")
 parser.add_argument("--dev_file", required=True, help="scored pairs: sentence1, sentence2, score")
 parser.add_argument("--output", default="output/fit_sup")
-parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to try things out")
+parser.add_argument("--max_steps", type=int, default=-1, help="stop after this many steps")
 args = parser.parse_args()
 
 model = build_model(args.model, pooling="cls")
 loss = SupSimCSELoss(model)
 loader = DataLoader(TripletReader().get_examples(args.train_file), batch_size=64, shuffle=True)
 
-# fit warms up for 10,000 steps unless told otherwise: on less data the learning rate would never be reached.
+# By default, fit warms up for 10,000 steps. On less data, it would never reach the learning rate.
 steps = args.max_steps if args.max_steps > 0 else len(loader)
 model.fit(
     [(loader, loss)],

@@ -8,17 +8,17 @@ from st_simcse import SentenceReader, UnsupSimCSELoss, build_model, load_sts
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="bert-base-uncased", help="folder, or name on the hub")
-parser.add_argument("--train_file", required=True, help="one sentence a line")
+parser.add_argument("--train_file", required=True, help="text file with one sentence per line")
 parser.add_argument("--dev_file", required=True, help="scored pairs: sentence1, sentence2, score")
 parser.add_argument("--output", default="output/fit_unsup")
-parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to try things out")
+parser.add_argument("--max_steps", type=int, default=-1, help="stop after this many steps")
 args = parser.parse_args()
 
 model = build_model(args.model, pooling="mean")
 loss = UnsupSimCSELoss(model)
 loader = DataLoader(SentenceReader().get_examples(args.train_file), batch_size=64, shuffle=True)
 
-# fit warms up for 10,000 steps unless told otherwise: on less data the learning rate would never be reached.
+# By default, fit warms up for 10,000 steps. On less data, it would never reach the learning rate.
 steps = args.max_steps if args.max_steps > 0 else len(loader)
 model.fit(
     [(loader, loss)],

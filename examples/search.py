@@ -1,4 +1,4 @@
-"""Semantic search with a trained model: encode the sentences of a file once, then look up queries."""
+"""Semantic search with a trained model: encodes the sentences of a file once, then finds the nearest to each query."""
 
 import argparse
 
@@ -6,8 +6,8 @@ from st_simcse import Searcher
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", required=True, help="folder of a saved model, or name on the hub")
-parser.add_argument("--corpus", required=True, help="one sentence a line")
-parser.add_argument("--index", help="folder that keeps the embeddings for the next time")
+parser.add_argument("--corpus", required=True, help="text file with one sentence per line")
+parser.add_argument("--index", help="folder that keeps the embeddings for the next run")
 parser.add_argument("queries", nargs="+")
 args = parser.parse_args()
 

@@ -11,7 +11,7 @@ parser.add_argument("--model", default="bert-base-uncased", help="folder, or nam
 parser.add_argument("--train_file", required=True, help="csv with the columns sent0, sent1, hard_neg")
 parser.add_argument("--dev_file", required=True, help="scored pairs: sentence1, sentence2, score")
 parser.add_argument("--output", default="output/trainer_sup")
-parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to try things out")
+parser.add_argument("--max_steps", type=int, default=-1, help="stop after this many steps")
 args = parser.parse_args()
 
 model = build_model(args.model, pooling="cls")

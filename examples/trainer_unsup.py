@@ -1,4 +1,4 @@
-"""Unsupervised SimCSE with the Trainer; SimCSETrainer keeps the projection head in its checkpoints."""
+"""Unsupervised SimCSE with SimCSETrainer, which saves the projection head in its checkpoints."""
 
 import argparse
 
@@ -8,10 +8,10 @@ from st_simcse import SentenceReader, SimCSETrainer, UnsupSimCSELoss, build_mode
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="bert-base-uncased", help="folder, or name on the hub")
-parser.add_argument("--train_file", required=True, help="one sentence a line")
+parser.add_argument("--train_file", required=True, help="text file with one sentence per line")
 parser.add_argument("--dev_file", required=True, help="scored pairs: sentence1, sentence2, score")
 parser.add_argument("--output", default="output/trainer_unsup")
-parser.add_argument("--max_steps", type=int, default=-1, help="stop early, to try things out")
+parser.add_argument("--max_steps", type=int, default=-1, help="stop after this many steps")
 args = parser.parse_args()
 
 model = build_model(args.model, pooling="cls")

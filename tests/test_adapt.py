@@ -312,7 +312,7 @@ def test_from_texts_to_a_model(corpus, here, capsys, monkeypatch):
     left = [text for text in dict.fromkeys(texts) if text not in of_pairs]
     assert _jsonl("corpus") == left
     assert _jsonl("sample") == _jsonl("whitening") == left
-    assert f"{len(left):,} remain" in out
+    assert f"{len(left):,} texts remain" in out
 
     def score(folder, name, seed):
         return json.loads(Path("out", folder, name, f"seed-{seed}.json").read_text())["dev"]["dev"]
@@ -433,7 +433,7 @@ def test_the_costs_that_are_told(corpus, made_up, monkeypatch, capsys):
     assert seconds["final"] == pytest.approx(5 + 30 + 3 + measuring)
     assert seconds["report"] == pytest.approx(120)
     total = round(sum(seconds.values()) / 60, 1)
-    assert f"cost: about {total:g} minutes in all" in capsys.readouterr().out
+    assert f"cost: about {total:g} minutes in total" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -451,7 +451,7 @@ def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, ca
     words = [*WORDS, "--budget", "12s"]
     with pytest.raises(KeyboardInterrupt):
         adapt.run(words)
-    assert "the same command goes on from there" in capsys.readouterr().out
+    assert "Run the same command again to continue" in capsys.readouterr().out
     first = [*done]
     assert first[:2] == ["timed", "timed"]
     assert len(first) == 7
@@ -479,7 +479,7 @@ def test_where_nothing_wins_the_model_stays_as_it_was(corpus, made_up, capsys):
     texts = corpus[0][:8]
     before, after = (SentenceTransformer(folder, device="cpu").encode(texts) for folder in ("model", "out/model"))
     np.testing.assert_array_equal(before, after)
-    assert "st-simcse train" not in Path("out/report.md").read_text().split("To repeat it")[1]
+    assert "st-simcse train" not in Path("out/report.md").read_text().split("How to repeat this")[1]
     adapt.run(["--model_name_or_path", "out/model", *WORDS[2:-1], "again"])
     card = Path("again/model/README.md").read_text()
     assert card.count("## How it was chosen") == 1
@@ -496,7 +496,7 @@ def test_a_winner_that_is_no_gain_on_all_texts_is_not_saved(corpus, made_up):
     before, after = (SentenceTransformer(folder, device="cpu").encode(texts) for folder in ("model", "out/model"))
     np.testing.assert_array_equal(before, after)
     report = Path("out/report.md").read_text()
-    assert "On all texts it has 50.00, and the model as it was 50.00: this is no gain" in report
+    assert "Trained on all texts, it scores 50.00, and the original model 50.00. This is no gain" in report
     assert "| **before** |" in report
 
 
@@ -517,7 +517,7 @@ def test_a_recipe_that_fails_is_left_out(corpus, made_up, monkeypatch, caplog):
     assert "whitened-simcse, seed 1: ValueError: out of memory" in Path("out/report.md").read_text()
     scores["before"] = 80.0
     _run_by(monkeypatch, lambda *run: 1 / 0)
-    with pytest.raises(ValueError, match="the model as it was could not be measured: before, seed 0: ZeroDivision"):
+    with pytest.raises(ValueError, match="the original model could not be measured: before, seed 0: ZeroDivision"):
         adapt.run([*WORDS[:-1], "other"])
 
 
@@ -537,7 +537,7 @@ def test_a_recipe_that_cannot_be_timed_is_left_out(corpus, made_up, monkeypatch,
     report = Path("out/report.md").read_text()
     for name, reason in (
         ("simcse", "ValueError: this model has no attention mask"),
-        ("whitened-simcse", "128 texts are too few to whiten 192 dimensions: raise --budget"),
+        ("whitened-simcse", "128 texts are too few to whiten 192 dimensions: pass a larger --budget"),
     ):
         assert f"the recipe {name} is left out: {reason}" in caplog.text
         assert f"left out: {name}: {reason}" in report
@@ -552,7 +552,7 @@ def test_without_dev_data_the_safest_recipe_is_taken(corpus, here, caplog):
     words = _without_dev(WORDS)
     assert adapt.run([*words, "--test_file", "test.tsv"]) == "before"
     assert here == [("before", 0)]
-    assert "without dev data adapt cannot choose: none of 25 numbers" in caplog.text
+    assert "adapt cannot choose a recipe without dev data, because none of 25 measures" in caplog.text
     assert "a hundred scored pairs" in caplog.text
     texts = corpus[0][:8]
     before, after = (SentenceTransformer(folder, device="cpu").encode(texts) for folder in ("model", "out/model"))
@@ -567,7 +567,7 @@ def test_without_dev_data_the_safest_recipe_is_taken(corpus, here, caplog):
     has = np.linalg.svd(_centred(SentenceTransformer("cls/model", device="cpu").encode(left)), compute_uv=False)
     deviations = [np.sort(values / math.sqrt(len(left) - 1))[::-1][:30] for values in (had, has)]
     np.testing.assert_allclose(deviations[1], deviations[0] ** 0.5, rtol=1e-3)
-    assert "Without dev data nothing tells" in Path("cls/report.md").read_text()
+    assert "Without dev data, adapt cannot measure which recipe is best" in Path("cls/report.md").read_text()
 
 
 def _centred(embeddings):
@@ -581,13 +581,13 @@ def _centred(embeddings):
         (["--budget", "3s"], "too small for one step of each of 2 recipes with 2 seeds. Pass --budget 4s or more"),
         (["--model_name_or_path", "absent/model"], "absent/model is not a local folder|there is no folder"),
         (["--corpus", "absent.txt"], "there is no file absent.txt"),
-        (["--corpus", "few.txt"], "3 different texts beside those of the dev and test data are too few: 128 are the"),
+        (["--corpus", "few.txt"], "3 different texts, not counting .* are too few to adapt a model: pass at least 128"),
         (["--corpus", "empty.txt"], "empty.txt"),
         (["--dev_file", "absent.tsv"], "absent.tsv"),
         (["--pooling", "max"], "max"),
         (["--dev_delimiter", ";"], "dev.tsv"),
-        (["--knn_columns", "0", "1"], "--knn_columns goes with --knn_dev_file"),
-        (["--output_dir", "."], "holds 'dev.tsv', which adapt did not write: choose a folder that is new"),
+        (["--knn_columns", "0", "1"], "--knn_columns needs --knn_dev_file"),
+        (["--output_dir", "."], "has 'dev.tsv', which adapt did not write: choose a new folder"),
         (["--learning_rate", "1"], "unknown option --learning_rate"),
     ],
 )
@@ -602,8 +602,11 @@ def test_what_does_not_fit_is_refused(corpus, made_up, more, message):
 def test_a_folder_of_other_options_or_data_is_refused(corpus, made_up):
     adapt.run([*WORDS, "--budget", "12s"])
     for more, message in (
-        (["--budget", "13s"], "--budget was '12s' and is '13s': pass the same again, or choose another --output_dir"),
-        (["--budget", "12s", "--test_file", "test.tsv"], "--test_file was None and is 'test.tsv'"),
+        (
+            ["--budget", "13s"],
+            r"--budget was '12s' and is now '13s'\): pass the same options again, or choose another --output_dir",
+        ),
+        (["--budget", "12s", "--test_file", "test.tsv"], "--test_file was None and is now 'test.tsv'"),
     ):
         with pytest.raises(ValueError, match=message):
             adapt.run([*WORDS, *more])

@@ -120,7 +120,7 @@ def test_what_would_end_too_late_is_left_out(benchmark):
         row.measure(time.monotonic() + 50)
     assert len(row.results) == 1
     assert row.cells(row)[2] == "2,000.0 ms"
-    assert row.cells(row)[6] == "no time left for more than 1"
+    assert row.cells(row)[6] == "time ran out after 1 round(s)"
 
 
 def test_waits_are_told_with_their_place(benchmark, monkeypatch):

@@ -135,7 +135,7 @@ def test_the_saved_model_reads_more_than_training_did(tmp_path, tiny_bert, sente
     for options, reads in ([], 64), (["--model_max_length", "40"], 40):
         _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--max_seq_length", "16", "--max_steps", "1", *options)
         assert SentenceTransformer(str(tmp_path / "out")).max_seq_length == reads
-        assert f"it reads {reads} tokens of a text" in capsys.readouterr().out
+        assert f"The model reads up to {reads} tokens of a text" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -236,7 +236,7 @@ def test_evaluate_finds_a_wrong_model_before_the_work(small_sts, tiny_bert, monk
         (["--csv_file", "sts"], "cannot write sts: it is a folder"),
         (["--plot_file", "sts.doc"], "sts.doc does not have the file extension of a picture. Use one of .*png"),
         (["--plot_file", "noending"], "noending does not have the file extension"),
-        (["--json_file", "a", "--csv_file", "./a"], "need names of their own"),
+        (["--json_file", "a", "--csv_file", "./a"], "--json_file, --csv_file name the same file"),
         (["--batch_size", "0"], "--batch_size must be at least 1, got 0"),
         (["--max_seq_length", "0"], "--max_seq_length must be at least 1, got 0"),
     ],
@@ -371,7 +371,7 @@ def test_alignment_and_uniformity_are_logged_and_drawn(tmp_path, tiny_bert, sent
     assert [point["step"] for point in points] == [0, 1, 2]
     assert all(point["eval_dev_alignment"] >= 0 >= point["eval_dev_uniformity"] for point in points)
     assert (tmp_path / "out" / "alignment_uniformity.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="--alignment_uniformity needs --dev_file"):
+    with pytest.raises(ValueError, match="--alignment_uniformity needs dev pairs: pass --dev_file"):
         _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--alignment_uniformity")
 
 
@@ -425,9 +425,9 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
         ([0], [], "the same sentence, 'A man plays a guitar.', so no row has a negative"),
         ([0] * 4, [], "All rows .* the same sentence"),
         ([0, 1, 2], ["--per_device_train_batch_size", "1"], r"--per_device_train_batch_size\) 1 leaves no negatives"),
-        ([0, 1, 2], ["--max_seq_length", "0"], "--max_seq_length 0 leaves nothing of a text.* 3 is the least"),
-        ([0, 1, 2], ["--max_seq_length", "2"], "--max_seq_length 2 leaves nothing of a text"),
-        ([0, 1, 2], ["--model_max_length", "2"], "--model_max_length 2 leaves nothing of a text"),
+        ([0, 1, 2], ["--max_seq_length", "0"], "--max_seq_length 0 leaves no room for text.* pass at least 3"),
+        ([0, 1, 2], ["--max_seq_length", "2"], "--max_seq_length 2 leaves no room for text"),
+        ([0, 1, 2], ["--model_max_length", "2"], "--model_max_length 2 leaves no room for text"),
         ([0, 1, 2], ["--model_max_length", "0"], "max_seq_length must be at least 1, got 0"),
         ([0, 1, 2], ["--seeds", "1", "2", "1"], "--seeds 1 2 1 names a seed twice"),
     ],
@@ -529,10 +529,10 @@ def test_dev_pairs_and_a_schedule_that_keeps_no_best_checkpoint(tmp_path, tiny_b
         ["--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "0.5"],
         ["--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "epoch"],
     ):
-        with pytest.raises(ValueError, match="does not go with --eval_strategy .*or save at multiples of --eval_steps"):
+        with pytest.raises(ValueError, match="does not fit --eval_strategy .*or save at multiples of --eval_steps"):
             _train(tmp_path, tiny_bert, tmp_path / "a.txt", *dev, *options)
     _train(tmp_path, tiny_bert, tmp_path / "a.txt", *dev, "--save_strategy", "no")
-    assert "the saved model is that of the last step, not the best" in caplog.text
+    assert "the model of the last step is saved, not the best" in caplog.text
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
@@ -611,7 +611,10 @@ SOME_ROWS = ["--max_steps", "1", "--max_train_samples", "5"]
         (["oops"], "unknown command 'oops': choose one of train, "),
         (["train", "--train_fil", "x"], "st-simcse train: .*required: --model_name_or_path"),
         (["evaluate", "--model", "x", "--sts_di", "y"], "unknown option --sts_di, did you mean --sts_dir?"),
-        (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x'\nst-simcse demo --help lists the options"),
+        (
+            ["demo", "--seed", "x"],
+            "argument --seed: invalid int value: 'x'\nRun st-simcse demo --help for a list of the options",
+        ),
         (["evaluate", "--model", "x", "--sts_dir", "/absent"], "--sts_dir: there is no folder /absent: check"),
         (
             ["train", "--model_name_or_path", "x", "--train_file", "/absent.txt"],
@@ -623,7 +626,7 @@ SOME_ROWS = ["--max_steps", "1", "--max_train_samples", "5"]
         ),
         (
             ["train", "--model_name_or_path", "x", "--train_file", ".", "--streaming", *SOME_ROWS],
-            "--max_train_samples draws from rows that are read beforehand: leave --streaming out",
+            "--max_train_samples draws from all rows and cannot be used with --streaming: leave one of them out",
         ),
     ],
 )
@@ -637,16 +640,16 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, tiny_bert, senten
     (tmp_path / "a.txt").write_text("\n".join(sentences))
     (tmp_path / "b.csv").write_text("anchor,positive\n" + "A man plays.,A man plays a guitar.\n" * 8)
     for file, words, message in [
-        ("a.txt", "--own_negative_weight 2", "--own_negative_weight does not go with sentences"),
-        ("b.csv", "--dropout_free_negatives", "--dropout_free_negatives does not go with triplets"),
-        ("a.txt", "--momentum_queue_momentum 0.9", "--momentum_queue_momentum is part of --momentum_queue: pass that"),
+        ("a.txt", "--own_negative_weight 2", "--own_negative_weight cannot be used with sentences"),
+        ("b.csv", "--dropout_free_negatives", "--dropout_free_negatives cannot be used with triplets"),
+        ("a.txt", "--momentum_queue_momentum 0.9", "--momentum_queue_momentum needs --momentum_queue: pass both"),
         ("a.txt", "--momentum_queue 0", "MomentumQueue needs an integer size of at least 1"),
         ("a.txt", "--masked_language_model 0.1 --mini_batch_size 4", "MaskedLanguageModel cannot be combined with"),
         ("a.txt", "--directions query_to_fox", "unknown direction"),
         ("a.txt", "--dropout 1", "dropout must be at least 0 and below 1, got 1.0"),
-        ("a.txt", "--rank_distillation 1", "--rank_distillation needs --teacher, a model's name or folder"),
-        ("a.txt", "--teacher x", "--teacher is for --guided_negatives and --rank_distillation: pass one"),
-        ("a.txt", "--teacher x --guided_negatives 0.1 --streaming --max_steps 1", "leave --streaming out"),
+        ("a.txt", "--rank_distillation 1", "--rank_distillation needs a teacher: pass --teacher with the name"),
+        ("a.txt", "--teacher x", "--teacher is used by --guided_negatives and --rank_distillation only: pass one"),
+        ("a.txt", "--teacher x --guided_negatives 0.1 --streaming --max_steps 1", "cannot be used with --streaming"),
     ]:
         with pytest.raises(ValueError, match=message):
             _train(tmp_path, tiny_bert, tmp_path / file, *words.split())
@@ -733,7 +736,7 @@ def test_wrong_words_are_refused_before_a_library_is_imported(tmp_path):
     expected += [
         ([command, *_NEEDED[command], *words], message)
         for command, words, message in [
-            ("train", [], "pass --train_file, or --train_dataset"),
+            ("train", [], "there is no training data: pass --train_file"),
             ("train", ["--train_file", "absent"], f"--train_file: {no_file}"),
             ("train", ["--train_file", ".", "--dev_file", "absent"], f"--dev_file: {no_file}"),
             ("train", ["--train_file", ".", "--lora_r", "four"], "--lora_r.*: invalid int value: 'four'"),
@@ -746,13 +749,17 @@ def test_wrong_words_are_refused_before_a_library_is_imported(tmp_path):
             ("whiten", [], "pass either --corpus with a file, or --dataset"),
             ("whiten", ["--corpus", "absent"], f"--corpus: {no_file}"),
             ("evaluate", [], "pass either --sts_dir or --senteval_dir"),
-            ("evaluate", ["--sts_dir", "absent"], f"--sts_dir: {no_folder}; st-simcse data makes one"),
+            ("evaluate", ["--sts_dir", "absent"], f"--sts_dir: {no_folder}, or make one with st-simcse data"),
             ("plot", ["--corpus", "absent", "--map_file", "a.png"], f"--corpus: {no_file}"),
             ("encode", ["--corpus", "absent"], f"--corpus: {no_file}"),
             ("index", ["--corpus", "absent"], f"--corpus: {no_file}"),
             ("search", [], "pass either --queries"),
             ("search", ["--query_file", "absent"], f"--query_file: {no_file}"),
-            ("search", ["--index", "absent", "--queries", "a"], f"--index: {no_folder}; st-simcse index makes one"),
+            (
+                "search",
+                ["--index", "absent", "--queries", "a"],
+                f"--index: {no_folder}, or make one with st-simcse index",
+            ),
             ("serve", [], "pass either --corpus"),
             ("serve", ["--corpus", "absent"], f"--corpus: {no_file}"),
             ("serve", ["--index", "absent"], f"--index: {no_folder}"),
@@ -782,8 +789,8 @@ def test_help_says_what_is_required_and_no_defaults_where_there_are_none(capsys)
         with pytest.raises(SystemExit):
             cli.main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "folders or names on the hub. (required)" in text
-    assert "Sentences a forward pass. (default: 64)" in text
+    assert "folders, or names on the hub. (required)" in text
+    assert "Sentences per forward pass. (default: 64)" in text
     assert "the training. (default: 0)" in text
     assert not re.search(r"default: (None|False|\[\])", text)
 
@@ -794,7 +801,7 @@ def test_help_of_train_is_grouped(capsys):
     text = capsys.readouterr().out
     for option in OPTIONS:
         assert f"--{option_name(option)} " in text
-    assert "Momentum λ of the copy that embeds them. 0.995 when left out." in " ".join(text.split())
+    assert " Defaults to 0.995." in " ".join(text.split())
     places = [
         text.index(word)
         for word in ("\nmodel:", "\ndata:", "--train_file", "\nobjective:", "--temperature", "\ntraining:")
@@ -832,7 +839,7 @@ def test_commands_that_work_in_one_process_refuse_several(command, tmp_path, mon
     with pytest.raises(SystemExit, match="^0$"):
         cli.main([command, "--help"])
     example = capsys.readouterr().out.split(f"example:\n  st-simcse {command}")[1]
-    message = f"^st-simcse {command}: {command} works in one process, and WORLD_SIZE=2 .* start it without torchrun"
+    message = f"^st-simcse {command}: {command} runs in one process only, but WORLD_SIZE=2 .* Start it without torchrun"
     with pytest.raises(SystemExit, match=message):
         cli.main([command, *shlex.split(example, comments=True)])
     assert not list(tmp_path.iterdir())

@@ -136,7 +136,7 @@ def test_mean_and_spread_and_the_best_on_dev(words, trained, tmp_path, capsys):
     assert table.splitlines()[2:] == [f"| {name}{line}" for name, line in zip(names, lines, strict=True)]
     out = capsys.readouterr().out
     assert table in out
-    assert f"best on DEV: {best}, with the options --model_name_or_path " in out
+    assert f"best by DEV: {best}, with the options --model_name_or_path " in out
 
 
 def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, trained, tmp_path, monkeypatch):
@@ -153,7 +153,9 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
     assert compare.run([*words, *recipes]) == numbers
     assert compare.run([*words, *recipes, "--only", "b"]) == {"b": numbers["b"]}
     changed = ["--recipe", "a:", "b: --temperature 0.1", "--seeds", "0", "1"]
-    with pytest.raises(ValueError, match=r"out/b/seed-0.json \(with .* --symmetric\); out/b/seed-1.json .* --redo"):
+    with pytest.raises(
+        ValueError, match=r"out/b/seed-0.json \(its options were .* --symmetric\); out/b/seed-1.json .* --redo"
+    ):
         compare.run([*words, *changed])
     assert trained == [*first, ("b", 1)]
     compare.run([*words, *changed, "--redo"])
@@ -167,10 +169,13 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
         (["--recipe", "a:", "b: --temprature 1"], "recipe 'b': .*unknown option --temprature, did you mean --temperat"),
         (["--recipe", "a:", "b: --temperature warm"], "recipe 'b': .*--temperature: invalid float value: 'warm'"),
         (["--recipe", "a:", "b: --preset x"], "recipe 'b': 'x' is not a preset"),
-        (["--recipe", "a:", "b: --test-file x"], "recipe 'b': --test_file .* recipes are compared on the same data"),
-        (["--recipe", "a:", "b: --seed=1"], "recipe 'b': --seed is not for a recipe: compare sets it itself"),
-        (["--recipe", "a:", "--only", "b"], "--only b: there is no such recipe, choose among a"),
-        (["--recipe", "a:", "a:"], "the recipe 'a' is there twice"),
+        (
+            ["--recipe", "a:", "b: --test-file x"],
+            "recipe 'b': --test_file .* all recipes are compared on the same data",
+        ),
+        (["--recipe", "a:", "b: --seed=1"], "recipe 'b': --seed is not allowed here: compare sets it itself"),
+        (["--recipe", "a:", "--only", "b"], "--only b: there is no such recipe; choose from a"),
+        (["--recipe", "a:", "a:"], "two recipes are named 'a'"),
         (["--recipe", "--symmetric"], "expected at least one argument"),
         (["--recipe", "../a: --symmetric"], "the recipe's name '../a' is also used as a file name"),
         (["--recipe", "a: --symmetric", "--seeds", "1", "1"], "--seeds 1 1 names a seed twice"),
@@ -180,14 +185,17 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
             ["--recipe", "a:", "b: --baseline x"],
             "recipe 'b': unknown baseline 'x': choose one of mnrl, gist, tsdae, ct",
         ),
-        (["--recipe", "a: --baseline mnrl --symmetric"], "--symmetric is an option of our losses"),
-        (["--recipe", "a: --baseline mnrl --no-mask-duplicates"], "--mask_duplicates is an option of our losses"),
-        (["--recipe", "a: --baseline mnrl --views crops"], "leave --views, --tokenize_once, --streaming out"),
-        (["--recipe", "a: --baseline gist"], "the baseline gist, and no other, needs one --teacher"),
-        (["--recipe", "a: --baseline ct --teacher x"], "the baseline gist, and no other, needs one --teacher"),
+        (["--recipe", "a: --baseline mnrl --symmetric"], "--symmetric is an option of SimCSE's losses"),
+        (["--recipe", "a: --baseline mnrl --no-mask-duplicates"], "--mask_duplicates is an option of SimCSE's losses"),
+        (
+            ["--recipe", "a: --baseline mnrl --views crops"],
+            "no --views, --tokenize_once or --streaming: leave them out",
+        ),
+        (["--recipe", "a: --baseline gist"], "gist needs exactly one teacher, and the others take none"),
+        (["--recipe", "a: --baseline ct --teacher x"], "gist needs exactly one teacher, and the others take none"),
         (["--recipe", "a:", "--plot_file", "a.doc"], "a.doc does not have the file extension"),
-        (["--recipe_file", "a.txt"], "a.txt has no recipes"),
-        (["--recipe", "_unfinished:"], "'_unfinished' has the name of a file or folder that compare itself writes"),
+        (["--recipe_file", "a.txt"], "a.txt holds no recipes"),
+        (["--recipe", "_unfinished:"], "'_unfinished' has the name of a file or folder that compare writes"),
         (["--recipe", "a:", "table.md: --symmetric"], "'table.md' has the name .*: give it another name"),
         (["--recipe", "_training.lock:"], "'_training.lock' has the name of a file"),
         ([], "nothing to compare"),
@@ -247,7 +255,7 @@ def test_results_of_other_data_or_models_are_not_mixed_in(words, trained, tiny_b
     assert compare.run(words) == numbers
     assert trained == [("a", 0), ("b", 0)]
     _grown("model/config.json" if changed == "model" else changed)
-    with pytest.raises(ValueError, match=rf"out/a/seed-0.json \(since then changed: {changed}\); out/b/.* --redo"):
+    with pytest.raises(ValueError, match=rf"out/a/seed-0.json \(changed since then: {changed}\); out/b/.* --redo"):
         compare.run(words)
     assert compare.run([*words, "--redo"]) != numbers
     assert trained == [("a", 0), ("b", 0)] * 2
@@ -267,7 +275,7 @@ def test_data_that_changes_during_a_run_fails_it(words, monkeypatch):
     monkeypatch.setattr(runs.Cost, "measured", {"seconds": 1.0}, raising=False)
     monkeypatch.setattr(runs.Cost, "device", "cpu", raising=False)
     one = runs.Run("a", 0, words, vars(compare.MeasureArguments()), "out")
-    with pytest.raises(ValueError, match="a.txt changed while the run read it: run it again"):
+    with pytest.raises(ValueError, match="a.txt changed during the run: run it again"):
         runs.train_and_measure(one)
 
 
@@ -281,7 +289,7 @@ def test_a_damaged_result_file_is_named(words, trained, text):
         result.pop(text)
     whole = {"inputs": result, "other seed": result | {"seed": 1}}
     file.write_text(json.dumps(whole[text]) if text in whole else text)
-    reason = {"inputs": "by a version that did not record", "other seed": "of the recipe 'a' with the seed 1"}
+    reason = {"inputs": "an older version wrote it", "other seed": "it belongs to the recipe 'a' with the seed 1"}
     with pytest.raises(ValueError, match=rf"out/a/seed-0.json \({reason.get(text, 'damaged: ')}.* --redo"):
         compare.run(words)
     assert compare.run([*words, "--redo"]).keys() == numbers.keys()

@@ -586,12 +586,12 @@ def _record(seen):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "pass --train_file, or --train_dataset"),
+        ([], "there is no training data: pass --train_file"),
         (["--train_file", "a.txt", "--train_dataset", "wiki"], "pass --train_file or --train_dataset, not both"),
-        (["--train_file", "a.txt", "--train_subset", "x"], "--train_subset and --train_split go with --train_dataset"),
-        (["--train_dataset", "wiki", "--dev_split", "x"], "--dev_subset and --dev_split go with --dev_dataset"),
+        (["--train_file", "a.txt", "--train_subset", "x"], "--train_subset and --train_split need --train_dataset"),
+        (["--train_dataset", "wiki", "--dev_split", "x"], "--dev_subset and --dev_split need --dev_dataset"),
         (["--train_file", "a.txt", "--train_split", "x"], "a.txt: a text file has .*; leave --train_split out"),
-        (["--train_dataset", "wiki", "--dev_columns", "x"], "--dev_columns go with --dev_file or --dev_dataset"),
+        (["--train_dataset", "wiki", "--dev_columns", "x"], "--dev_columns needs --dev_file or --dev_dataset"),
         (
             ["--train_dataset", "wiki", "--dev_file", "table.csv"],
             r"table.csv, line 2: there are no columns .*; name the columns .* --dev_columns, as in the header",
@@ -623,7 +623,7 @@ def _record(seen):
         (["--train_dataset", "wiki", "--train_split", "dev"], "dev.*train"),
         (
             ["--train_dataset", "stsb", "--train_split", "test"],
-            r"stsb \(test\) has the columns sentence1, .*sentence or",
+            r"stsb \(test\) has the columns sentence1, .*expected sentence or",
         ),
         (
             ["--train_dataset", "nli", "--train_subset", "pair-class"],
@@ -631,11 +631,11 @@ def _record(seen):
         ),
         (
             ["--train_dataset", "wiki", "--labels", "entailment"],
-            "--labels are those of .*nli, these data are sentences",
+            "--labels needs .*nli, but the format is sentences",
         ),
         (
             ["--train_dataset", "nli", "--train_subset", "pair-class", "--labels", "0=entailment", "neutral"],
-            "--labels 0=entailment neutral: either each has a name, NAME=MEANING, or none has",
+            "--labels 0=entailment neutral mixes two forms: write NAME=MEANING for all labels",
         ),
         (["--train_dataset", "wiki", "--columns", "body"], r"wiki \(train\), row 1: there are no columns \['body'\]"),
         (

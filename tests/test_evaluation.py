@@ -176,12 +176,12 @@ def test_chinese_tasks_that_are_not_there(tmp_path, senteval_cn):
     [
         (
             ["--sts_zh_dir", "x", "--sts_dir", "y"],
-            "--sts_zh_dir is a table of its own, without --sts_dir: call evaluate",
+            "--sts_zh_dir cannot be used with --sts_dir: run evaluate once for each",
         ),
-        (["--sts_zh_dir", "x", "--mteb", "--mode", "dev"], "a table of its own, without --mteb, --mode"),
-        (["--sts_dir", "x", "--sts_zh_splits", "test"], "pass --sts_zh_dir too"),
-        (["--sts_dir", "x", "--mteb_languages", "zho"], "--mteb_languages are those of --mteb: pass that too"),
-        (["--mteb", "--mteb_languages", "zh"], "--mteb_languages: zh is unknown, choose among eng, zho"),
+        (["--sts_zh_dir", "x", "--mteb", "--mode", "dev"], "--sts_zh_dir cannot be used with --mteb, --mode"),
+        (["--sts_dir", "x", "--sts_zh_splits", "test"], "--sts_zh_splits needs --sts_zh_dir"),
+        (["--sts_dir", "x", "--mteb_languages", "zho"], "--mteb_languages needs --mteb: pass both"),
+        (["--mteb", "--mteb_languages", "zh"], "--mteb_languages: zh is unknown; choose from eng, zho"),
     ],
 )
 def test_options_of_languages_that_do_not_go_together(options, message):

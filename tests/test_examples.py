@@ -100,7 +100,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     assert [Path(name).read_bytes()[:4] for name in shown] == [b"\x89PNG"]
     assert namespace["classes"] == [["World", "Sports"][len(text) % 2] for text in namespace["texts"]]
     (report,) = reports
-    for part in ("## What was chosen", "whitened-simcse", "knn dev"):
+    for part in ("## The chosen recipe", "whitened-simcse", "knn dev"):
         assert part in report
     assert "png" not in report
     plan = json.loads(Path("adapted/plan.json").read_text())

@@ -633,7 +633,7 @@ def test_the_command_line_says_how_files_are_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize("option", ["--dev_encoding", "--train_delimiter"])
 def test_options_of_a_file_that_is_not_there_are_refused(tmp_path, option):
     words = ["--model_name_or_path", "absent", "--train_dataset", str(tmp_path), "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match=f"{option} goes with --"):
+    with pytest.raises(SystemExit, match=f"{option} needs --"):
         cli.main(["train", *words, option, "gbk"])
 
 
@@ -818,7 +818,7 @@ def test_queries_are_read_as_the_command_line_says(tmp_path, monkeypatch, capsys
     cli.main([*words, "--format", "lines"])
     cli.main([*words, "--column", "0"])
     assert asked == ["狗\ttest", "猫\ttrain", "狗\ttest", "狗", "猫", "狗"]
-    with pytest.raises(SystemExit, match="--encoding goes with --query_file: leave it out, or pass that"):
+    with pytest.raises(SystemExit, match="--encoding needs --query_file: pass both, or neither"):
         cli.main(["search", "--model", "m", "--index", ".", "--queries", "a", "--encoding", "gbk"])
 
 
@@ -837,7 +837,7 @@ def test_the_page_searches_a_corpus_that_is_read_as_told(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="as far as this"):
         cli.main(words)
     assert given == ["狗"]
-    with pytest.raises(SystemExit, match="--encoding goes with --corpus: leave it out, or pass that"):
+    with pytest.raises(SystemExit, match="--encoding needs --corpus: pass both, or neither"):
         cli.main(["serve", "--model", "m", "--index", ".", "--encoding", "gbk"])
 
 
@@ -853,7 +853,7 @@ def test_plots_are_of_files_that_are_read_as_told(tmp_path):
     for option, needed in (("--delimiter", "--corpus"), ("--pair_encoding", "--pairs_file")):
         other = ["--pairs_file", "a", "--histogram_file", "h.png"] if needed == "--corpus" else ["--corpus", "a"]
         other += ["--map_file", "m.png"] if needed == "--pairs_file" else []
-        with pytest.raises(SystemExit, match=f"{option} goes with {needed}: leave it out, or pass that"):
+        with pytest.raises(SystemExit, match=f"{option} needs {needed}: pass both, or neither"):
             cli.main(["plot", "--model", "m", *other, option, "||"])
 
 
@@ -939,7 +939,7 @@ def test_comparisons_measure_on_files_that_are_read_as_told(tmp_path):
     assert test.classes == [str(row % 2) for row in range(13)]
     assert sorted(retrieval.queries) == ["0", "1"]
     for option, needed in (("sts_encoding", "--sts_dir"), ("retrieval_test_split", "--retrieval_test_file")):
-        with pytest.raises(ValueError, match=f"--{option} goes with {needed}: leave it out, or pass that"):
+        with pytest.raises(ValueError, match=f"--{option} needs {needed}: pass both, or neither"):
             runs.measures(tests | {option: "gbk"})
 
 

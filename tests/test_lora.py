@@ -217,10 +217,10 @@ def test_the_command_line_merges_unless_told_otherwise(tiny_bert, sentences, tmp
     assert (tmp_path / "output" / "checkpoint-1" / "adapter_config.json").exists()
     assert SentenceTransformer(str(tmp_path / "output"))[0].model.config.model_type == "bert"
     for options, message in {
-        ("--lora_alpha", "4"): "--lora_alpha is part of --lora_r: pass that too",
-        ("--lora_target_modules", "all-linear"): "--lora_target_modules is part of --lora_r: pass that too",
+        ("--lora_alpha", "4"): "--lora_alpha needs --lora_r: pass both, or neither",
+        ("--lora_target_modules", "all-linear"): "--lora_target_modules needs --lora_r: pass both, or neither",
         ("--lora_r", "2", "--lora_target_modules", "absent"): "Target modules .*absent.* not found in the base model",
-        ("--lora_r", "2", "--bidirectional", "--no_lora_merge"): "--no_lora_merge does not go with --bidirectional",
+        ("--lora_r", "2", "--bidirectional", "--no_lora_merge"): "--no_lora_merge cannot be used with --bidirectional",
     }.items():
         with pytest.raises(SystemExit, match=message):
             cli.main([*argv, *options])

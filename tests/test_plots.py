@@ -290,7 +290,7 @@ def test_the_command_draws_what_the_models_say(files, tiny_bert, sentences, draw
     mean = np.mean([one @ two for one, two in zip(embeddings, embeddings[::-1], strict=True)])
     assert of_pairs.axes[1].patches[0].get_label() == f"positives, mean {mean:.2f}"
     cli.main(["plot", "--model", "saved", *corpus, "--clusters", "2", "--max_texts", "6"])
-    assert "news.csv: 6 of 8 rows are drawn at random" in capsys.readouterr().out
+    assert "news.csv: 6 of 8 rows were drawn at random" in capsys.readouterr().out
     texts = [text.get_text() for text in drawn[-1][0].legends[0].texts]
     assert [text[:3] for text in texts] == ["1: ", "2: "]
     assert sum(int(text[-2]) for text in texts) == 6
@@ -308,7 +308,7 @@ def test_the_command_draws_what_the_models_say(files, tiny_bert, sentences, draw
         (["--corpus", "news.csv", "--map_file", "a.png", "--class_column", "kind"], "--class_column needs --column"),
         (
             ["--corpus", "classes.csv", "--map_file", "a.png", "--column", "body", "--class_column", "kind"],
-            "--class_column kind: 21 classes, colours tell 20 apart",
+            "--class_column kind has 21 classes, but only 20 can be coloured",
         ),
         (["--pairs_file", "news.csv", "--histogram_file", "a.png"], "news.csv, line 2: there are no columns"),
         (["--corpus", "news.csv", "--map_file", "a.png", "--clusters", "0"], "--clusters must be at least 1"),
@@ -325,12 +325,12 @@ def test_the_command_draws_what_the_models_say(files, tiny_bert, sentences, draw
                 "--clusters",
                 "2",
             ],
-            "--class_column or of --clusters, not both",
+            "--class_column and --clusters both choose the colours",
         ),
         (["--pairs_file", "pairs.csv", "--histogram_file", "a.png", "--clusters", "2"], "--clusters needs --corpus"),
         (
             ["--pairs_file", "pairs.csv", "--histogram_file", "a.png", "--pair_columns", "a", "b", "c", "d"],
-            "--pair_columns are those of anchor, positive",
+            "--pair_columns takes two or three columns: anchor, positive",
         ),
         (["--corpus", "news.csv", "--map_file", "a.png", "--model", "m", "m"], "--model names a model twice"),
     ],

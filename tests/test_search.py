@@ -665,7 +665,7 @@ def test_encode_on_a_full_disk_is_a_line(tmp_path, tiny_bert, sentences, embedde
 
     monkeypatch.setattr(encode, "_write", short)
     with pytest.raises(
-        SystemExit, match=f"st-simcse encode: cannot write e.{ending} .*the same command goes on with them"
+        SystemExit, match=f"st-simcse encode: cannot write e.{ending} .*run the same command again to continue"
     ):
         cli.main(words)
     small_files(2**30)
@@ -776,7 +776,7 @@ def test_the_commands_encode_index_and_search(tmp_path, tmp_path_factory, tiny_b
 
     cli.main(["index", *model, "--corpus", "corpus.txt", "--output_dir", "index", "--index_type", "hnsw"])
     cli.main(["index", *model, "--corpus", "more.jsonl", "--output_dir", "index", "--add"])
-    assert "8 sentences are in index; search them with\nst-simcse search --model" in capsys.readouterr().out
+    assert "8 sentences are in index. Search them with\nst-simcse search --model" in capsys.readouterr().out
     search = ["search", *model, "--index", "index", "--top_k", "2"]
     cli.main([*search, "--queries", sentences[6], sentences[0], "--threshold", "0.9999"])
     first, second = sentences[6], sentences[0]
@@ -824,7 +824,7 @@ def test_what_the_commands_cannot_do_is_a_line(tmp_path, tiny_bert, monkeypatch)
         ([*index, "--column", "text"], "corpus.txt: a text file has one sentence per line and no column 'text'"),
         ([*index, "--probes", "3"], "--probes is no option of --index_type exact: leave it out"),
         ([*index, "--index_type", "hnsw", "--links", "1"], "links must be at least 2"),
-        ([*index, "--add", "--index_type", "ivf"], "--add keeps the way neighbours are found"),
+        ([*index, "--add", "--index_type", "ivf"], "--add keeps the type of the index and its settings"),
         ([*index, "--add"], "index has no index. Build one with st-simcse index or build_index"),
         (["search", *corpus[:2], "--index", "index"], "pass either --queries with texts, or --query_file"),
         (["search", *corpus[:2], "--index", "index", "--queries", "a", "--top_k", "0"], "--top_k must be at least 1"),

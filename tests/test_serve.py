@@ -299,7 +299,7 @@ def test_the_corpus_is_a_file_or_an_index(options, tiny_bert, tmp_path):
     for words in (["--model", tiny_bert], [*options, "--index", "folder"]):
         with pytest.raises(SystemExit, match="pass either --corpus with a file of sentences, or --index"):
             cli.main(["serve", *words])
-    with pytest.raises(SystemExit, match="--cache_dir is for --corpus"):
+    with pytest.raises(SystemExit, match="--cache_dir goes with --corpus"):
         cli.main(["serve", "--model", tiny_bert, "--index", "folder", "--cache_dir", "folder"])
     with pytest.raises(SystemExit, match=f"--index: there is no folder {tmp_path}.nowhere"):
         cli.main(["serve", "--model", tiny_bert, "--index", str(tmp_path / "nowhere"), "--port", str(_free_port())])
@@ -331,7 +331,7 @@ def test_an_end_is_a_line_and_leaves_nothing_behind(options, tmp_path, sent):
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout.readline() == f"The page is at http://127.0.0.1:{command[-1]}; Ctrl-C ends it.\n"
+        assert process.stdout.readline() == f"The page is at http://127.0.0.1:{command[-1]}. Press Ctrl-C to stop it.\n"
         process.send_signal(sent)
         out, err = process.communicate(timeout=60)
     assert out == ""

@@ -177,7 +177,7 @@ def test_a_name_or_a_number_in_place_of_an_object(model, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("option", "meant"),
     [
-        ("--scale", "--temperature, which is one over it"),
+        ("--scale", "--temperature, which is 1 / scale"),
         ("--lr=1", "--learning_rate"),
         ("--batch-size", "--per_device_train_batch_size"),
         ("--temprature", "--temperature"),

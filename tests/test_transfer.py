@@ -221,10 +221,10 @@ def test_evaluate_says_how_far_the_transfer_tasks_are(senteval, generated, tiny_
     evaluate.run(["--model", str(tmp_path / "model"), *folders, *tasks])
     said = [text.removeprefix(f"{tmp_path / 'model'}: ") for text in caplog.messages if "transfer tasks" in text]
     assert said == [
-        "the classifiers of the 3 transfer tasks take longer than the embeddings; --mode fasttest has the fewest",
-        "SST2 is done, 1 of 3 transfer tasks, after 1 s; about 1 s to go",
-        "TREC is done, 2 of 3 transfer tasks, after 2 s; about 0 s to go",
-        "MRPC is done, 3 of 3 transfer tasks, after 3 s",
+        "the classifiers of the 3 transfer tasks take longer than the embeddings; --mode fasttest trains the fewest",
+        "SST2 is done (1 of 3 transfer tasks) after 1 s, about 1 s left",
+        "TREC is done (2 of 3 transfer tasks) after 2 s, about 0 s left",
+        "MRPC is done (3 of 3 transfer tasks) after 3 s",
     ]
 
 
@@ -244,21 +244,21 @@ def test_the_work_of_a_task_is_counted(senteval, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--task_set", "transfer"], "need --senteval_dir"),
+        (["--task_set", "transfer"], "need SentEval's data: pass its folder as --senteval_dir"),
         (["--task_set", "sts", "--tasks", "MR"], "--task_set or --tasks, not both"),
-        (["--tasks", "IMDB", "--senteval_dir", "."], "--tasks: IMDB is unknown; choose among STS12, "),
+        (["--tasks", "IMDB", "--senteval_dir", "."], "--tasks: IMDB is unknown; choose from STS12, "),
         (
             ["--tasks", "STS12", "--mode", "dev", "--sts_dir", "."],
             "STS12 is unknown or has no dev set; .* STS-B, SICK-R",
         ),
-        (["--mteb", "--tasks", "STS-B"], "--mteb has the seven STS tasks"),
+        (["--mteb", "--tasks", "STS-B"], "--mteb evaluates on the test sets of all seven STS tasks"),
         (["--tasks", "STS-B", "--mode", "dev", "--sts_dir", "."], "lacks STSB-dev.tsv"),
-        (["--tasks", "MR", "--sts_dir", ".", "--sts_columns", "a", "b", "c"], "--sts_columns is for STS tables"),
+        (["--tasks", "MR", "--sts_dir", ".", "--sts_columns", "a", "b", "c"], "--sts_columns describes STS tables"),
         (
             ["--mteb", "--sts_columns", "a", "b", "c"],
-            "--sts_columns is for STS tables, which are not read here: leave it out",
+            "--sts_columns describes STS tables, but none are read here: leave it out",
         ),
-        (["--mteb", "--allow_partial"], "--mteb has data of its own, .*leave --allow_partial out"),
+        (["--mteb", "--allow_partial"], "--mteb downloads complete data: leave --allow_partial out"),
     ],
 )
 def test_evaluate_knows_its_tasks_before_the_work(options, message, tmp_path, monkeypatch):

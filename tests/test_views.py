@@ -283,7 +283,7 @@ def test_the_fields_of_views_are_flags():
             )[-1].views
             assert given == replace(kind(), **{one.name: value})
         assert train.parse_train(["--model_name_or_path", "tiny", "--views", name])[-1].views == name
-    with pytest.raises(ValueError, match="--crops_least is part of --views crops: pass that too"):
+    with pytest.raises(ValueError, match="--crops_least needs --views crops: pass both, or neither"):
         train.parse_train(["--model_name_or_path", "tiny", "--views", "token_cutoff", "--crops_least", "3"])
     with pytest.raises(ValueError, match="TokenCutoff needs a finite share of at least 0 and below 1, got 2"):
         train.parse_train(["--model_name_or_path", "tiny", "--views", "token_cutoff", "--token_cutoff_share", "2"])

@@ -308,11 +308,11 @@ def test_every_column_is_whitened(tmp_path, tiny_bert):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--whiten_power", "0.5"], "--whiten_power is part of --whiten: pass that too"),
-        (["--whiten_dimensions", "5"], "--whiten_dimensions is part of --whiten"),
-        (["--whiten_frozen"], "--whiten_frozen is part of --whiten"),
-        (["--whiten", "after", "--whiten_frozen"], "--whiten_frozen is for --whiten before"),
-        (["--whiten", "--streaming"], "leave --streaming out"),
+        (["--whiten_power", "0.5"], "--whiten_power needs --whiten: pass both, or neither"),
+        (["--whiten_dimensions", "5"], "--whiten_dimensions needs --whiten"),
+        (["--whiten_frozen"], "--whiten_frozen needs --whiten"),
+        (["--whiten", "after", "--whiten_frozen"], "--whiten_frozen goes with --whiten before"),
+        (["--whiten", "--streaming"], "cannot be used with --streaming: leave one out"),
         (
             ["--whiten", "--whiten_dimensions", "33"],
             "--whiten_dimensions 33 .*between 1 and 32|dimensions must be between 1 and 32",
@@ -329,7 +329,7 @@ def test_prompts_by_column_are_refused_and_one_prompt_is_used(tmp_path, tiny_ber
     (tmp_path / "rows.csv").write_text("\n".join(["anchor,positive", *map(",".join, rows)]) + "\n")
     options = ["--train_file", str(tmp_path / "rows.csv"), "--whiten", "--whiten_frozen", "--prompts"]
     _train(
-        tmp_path, tiny_bert, *options, '{"anchor": "Two ", "positive": ""}', expected="takes one prompt for all texts"
+        tmp_path, tiny_bert, *options, '{"anchor": "Two ", "positive": ""}', expected="needs one prompt for all texts"
     )
     saved = _train(tmp_path, tiny_bert, *options, '{"anchor": "Two ", "positive": "Two "}')
     model = build_model(tiny_bert, pooling="mean", device="cpu")

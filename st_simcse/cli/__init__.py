@@ -1,4 +1,4 @@
-"""The command line: finds the command; each is a file of its own, imported when it is called."""
+"""The command line. Each command has its own module, which is imported only when the command is called."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ __all__ = ["main"]
 
 COMMANDS = {
     "train": "train a model on a file of sentences, triplets or NLI rows",
-    "adapt": "the best of a short list of recipes for a corpus: tried, trained, saved with a report",
-    "compare": "several recipes of train over several seeds: a table and a plot with spreads",
+    "adapt": "try a short list of recipes on a corpus, and save the best model with a report",
+    "compare": "train several recipes with several seeds, and report mean scores and spreads",
     "whiten": "even out the spread of a model's embeddings on a corpus, without training",
-    "presets": "recipes of the paper, of LLM2Vec, for ModernBERT, and ours, for train --preset",
-    "evaluate": "one or several models on the seven STS tasks, or on the transfer tasks",
-    "plot": "a map of a corpus, and the similarities of positives and negatives",
+    "presets": "print the recipes for train --preset: the paper's, LLM2Vec's, ModernBERT's and ours",
+    "evaluate": "score one or more models on the seven STS tasks or the transfer tasks",
+    "plot": "draw a map of a corpus, or the similarities of positives and negatives",
     "data": "download the public data sets for training and evaluation",
     "export": "save a model for users of transformers' AutoModel",
-    "encode": "embeddings of a file or data set, as .npy, .safetensors or .parquet",
-    "index": "a corpus, embedded and ready to be searched, as a folder",
-    "search": "the sentences of an index that are most similar to queries",
-    "serve": "a page to search an index or a file of sentences, on this machine",
-    "demo": "both objectives on a tiny model and a generated corpus: no network, no files",
+    "encode": "embed a file or data set, and save the embeddings as .npy, .safetensors or .parquet",
+    "index": "embed a corpus, and save it as a folder that can be searched",
+    "search": "find the sentences of an index that are most similar to your queries",
+    "serve": "serve a web page on this machine to search an index or a file of sentences",
+    "demo": "run both objectives on a tiny model and a generated corpus, without network or files",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``st-simcse``; errors in the input end it with a line, not a traceback.
+    """Runs ``st-simcse``. Errors in the input end it with a message instead of a traceback.
 
     Example:
         >>> main(["--version"])
@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"st-simcse: unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
     else:
         logging.basicConfig(handlers=[MessageHandler()], level=logging.WARNING)
-        logging.getLogger("st_simcse").setLevel(logging.INFO)  # notes of ours, warnings alone of other libraries
+        logging.getLogger("st_simcse").setLevel(logging.INFO)  # other libraries show warnings only
         try:
-            if command == "train":  # its options and so its module import the libraries
+            if command == "train":  # its module imports the libraries, which its options come from
                 check_words(rest)
                 import_libraries()
             import_module(f"st_simcse.cli.{command}").run(rest)
@@ -63,15 +63,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             if not is_network_error(error):
                 raise
-            sys.exit(f"st-simcse {command}: the network failed ({error}): check it, and run the same command again")
+            sys.exit(
+                f"st-simcse {command}: the network failed ({error}). Check the connection, and run the same command "
+                "again"
+            )
         except KeyboardInterrupt:
             print(f"st-simcse {command}: interrupted", file=sys.stderr)
-            sys.exit(130)  # 128 and the number of SIGINT, as shells expect
+            sys.exit(130)  # 128 plus the number of SIGINT, as shells expect
 
 
 def _usage() -> str:
     commands = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
     return (
         f"usage: st-simcse COMMAND [options]\n\n{commands}\n\n"
-        "st-simcse COMMAND --help lists the options; st-simcse --version the version."
+        "Run st-simcse COMMAND --help for the options of a command, and st-simcse --version for the version."
     )

@@ -1,7 +1,7 @@
-"""Other unsupervised trainings, to compare with: losses of sentence-transformers on its own trainer.
+"""Baselines to compare with: other losses of sentence-transformers, trained with its own trainer.
 
-Each is a function of the model, the data (one column of sentences), the names of the teachers and the training
-arguments; it gives the data and the loss for ST's trainer, with ST's own defaults.
+A baseline is a function of the model, the data, the names of the teachers and the training arguments. It returns the
+data and the loss for ST's trainer. The losses have ST's defaults.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["BASELINES", "Baseline", "BaselineTrainer", "check_baseline"]
 
 
 class BaselineTrainer(SentenceTransformerTrainer):
-    """ST's trainer, but with our model card, which shows no texts of the training data."""
+    """ST's trainer with the model card of this package, which shows no texts of the training data."""
 
     model_card_callback_class = ModelCardCallback
 
@@ -42,7 +42,7 @@ Baseline = Callable[[SentenceTransformer, Dataset, list[str], Any], tuple[Datase
 
 
 def _doubled(dataset: Dataset) -> Dataset:
-    """Sentences as pairs of each with itself; pairs and triplets as they are."""
+    """Pairs each sentence with itself. Pairs and triplets stay as they are."""
     if len(dataset.column_names) > 1:
         return dataset
     return Dataset.from_dict({"anchor": (texts := _sentences(dataset)), "positive": texts})
@@ -50,7 +50,9 @@ def _doubled(dataset: Dataset) -> Dataset:
 
 def _sentences(dataset: Dataset) -> list[str]:
     if len(dataset.column_names) > 1:
-        raise ValueError(f"this baseline trains on sentences, the data has {', '.join(dataset.column_names)}")
+        raise ValueError(
+            f"this baseline trains on one column of sentences, but the data has {', '.join(dataset.column_names)}"
+        )
     return list(dataset[dataset.column_names[0]])
 
 
@@ -63,7 +65,7 @@ def _gist(model: SentenceTransformer, dataset: Dataset, teachers: list[str], arg
 
 
 def _tsdae(model: SentenceTransformer, dataset: Dataset, *others: Any) -> tuple[Dataset, nn.Module]:
-    """Wang et al., EMNLP Findings 2021: a sentence out of the embedding of what 60% deletions leave of its words."""
+    """TSDAE: deletes 60% of the words, and restores the text from the embedding (Wang et al., EMNLP Findings 2021)."""
 
     def damaged(batch: dict[str, list[str]]) -> dict[str, list[str]]:
         words = [text.split() for text in batch["text"]]
@@ -74,7 +76,7 @@ def _tsdae(model: SentenceTransformer, dataset: Dataset, *others: Any) -> tuple[
 
 
 def _tension(model: SentenceTransformer, dataset: Dataset, teachers: list[str], args: Any) -> tuple[Dataset, nn.Module]:
-    """Carlsson et al., ICLR 2021: one positive pair to seven negative ones."""
+    """Contrastive tension with seven negative pairs for each positive one (Carlsson et al., ICLR 2021)."""
     texts, draw = _sentences(dataset), random.Random(args.seed)
     others = [text if draw.random() < 1 / 8 else draw.choice(texts) for text in texts]
     return Dataset.from_dict({"first": texts, "second": others}), ContrastiveTensionLoss(model)
@@ -89,13 +91,13 @@ def _mlm(model: SentenceTransformer, dataset: Dataset, teachers: list[str], args
 
 
 class _MLMLoss(nn.Module):
-    """BERT's masked language model alone, with the head of the checkpoint where it has one."""
+    """BERT's masked language modeling loss on its own, with the head of the checkpoint if it has one."""
 
     def __init__(self, model: SentenceTransformer, args: Any) -> None:
         super().__init__()
-        self.model = model  # ST's trainer optimizes what the loss holds
+        self.model = model  # ST's trainer optimizes the parameters of the loss
         self.term = MaskedLanguageModel(1.0).build(model)
-        # accelerate puts the model's own forward pass under autocast, which this goes past.
+        # accelerate applies autocast to the model's forward method only, which is not called here.
         self.autocast = {
             "device_type": args.device.type,
             "dtype": torch.float16 if args.fp16 else torch.bfloat16,
@@ -118,20 +120,31 @@ BASELINES: dict[str, Baseline] = {
 
 
 def check_baseline(name: str, words: Sequence[str], data_args: Any, args: Any) -> None:
-    """Refuse before any run what a baseline would ignore.
+    """Refuses options that a baseline would ignore, before any run.
+
+    Args:
+        name: The name of the baseline.
+        words: The options of the recipe.
+        data_args: The data options of ``st-simcse train``.
+        args: The training arguments.
 
     Raises:
-        ValueError: for an unknown baseline, an option of our losses among ``words``, which are the recipe's own, and
-            what our trainer does and ST's does not.
+        ValueError: If the baseline is unknown, if ``words`` has an option of SimCSE's losses, if an option needs the
+            trainer of this package, or if the number of teachers is wrong.
     """
     if name not in BASELINES:
         raise ValueError(f"unknown baseline {name!r}: choose one of {', '.join(BASELINES)}")
     given = {option_of(word).removeprefix("no_") for word in words}
     if ours := given & {field.name for field in fields(LossArguments)}:
-        raise ValueError(f"--{min(ours)} is an option of our losses, which the baseline {name} has not")
+        raise ValueError(
+            f"--{min(ours)} is an option of SimCSE's losses, which the baseline {name} does not use: leave it out"
+        )
     if args.views or args.tokenize_once or data_args.streaming:
         raise ValueError(
-            f"the baseline {name} is trained by ST's trainer: leave --views, --tokenize_once, --streaming out"
+            f"the baseline {name} uses sentence-transformers' own trainer, which has no --views, --tokenize_once or "
+            "--streaming: leave them out"
         )
     if (len(data_args.teacher or []) != 1) if name == "gist" else data_args.teacher:
-        raise ValueError("the baseline gist, and no other, needs one --teacher")
+        raise ValueError(
+            "--teacher does not fit the baseline: gist needs exactly one teacher, and the others take none"
+        )

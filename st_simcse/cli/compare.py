@@ -1,4 +1,4 @@
-"""``st-simcse compare``: recipes of ``st-simcse train`` over several seeds, each run in a process of its own."""
+"""``st-simcse compare``: trains recipes of ``st-simcse train`` with several seeds, each run in its own process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Options of train that are the comparison's own, and those that have to be the same for all recipes.
+# Options of train that compare sets itself, and those that must be the same for all recipes.
 OURS = {"output_dir", "seed", "seeds", "resume_from_checkpoint", "push_to_hub"}
 _PARTS = ("file", "dataset", "subset", "split", "columns", "format", "delimiter", "encoding", "quoting")
 SHARED = {f"{name}_{part}" for name in ("dev", "test") for part in _PARTS}
@@ -37,54 +37,87 @@ class CompareArguments:
     recipe: list[str] = field(
         default_factory=list,
         metadata={
-            "help": '"NAME: --option value ...", options of st-simcse train; again for each. --baseline mnrl, gist, '
-            "tsdae, ct, ct-in-batch or mlm trains another loss, on sentence-transformers' own trainer.",
+            "help": 'Recipe as "NAME: --option value ...", with options of st-simcse train. Repeat it for each recipe. '
+            "--baseline mnrl, gist, tsdae, ct, ct-in-batch or mlm in a recipe trains another loss with "
+            "sentence-transformers' own trainer.",
             "action": "extend",
         },
     )
     recipe_file: str | None = field(
-        default=None, metadata={"help": "Recipes by name, each a list of words or a line, as YAML or JSON."}
+        default=None,
+        metadata={"help": "YAML or JSON file of recipes by name, each a line or a list of words."},
     )
-    only: list[str] | None = field(default=None, metadata={"help": "Names of some of the recipes; else all are run."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each recipe is trained with each."})
-    output_dir: str = field(default="comparison", metadata={"help": "Where a file of each run's numbers goes."})
-    redo: bool = field(default=False, metadata={"help": "Run again what was run with other options, data or models."})
-    keep_models: bool = field(default=False, metadata={"help": "Keep every trained model, beside its numbers."})
-    plot_file: str | None = field(default=None, metadata={"help": "Draw the scores with spreads (.png, .svg, .pdf)."})
+    only: list[str] | None = field(default=None, metadata={"help": "Names of the recipes to run. Runs all by default."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds to train each recipe with."})
+    output_dir: str = field(
+        default="comparison", metadata={"help": "Folder for the results, with one file for each run."}
+    )
+    redo: bool = field(
+        default=False,
+        metadata={"help": "Repeat the runs whose results in --output_dir have other options, data or models."},
+    )
+    keep_models: bool = field(default=False, metadata={"help": "Keep every trained model next to its results."})
+    plot_file: str | None = field(
+        default=None, metadata={"help": "File for a plot of the scores with spreads (.png, .svg or .pdf)."}
+    )
 
 
 @dataclass
 class MeasureArguments:
-    """What is measured of every trained model, besides the scored pairs of train's own options."""
+    """The measurements of every trained model, besides the scored pairs of train's own options."""
 
-    sts_dir: str | None = field(default=None, metadata={"help": "The average of the seven STS tasks in this folder."})
-    senteval_dir: str | None = field(
-        default=None, metadata={"help": "That of the seven transfer tasks, in SentEval's folder."}
+    sts_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the seven STS tasks, to report their average."}
     )
-    # None, not False, is what comparisons that were run before had.
+    senteval_dir: str | None = field(
+        default=None, metadata={"help": "Folder of SentEval's data, to report the average of the seven transfer tasks."}
+    )
+    # None instead of False, to match the results of earlier versions.
     allow_partial: bool | None = field(
         default=None,
-        metadata={"help": "Measure on sets that are smaller than the released ones.", "nargs": "?", "const": True},
+        metadata={"help": "Allow data sets that are smaller than the released ones.", "nargs": "?", "const": True},
     )
     knn_dev_file: str | None = field(
-        default=None, metadata={"help": "Texts and classes: accuracy of the 10 nearest neighbours' vote."}
+        default=None,
+        metadata={"help": "Texts with classes, to choose by the accuracy of a vote of the 10 nearest neighbours."},
     )
-    knn_dev_split: str | None = field(default=None, metadata={"help": "Which split, of a table of several."})
-    knn_test_file: str | None = field(default=None, metadata={"help": "The same, not to choose by."})
-    knn_test_split: str | None = field(default=None, metadata={"help": "Which split of it."})
+    knn_dev_split: str | None = field(
+        default=None, metadata={"help": "Split of --knn_dev_file, if the table has a column of splits."}
+    )
+    knn_test_file: str | None = field(
+        default=None, metadata={"help": "Texts with classes that are measured, but not used to choose."}
+    )
+    knn_test_split: str | None = field(
+        default=None, metadata={"help": "Split of --knn_test_file, if the table has a column of splits."}
+    )
     retrieval_dev_file: str | None = field(
-        default=None, metadata={"help": "Queries and documents, such as titles and texts: NDCG@10 in finding these."}
+        default=None,
+        metadata={"help": "Queries with documents, such as titles and texts, to choose by NDCG@10 of finding them."},
     )
-    retrieval_dev_split: str | None = field(default=None, metadata={"help": "Which split, of a table of several."})
-    retrieval_test_file: str | None = field(default=None, metadata={"help": "The same, not to choose by."})
-    retrieval_test_split: str | None = field(default=None, metadata={"help": "Which split of it."})
+    retrieval_dev_split: str | None = field(
+        default=None, metadata={"help": "Split of --retrieval_dev_file, if the table has a column of splits."}
+    )
+    retrieval_test_file: str | None = field(
+        default=None, metadata={"help": "Queries with documents that are measured, but not used to choose."}
+    )
+    retrieval_test_split: str | None = field(
+        default=None, metadata={"help": "Split of --retrieval_test_file, if the table has a column of splits."}
+    )
 
 
-# How the files above are read.
+# The options that say how to read the files above.
 TABLES = (
-    table_arguments("sts_", "Of the tables in --sts_dir: sentence, sentence, score, if not the usual ones."),
-    table_arguments("knn_", "Text and class: names, or numbers from 0, if not the usual ones.", has_split=False),
-    table_arguments("retrieval_", "Query and document, as --knn_columns.", has_split=False),
+    table_arguments(
+        "sts_", "Columns of the tables in --sts_dir, if not the usual ones, for sentence, sentence and score."
+    ),
+    table_arguments(
+        "knn_", "Columns for text and class, if not the usual ones: names, or numbers from 0.", has_split=False
+    ),
+    table_arguments(
+        "retrieval_",
+        "Columns for query and document, if not the usual ones: names, or numbers from 0.",
+        has_split=False,
+    ),
 )
 
 
@@ -93,7 +126,7 @@ Numbers = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The command's words, once they are checked; ``common`` are those of every run, ``tests`` what is measured."""
+    """The checked arguments of the command. ``common`` goes to every run, and ``tests`` says what to measure."""
 
     args: CompareArguments
     recipes: dict[str, list[str]]
@@ -102,16 +135,19 @@ class Comparison:
 
 
 def run(argv: Sequence[str]) -> Numbers:
-    """Train what has not been trained, print the table, and return the numbers by recipe and column, a list by seed.
+    """Trains the recipes that have no results yet, and prints the table.
 
-    Options that are not the command's own are passed to every run. A run that fails is named at the end; the others go
-    on, and a recipe that failed is not tried with other seeds.
+    Options that are not the command's own are passed to every run. If a run fails, the others continue, but its recipe
+    is not tried with other seeds. The error at the end names the failed runs.
+
+    Returns:
+        The numbers by recipe and column, as a list with one number per seed.
 
     Raises:
-        ValueError: before any run for options and recipes that do not fit, and for numbers of other options, data or
-            models in the folder; at the end for runs that failed, and for inputs that changed between two runs.
-        SystemExit: before any run for an option that ``st-simcse train`` does not know.
-        OSError: for an output folder that another comparison is writing to.
+        ValueError: Before any run if options or recipes do not go together, or if the folder has results of other
+            options, data or models. At the end if runs failed or inputs changed between two runs.
+        SystemExit: Before any run if ``st-simcse train`` does not know an option.
+        OSError: If another comparison is writing to the output folder.
     """
     comparison = parse_comparison(argv)
     from st_simcse.training.run_folder import sole_run
@@ -127,14 +163,14 @@ def run(argv: Sequence[str]) -> Numbers:
 
 
 def parse_comparison(argv: Sequence[str], needs_data: bool = True) -> Comparison:
-    """The words, looked at as far as they can be before any run.
+    """Parses the arguments of the command, and checks all that can be checked before any run.
 
     Args:
-        argv: the words behind the command.
-        needs_data: whether there have to be training and dev data.
+        argv: The arguments of the command.
+        needs_data: If True, training data and dev data are required.
 
     Raises:
-        ValueError, SystemExit, OSError: as :func:`run` before any run.
+        ValueError, SystemExit, OSError: The errors that :func:`run` raises before any run.
     """
     args, *measured, common = parse_known(
         "compare",
@@ -170,20 +206,21 @@ def train_all(
     is_quiet: bool = False,
     execute: Callable[[Run, bool], Result] | None = None,
 ) -> tuple[Numbers, dict[str, str]]:
-    """Train what has not been trained.
+    """Trains the recipes that have no results yet.
 
     Args:
-        comparison: what :func:`parse_comparison` gives.
-        progress: gives the runs back in their order, and may show how far they are.
-        say: takes a line for every run.
-        is_quiet: whether the runs show no bars and warnings of their own.
-        execute: trains and measures a run, and keeps its model if it is told to; in a process of its own when left out.
+        comparison: The result of :func:`parse_comparison`.
+        progress: A function that yields the runs in their order, and may show the progress.
+        say: A function that takes a line of text for every run.
+        is_quiet: If True, the runs show no progress bars or warnings of their own.
+        execute: A function that trains and measures a run, and keeps its model if the second argument is True. If None,
+            each run gets its own process.
 
     Returns:
-        The numbers by recipe and column, a list by seed; and what went wrong, by recipe.
+        The numbers by recipe and column, as a list with one number per seed, and the error messages by recipe.
 
     Raises:
-        ValueError: for numbers of other options, data or models in the folder, and for inputs that changed meanwhile.
+        ValueError: If the folder has results of other options, data or models, or if inputs changed during the runs.
     """
     from st_simcse.cli.runs import Run, in_a_process
 
@@ -199,7 +236,7 @@ def train_all(
         place = f"{number + 1}/{len(runs)} {one.recipe}, seed {one.seed}"
         if number in results:
             lost = args.keep_models and not one.model.exists()
-            say(f"{place}: done before" + ", and its model was not kept" * lost)
+            say(f"{place}: done before" + ", but its model was not kept" * lost)
         elif one.recipe not in failures:
             try:
                 results[number] = execute(one, args.keep_models)
@@ -220,14 +257,14 @@ def _recipes(args: CompareArguments) -> dict[str, list[str]]:
     if not names:
         raise ValueError('nothing to compare: pass --recipe "NAME: --option value" for each, or --recipe_file')
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"the recipe {twice[0]!r} is there twice: give one of them another name")
+        raise ValueError(f"two recipes are named {twice[0]!r}: give one of them another name")
     if unknown := [name for name in args.only or [] if name not in names]:
-        raise ValueError(f"--only {unknown[0]}: there is no such recipe, choose among {', '.join(names)}")
+        raise ValueError(f"--only {unknown[0]}: there is no such recipe; choose from {', '.join(names)}")
     return {name: words for name, words in recipes if name in (args.only or names)}
 
 
 def _check_words(recipes: dict[str, list[str]], common: list[str], needs_data: bool) -> None:
-    """What can be known of the recipes before the libraries are imported."""
+    """Checks the recipes as far as possible before the libraries are imported."""
     for name, words, refused in (
         ("", common, OURS),
         *((f"recipe {name!r}: ", words, OURS | SHARED) for name, words in recipes.items()),
@@ -235,8 +272,12 @@ def _check_words(recipes: dict[str, list[str]], common: list[str], needs_data: b
         for word in words:
             option = option_of(word)
             if word.startswith("--") and option in refused:
-                hint = "recipes are compared on the same data, pass it once for all" if option in SHARED else ""
-                raise ValueError(f"{name}--{option} is not for a recipe: {hint or 'compare sets it itself'}")
+                hint = (
+                    "all recipes are compared on the same data, so pass it once to compare" if option in SHARED else ""
+                )
+                raise ValueError(
+                    f"{name}--{option} is not allowed here: {hint or 'compare sets it itself, so leave it out'}"
+                )
     for name, words in recipes.items() if needs_data else ():
         with _said_of(name):
             check_words(split_baseline([*common, *words])[1])
@@ -244,7 +285,7 @@ def _check_words(recipes: dict[str, list[str]], common: list[str], needs_data: b
 
 @contextmanager
 def _said_of(recipe: str) -> Iterator[None]:
-    """Errors name the recipe; warnings are left to its runs."""
+    """Adds the name of the recipe to errors, and hides warnings, because the runs show them again."""
     logging.disable(logging.WARNING)
     try:
         yield
@@ -255,7 +296,7 @@ def _said_of(recipe: str) -> Iterator[None]:
 
 
 def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bool) -> None:
-    """What can be known of the recipes before any of them is trained."""
+    """Checks the recipes as far as possible before any of them is trained."""
     from st_simcse.cli import train
     from st_simcse.cli.baselines import check_baseline
     from st_simcse.training.run_folder import LOCK, UNFINISHED
@@ -263,7 +304,7 @@ def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bo
     for name, words in recipes.items():
         if name.lower() in (LOCK, UNFINISHED, TABLE):
             raise ValueError(
-                f"the recipe {name!r} has the name of a file or folder that compare itself writes: give it another name"
+                f"the recipe {name!r} has the name of a file or folder that compare writes: give it another name"
             )
         with _said_of(name):
             baseline, options = split_baseline([*common, *words])
@@ -272,13 +313,13 @@ def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bo
                 check_baseline(baseline, words, data_args, training_args)
         if not (has_dev or data_args.dev_file or data_args.dev_dataset):
             raise ValueError(
-                "recipes are compared by their scores on dev data: pass --dev_file or --dev_dataset with scored pairs, "
+                "compare needs dev data to compare the recipes on: pass --dev_file or --dev_dataset with scored pairs, "
                 "--knn_dev_file or --retrieval_dev_file"
             )
 
 
 def _found(runs: list[Run], redo: bool) -> dict[int, Result]:
-    """The results that are there and still hold, by the number of the run."""
+    """Reads the results of earlier runs that are still valid, by the number of the run."""
     from st_simcse.cli.runs import read_result
 
     found, others = {}, []
@@ -292,30 +333,33 @@ def _found(runs: list[Run], redo: bool) -> dict[int, Result]:
                 others.append(f"{one.file} ({error})")
     if others and not redo:
         raise ValueError(
-            f"not a result of these options, data and models: {'; '.join(others)}; give the recipe another name, "
-            "choose another --output_dir, or pass --redo to run it again"
+            f"these results come from other options, data or models: {'; '.join(others)}. Give the recipe another "
+            "name, choose another --output_dir, or pass --redo to run it again"
         )
     return found
 
 
 def _check_same(one: Run, result: Result) -> None:
-    """ValueError if the result is of another run: of other options, or of other contents of what they name."""
+    """Raises ValueError if the result comes from other options, or from inputs that have changed since."""
     from st_simcse.cli.inputs import identities
     from st_simcse.cli.runs import changed_inputs
 
-    tests = {**dict.fromkeys(one.tests), **result["tests"]}  # those that were not known then were not asked for
+    tests = {
+        **dict.fromkeys(one.tests),
+        **result["tests"],
+    }  # an older version does not have all names; those were not given
     if (result["recipe"], result["seed"]) != (one.recipe, one.seed):
-        raise ValueError(f"of the recipe {result['recipe']!r} with the seed {result['seed']}")
+        raise ValueError(f"it belongs to the recipe {result['recipe']!r} with the seed {result['seed']}")
     if (result["options"], tests) != (one.options, one.tests):
-        raise ValueError(f"with {shlex.join(result['options'])}")
+        raise ValueError(f"its options were {shlex.join(result['options'])}")
     if "inputs" not in result:
-        raise ValueError("by a version that did not record which data and model it had")
+        raise ValueError("an older version wrote it, without a record of the data and the model")
     if changed := changed_inputs(result["inputs"], identities(one.options, one.tests)):
-        raise ValueError(f"since then changed: {', '.join(changed)}")
+        raise ValueError(f"changed since then: {', '.join(changed)}")
 
 
 def _check_inputs(results: list[Result]) -> None:
-    """ValueError if a file, folder or name on the hub was not the same in all runs that are to be compared."""
+    """Raises ValueError if a file, folder or name on the hub was not the same in all runs."""
     from st_simcse.cli.runs import changed_inputs
 
     known: dict[str, str | None] = {}
@@ -323,7 +367,7 @@ def _check_inputs(results: list[Result]) -> None:
         if changed := changed_inputs(known, result["inputs"]):
             raise ValueError(
                 f"{', '.join(changed)} changed between two runs (one is {result['recipe']}, seed {result['seed']}), so "
-                "that their numbers cannot be compared: pass --redo to run again what had another one than there is now"
+                "their numbers cannot be compared: pass --redo to repeat the runs that used an older version"
             )
         known |= {name: value for name, value in result["inputs"].items() if value is not None}
 
@@ -334,7 +378,7 @@ def _line(result: Result) -> str:
 
 
 def _numbers(results: list[Result]) -> Numbers:
-    """By recipe and column, a list by seed; the first column is what recipes are chosen by."""
+    """Returns the numbers by recipe and column, one per seed. Recipes are chosen by the first column."""
     numbers: Numbers = {}
     for result in results:
         several = len(result["dev"]) > 1
@@ -346,7 +390,10 @@ def _numbers(results: list[Result]) -> Numbers:
 
 
 def _report(numbers: Numbers, comparison: Comparison) -> None:
-    """The table, also in the folder, and the plot; the best on the dev data is bold, of the recipes with most runs."""
+    """Prints and saves the table, and draws the plot.
+
+    The recipe with the best dev score is bold. Only the recipes with the most runs are considered for it.
+    """
     from st_simcse.evaluation import format_table
 
     selection = next(iter(next(iter(numbers.values()))))
@@ -357,13 +404,13 @@ def _report(numbers: Numbers, comparison: Comparison) -> None:
     text = format_table(table, corner="recipe")
     args, words = comparison.args, [*comparison.common, *comparison.recipes[best]]
     Path(args.output_dir, TABLE).write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\nbest on {selection}: {best}, with the options {shlex.join(words)}")
+    print(f"\n{text}\n\nbest by {selection}: {best}, with the options {shlex.join(words)}")
     if args.plot_file:
         plot_numbers(numbers, args.plot_file, f"score × 100, mean and spread over {most} seed(s)")
 
 
 def plot_numbers(numbers: Numbers, path: str | os.PathLike[str], label: str) -> None:
-    """Draw mean and spread of every column but the costs."""
+    """Draws the mean and spread of every column except the costs."""
     from st_simcse.plots import plot_scores
 
     means, spreads = (
@@ -377,7 +424,7 @@ def plot_numbers(numbers: Numbers, path: str | os.PathLike[str], label: str) -> 
 
 
 def as_cells(numbers: Numbers) -> dict[str, dict[str, str]]:
-    """What stands in the table: how many runs, and mean and spread of them."""
+    """Returns the cells of the table: the number of runs, and the mean and spread of each column."""
     return {
         name: {"runs": str(len(next(iter(row.values()))))}
         | {
@@ -389,7 +436,7 @@ def as_cells(numbers: Numbers) -> dict[str, dict[str, str]]:
 
 
 def _spread(values: list[float]) -> float:
-    """Standard deviation over seeds; nan of one."""
+    """Returns the standard deviation over seeds, or nan for a single seed."""
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
 

@@ -1,4 +1,4 @@
-"""What the commands that embed a corpus have in common: where it is, and how it is embedded."""
+"""Options shared by the commands that embed a corpus: its source, and the settings of the embedding."""
 
 from __future__ import annotations
 
@@ -21,43 +21,50 @@ class CorpusArguments(FileArguments):
     _argument_group_name: ClassVar[str] = "corpus"
 
     corpus: str | None = field(
-        default=None, metadata={"help": "Sentences (.txt), or a table (.csv, .tsv, .jsonl, also .gz; .parquet)."}
+        default=None,
+        metadata={"help": "File of sentences (.txt), or a table (.csv, .tsv or .jsonl, also as .gz; or .parquet)."},
     )
     dataset: str | None = field(
-        default=None, metadata={"help": "Instead of a file: a data set's name on the hub, or a folder in its layout."}
+        default=None,
+        metadata={"help": "Data set to use instead of --corpus: a name on the hub, or a folder with the same layout."},
     )
-    subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
+    subset: str | None = field(default=None, metadata={"help": "Subset of --dataset."})
     split: str | None = field(
         default=None,
-        metadata={"help": "Which split of a data set (train when left out), or of a table with a column of splits."},
+        metadata={"help": "Split of --dataset (defaults to train), or of a table with a column of splits."},
     )
 
     def check(self) -> None:
-        """ValueError unless it is a file or a data set; FileNotFoundError for a file that is not there."""
+        """Checks that the options name one source.
+
+        Raises:
+            ValueError: Unless exactly one of ``--corpus`` and ``--dataset`` is given.
+            FileNotFoundError: If the file does not exist.
+        """
         if (self.corpus is None) == (self.dataset is None):
             raise ValueError("pass either --corpus with a file, or --dataset with a data set's name")
         if self.corpus is not None and self.subset:
-            raise ValueError("--subset is for --dataset: a file has none")
+            raise ValueError("--subset goes with --dataset, because a file has no subsets: leave it out")
         check_inputs(self)
 
     def source(self) -> str | HubDataset:
-        """The file or data set; errors as :meth:`check`."""
+        """Returns the file or data set. Raises the errors of :meth:`check`."""
         from st_simcse.data.hub_dataset import HubDataset
 
         self.check()
         return self.corpus or HubDataset(str(self.dataset), self.subset, self.split or "train")
 
     def read(self, drop_duplicates: bool) -> Dataset:
-        """The sentences, one column; rows stream through the disk.
+        """Reads the sentences into one column. The rows are kept on disk, not in memory.
 
         Raises:
-            ValueError: unless it is a file or a data set; and as the reader.
+            ValueError: If :meth:`check` or the reader refuses the source.
         """
         from st_simcse.data.readers import SentenceReader
 
         source = self.source()
         options = file_options(vars(self))
-        if self.corpus is None:  # a data set is loaded a split at a time
+        if self.corpus is None:  # HubDataset already names the split
             options.pop("split", None)
         with named_options(**file_flags(vars(self))):
             return SentenceReader(drop_duplicates=drop_duplicates, **options).get_dataset(source)
@@ -67,19 +74,22 @@ class CorpusArguments(FileArguments):
 class EmbedArguments:
     _argument_group_name: ClassVar[str] = "embedding"
 
-    batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass; on a CPU fewer of the long ones."})
+    batch_size: int = field(
+        default=64, metadata={"help": "Sentences per forward pass. On a CPU, long sentences come in smaller batches."}
+    )
     precision: Precision = PRECISION
     device: list[str] | None = field(
-        default=None, metadata={"help": "Such as cuda or cpu; several have a process each, such as cuda:0 cuda:1."}
+        default=None,
+        metadata={"help": "Device such as cuda or cpu. Several, such as cuda:0 cuda:1, run one process each."},
     )
 
     def options(self) -> dict[str, int | str | list[str] | None]:
-        """For ``Searcher.build_index`` and ``add_to_index``."""
+        """Returns the arguments for ``Searcher.build_index`` and ``add_to_index``."""
         check_positive(self, "batch_size")
         if self.device and len(self.device) > 1 and self.precision in ("bfloat16", "float16"):
             raise ValueError(
-                f"several processes compute as the weights are, not in {self.precision}: pass one --device, or "
-                "--precision auto or float32"
+                f"--precision {self.precision} works on a single device only, because several processes compute in the "
+                "precision of the weights: pass one --device, or --precision auto or float32"
             )
         device = self.device[0] if self.device and len(self.device) == 1 else self.device
         return {"batch_size": self.batch_size, "device": device}

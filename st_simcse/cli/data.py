@@ -1,4 +1,4 @@
-"""``st-simcse data``: the public data sets, as files that the other commands take."""
+"""``st-simcse data``: downloads the public data sets as files for the other commands."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ SETS = ["sts", "sts_zh", "wiki1m", "nli", "all-nli"]
 
 @dataclass
 class DownloadArguments:
-    output_dir: str = field(default="data", metadata={"help": "Where they go; what is there already stays."})
+    output_dir: str = field(
+        default="data", metadata={"help": "Folder for the files. Files that already exist are kept."}
+    )
     sets: list[str] = field(
         default_factory=SETS.copy,
         metadata={
             "choices": SETS,
-            "help": "sts: the seven STS tasks, and SentEval's data; sts_zh: five Chinese ones, as in senteval_cn; "
-            "wiki1m, nli: the paper's training data; all-nli: all triplets of SNLI and MultiNLI.",
+            "help": "Data sets to download. sts: the seven STS tasks and SentEval's data; sts_zh: the five Chinese STS "
+            "tasks of senteval_cn; wiki1m and nli: the paper's training data; all-nli: all triplets of SNLI and "
+            "MultiNLI.",
         },
     )
 
 
 def run(argv: Sequence[str]) -> dict[Path, int]:
-    """Download, print each file with its number of rows, and return them."""
+    """Downloads the data sets, prints each file with its number of rows, and returns these numbers by file."""
     (args,) = parse("data", argv, DownloadArguments, example="st-simcse data --output_dir data --sets sts wiki1m")
 
     import_libraries()

@@ -11,11 +11,11 @@ from st_simcse.cli.parsing import parse
 
 @dataclass
 class DemoArguments:
-    seed: int = field(default=0, metadata={"help": "Of the corpus, the weights and the training."})
+    seed: int = field(default=0, metadata={"help": "Random seed of the corpus, the weights and the training."})
 
 
 def run(argv: Sequence[str]) -> dict[str, float]:
-    """Run it."""
+    """Runs the demo and returns its results."""
     (args,) = parse("demo", argv, DemoArguments, example="st-simcse demo --seed 1")
 
     import_libraries()
@@ -23,5 +23,5 @@ def run(argv: Sequence[str]) -> dict[str, float]:
 
     from st_simcse.demo import run_demo
 
-    torch.set_num_threads(1)  # more would wait for each other longer than such small matrices take
+    torch.set_num_threads(1)  # for such small matrices, several threads spend more time waiting than computing
     return run_demo(args.seed)

@@ -1,4 +1,4 @@
-"""``st-simcse encode``: embeddings of a file or data set, as a file."""
+"""``st-simcse encode``: saves the embeddings of a file or data set as a file."""
 
 from __future__ import annotations
 
@@ -23,16 +23,22 @@ if TYPE_CHECKING:
 class EncodeArguments:
     model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
     output_file: str = field(
-        metadata={"help": ".npy, .safetensors (the tensor embeddings) or .parquet (columns sentence and embedding)."}
+        metadata={
+            "help": "File for the embeddings: .npy, .safetensors (a tensor named embeddings) or .parquet (the columns "
+            "sentence and embedding)."
+        }
     )
 
 
 def run(argv: Sequence[str]) -> None:
-    """Write a row a sentence, of unit length, in the file's order; interrupted, the same command goes on.
+    """Writes one embedding of unit length for each sentence, in the order of the file.
+
+    After an interruption, the same command continues.
 
     Raises:
-        ValueError: for another ending, and as the reader and :meth:`~st_simcse.Searcher.build_index`.
-        OSError: at once for a file that cannot be written.
+        ValueError: If the name of the output file has another ending, or the reader or
+            :meth:`~st_simcse.Searcher.build_index` refuses the corpus.
+        OSError: If the output file cannot be written. This is checked first.
     """
     example = "st-simcse encode --model output --corpus sentences.txt --output_file embeddings.npy"
     args, corpus, embed = parse("encode", argv, EncodeArguments, CorpusArguments, EmbedArguments, example=example)
@@ -49,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
 
     searcher = Searcher(args.model, embed.precision)
     folder, done = (output.with_name(f"{output.name}.{ending}") for ending in ("part", "part-done"))
-    shutil.rmtree(done, ignore_errors=True)  # what a run that was killed at its very end has left
+    shutil.rmtree(done, ignore_errors=True)  # left by a run that was killed at its very end
     searcher.build_index(sentences, folder, **options)
     part = folder / f"written{output.suffix}"
     try:
@@ -57,17 +63,18 @@ def run(argv: Sequence[str]) -> None:
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise OSError(
-            f"cannot write {output} ({error}): the embeddings are in {folder}, and the same command goes on with them"
+            f"cannot write {output} ({error}). The embeddings are kept in {folder}; run the same command again to "
+            "continue from them"
         ) from error
     os.replace(part, output)
-    folder.rename(done)  # half deleted under its own name it would be in the way of the next run
+    folder.rename(done)  # if it were half deleted under its own name, it would block the next run
     shutil.rmtree(done)
     rows, width = searcher.embeddings.shape
     print(f"{rows:,} embeddings of {width} dimensions are in {output}")
 
 
 def _write(searcher: Searcher, path: Path) -> None:
-    """A part of the embeddings at a time in memory."""
+    """Writes the embeddings to ``path``, in parts that fit into memory."""
     import numpy as np
     import pyarrow
     import torch
@@ -75,7 +82,7 @@ def _write(searcher: Searcher, path: Path) -> None:
     from safetensors.torch import save_file
 
     embeddings, sentences = searcher.embeddings, searcher.sentences
-    assert sentences is not None  # they have been embedded
+    assert sentences is not None  # build_index has set them
     if path.suffix == ".npy":
         np.save(path, embeddings)
     elif path.suffix == ".safetensors":

@@ -1,4 +1,4 @@
-"""``st-simcse evaluate``: the paper's tables of STS and transfer tasks, a row a model."""
+"""``st-simcse evaluate``: prints the paper's tables of STS and transfer tasks, with one row per model."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ Row = dict[str, float]
 Results = Mapping[str, float]
 Rows = Mapping[str, Mapping[str, float]]
 
-# Tasks as evaluation.py of princeton-nlp/SimCSE calls them.
+# The names that evaluation.py of princeton-nlp/SimCSE uses for the tasks.
 ALIASES = {"STSBenchmark": "STS-B", "SICKRelatedness": "SICK-R"}
-F1 = "MRPC F1"  # in the files; the paper's table has no such column
-# Different texts whose embeddings stay in memory until all tasks are done, 300 MB at a width of 768; of more none do.
+F1 = "MRPC F1"  # in the output files only, because the paper's table does not have it
+# If the tasks have at most this many different texts, all embeddings stay in memory: 300 MB at a width of 768.
 TOGETHER = 100_000
 
 
 @dataclass
 class EvaluateArguments:
-    model: list[str] = field(metadata={"help": "One or several models: folders or names on the hub."})
+    model: list[str] = field(metadata={"help": "One or more models: folders, or names on the hub."})
     sts_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder with STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv (st-simcse data makes one), "
+            "help": "Folder with STS12.tsv to STS16.tsv, STSB-test.tsv and SICKR-test.tsv (st-simcse data makes it), "
             "or with SentEval's data."
         },
     )
@@ -67,63 +67,79 @@ class EvaluateArguments:
     sts_zh_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the five Chinese STS tasks in the layout of senteval_cn (st-simcse data --sets sts_zh "
-            "makes one), instead of the English ones."
+            "help": "Folder with the five Chinese STS tasks in the layout of senteval_cn (st-simcse data --sets sts_zh "
+            "makes it). They replace the English tasks."
         },
     )
     sts_zh_splits: list[str] | None = field(
         default=None,
-        metadata={"help": "Some of train valid test; those that each task has when left out."},
+        metadata={"help": "Splits of the Chinese tasks: train, valid, test. Defaults to all that a task has."},
     )
     task_set: Literal["sts", "transfer", "full"] | None = field(
-        default=None, metadata={"help": "The seven STS tasks, the seven transfer tasks, or both; sts when left out."}
+        default=None, metadata={"help": "The seven STS tasks, the seven transfer tasks, or both. Defaults to sts."}
     )
     tasks: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Some of them instead, such as STS-B SICK-R MR CR SUBJ MPQA SST2 TREC MRPC; with --sts_zh_dir of "
-            "ATEC BQ LCQMC PAWSX STS-B."
+            "help": "Names of tasks, instead of --task_set, such as STS-B SICK-R MR CR SUBJ MPQA SST2 TREC MRPC. With "
+            "--sts_zh_dir: ATEC BQ LCQMC PAWSX STS-B."
         },
     )
     mode: Literal["test", "fasttest", "dev"] = field(
         default="test",
-        metadata={"help": "Transfer: test has 10 folds, the others 5; dev: results on the dev sets, in STS two tasks."},
+        metadata={
+            "help": "Protocol of SentEval. Transfer tasks use 10 folds with test, and 5 with fasttest and dev. dev "
+            "gives results on the dev sets, which only two of the STS tasks have."
+        },
     )
     pooling: Pooling = field(
-        default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}
+        default="as saved", metadata={"help": "Pooling to use instead of the one that the model was saved with."}
     )
     max_seq_length: int | None = field(
         default=None,
-        metadata={"help": "Texts are cut off after so many tokens; the Chinese tasks' after 64, PAWSX's after 128."},
+        metadata={
+            "help": "Maximum number of tokens; longer texts are cut. Defaults to the model's own, or for the Chinese "
+            "tasks to 64, and 128 for PAWSX."
+        },
     )
-    prompt: str | None = field(default=None, metadata={"help": "Put before every text; the model's default if none."})
-    prompt_name: str | None = field(default=None, metadata={"help": "Instead of a text: one of the model's own."})
-    batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
+    prompt: str | None = field(
+        default=None, metadata={"help": "Text to put before every sentence. Defaults to the model's default prompt."}
+    )
+    prompt_name: str | None = field(
+        default=None, metadata={"help": "Name of one of the model's own prompts, instead of --prompt."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Sentences per forward pass."})
     precision: Precision = PRECISION
-    json_file: str | None = field(default=None, metadata={"help": "Write the numbers here too, as JSON."})
-    csv_file: str | None = field(default=None, metadata={"help": "The same as CSV."})
+    json_file: str | None = field(default=None, metadata={"help": "File for the scores as JSON."})
+    csv_file: str | None = field(default=None, metadata={"help": "File for the scores as CSV."})
     plot_file: str | None = field(
-        default=None, metadata={"help": "Draw them as dots, a group a task (.png, .svg, .pdf)."}
+        default=None, metadata={"help": "File for a dot plot of the scores, grouped by task (.png, .svg or .pdf)."}
     )
     allow_partial: bool = field(
-        default=False, metadata={"help": "Evaluate on sets that are smaller than the released ones."}
+        default=False, metadata={"help": "Allow data sets that are smaller than the released ones."}
     )
-    mteb: bool = field(default=False, metadata={"help": "MTEB's tasks on the data that the package mteb downloads."})
+    mteb: bool = field(
+        default=False, metadata={"help": "Evaluate on MTEB's STS tasks, with the data that the package mteb downloads."}
+    )
     mteb_languages: list[str] | None = field(
         default=None,
-        metadata={"help": "Of MTEB's STS tasks: eng, zho (C-MTEB's), or both; eng when left out."},
+        metadata={"help": "Languages of MTEB's STS tasks: eng, zho (C-MTEB), or both. Defaults to eng."},
     )
 
 
-StsArguments = table_arguments("sts_", "Of the STS tables: sentence, sentence, score, if not the usual ones.")
+StsArguments = table_arguments(
+    "sts_", "Columns of the STS tables, if not the usual ones, for sentence, sentence and score."
+)
 
 
 def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Print the table and return it; to files too where asked. Models that are done are in it whatever happens next.
+    """Evaluates the models, prints the table, writes it to the files that the options name, and returns it.
+
+    If the command fails, the table still has the models that were finished before.
 
     Raises:
-        ValueError: at once for options that do not fit; at the end for a model without a score.
-        OSError: at once for a file that cannot be written, and for a model that cannot be loaded.
+        ValueError: If options do not go together, which is checked first, or if a score is not defined.
+        OSError: If a file cannot be written or a model cannot be loaded. Both are checked first.
     """
     args, table = parse(
         "evaluate", argv, EvaluateArguments, StsArguments, example="st-simcse evaluate --model output --sts_dir sts"
@@ -138,11 +154,11 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
 
     sts, transfer = _tasks(args)
     if (how := file_options(vars(table), "sts_")) and (args.mteb or not sts):
-        raise ValueError(f"--sts_{next(iter(how))} is for STS tables, which are not read here: leave it out")
+        raise ValueError(f"--sts_{next(iter(how))} describes STS tables, but none are read here: leave it out")
     names = list(dict.fromkeys(args.model))
     tables = _tables(args, table, sts, transfer)
     for name in names[1:]:
-        _load(name, args)  # whether it can be, before the work on the first
+        _load(name, args)  # a model that cannot be loaded fails before the first is evaluated
     printed: dict[str, dict[str, Row]] = {}
     rows: dict[str, Row] = {}
     try:
@@ -166,14 +182,14 @@ def run(argv: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 class Table(NamedTuple):
-    """What is measured for a table, and how a model's row of it comes out of the results."""
+    """The evaluators of a table, and the function that makes the row of a model from their results."""
 
     evaluators: Sequence[Any]
     row: Callable[[Results], Row]
 
 
 def _tables(args: EvaluateArguments, file: Any, sts: list[str], transfer: list[str]) -> dict[str, Table]:
-    """The tables by their names; MTEB measures by itself."""
+    """Returns the tables by name, without MTEB's, which needs no evaluators of ours."""
     from st_simcse.evaluation import (
         sts_evaluators,
         sts_scores,
@@ -203,7 +219,7 @@ def _tables(args: EvaluateArguments, file: Any, sts: list[str], transfer: list[s
 
 
 def _mteb(args: EvaluateArguments, model: SentenceTransformer) -> dict[str, Row]:
-    """The model's row of each language."""
+    """Returns the model's row in MTEB's table of each language."""
     from st_simcse.evaluation import mteb_scores
 
     languages = (args.mteb_languages or ["eng"]) if args.mteb else []
@@ -211,37 +227,37 @@ def _mteb(args: EvaluateArguments, model: SentenceTransformer) -> dict[str, Row]
 
 
 def _check(args: EvaluateArguments) -> None:
-    """ValueError for options that do not go together, and for data that nobody names."""
+    """Raises ValueError if options do not go together, or no option names the data."""
     if args.sts_zh_dir is None and args.sts_zh_splits:
-        raise ValueError("--sts_zh_splits are those of the Chinese tasks: pass --sts_zh_dir too")
+        raise ValueError("--sts_zh_splits needs --sts_zh_dir: pass both, or neither")
     others = ("sts_dir", "senteval_dir", "task_set", "mteb")
     given = [f"--{name}" for name in others if getattr(args, name)] + ["--mode"] * (args.mode != "test")
     if args.sts_zh_dir and given:
-        raise ValueError(f"--sts_zh_dir is a table of its own, without {', '.join(given)}: call evaluate once for each")
+        raise ValueError(f"--sts_zh_dir cannot be used with {', '.join(given)}: run evaluate once for each")
     if args.mteb_languages and not args.mteb:
-        raise ValueError("--mteb_languages are those of --mteb: pass that too")
+        raise ValueError("--mteb_languages needs --mteb: pass both, or neither")
     if args.task_set and args.tasks:
         raise ValueError("pass --task_set or --tasks, not both")
     has_folder = bool(args.sts_dir or args.senteval_dir)
     if args.task_set == "transfer" and not (has_folder or args.mteb):
-        raise ValueError("the transfer tasks need --senteval_dir with the folder of SentEval's data")
+        raise ValueError("the transfer tasks need SentEval's data: pass its folder as --senteval_dir")
     if has_folder == args.mteb and not args.sts_zh_dir:
         raise ValueError(
             "pass either --sts_dir or --senteval_dir with the folder of the data (--sts_zh_dir for the Chinese tasks), "
-            "or --mteb for MTEB's own"
+            "or --mteb for the data that MTEB downloads"
         )
 
 
 def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
-    """The English STS and the transfer tasks that are asked for.
+    """Returns the names of the English STS tasks and of the transfer tasks to evaluate.
 
     Raises:
-        ValueError: for tasks that are unknown or not there in the mode, and for unknown languages.
+        ValueError: If a task is unknown or has no data in the mode, or a language is unknown.
     """
     from st_simcse.evaluation import MTEB_LANGUAGES, STS_DEV_TASKS, STS_TASKS, TRANSFER_TASKS
 
     if unknown := [language for language in args.mteb_languages or () if language not in MTEB_LANGUAGES]:
-        raise ValueError(f"--mteb_languages: {', '.join(unknown)} is unknown, choose among {', '.join(MTEB_LANGUAGES)}")
+        raise ValueError(f"--mteb_languages: {', '.join(unknown)} is unknown; choose from {', '.join(MTEB_LANGUAGES)}")
     if args.sts_zh_dir:
         return [], []
     known = [*(STS_DEV_TASKS if args.mode == "dev" else STS_TASKS), *TRANSFER_TASKS]
@@ -249,20 +265,22 @@ def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
     if unknown := [task for task in wanted if task not in known]:
         raise ValueError(
             f"--tasks: {', '.join(unknown)} is unknown{' or has no dev set' if args.mode == 'dev' else ''}; choose "
-            f"among {', '.join(known)}"
+            f"from {', '.join(known)}"
         )
     task_set = args.task_set or ("full" if args.tasks else "sts")
     sts = [task for task in STS_TASKS if task in wanted and task_set != "transfer"]
     transfer = [task for task in TRANSFER_TASKS if task in wanted and task_set != "sts"]
     if args.mteb and (transfer or args.tasks or args.mode != "test"):
-        raise ValueError("--mteb has the seven STS tasks' test sets: leave --tasks, --task_set and --mode out")
+        raise ValueError(
+            "--mteb evaluates on the test sets of all seven STS tasks: leave --tasks, --task_set and --mode out"
+        )
     if args.mteb and args.allow_partial:
-        raise ValueError("--mteb has data of its own, which are complete: leave --allow_partial out")
+        raise ValueError("--mteb downloads complete data: leave --allow_partial out")
     return sts, transfer
 
 
 def _one_row(scores: Mapping[str, Row]) -> Row:
-    """The rows of several tables as one, in which columns that they share are told apart, such as averages."""
+    """Merges the rows of several tables. Columns that several have, such as averages, get the name of their table."""
     shared = Counter(column for row in scores.values() for column in row)
     return {
         f"{column} {table}" if shared[column] > 1 else column: value
@@ -282,7 +300,7 @@ def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
 
 
 def _results(model: SentenceTransformer, evaluators: list[Any], name: str, batch_size: int) -> dict[str, float]:
-    """What the evaluators find, under a bar that counts their sentences."""
+    """Runs the evaluators with a progress bar that counts sentences, and returns their results."""
     from sentence_transformers.sentence_transformer.modules import Normalize
 
     from st_simcse.data.lengths import reading_at_most, warn_of_cut_texts
@@ -310,7 +328,7 @@ def _results(model: SentenceTransformer, evaluators: list[Any], name: str, batch
         counted = [module for module in model if not isinstance(module, Normalize)][-1]
         counter = counted.register_forward_hook(count)
         bar.set_description(name)
-        # The STS tasks share texts. All of them are embedded first, so that they are sorted by length together.
+        # The STS tasks share texts. All texts are embedded first, so that they are sorted by length together.
         once = embed_once(model, batch_size=batch_size) if are_shared else model
         for limit, texts in sentences.items() if are_shared else ():
             with reading_at_most(once, limit) if limit else nullcontext():
@@ -318,12 +336,12 @@ def _results(model: SentenceTransformer, evaluators: list[Any], name: str, batch
         done, began = 0, 0.0
         for task in evaluators:
             bar.set_description(f"{name}, {task.name}")
-            # The classifiers of a transfer task take minutes, in which the bar stands still.
+            # The classifiers of a transfer task take minutes, and the bar does not move meanwhile.
             if task in transfer and not done:
                 began = time.monotonic()
                 logger.info(
-                    "%s: the classifiers of the %d transfer tasks take longer than the embeddings; --mode fasttest has "
-                    "the fewest",
+                    "%s: the classifiers of the %d transfer tasks take longer than the embeddings; --mode fasttest "
+                    "trains the fewest",
                     name,
                     len(transfer),
                 )
@@ -336,7 +354,7 @@ def _results(model: SentenceTransformer, evaluators: list[Any], name: str, batch
 
 
 def _different_texts(tasks: list[Any]) -> dict[int | None, dict[str, None]]:
-    """By the tokens that are read of them; None is as many as the model reads."""
+    """Returns the different texts by the maximum number of tokens, where None is the model's own maximum."""
     different: dict[int | None, dict[str, None]] = {}
     for task in tasks:
         texts = different.setdefault(getattr(task, "max_length", None), {})
@@ -345,16 +363,16 @@ def _different_texts(tasks: list[Any]) -> dict[int | None, dict[str, None]]:
 
 
 def _log_progress(name: str, tasks: Sequence[TransferEvaluator], done: int, seconds: float) -> None:
-    """How many transfer tasks are done, and how long the others will take if they take as long for their work."""
+    """Logs how many transfer tasks are done, and an estimate of the time for the others."""
     work = [task.work for task in tasks]
-    left = f"; about {seconds * sum(work[done:]) / sum(work[:done]):.0f} s to go" if done < len(tasks) else ""
-    message = "%s: %s is done, %d of %d transfer tasks, after %.0f s%s"
+    left = f", about {seconds * sum(work[done:]) / sum(work[:done]):.0f} s left" if done < len(tasks) else ""
+    message = "%s: %s is done (%d of %d transfer tasks) after %.0f s%s"
     logger.info(message, name, tasks[done - 1].name, done, len(tasks), seconds, left)
 
 
 def _write(rows: Rows, args: EvaluateArguments) -> None:
     if args.json_file:
-        # JSON has no nan.
+        # JSON cannot represent nan.
         numbers = {
             name: {task: value if math.isfinite(value) else None for task, value in row.items()}
             for name, row in rows.items()
@@ -372,5 +390,5 @@ def _write(rows: Rows, args: EvaluateArguments) -> None:
 
 
 def _no_formula(text: str) -> str:
-    """With an apostrophe before what a spreadsheet would compute."""
+    """Adds an apostrophe to text that a spreadsheet would run as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

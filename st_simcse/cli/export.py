@@ -1,4 +1,4 @@
-"""``st-simcse export``: a model for users of AutoModel."""
+"""``st-simcse export``: saves a model for users of transformers' AutoModel."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from st_simcse.cli.parsing import parse
 @dataclass
 class ExportArguments:
     model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
-    output_dir: str = field(metadata={"help": "Where the transformer and its tokenizer go."})
+    output_dir: str = field(metadata={"help": "Folder for the transformer and its tokenizer."})
 
 
 def run(argv: Sequence[str]) -> str:
-    """Save it and print how its users get the embeddings."""
+    """Saves the model, prints the code that computes embeddings with it, and returns the expression for them."""
     example = "st-simcse export --model output --output_dir for-automodel"
     (args,) = parse("export", argv, ExportArguments, example=example)
 
@@ -27,10 +27,10 @@ def run(argv: Sequence[str]) -> str:
     kind = loading_class(model)
     expression = save_transformer(model, args.output_dir)
     prompts = {name: prompt for name, prompt in model.prompts.items() if prompt}
-    how = f"prompts = {prompts!r}  # put the fitting one before each text: {kind} does not\n" if prompts else ""
+    how = f"prompts = {prompts!r}  # prepend the right one to each text: {kind} does not\n" if prompts else ""
     needs_torch = "import torch\n" if "torch." in expression else ""
     print(
-        f"saved to {args.output_dir}; the embeddings of texts are\n\n"
+        f"saved to {args.output_dir}. This code computes embeddings with it:\n\n"
         f"{needs_torch}from transformers import AutoTokenizer, {kind}\n\n"
         f"{how}"
         f'tokenizer, model = (kind.from_pretrained("{args.output_dir}") for kind in (AutoTokenizer, {kind}))\n'

@@ -1,4 +1,4 @@
-"""The options that say how a file is read: the same in every command, under a prefix where it reads several files."""
+"""Options for reading files. They are the same in all commands; a command that reads several files adds prefixes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from st_simcse.cli.parsing import parse_column, parse_columns
 __all__ = ["FileArguments", "check_has_file", "file_flags", "file_options", "table_arguments"]
 
 _QUOTING = {"minimal": csv.QUOTE_MINIMAL, "none": csv.QUOTE_NONE}
-# The readers' arguments, and what makes each of an option's words.
+# The arguments of the readers, and the functions that convert the options to them.
 _PARSERS: dict[str, Callable[..., Any]] = {
     "column": parse_column,
     "columns": parse_columns,
@@ -26,31 +26,39 @@ _PARSERS: dict[str, Callable[..., Any]] = {
 
 @dataclass
 class FileArguments:
-    """Those of a file of texts."""
+    """The options for a file of texts."""
 
     _argument_group_name: ClassVar[str] = "file"
 
     column: str | None = field(
-        default=None, metadata={"help": "Of a table, by name or number from 0; sentence or text if none."}
+        default=None, metadata={"help": "Column of a table: a name, or a number from 0. Defaults to sentence or text."}
     )
-    split: str | None = field(default=None, metadata={"help": "Which split, of a table with a column of splits."})
+    split: str | None = field(default=None, metadata={"help": "Split to read from a table with a column of splits."})
     format: Literal["lines", "csv", "tsv", "jsonl"] | None = field(
-        default=None, metadata={"help": "What the file is; if none, what its name and first lines say."}
+        default=None, metadata={"help": "Format of the file. Detected from its name and first lines if not given."}
     )
-    delimiter: str | None = field(default=None, metadata={"help": "What separates its cells, such as ||."})
-    encoding: str | None = field(default=None, metadata={"help": "Of the file, such as gb18030; UTF-8 if none."})
+    delimiter: str | None = field(
+        default=None, metadata={"help": "Delimiter of the cells, such as ||. Detected if not given."}
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "Encoding of the file, such as gb18030. Defaults to UTF-8."}
+    )
     quoting: Literal["minimal", "none"] | None = field(
-        default=None, metadata={"help": "Whether its cells may stand in quotes; if none, those commas separate may."}
+        default=None,
+        metadata={
+            "help": "minimal: cells may be quoted; none: quotes are part of the text. If not given, cells may be "
+            "quoted if they are separated by commas or semicolons."
+        },
     )
 
 
 def table_arguments(prefix: str, columns: str, has_split: bool = True) -> Any:
-    """A dataclass of those of a table, such as ``--knn_columns`` and ``--knn_delimiter``.
+    """Makes a dataclass of the options for a table, such as ``--knn_columns`` and ``--knn_delimiter``.
 
     Args:
-        prefix: what the options begin with, such as ``knn_``.
-        columns: help for the columns.
-        has_split: whether there is an option for the split.
+        prefix: The prefix of the options, such as ``knn_``.
+        columns: The help text of the option for the columns.
+        has_split: If True, there is an option for the split.
 
     Example:
         >>> table_arguments("knn_", "Text and class.")(knn_delimiter="||").knn_delimiter
@@ -74,11 +82,11 @@ def table_arguments(prefix: str, columns: str, has_split: bool = True) -> Any:
 
 
 def file_options(args: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    r"""What the options say, as arguments of the readers; nothing of what is None.
+    r"""Converts options of the command to arguments of the readers. Options that are None are left out.
 
     Args:
-        args: the command's options by name. As a delimiter ``\t`` is a tab, which few shells let one type.
-        prefix: of the file's options.
+        args: The options of the command by name. The delimiter ``\t`` means a tab, which is hard to type in a shell.
+        prefix: The prefix of the options of the file.
 
     Example:
         >>> file_options({"dev_delimiter": "\\t", "dev_columns": ["0", "1", "2"], "dev_encoding": None}, "dev_")
@@ -89,7 +97,7 @@ def file_options(args: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def file_flags(args: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """What the readers' arguments are called here, for :func:`~st_simcse.cli.parsing.named_options`.
+    """Maps arguments of the readers to options of the command, for :func:`~st_simcse.cli.parsing.named_options`.
 
     Example:
         >>> file_flags({"dev_delimiter": None, "train_delimiter": None}, "dev_")
@@ -99,20 +107,23 @@ def file_flags(args: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def check_has_file(args: Mapping[str, Any], prefix: str, file: str, has_file: bool) -> None:
-    """ValueError for an option of a file that is not there.
+    """Checks that no option describes a file that was not given.
 
     Args:
-        args: the command's options by name.
-        prefix: of the file's options.
-        file: the option that names it.
-        has_file: whether there is one.
+        args: The options of the command by name.
+        prefix: The prefix of the options of the file.
+        file: The option that names the file.
+        has_file: True if the file was given.
+
+    Raises:
+        ValueError: If an option describes the file, and the file was not given.
 
     Example:
         >>> check_has_file({"dev_delimiter": "||"}, "dev_", "--dev_file", has_file=False)
         Traceback (most recent call last):
         ...
-        ValueError: --dev_delimiter goes with --dev_file: leave it out, or pass that
+        ValueError: --dev_delimiter needs --dev_file: pass both, or neither
     """
     given = [] if has_file else list(file_options(args, prefix))
     if given:
-        raise ValueError(f"--{prefix}{given[0]} goes with {file}: leave it out, or pass that")
+        raise ValueError(f"--{prefix}{given[0]} needs {file}: pass both, or neither")

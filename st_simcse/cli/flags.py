@@ -1,4 +1,4 @@
-"""The flags of what is chosen by name, an option of a loss or a view: its fields, as its class describes them."""
+"""Command-line flags made from the fields of dataclasses: the options of a loss, and the views."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ __all__ = ["as_fields", "field_flags", "given_values", "made_of"]
 
 
 def field_flags(kind: type, name: str, is_chosen_by_first: bool = True) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a dataclass by their flags, which have its name before their own.
+    """Returns the fields of a dataclass by flag. A flag is the name of the class followed by the name of the field.
 
     Args:
-        kind: the dataclass.
-        name: its name on the command line.
-        is_chosen_by_first: whether the flag of the first field is the name alone, and chooses the class.
+        kind: The dataclass.
+        name: The name of the dataclass on the command line.
+        is_chosen_by_first: If True, the flag of the first field is ``name`` without a suffix, and passing it chooses
+            the class.
 
     Example:
         >>> from st_simcse import Crops, MomentumQueue
@@ -30,21 +31,21 @@ def field_flags(kind: type, name: str, is_chosen_by_first: bool = True) -> dict[
 
 
 def as_fields(kind: type, flags: Mapping[str, dataclasses.Field[Any]], note: str = "") -> list[tuple[str, Any, Any]]:
-    """Flags as fields for ``make_dataclass``; what is not given is None. The help ends with the note."""
+    """Returns the flags as fields for ``make_dataclass``, with the default None. ``note`` ends each help text."""
     types = typing.get_type_hints(kind)
     described = []
     for flag, one in flags.items():
-        left_out = "" if one.default is dataclasses.MISSING else f" {one.default} when left out."
-        text = (one.metadata.get("help", "") + left_out + note).strip()
+        default = "" if one.default is dataclasses.MISSING else f" Defaults to {one.default}."
+        text = (one.metadata.get("help", "") + default + note).strip()
         described.append((flag, types[one.name] | None, dataclasses.field(default=None, metadata={"help": text})))
     return described
 
 
 def given_values(arguments: Any, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of those flags that are given."""
+    """Returns the values of the flags that were passed."""
     return {flag: value for flag in flags if (value := getattr(arguments, flag)) is not None}
 
 
 def made_of(kind: type, flags: Mapping[str, dataclasses.Field[Any]], given: Mapping[str, Any]) -> Any:
-    """The option or view with the given values of its flags."""
+    """Makes the option or view from the given values of its flags."""
     return kind(**{flags[flag].name: value for flag, value in given.items()})

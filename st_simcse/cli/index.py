@@ -1,4 +1,4 @@
-"""``st-simcse index``: a corpus, embedded and ready to be searched, as a folder."""
+"""``st-simcse index``: embeds a corpus and saves it as a folder that can be searched."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 @dataclass
 class IndexArguments:
     model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
-    output_dir: str = field(metadata={"help": "Where the index is kept; what was interrupted there goes on."})
-    add: bool = field(default=False, metadata={"help": "Add the corpus to the index that is there."})
+    output_dir: str = field(
+        metadata={"help": "Folder of the index. Continues if an earlier run was interrupted there."}
+    )
+    add: bool = field(default=False, metadata={"help": "Add the corpus to the existing index."})
 
 
 @dataclass
@@ -26,17 +28,23 @@ class NeighbourArguments:
     _argument_group_name: ClassVar[str] = "neighbours"
 
     index_type: Literal["exact", "ivf", "hnsw"] = field(
-        default="exact", metadata={"help": 'How they are found; ivf and hnsw need pip install "st_simcse[search]".'}
+        default="exact",
+        metadata={"help": 'How neighbours are found. ivf and hnsw need pip install "st_simcse[search]".'},
     )
     cells: int | None = field(
-        default=None, metadata={"help": "ivf: into how many the embeddings are put; about their square root if none."}
+        default=None,
+        metadata={"help": "ivf: number of cells. Defaults to about the square root of the number of sentences."},
     )
-    probes: int | None = field(default=None, metadata={"help": "ivf: the cells a query looks into; 64 if none."})
-    links: int | None = field(default=None, metadata={"help": "hnsw: neighbours each is joined with; 32 if none."})
-    breadth: int | None = field(default=None, metadata={"help": "hnsw: candidates a walk keeps; 64 if none."})
+    probes: int | None = field(default=None, metadata={"help": "ivf: cells that a query searches. Defaults to 64."})
+    links: int | None = field(
+        default=None, metadata={"help": "hnsw: links of each sentence in the graph. Defaults to 32."}
+    )
+    breadth: int | None = field(
+        default=None, metadata={"help": "hnsw: candidates kept during a search. Defaults to 64."}
+    )
 
     def index(self) -> Index:
-        """ValueError for an option of another type."""
+        """Returns the index that the options describe. Raises ValueError if an option belongs to another type."""
         from st_simcse.search.neighbours import INDEXES
 
         kind = INDEXES[self.index_type]
@@ -47,17 +55,19 @@ class NeighbourArguments:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Build it, or add to it, and say how it is searched.
+    """Builds the index or adds to it, and prints the command that searches it.
 
     Raises:
-        ValueError: for options that do not fit, and as :meth:`~st_simcse.Searcher.build_index`.
+        ValueError: If options do not go together, or :meth:`~st_simcse.Searcher.build_index` refuses the corpus.
     """
     example = "st-simcse index --model output --corpus sentences.txt --output_dir index --index_type hnsw"
     args, corpus, embed, neighbours = parse(
         "index", argv, IndexArguments, CorpusArguments, EmbedArguments, NeighbourArguments, example=example
     )
     if args.add and neighbours != NeighbourArguments():
-        raise ValueError("--add keeps the way neighbours are found: leave the options of that out")
+        raise ValueError(
+            "--add keeps the type of the index and its settings: leave the options of the group neighbours out"
+        )
     corpus.check()
     options = embed.options()
 
@@ -73,6 +83,6 @@ def run(argv: Sequence[str]) -> None:
         searcher = Searcher(args.model, embed.precision)
         searcher.build_index(sentences, args.output_dir, index, **options)
     print(
-        f"{len(searcher.embeddings):,} sentences are in {args.output_dir}; search them with\n"
+        f"{len(searcher.embeddings):,} sentences are in {args.output_dir}. Search them with\n"
         f'st-simcse search --model {args.model} --index {args.output_dir} --queries "..."'
     )

@@ -1,4 +1,4 @@
-"""What a run of ``st-simcse compare`` reads, and hashes of it: whether two runs had the same data and model."""
+"""Hashes of the inputs of ``st-simcse compare``, which show whether two runs used the same data and model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Kind = Literal["model", "dataset", "file"]
 
 
 def identities(options: Sequence[str], tests: dict[str, Any]) -> dict[str, str | None]:
-    """The model, teachers and data of a run by the names that its options give them.
+    """Returns a hash of the model, the teachers and each data set of a run, by the name used in its options.
 
-    A file or folder here has the SHA-256 of its contents, and a name on the hub the commit that would be loaded now;
-    None if that is not known, because the hub does not answer and the cache has no copy.
+    The hash of a local file or folder is the SHA-256 of its contents. The hash of a name on the hub is the commit that
+    would be loaded now, or None if the hub does not answer and the cache has no copy.
 
     Args:
-        options: of ``st-simcse train``, with or without ``--baseline``.
-        tests: the comparison's own options that say what is measured.
+        options: The options of ``st-simcse train``, with or without ``--baseline``.
+        tests: The options of the comparison that say what to measure.
     """
     return {
         name: _digest(Path(name)) if Path(name).exists() else _commit(name, kind)
@@ -34,7 +34,7 @@ def identities(options: Sequence[str], tests: dict[str, Any]) -> dict[str, str |
 
 
 def _named(options: Sequence[str], tests: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
-    logging.disable(logging.WARNING)  # the run itself says it
+    logging.disable(logging.WARNING)  # the run itself logs the same warnings
     try:
         model_args, data_args, _, _ = train.parse_train(split_baseline(options)[1])
     finally:
@@ -60,10 +60,10 @@ def _digest(path: Path) -> str:
 
 def _commit(name: str, kind: Kind) -> str | None:
     if kind == "file":
-        return None  # there is no such file, which the run says
+        return None  # there is no such file, and the run reports it
     try:
         return HfApi().repo_info(name, repo_type=kind, timeout=10).sha
-    except Exception:  # no network, offline mode, no such name: the run says what it needs
+    except Exception:  # no network, offline mode or an unknown name: the run reports it
         try:
             return Path(snapshot_download(name, repo_type=kind, local_files_only=True)).name
         except (LocalEntryNotFoundError, ValueError):

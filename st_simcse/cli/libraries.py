@@ -1,4 +1,4 @@
-"""The libraries underneath, which take seconds to import: a command looks at its words first, and imports them then."""
+"""The import of sentence-transformers, which takes seconds. A command checks its options before it imports it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["import_libraries"]
 
 
 def import_libraries() -> None:
-    """Import sentence-transformers, with bars for downloads and none for the loading of each model."""
+    """Imports sentence-transformers, and shows progress bars for downloads but not for loading models."""
     is_first, is_enabled = "sentence_transformers" not in sys.modules, gc.isenabled()
     gc.disable()
     try:
@@ -18,9 +18,9 @@ def import_libraries() -> None:
         from transformers.utils.logging import disable_progress_bar
 
         if is_first:
-            gc.freeze()  # modules stay: looking for garbage in them, now and at the end, takes a quarter of the start
+            gc.freeze()  # searching the modules for garbage would take a quarter of the start-up time
     finally:
         if is_enabled:
             gc.enable()
-    disable_progress_bar()  # turns off those of downloads too
+    disable_progress_bar()  # this turns off the bars of downloads too
     enable_progress_bars()

@@ -1,4 +1,4 @@
-"""The loss of ``st-simcse train``: its flags are the fields of the options, as their classes describe them."""
+"""The loss of ``st-simcse train``. Its flags are made from the fields of the option classes."""
 
 from __future__ import annotations
 
@@ -20,28 +20,35 @@ __all__ = ["LossArguments", "make_loss"]
 class _Arguments:
     _argument_group_name: ClassVar[str] = "objective"
 
-    temperature: float = field(default=0.05, metadata={"help": "Softmax temperature."})
-    symmetric: bool = field(default=False, metadata={"help": "Positives (second views) are anchors too."})
+    temperature: float = field(default=0.05, metadata={"help": "Temperature of the softmax."})
+    symmetric: bool = field(default=False, metadata={"help": "Use positives (or second views) as anchors too."})
     directions: list[str] = field(
         default_factory=lambda: ["query_to_doc"],
-        metadata={"help": "Who is compared; also query_to_query, doc_to_query, doc_to_doc, as in ST."},
+        metadata={
+            "help": "Comparisons in the loss: query_to_doc, query_to_query, doc_to_query and doc_to_doc, as in "
+            "sentence-transformers."
+        },
     )
     partition_mode: Literal["joint", "per_direction"] = field(
-        default="joint", metadata={"help": "One softmax over the directions, or one each."}
+        default="joint", metadata={"help": "One softmax over all directions, or one per direction."}
     )
-    projection_head: bool = field(default=False, metadata={"help": "Train with an MLP that is not saved."})
-    mini_batch_size: int | None = field(default=None, metadata={"help": "Rows a forward pass (gradient caching)."})
+    projection_head: bool = field(default=False, metadata={"help": "Train with an MLP on top that is not saved."})
+    mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Rows per forward pass. Turns on gradient caching, which saves memory."}
+    )
     gather_across_devices: bool = field(
-        default=False, metadata={"help": "The rows of all processes are negatives of each other."}
+        default=False, metadata={"help": "Use the rows of all processes as negatives of each other."}
     )
-    mask_duplicates: bool = field(default=True, metadata={"help": "Equal texts of a batch are no negatives."})
+    mask_duplicates: bool = field(
+        default=True, metadata={"help": "Do not use equal texts of a batch as negatives of each other."}
+    )
 
 
 _FLAGS = {option: field_flags(option, option_name(option)) for option in OPTIONS}
 
 
 def _described(option: type) -> list[tuple[str, Any, Any]]:
-    """An option's flags as fields of a dataclass; what is not given is None, or False where there is no value."""
+    """Returns the flags of an option as dataclass fields. The default is None, or False for a flag without a value."""
     incompatible = getattr(option, "incompatible", ())
     of_one = " Unsupervised only." if "SupSimCSELoss" in incompatible else ""
     of_one += " Supervised only." if "UnsupSimCSELoss" in incompatible else ""
@@ -57,16 +64,16 @@ LossArguments = dataclasses.make_dataclass(
 
 
 def make_loss(model: SentenceTransformer, columns: int, arguments: Any) -> SimCSELoss:
-    """The unsupervised loss for a single column, else the supervised one.
+    """Makes the unsupervised loss for data with one column, and the supervised loss for data with more.
 
     Args:
-        model: the model to train.
-        columns: how many the training data has.
-        arguments: LossArguments.
+        model: The model to train.
+        columns: The number of columns of the training data.
+        arguments: An instance of LossArguments.
 
     Raises:
-        ValueError: for a further field of an option that is not used, an option of the other loss, and what the options
-            and the loss refuse.
+        ValueError: If a flag belongs to an option that is not used or to the other loss, or if an option or the loss
+            refuses its values.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -78,7 +85,7 @@ def make_loss(model: SentenceTransformer, columns: int, arguments: Any) -> SimCS
     options = _options(arguments)
     for option in options:
         if kind.name in getattr(option, "incompatible", ()):
-            raise ValueError(f"--{option_name(option)} does not go with {data}")
+            raise ValueError(f"--{option_name(option)} cannot be used with {data}: leave it out")
     others = {one.name: getattr(arguments, one.name) for one in dataclasses.fields(_Arguments)}
     return kind(model, options=options, **others)
 
@@ -90,5 +97,5 @@ def _options(arguments: Any) -> list[Any]:
         if name in given or (not flags and getattr(arguments, name)):
             options.append(made_of(option, flags, given))
         elif given:
-            raise ValueError(f"--{next(iter(given))} is part of --{name}: pass that too")
+            raise ValueError(f"--{next(iter(given))} needs --{name}: pass both, or neither")
     return options

@@ -1,4 +1,4 @@
-"""What the command line prints: control characters are shown and not obeyed, and messages stand above progress bars."""
+"""Output of the command line: control characters are escaped, and messages appear above progress bars."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from tqdm import tqdm
 
 __all__ = ["MessageHandler", "printable"]
 
-# Terminals obey some of them: a text could clear the screen, set the title, or type.
+# Terminals act on some of them: a text could clear the screen, set the title, or enter commands.
 _CONTROL_CHARACTERS = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 _WITHOUT_LINES = {code: escape for code, escape in _CONTROL_CHARACTERS.items() if chr(code) not in "\n\t"}
 
 
 def printable(text: str, lines: bool = False) -> str:
-    r"""A text in which control characters are escapes, as JSON writes them.
+    r"""Returns the text with its control characters escaped as in JSON.
 
     Args:
-        text: from a file, an index or a name.
-        lines: keep line ends and tabs.
+        text: Text from a file, an index or a name.
+        lines: If True, line ends and tabs stay as they are.
 
     Example:
         >>> print(printable("red: \x1b[31m"))
@@ -29,7 +29,7 @@ def printable(text: str, lines: bool = False) -> str:
 
 
 class MessageHandler(logging.Handler):
-    """Log messages on stderr, above a progress bar that may be there; they quote files and names too.
+    """Log messages on stderr, above any progress bar. Control characters are escaped, because messages quote files.
 
     Example:
         >>> handler = MessageHandler()

@@ -1,4 +1,4 @@
-"""Dataclasses to command-line options: what every command's parser has in common."""
+"""The parser shared by all commands, which turns the fields of dataclasses into command-line options."""
 
 from __future__ import annotations
 
@@ -40,28 +40,29 @@ __all__ = [
     "pooling_mode",
 ]
 
-# Those of build_model and fast_encode, whose modules import torch, which no --help has to wait for.
+# The choices of build_model and fast_encode. They are repeated here because those modules import torch, which is too
+# slow for --help.
 Pooling = Literal["as saved", "cls", "pooler", "mean", "lasttoken", "weightedmean", "first_last_avg", "last2_avg"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 PRECISION: Any = dataclasses.field(
     default="auto",
-    metadata={"help": "What the model computes in; auto is bf16 where the hardware is faster at it, else float32."},
+    metadata={"help": "Precision of the computation. auto is bf16 if the hardware is faster with it, else float32."},
 )
 
 _IN_SEVERAL_PROCESSES = {"train"}
-# The options that name what a command reads.
+# The options that name the inputs of a command.
 _INPUT_FILES = {
     *("corpus", "query_file", "pairs_file", "recipe_file", "train_file", "dev_file", "test_file"),
     *("knn_dev_file", "knn_test_file", "retrieval_dev_file", "retrieval_test_file"),
 }
 _INPUT_FOLDERS = {
-    **dict.fromkeys(("sts_dir", "sts_zh_dir", "senteval_dir"), "st-simcse data makes one"),
-    "index": "st-simcse index makes one",
+    **dict.fromkeys(("sts_dir", "sts_zh_dir", "senteval_dir"), "st-simcse data"),
+    "index": "st-simcse index",
 }
 
-# What the options are called in other programs.
+# Names of the options in other programs.
 _SYNONYMS = {
-    "scale": "temperature, which is one over it",
+    "scale": "temperature, which is 1 / scale",
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
@@ -75,18 +76,18 @@ _SYNONYMS = {
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Beside an option its default, or that it is required; the example as it was written."""
+    """Shows the default of each option, or that it is required, and keeps the line breaks of the example."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.required:
             return f"{action.help} (required)"
-        # `--no_x` has the default False too, where that of `--x` is True.
+        # If the default of `--x` is True, `--no_x` has the default False.
         has_none = action.default is None or action.default is False or action.default in ([], {})
         return action.help if has_none else super()._get_help_string(action)
 
 
 def _hf_argument_parser() -> Any:
-    """transformers' parser, from its file alone where it needs nothing else of the package: that takes a second."""
+    """Returns transformers' parser. Loads only its file if possible, because importing the package takes a second."""
     package: Any = find_spec("transformers")
     try:
         spec: Any = spec_from_file_location("hf_argparser", Path(package.origin).with_name("hf_argparser.py"))
@@ -105,21 +106,21 @@ if not TYPE_CHECKING:
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        sys.exit(f"{self.prog}: {message}\n{self.prog} --help lists the options")
+        sys.exit(f"{self.prog}: {message}\nRun {self.prog} --help for a list of the options.")
 
 
 def parse(command: str, argv: Sequence[str], *types: type, example: str) -> tuple[Any, ...]:
-    """The command's words as instances of ``types``; a group of options each, under the names of the classes.
+    """Parses the arguments of a command into instances of ``types``. Each type is a group of options in ``--help``.
 
     Args:
-        command: its name, for messages.
-        argv: the words that follow it.
-        types: dataclasses; a field is an option, its metadata's ``help`` the text that explains it.
-        example: a command line to show under ``--help``.
+        command: The name of the command, for messages.
+        argv: The arguments that follow the name of the command.
+        types: Dataclasses. Each field is an option, and the ``help`` of its metadata is the help text.
+        example: A command line to show under ``--help``.
 
     Raises:
-        SystemExit: for an unknown or abbreviated option or a value that does not fit, with a line that says so.
-        ValueError: if the command was started in several processes and works in one.
+        SystemExit: If an option is unknown or abbreviated, or a value does not fit. The message says which.
+        ValueError: If the command was started in several processes but runs in one only.
 
     Example:
         >>> from dataclasses import dataclass
@@ -142,7 +143,7 @@ def parse(command: str, argv: Sequence[str], *types: type, example: str) -> tupl
 
 
 def parse_known(command: str, argv: Sequence[str], *types: type, example: str) -> tuple[Any, ...]:
-    """As :func:`parse`, and behind the instances a list of the words that are no options of ``types``."""
+    """Parses like :func:`parse`, but returns unknown arguments as a list after the instances of ``types``."""
     found = tuple(
         _parser(command, types, example).parse_args_into_dataclasses(
             list(argv), look_for_args_file=False, return_remaining_strings=True
@@ -153,12 +154,12 @@ def parse_known(command: str, argv: Sequence[str], *types: type, example: str) -
 
 
 def _check_processes(command: str) -> None:
-    """ValueError if a launcher started the command in several processes, each of which would do and write it all."""
+    """Raises ValueError if a launcher started several processes, because each would do all the work."""
     processes = int(os.environ.get("WORLD_SIZE") or 1)
     if processes > 1 and command not in _IN_SEVERAL_PROCESSES:
         raise ValueError(
-            f"{command} works in one process, and WORLD_SIZE={processes} says that it was started in several: start it "
-            "without torchrun and accelerate launch, or unset WORLD_SIZE; only train works in several processes"
+            f"{command} runs in one process only, but WORLD_SIZE={processes} means that it was started in several. "
+            "Start it without torchrun or accelerate launch, or unset WORLD_SIZE. Only train runs in several processes"
         )
 
 
@@ -174,7 +175,7 @@ def _parser(command: str, types: Sequence[Any], example: str) -> _Parser:
 
 
 def pooling_mode(pooling: Pooling) -> PoolingMode | None:
-    """What the option ``--pooling`` says, as the library takes it: None keeps the pooling that the model has.
+    """Converts the option ``--pooling`` for the library, where None keeps the pooling of the model.
 
     Example:
         >>> pooling_mode("mean"), pooling_mode("as saved")
@@ -192,7 +193,7 @@ def parse_column(word: None) -> None: ...
 
 
 def parse_column(word: str | None) -> str | int | None:
-    """A column as the readers take it: by number from 0, which says that there is no header, or by name.
+    """Converts a column for the readers: a number from 0 (for a file without a header), or a name.
 
     Example:
         >>> parse_column("0"), parse_column("text")
@@ -202,7 +203,7 @@ def parse_column(word: str | None) -> str | int | None:
 
 
 def parse_columns(words: Sequence[str] | None) -> list[str | int] | None:
-    """Several of them; None if there are none.
+    """Converts several columns for the readers. Returns None if none are given.
 
     Example:
         >>> parse_columns(["title", "2"]), parse_columns(None)
@@ -211,7 +212,7 @@ def parse_columns(words: Sequence[str] | None) -> list[str | int] | None:
     return [parse_column(word) for word in words or []] or None
 
 
-# In the library's messages: a reader, with arguments perhaps, and an argument, with a value perhaps.
+# Matches readers (with or without arguments) and arguments (with or without a value) in messages of the library.
 _STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _VALUE = rf"{_STRING}|\[(?:{_STRING}|[^]'\"])*\]|csv\.QUOTE_\w+|True|\d+"
 _MENTION = re.compile(
@@ -222,13 +223,13 @@ _MENTION = re.compile(
 
 @contextmanager
 def named_options(**options: str) -> Iterator[None]:
-    """Errors that tell a caller in Python to pass an argument tell a user of the command line to pass the option.
+    """Replaces Python arguments in error messages by the options of the command.
 
-    A remedy for which the command has no option is left out.
+    Remedies that the command has no option for are dropped.
 
     Args:
-        **options: what an argument, an argument with a certain value, or a reader is called here. Several options for
-            the items of a list have spaces between them.
+        **options: The option for each argument, argument with a certain value, or reader. If the items of a list have
+            separate options, they are separated by spaces.
 
     Example:
         >>> with named_options(columns="--dev_columns"):
@@ -239,7 +240,7 @@ def named_options(**options: str) -> Iterator[None]:
     """
     try:
         yield
-    except DataError as error:  # only remedies name arguments; what is wrong may quote data that look like them
+    except DataError as error:  # only the remedies: the problem may quote data that looks like an argument
         remedies = (_translated(remedy, options) for remedy in error.remedies)
         raise DataError(error.problem, *(told for told, is_known in remedies if is_known)) from error
     except ValueError as error:
@@ -247,7 +248,7 @@ def named_options(**options: str) -> Iterator[None]:
 
 
 def _translated(message: str, options: Mapping[str, str]) -> tuple[str, bool]:
-    """The message with the command's options, and whether it has one for everything that is mentioned."""
+    """Returns the message with the options of the command, and whether all that it mentions has an option."""
     is_known = True
 
     def option(found: re.Match[str]) -> str:
@@ -268,7 +269,7 @@ def _translated(message: str, options: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def _with_value(flags: Sequence[str], value: str | None) -> str:
-    """Options as they are typed with a value of Python's, each item of which is for one of several options."""
+    """Returns the options and a Python value as they are typed. Several options get one item of the value each."""
     if value is None:
         return " and ".join(flags)
     if value.startswith("csv."):
@@ -282,12 +283,12 @@ def _with_value(flags: Sequence[str], value: str | None) -> str:
 
 
 def option_of(word: str) -> str:
-    """``eval_steps`` of ``--eval_steps``, ``--eval-steps`` and ``--eval_steps=5``."""
+    """Returns the name of the option: ``eval_steps`` for ``--eval_steps``, ``--eval-steps`` and ``--eval_steps=5``."""
     return word.split("=")[0].removeprefix("--").replace("-", "_")
 
 
 def check_positive(args: object, *names: str) -> None:
-    """ValueError for an option that has to be 1 or more, and is not; None is none.
+    """Raises ValueError if one of the named options is less than 1. None is accepted.
 
     Example:
         >>> check_positive(argparse.Namespace(batch_size=0), "batch_size")
@@ -302,45 +303,48 @@ def check_positive(args: object, *names: str) -> None:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """ValueError for a seed that is there twice.
+    """Raises ValueError if a seed occurs twice.
 
     Example:
         >>> check_seeds([0, 1, 0])
         Traceback (most recent call last):
         ...
-        ValueError: --seeds 0 1 0 names a seed twice: its runs would be the same
+        ValueError: --seeds 0 1 0 names a seed twice, and both runs would be the same: pass different seeds
     """
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds {' '.join(map(str, seeds))} names a seed twice: its runs would be the same")
+        raise ValueError(
+            f"--seeds {' '.join(map(str, seeds))} names a seed twice, and both runs would be the same: pass different "
+            "seeds"
+        )
 
 
 def check_inputs(args: object) -> None:
-    """Whether what a command is to read is there: the files and folders that its options name.
+    """Checks that the input files and folders that the options name exist.
 
     Raises:
-        FileNotFoundError: for one that is not.
+        FileNotFoundError: If one of them does not exist.
 
     Example:
         >>> check_inputs(argparse.Namespace(sts_dir="absent"))
         Traceback (most recent call last):
         ...
-        FileNotFoundError: --sts_dir: there is no folder absent: check its name; st-simcse data makes one
+        FileNotFoundError: --sts_dir: there is no folder absent: check its name, or make one with st-simcse data
     """
     for name, place in vars(args).items():
         if name in _INPUT_FILES and place is not None and not Path(place).exists():
             folder = Path(place).absolute().parent
-            raise FileNotFoundError(f"--{name}: there is no file {place}: check its name and the folder, {folder}")
+            raise FileNotFoundError(f"--{name}: there is no file {place}: check its name and the folder {folder}")
         if name in _INPUT_FOLDERS and place is not None and not Path(place).is_dir():
             how = _INPUT_FOLDERS[name]
-            raise FileNotFoundError(f"--{name}: there is no folder {place}: check its name; {how}")
+            raise FileNotFoundError(f"--{name}: there is no folder {place}: check its name, or make one with {how}")
 
 
 def check_outputs(args: object) -> None:
-    """Whether the files that a command is to write could be written: those of its options that are given.
+    """Checks that the output files that the options name can be written.
 
     Raises:
-        OSError: for a folder, or a place that is not there or cannot be written to.
-        ValueError: for one name twice, and a picture of an unknown format.
+        OSError: If a file is a folder, its folder does not exist, or it cannot be written.
+        ValueError: If two options name the same file, or a picture has an unknown format.
 
     Example:
         >>> check_outputs(argparse.Namespace(csv_file="absent/a.csv"))
@@ -356,10 +360,10 @@ def check_outputs(args: object) -> None:
             raise IsADirectoryError(f"cannot write {path}: it is a folder")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}")
-        # An output_file is written beside its place, and replaces what is there.
+        # An output_file is written under another name in the same folder, and then replaces the old file.
         if not os.access(path if path.exists() and name != "output_file" else path.parent, os.W_OK):
             raise PermissionError(f"cannot write {path}: permission denied")
     if len({path.resolve() for path in files.values()}) < len(files):
-        raise ValueError(f"{', '.join(f'--{name}' for name in files)} need names of their own")
+        raise ValueError(f"{', '.join(f'--{name}' for name in files)} name the same file: give each its own name")
     for name in files.keys() & pictures:
         check_picture(files[name])

@@ -1,4 +1,4 @@
-"""``st-simcse plot``: a map of a corpus, and the similarities of positives and negatives, a panel a model."""
+"""``st-simcse plot``: draws a map of a corpus, and the similarities of positives and negatives, for each model."""
 
 from __future__ import annotations
 
@@ -16,49 +16,62 @@ from st_simcse.plots import MAX_CLASSES, check_projection, name_clusters, plot_m
 
 @dataclass
 class PlotArguments:
-    model: list[str] = field(metadata={"help": "Models, such as one before and after training: folders or hub names."})
+    model: list[str] = field(
+        metadata={"help": "Models to draw, such as one before and after training: folders or names on the hub."}
+    )
     map_file: str | None = field(
-        default=None, metadata={"help": "Draw a map of --corpus, a dot a text, here (.png, .svg, .pdf)."}
+        default=None, metadata={"help": "File for a map of --corpus with one dot per text (.png, .svg or .pdf)."}
     )
     corpus: str | None = field(
-        default=None, metadata={"help": "Texts for the map: .txt, or a table with the column sentence or text."}
+        default=None, metadata={"help": "Texts for the map: a .txt file, or a table with a column sentence or text."}
     )
     class_column: str | None = field(
-        default=None, metadata={"help": "Colour the map by this column (then --column is needed), not by clusters."}
+        default=None, metadata={"help": "Column that colours the map, instead of clusters. Needs --column."}
     )
     clusters: int | None = field(
-        default=None, metadata={"help": "Colour so many clusters (k-means) of the last model's embeddings; 8 if none."}
+        default=None,
+        metadata={"help": "Number of k-means clusters of the last model's embeddings to colour. Defaults to 8."},
     )
     projection: Literal["pca", "umap"] = field(
-        default="pca", metadata={"help": "The map shows principal components, or UMAP's (pip install umap-learn)."}
+        default="pca",
+        metadata={"help": "Projection of the map: principal components, or UMAP (needs pip install umap-learn)."},
     )
     histogram_file: str | None = field(
-        default=None, metadata={"help": "Draw the similarities of the positives and negatives of --pairs_file here."}
+        default=None,
+        metadata={"help": "File for a histogram of the similarities of positives and negatives in --pairs_file."},
     )
     pairs_file: str | None = field(
         default=None,
-        metadata={"help": "Pairs or triplets: sent0, sent1(, hard_neg) or anchor, positive(, negative), as for train."},
+        metadata={
+            "help": "Pairs or triplets, as for train, with columns such as sent0, sent1 and hard_neg, or anchor, "
+            "positive and negative."
+        },
     )
-    max_texts: int = field(default=5000, metadata={"help": "Of longer files so many rows, drawn at random."})
-    batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
+    max_texts: int = field(
+        default=5000, metadata={"help": "Maximum number of rows. From longer files, rows are drawn at random."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Sentences per forward pass."})
 
 
-PairArguments = table_arguments("pair_", "Of --pairs_file: anchor, positive and perhaps hard negative, if others.")
+PairArguments = table_arguments(
+    "pair_", "Columns of --pairs_file, if they have other names: anchor, positive and optionally hard negative."
+)
 
 
 def run(argv: Sequence[str]) -> None:
-    """Draw what is asked for.
+    """Draws the map and the histogram, as far as the options ask for them.
 
     Raises:
-        ValueError: at once for options and rows that do not fit; a model that gives embeddings that are not finite.
-        OSError: at once for a file that cannot be read or written, and for a model that cannot be loaded.
+        ValueError: If options do not go together or the rows do not fit them, which is checked first, or if a model
+            gives embeddings that are not finite.
+        OSError: If a file cannot be read or written, which is checked first, or if a model cannot be loaded.
     """
     example = "st-simcse plot --model bert-base-uncased output --corpus sentences.txt --map_file map.png"
     args, file, pair_file = parse("plot", argv, PlotArguments, FileArguments, PairArguments, example=example)
     _check(args, file)
     check_has_file(vars(pair_file), "pair_", "--pairs_file", has_file=args.pairs_file is not None)
     if pair_file.pair_columns is not None and len(pair_file.pair_columns) not in (2, 3):
-        raise ValueError("--pair_columns are those of anchor, positive and perhaps hard negative")
+        raise ValueError("--pair_columns takes two or three columns: anchor, positive and optionally hard negative")
     check_inputs(args)
 
     import_libraries()
@@ -88,24 +101,26 @@ def _check(args: PlotArguments, file: FileArguments) -> None:
     check_positive(args, "clusters", "max_texts", "batch_size")
     for picture, data in (("map_file", "corpus"), ("histogram_file", "pairs_file")):
         if (getattr(args, picture) is None) != (getattr(args, data) is None):
-            raise ValueError(f"--{data} and --{picture} go together: what to draw, and where to")
+            raise ValueError(f"--{data} and --{picture} go together: pass both, or neither")
     if args.map_file is None and args.histogram_file is None:
-        raise ValueError("nothing to draw: pass --corpus and --map_file, --pairs_file and --histogram_file, or all")
+        raise ValueError(
+            "there is nothing to draw: pass --corpus and --map_file, --pairs_file and --histogram_file, or all four"
+        )
     if len(set(args.model)) < len(args.model):
-        raise ValueError("--model names a model twice")
+        raise ValueError("--model names a model twice: pass each model once")
     if args.class_column is not None and file.column is None:
-        raise ValueError("--class_column needs --column, the column of the texts")
+        raise ValueError("--class_column needs --column with the column of the texts: pass both")
     if args.class_column is not None and args.clusters is not None:
-        raise ValueError("colours are those of --class_column or of --clusters, not both")
+        raise ValueError("--class_column and --clusters both choose the colours: pass one of them")
     if args.clusters is not None and args.corpus is None:
-        raise ValueError("--clusters needs --corpus")
+        raise ValueError("--clusters needs --corpus: pass both, or neither")
     check_has_file(vars(file), "", "--corpus", has_file=args.corpus is not None)
     check_outputs(args)
     check_projection(args.projection)
 
 
 def _corpus(args: PlotArguments, file: FileArguments) -> tuple[list[str], list[str] | None]:
-    """Texts, and their classes if there is a column of them."""
+    """Returns the texts, and their classes if ``--class_column`` was passed."""
     from st_simcse.data.readers import SentenceReader, TripletReader
 
     options, flags = file_options(vars(file)), file_flags(vars(file))
@@ -113,12 +128,15 @@ def _corpus(args: PlotArguments, file: FileArguments) -> tuple[list[str], list[s
         with named_options(**flags):
             (texts,) = _columns(SentenceReader(**options), args.corpus, args.max_texts)
         return texts, None
-    # A pair as any other: both cells have to be there.
+    # The reader of pairs makes sure that neither cell is empty.
     both = [options.pop("column"), parse_column(args.class_column)]
     with named_options(**flags, columns="--column --class_column"):
         texts, classes = _columns(TripletReader(columns=both, **options), args.corpus, args.max_texts)
     if (found := len(set(classes))) > MAX_CLASSES:
-        raise ValueError(f"--class_column {args.class_column}: {found} classes, colours tell {MAX_CLASSES} apart")
+        raise ValueError(
+            f"--class_column {args.class_column} has {found} classes, but only {MAX_CLASSES} can be coloured: pass a "
+            "column with fewer classes"
+        )
     return texts, classes
 
 
@@ -130,15 +148,15 @@ def _pairs(args: PlotArguments, file: Any) -> list[list[str]]:
 
 
 def _columns(reader: Any, filename: str | None, max_rows: int) -> list[list[str]]:
-    """The columns of the file, or of rows drawn from it, which is said."""
+    """Returns the columns of the file. From a longer file it draws rows at random, and prints that it does."""
     rows = reader.get_dataset(filename)
     if len(rows) > max_rows:
-        print(f"{filename}: {max_rows:,} of {len(rows):,} rows are drawn at random (--max_texts)")
+        print(f"{filename}: {max_rows:,} of {len(rows):,} rows were drawn at random (--max_texts)")
         rows = rows.select(sorted(random.Random(0).sample(range(len(rows)), max_rows)))
     return [rows[name][:] for name in rows.column_names]
 
 
 def _titles(models: Sequence[str]) -> list[str]:
-    """The last parts of the names, if they tell the models apart."""
+    """Returns the last parts of the names if all differ, or else the whole names."""
     last = [Path(name).name for name in models]
     return last if len(set(last)) == len(last) else list(models)

@@ -1,4 +1,4 @@
-"""``st-simcse presets``: the presets as the options that they stand for."""
+"""``st-simcse presets``: prints the options that each preset stands for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from st_simcse.presets import PRESETS, preset_options
 
 @dataclass
 class PresetsArguments:
-    names: list[str] = field(default_factory=list, metadata={"help": "The presets to print; all when left out."})
+    names: list[str] = field(default_factory=list, metadata={"help": "Presets to print. Prints all if not given."})
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print them."""
+    """Prints the presets."""
     # `presets NAME` is short for `presets --names NAME`.
     words = ["--names", *argv] if argv and not argv[0].startswith("-") else argv
     (args,) = parse("presets", words, PresetsArguments, example="st-simcse presets unsup-bert-base")

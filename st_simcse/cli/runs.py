@@ -1,4 +1,4 @@
-"""One run of ``st-simcse compare``: trained and measured in a process of its own, its numbers in a file, whole."""
+"""A run of ``st-simcse compare``: trains and measures a model in its own process, and saves the numbers in a file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a recipe with a seed, the options of train, what is measured besides, and whether it is silent."""
+    """A training run: its recipe, seed and options of train, what to measure besides, and the folder of the results."""
 
     recipe: str
     seed: int
@@ -65,10 +65,10 @@ class Run:
 
 
 def read_result(file: Path) -> Result:
-    """What :func:`in_a_process` wrote.
+    """Reads the result that :func:`in_a_process` wrote.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: If the file is damaged.
     """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -86,28 +86,28 @@ def read_result(file: Path) -> Result:
 
 
 def in_a_process(run: Run, keep_model: bool) -> Result:
-    """The run's result, once it is in its file whole."""
-    shutil.rmtree(run.model, ignore_errors=True)  # what a run that was killed has left
+    """Trains and measures in a new process, writes the result to its file, and returns it."""
+    shutil.rmtree(run.model, ignore_errors=True)  # left by a run that was killed
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as process:
         try:
             result = process.submit(train_and_measure, run).result()
         except BrokenProcessPool as error:
-            raise OSError("its process was killed; by the system, if memory was short") from error
+            raise OSError("its process was killed, perhaps because the system ran out of memory") from error
     return _kept(run, result, keep_model)
 
 
 def in_this_process(run: Run, keep_model: bool) -> Result:
-    """The same without the seconds that a process needs to start; what it takes of memory alone is not known then."""
+    """Does the same in this process, which saves the time to start one. The memory of the run is then not known."""
     shutil.rmtree(run.model, ignore_errors=True)
     result = train_and_measure(run)
     if result:
         del result["cost"]["MiB"]
-    gc.collect()  # models and optimizers lie in cycles
+    gc.collect()  # models and optimizers are in reference cycles
     return _kept(run, result, keep_model)
 
 
 def _kept(run: Run, result: Result | None, keep_model: bool) -> Result:
-    """The result of a run, in its file; the model goes, or stays without its checkpoints."""
+    """Writes the result to its file and returns it. Deletes the model, or only its checkpoints if it is kept."""
     if result is None:
         raise KeyboardInterrupt
     if keep_model:
@@ -120,7 +120,7 @@ def _kept(run: Run, result: Result | None, keep_model: bool) -> Result:
 
 
 def write_result(run: Run, result: Result) -> None:
-    """The result into its file, whole."""
+    """Writes the result to its file, completely or not at all."""
     run.file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = run.file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -128,7 +128,7 @@ def write_result(run: Run, result: Result) -> None:
 
 
 def _begin() -> None:
-    """In the process of a run: as on the command line, and it ends with the comparison."""
+    """Sets up the process of a run: logging as on the command line, and an end when the comparison ends."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     disable_progress_bar()
     parent = multiprocessing.parent_process()
@@ -137,13 +137,13 @@ def _begin() -> None:
 
 
 def train_and_measure(run: Run) -> Result | None:
-    """None for a run that was stopped."""
+    """Trains and measures a model. Returns None if the run was stopped."""
     cost = Cost()
     inputs = identities(run.options, run.tests)
     baseline, options = split_baseline(run.options)
     argv = [*options, "--seed", str(run.seed), "--output_dir", str(run.model)]
     try:
-        # The table is what is printed.
+        # Only the table of the comparison goes to stdout.
         with silence() if run.is_quiet else redirect_stdout(sys.stderr):
             scores = train.run(argv, BASELINES[baseline] if baseline else None, [cost], before=False)
     except Stopped:
@@ -159,17 +159,17 @@ def measured(
     cost: dict[str, float],
     inputs: dict[str, str | None],
 ) -> Result:
-    """The result of a run.
+    """Measures the model and returns the result of its run.
 
     Args:
-        run: the run.
-        model: what came of it.
-        correlations: of the dev and test pairs, -1 to 1, by name.
-        cost: by name.
-        inputs: hashes of what the run read, from before it.
+        run: The run.
+        model: The model that the run trained.
+        correlations: The correlations, -1 to 1, of the dev and test pairs by name.
+        cost: The costs by name.
+        inputs: Hashes of the inputs, from before the run.
 
     Raises:
-        ValueError: for scores that are not defined, and for inputs that changed meanwhile.
+        ValueError: If a score is not defined, or inputs changed during the run.
     """
     data_args = train.parse_train(split_baseline(run.options)[1])[1]
     pairs = {name: 100 * value for name, value in correlations.items()}
@@ -186,20 +186,20 @@ def measured(
     }
     once = embed_once(model)
     for measure in measures(run.tests):
-        # The sets of a benchmark share few texts, and have many.
+        # The data sets of a benchmark share few texts and have too many to remember.
         details: Any = measure.evaluator(fast_encode(model) if measure.is_average else once)
         result[measure.split][measure.name] = 100 * details[measure.evaluator.primary_metric]
         result["details"] |= details
     check_defined({run.recipe: result["dev"] | result["test"]})
-    result["inputs"] = identities(run.options, run.tests)  # now those of the hub are in its cache
+    result["inputs"] = identities(run.options, run.tests)  # by now, names on the hub are in the cache
     if changed := changed_inputs(inputs, result["inputs"]):
-        raise ValueError(f"{', '.join(changed)} changed while the run read it: run it again")
+        raise ValueError(f"{', '.join(changed)} changed during the run: run it again")
     return result
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """No bars and warnings of what is done here; errors are for the caller to show."""
+    """Hides progress bars, output and warnings. The caller shows errors."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -210,7 +210,7 @@ def silence() -> Iterator[None]:
 
 
 def changed_inputs(first: dict[str, str | None], second: dict[str, str | None]) -> list[str]:
-    """Names of what differs, where both are known.
+    """Returns the names whose hashes are known in both and differ.
 
     Example:
         >>> changed_inputs({"a.txt": "0", "b.txt": "1", "bert": None}, {"a.txt": "0", "b.txt": "2", "bert": "3"})
@@ -221,7 +221,7 @@ def changed_inputs(first: dict[str, str | None], second: dict[str, str | None]) 
 
 
 class Measure(NamedTuple):
-    """A column of the table; ``split`` says whether recipes are chosen by it, ``is_average`` whether it has tasks."""
+    """A column of the table. Recipes are chosen by dev columns; ``is_average`` marks the average of several tasks."""
 
     name: str
     split: Literal["dev", "test"]
@@ -230,10 +230,13 @@ class Measure(NamedTuple):
 
 
 def measures(tests: dict[str, Any]) -> list[Measure]:
-    """What the options of the comparison ask for, by their names.
+    """Returns the measurements that the options of the comparison ask for.
+
+    Args:
+        tests: The options by name.
 
     Raises:
-        OSError, ValueError: for data that cannot be read.
+        OSError, ValueError: If the data cannot be read.
     """
     found = []
     splits: tuple[Literal["dev", "test"], ...] = ("dev", "test")
@@ -260,9 +263,10 @@ def measures(tests: dict[str, Any]) -> list[Measure]:
 
 
 class Cost(TrainerCallback):
-    """Seconds of training without evaluation and saving, by the clock and of all threads; the peak of memory.
+    """The cost of a training: wall-clock seconds, CPU seconds of all threads, and the peak of memory in MiB.
 
-    Memory is what the process has taken since this was made, the model's and a teacher's too; on a GPU the GPU's.
+    The seconds do not include evaluation and saving. Memory is what the process has allocated since this object was
+    made, for the model, any teacher and the training. On a GPU it is the peak of the GPU's memory.
     """
 
     def __init__(self) -> None:
@@ -291,14 +295,14 @@ class Cost(TrainerCallback):
 
 
 def _now() -> np.ndarray[Any, Any]:
-    """Seconds by the clock, and of all threads."""
+    """Returns wall-clock seconds and CPU seconds of all threads."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def _peak_memory() -> float:
-    """Of this process, in bytes."""
+    """Returns the peak memory of this process in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # Linux, where getrusage counts the process that started this one too
+    if status.exists():  # on Linux, getrusage includes the process that started this one
         lines = status.read_text().splitlines()
         return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), math.nan)
     try:

@@ -1,4 +1,4 @@
-"""``st-simcse search``: the sentences of an index that are most similar to queries."""
+"""``st-simcse search``: finds the sentences of an index that are most similar to queries."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ QUERIES_AT_ONCE = 1_000
 
 @dataclass
 class SearchArguments:
-    model: str = field(metadata={"help": "The model that made the index: its folder, or its name on the hub."})
-    index: str = field(metadata={"help": "A folder that st-simcse index made."})
-    queries: list[str] | None = field(default=None, metadata={"help": "One or several texts."})
-    query_file: str | None = field(default=None, metadata={"help": "Instead of them: a file, as for st-simcse index."})
-    top_k: int = field(default=5, metadata={"help": "How many sentences at most."})
-    threshold: float | None = field(default=None, metadata={"help": "The least cosine similarity; any if none."})
+    model: str = field(metadata={"help": "Model that made the index: its folder, or its name on the hub."})
+    index: str = field(metadata={"help": "Folder made by st-simcse index."})
+    queries: list[str] | None = field(default=None, metadata={"help": "One or more texts to search for."})
+    query_file: str | None = field(
+        default=None,
+        metadata={"help": "File of queries, instead of --queries. Takes the formats of st-simcse index --corpus."},
+    )
+    top_k: int = field(default=5, metadata={"help": "Maximum number of sentences to show for each query."})
+    threshold: float | None = field(
+        default=None, metadata={"help": "Lowest cosine similarity to show. Shows any if not given."}
+    )
     precision: Precision = PRECISION
-    json: bool = field(default=False, metadata={"help": "Print a JSON object a query: query and hits."})
+    json: bool = field(
+        default=False, metadata={"help": "Print one JSON object for each query, with the keys query and hits."}
+    )
 
 
 def run(argv: Sequence[str]) -> None:
-    """Print what is found.
+    """Prints the hits of each query.
 
     Raises:
-        ValueError: for options that do not fit, and as :meth:`~st_simcse.Searcher.load`.
+        ValueError: If options do not go together, or :meth:`~st_simcse.Searcher.load` refuses the index or the model.
     """
     example = 'st-simcse search --model output --index index --queries "A man plays a guitar."'
     args, file = parse("search", argv, SearchArguments, FileArguments, example=example)

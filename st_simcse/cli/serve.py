@@ -1,4 +1,4 @@
-"""``st-simcse serve``: the search page."""
+"""``st-simcse serve``: serves the search page."""
 
 from __future__ import annotations
 
@@ -18,26 +18,31 @@ from st_simcse.cli.parsing import PRECISION, Precision, check_inputs, named_opti
 class ServeArguments:
     model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
     corpus: str | None = field(
-        default=None, metadata={"help": "Sentences to search: .txt, or a table with the column sentence or text."}
+        default=None, metadata={"help": "Sentences to search: a .txt file, or a table with a column sentence or text."}
     )
-    index: str | None = field(default=None, metadata={"help": "Instead of it: a folder that st-simcse index made."})
+    index: str | None = field(default=None, metadata={"help": "Folder made by st-simcse index, instead of --corpus."})
     precision: Precision = PRECISION
-    port: int = field(default=7860, metadata={"help": "The page is at http://127.0.0.1:PORT."})
+    port: int = field(default=7860, metadata={"help": "Port of the page, which is at http://127.0.0.1:PORT."})
     cache_dir: str | None = field(
         default=None,
-        metadata={"help": "Keeps the corpus's embeddings for the next start; assets/st_simcse under HF_HOME if none."},
+        metadata={
+            "help": "Folder that keeps the embeddings of the corpus for the next start. Defaults to assets/st_simcse "
+            "under HF_HOME."
+        },
     )
 
 
 def run(argv: Sequence[str]) -> None:
-    """Serve it until interrupted."""
+    """Serves the page until interrupted."""
     example = "st-simcse serve --model output --corpus sentences.txt"
     args, file = parse("serve", argv, ServeArguments, FileArguments, example=example)
 
     if (args.corpus is None) == (args.index is None):
         raise ValueError("pass either --corpus with a file of sentences, or --index with a folder of st-simcse index")
     if args.index and args.cache_dir:
-        raise ValueError("--cache_dir is for --corpus: an index has its embeddings in its folder")
+        raise ValueError(
+            "--cache_dir goes with --corpus; an index keeps its embeddings in its own folder. Leave it out"
+        )
     check_has_file(vars(file), "", "--corpus", has_file=args.corpus is not None)
     check_inputs(args)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -61,7 +66,7 @@ def run(argv: Sequence[str]) -> None:
         page = search_page(searcher, args.model, args.index or args.corpus)
         launch(page, args.port)
         with suppress(KeyboardInterrupt):
-            print(f"The page is at http://127.0.0.1:{args.port}; Ctrl-C ends it.", flush=True)
+            print(f"The page is at http://127.0.0.1:{args.port}. Press Ctrl-C to stop it.", flush=True)
             while True:
                 time.sleep(60)
         print("st-simcse serve: stopped", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``st-simcse train``: reads the data, makes model and loss, trains, and prints the scores before and after."""
+"""``st-simcse train``: reads the data, builds the model and the loss, trains, and prints scores before and after."""
 
 from __future__ import annotations
 
@@ -57,22 +57,22 @@ def run(
     callbacks: Sequence[TrainerCallback] = (),
     before: bool = True,
 ) -> dict[str, dict[str, float]]:
-    """Train, save the model to ``output_dir``, and print Spearman's correlation before and after.
+    """Trains, saves the model to ``output_dir``, and prints Spearman's correlation before and after training.
 
     Args:
-        argv: the words behind the command.
-        baseline: makes data and loss for ST's own trainer, in place of ours.
-        callbacks: for the trainer.
-        before: whether to measure the model as it was too.
+        argv: The arguments of the command.
+        baseline: Makes data and loss for sentence-transformers' own trainer, which then replaces SimCSETrainer.
+        callbacks: Callbacks for the trainer.
+        before: If True, the model is also evaluated before training.
 
     Returns:
-        The correlations, -1 to 1, by row and evaluator: ``before`` and ``after``.
-        With ``--seeds`` the rows behind ``before``, which is that of the first, are ``seed 0``, ..., and ``mean`` and
-        ``spread`` (standard deviation) of two or more.
+        The correlations, -1 to 1, by row and evaluator. The rows are ``before`` and ``after``. With ``--seeds``, they
+        are ``before`` (measured once), ``seed 0``, ..., and for two or more seeds ``mean`` and ``spread``, which is the
+        standard deviation.
 
     Raises:
-        Stopped: if a signal ended the training, once its checkpoint is saved and the table is printed.
-        ValueError: for options and data that cannot be trained with; at the end for a model without a correlation.
+        Stopped: If a signal ended the training. Its checkpoint has been saved and the table printed by then.
+        ValueError: If the options or the data do not allow training, or if a correlation is not defined.
     """
     arguments = parse_train(argv)
     training_args = arguments[-1]
@@ -97,7 +97,7 @@ def _run(
         for seed in data_args.seeds or []:
             folder = Path(training_args.output_dir, f"seed-{seed}")
             once = parse_train([*argv, "--seed", str(seed), "--output_dir", str(folder)])
-            if not checkpoint_folders(folder):  # resuming a run that had not come to this seed
+            if not checkpoint_folders(folder):  # the interrupted run had not reached this seed
                 once[-1].resume_from_checkpoint = None
             scores = _train_once(argv, once, baseline, callbacks, before and not results)
             after = scores.pop("after")
@@ -120,7 +120,7 @@ def _run(
 
 
 def parse_train(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, Any, SimCSETrainingArguments]:
-    """The command's words as instances of four dataclasses; those of a preset stand before them."""
+    """Parses the arguments of the command, which override those of a preset, into four dataclasses."""
     *arguments, view_args, training_args = parse(
         "train",
         with_preset(argv),
@@ -175,37 +175,39 @@ def _train_once(
     if stop.has_stopped:
         if trainer.is_world_process_zero():
             state = trainer.state
-            print(f"stopped at step {state.global_step} of {state.max_steps}, after saving a checkpoint;")
-            print("the same command with --resume_from_checkpoint last goes on from there")
+            print(f"stopped at step {state.global_step} of {state.max_steps}, after saving a checkpoint.")
+            print("To continue, run the same command with --resume_from_checkpoint last")
         raise Stopped(stop.number, results)
     whitening.after_training()
     results["after"] = spearman(evaluators, to_evaluate(model, args))
     if adapters(model) and model_args.lora_merge:
         merge_lora(model)
     trainer.save_model(args.output_dir)
-    if trainer.is_world_process_zero():  # of several processes one writes and prints
-        print(f"saved to {args.output_dir}; it reads {model.max_seq_length} tokens of a text")
+    if trainer.is_world_process_zero():  # only one of several processes writes and prints
+        print(f"saved to {args.output_dir}. The model reads up to {model.max_seq_length} tokens of a text")
         if data_args.alignment_uniformity:
             _draw_path(model_args.pooling, trainer)
     return results
 
 
 def _train_source(data_args: DataArguments, args: SimCSETrainingArguments) -> str | HubDataset:
-    """The training data, of which as many rows are asked for as can be read."""
+    """Returns the source of the training data, and checks the options that limit its rows."""
     check_data(data_args)
     source = _source(data_args, "train")
     assert source is not None
     if data_args.streaming and args.max_steps <= 0:
-        raise ValueError("--streaming needs --max_steps, because nobody has counted the rows")
+        raise ValueError("--streaming needs --max_steps, because the number of rows is not known: pass it")
     if data_args.max_train_samples is not None and data_args.max_train_samples < 0:
         raise ValueError(f"--max_train_samples must be 0 (all rows) or more, got {data_args.max_train_samples}")
     if data_args.streaming and data_args.max_train_samples:
-        raise ValueError("--max_train_samples draws from rows that are read beforehand: leave --streaming out")
+        raise ValueError(
+            "--max_train_samples draws from all rows and cannot be used with --streaming: leave one of them out"
+        )
     return source
 
 
 def _draw_path(label: str, trainer: Any) -> None:
-    """Alignment and uniformity during the training."""
+    """Draws alignment and uniformity during the training."""
     path = Path(trainer.args.output_dir, PICTURE)
     plot_alignment_uniformity({label: trainer.state.log_history}, path)
     print(f"drew {path}")
@@ -214,18 +216,18 @@ def _draw_path(label: str, trainer: Any) -> None:
 def _during_training(
     dev: list[EmbeddingSimilarityEvaluator], data_args: DataArguments, args: SimCSETrainingArguments
 ) -> list[BaseEvaluator]:
-    """What is measured while training goes on: the dev pairs, and as the options say alignment and uniformity."""
+    """Returns the evaluators for the training: the dev pairs and, if requested, alignment and uniformity."""
     if not data_args.alignment_uniformity:
         return [*dev]
     if not dev:
-        raise ValueError("--alignment_uniformity needs --dev_file or --dev_dataset")
+        raise ValueError("--alignment_uniformity needs dev pairs: pass --dev_file or --dev_dataset")
     check_picture(PICTURE)
-    args.eval_on_start = True  # where the path begins
+    args.eval_on_start = True  # for the first point of the path
     return [*dev, AlignmentUniformityEvaluator.from_sts(dev[0])]
 
 
 def _model(args: ModelArguments, device: str | None) -> SentenceTransformer:
-    """The model to train, as the options describe it."""
+    """Builds the model to train from the options."""
     model = build_model(
         args.model_name_or_path,
         pooling_mode(args.pooling),
@@ -246,7 +248,7 @@ def _model(args: ModelArguments, device: str | None) -> SentenceTransformer:
 
 
 def _lora(args: ModelArguments) -> Any:
-    """peft's configuration of the adapters that the options describe, or None."""
+    """Returns peft's configuration of the adapters, or None if no option asks for adapters."""
     targets: Any = args.lora_target_modules
     options = {
         "r": args.lora_r,
@@ -258,11 +260,11 @@ def _lora(args: ModelArguments) -> Any:
     if not given:
         return None
     if "r" not in given:
-        raise ValueError(f"--lora_{next(iter(given)).removeprefix('lora_')} is part of --lora_r: pass that too")
+        raise ValueError(f"--lora_{next(iter(given)).removeprefix('lora_')} needs --lora_r: pass both, or neither")
     if args.bidirectional and not args.lora_merge:
         raise ValueError(
-            "--no_lora_merge does not go with --bidirectional: an adapter alone does not say that the model is to be "
-            "loaded so"
+            "--no_lora_merge cannot be used with --bidirectional, because a saved adapter does not record that the "
+            "model is bidirectional: leave one of them out"
         )
     check_peft()
     from peft import LoraConfig
@@ -279,7 +281,8 @@ def _model_prompts(args: ModelArguments) -> dict[str, str] | None:
         prompts = None
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
         raise ValueError(
-            f'--model_prompts is JSON such as \'{{"query": "query: "}}\', a text by name, got {args.model_prompts}'
+            f'--model_prompts must be JSON with a text for each name, such as \'{{"query": "query: "}}\', got '
+            f"{args.model_prompts}"
         )
     return prompts
 
@@ -289,64 +292,70 @@ def _check_length(model: SentenceTransformer, in_training: int | None) -> None:
     for option, length in (("max_seq_length", in_training), ("model_max_length", model.max_seq_length)):
         if length is not None and length <= special:
             raise ValueError(
-                f"--{option} {length} leaves nothing of a text: {special} tokens are the tokenizer's own, so that "
-                f"{special + 1} is the least"
+                f"--{option} {length} leaves no room for text, because the tokenizer adds {special} tokens of its own: "
+                f"pass at least {special + 1}"
             )
 
 
 def _with_teacher(
     dataset: Dataset | IterableDataset, loss: SimCSELoss, names: list[str], device: torch.device
 ) -> Dataset | IterableDataset:
-    """The data with the embeddings of the teachers, where there are any."""
+    """Adds the embeddings of the teachers to the data. Without teachers, the data stays as it is."""
     guided = [option for option in loss.options if getattr(option, "needs_teacher", False)]
     if guided and not names:
-        raise ValueError(f"--{option_name(guided[0])} needs --teacher, a model's name or folder")
+        raise ValueError(
+            f"--{option_name(guided[0])} needs a teacher: pass --teacher with the name or folder of a model"
+        )
     if names and not guided:
         flags = [f"--{option_name(option)}" for option in OPTIONS if getattr(option, "needs_teacher", False)]
-        raise ValueError(f"--teacher is for {' and '.join(flags)}: pass one of them too")
+        raise ValueError(f"--teacher is used by {' and '.join(flags)} only: pass one of them too, or leave it out")
     if names and not isinstance(dataset, Dataset):
-        raise ValueError("--teacher embeds all of the training data beforehand: leave --streaming out")
+        raise ValueError(
+            "--teacher embeds all training data before training and cannot be used with --streaming: leave one out"
+        )
     return add_teacher_embeddings(dataset, [load_model(name).to(device) for name in names]) if names else dataset
 
 
 def _keep_the_best(args: SimCSETrainingArguments, dataset: Dataset | IterableDataset, metric: str) -> None:
-    """Evaluate while training goes on, save when evaluated, and load the best checkpoint at the end."""
+    """Sets the arguments so that training evaluates, saves at each evaluation, and loads the best checkpoint."""
     evaluate, save = IntervalStrategy(args.eval_strategy).value, SaveStrategy(args.save_strategy).value
     if evaluate == "no":
         evaluate = "epoch" if save == "epoch" else "steps"
     asked, args.eval_steps = args.eval_steps, _eval_steps(args, dataset)
-    if save == "steps" and args.save_steps == SimCSETrainingArguments.save_steps:  # nothing was said
+    if save == "steps" and args.save_steps == SimCSETrainingArguments.save_steps:  # the default: nothing was passed
         save, args.save_steps = evaluate, args.eval_steps
-    elif asked and asked > args.eval_steps:  # the last step comes before
+    elif asked and asked > args.eval_steps:  # training ends before the first evaluation that was asked for
         args.save_steps = args.eval_steps
     args.eval_strategy, args.save_strategy = evaluate, save
     if save == "no":
-        logger.warning("--save_strategy no: the saved model is that of the last step, not the best on the dev pairs")
+        logger.warning(
+            "with --save_strategy no, the model of the last step is saved, not the best one on the dev pairs"
+        )
         return
     times = args.save_steps / args.eval_steps
     fits = (args.save_steps < 1) == (args.eval_steps < 1) and math.isclose(times, max(1, round(times)))
     if save not in ("best", evaluate) or (save == "steps" and not fits):
         raise ValueError(
-            "the best checkpoint on the dev pairs is kept, which has to be both evaluated and saved: --save_strategy "
-            f"{save} --save_steps {args.save_steps} does not go with --eval_strategy {evaluate} --eval_steps "
-            f"{args.eval_steps}; leave --save_strategy and --save_steps out, or save at multiples of --eval_steps"
+            "keeping the best checkpoint on the dev pairs requires evaluating every checkpoint, but --save_strategy "
+            f"{save} --save_steps {args.save_steps} does not fit --eval_strategy {evaluate} --eval_steps "
+            f"{args.eval_steps}: leave --save_strategy and --save_steps out, or save at multiples of --eval_steps"
         )
     args.load_best_model_at_end = True
-    if args.metric_for_best_model in (None, "loss"):  # there are no rows to compute a loss of
+    if args.metric_for_best_model in (None, "loss"):  # there is no eval_dataset to compute a loss on
         args.metric_for_best_model, args.greater_is_better = metric, True
 
 
 def _eval_steps(args: SimCSETrainingArguments, dataset: Any) -> float:
-    """The steps from one evaluation to the next, or below 1 their share of all; by default as in the paper's code."""
+    """Returns the steps between evaluations, or their share of all steps if below 1. The default is the paper's 125."""
     if args.eval_steps and args.eval_steps < 1:
         return args.eval_steps
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * len(dataset) / batch)
-    return max(1, min(int(args.eval_steps or 125), steps))  # once at least
+    return max(1, min(int(args.eval_steps or 125), steps))  # at least one evaluation
 
 
 def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str | HubDataset | None:
-    """The file or data set that the options of this name describe."""
+    """Returns the file or data set of the train, dev or test options."""
     file, dataset, subset, split = (getattr(args, f"{name}_{part}") for part in ("file", "dataset", "subset", "split"))
     if file and dataset:
         raise ValueError(f"pass --{name}_file or --{name}_dataset, not both")
@@ -355,23 +364,23 @@ def _source(args: DataArguments, name: Literal["train", "dev", "test"]) -> str |
         usual = {"train": "train", "dev": "validation", "test": "test"}[name]
         return HubDataset(dataset, subset, split or usual, streaming=args.streaming and name == "train")
     if getattr(args, f"{name}_columns", None) and not file:
-        raise ValueError(f"--{name}_columns go with --{name}_file or --{name}_dataset")
+        raise ValueError(f"--{name}_columns needs --{name}_file or --{name}_dataset: pass one of them too")
     if subset or (split and not file):
-        raise ValueError(f"--{name}_subset and --{name}_split go with --{name}_dataset")
+        raise ValueError(f"--{name}_subset and --{name}_split need --{name}_dataset: pass it too, or leave them out")
     return file
 
 
 def _of_format(args: DataArguments) -> dict[str, Any]:
-    """The options that say how files are read, in which data sets of the hub have no share."""
+    """Returns the options for reading files, which do not apply to data sets of the hub."""
     parts = ("_format", "_delimiter", "_encoding", "_quoting")
     return {name: word for name, word in vars(args).items() if name.endswith(parts) and name != "train_format"}
 
 
 def pair_evaluators(args: DataArguments) -> list[EmbeddingSimilarityEvaluator]:
-    """Of the dev and test pairs, where there are some."""
+    """Returns the evaluators of the dev and test pairs that the options name."""
     names: tuple[Literal["dev", "test"], ...] = ("dev", "test")
     evaluators = [_evaluator(source, args, name) for name in names if (source := _source(args, name))]
-    if len({evaluator.name for evaluator in evaluators}) < len(evaluators):  # two files of one name
+    if len({evaluator.name for evaluator in evaluators}) < len(evaluators):  # two files with the same name
         for evaluator, name in zip(evaluators, ("dev", "test"), strict=True):
             evaluator.name = name
     return evaluators
@@ -384,12 +393,12 @@ def _evaluator(source: str | HubDataset, args: DataArguments, name: Literal["dev
 
 
 def _split(source: str | HubDataset, args: DataArguments, name: str) -> str | None:
-    """Which split of a table; a data set knows its own."""
+    """Returns the split of a table, or None for a HubDataset, which has its own."""
     split: str | None = getattr(args, f"{name}_split")
     return None if isinstance(source, HubDataset) else split
 
 
-# What the readers' arguments, and the readers themselves, are called in messages on the training data.
+# The options to name, in messages about the training data, instead of readers and their arguments.
 _TRAIN_FLAGS = {
     **{"column": "--columns", "columns": "--columns", "labels": "--labels", "split": "--train_split"},
     **{part: f"--train_{part}" for part in ("delimiter", "encoding", "quoting")},
@@ -403,7 +412,7 @@ def _training_data(source: str | HubDataset, args: DataArguments, seed: int) -> 
         reader = _reader(source, args)
         if not args.streaming:
             return _some_rows(reader.get_dataset(source), args.max_train_samples or 0, seed)
-        # The trainer shuffles no streams.
+        # The trainer does not shuffle streams.
         return reader.get_iterable_dataset(source).shuffle(seed=seed, buffer_size=10_000)
 
 
@@ -426,18 +435,20 @@ def _reader(source: str | HubDataset, args: DataArguments) -> Reader:
     if train_format == "nli":
         return NLIReader(columns=columns, labels=_labels(args.labels), **how)
     if args.labels:
-        raise ValueError(f"--labels are those of --train_format nli, these data are {train_format}: leave them out")
+        raise ValueError(f"--labels needs --train_format nli, but the format is {train_format}: leave --labels out")
     if train_format != "sentences":
         return READERS[train_format](columns=columns, **how)
     return SentenceReader(columns=columns, **how)
 
 
 def _labels(words: list[str] | None) -> list[str] | dict[str | int, str] | None:
-    """As :class:`NLIReader` takes them."""
+    """Converts ``--labels`` for :class:`NLIReader`."""
     pairs = [word.partition("=") for word in words or []]
     if any(equals for _, equals, _ in pairs):
         if not all(equals for _, equals, _ in pairs):
-            raise ValueError(f"--labels {' '.join(words or [])}: either each has a name, NAME=MEANING, or none has")
+            raise ValueError(
+                f"--labels {' '.join(words or [])} mixes two forms: write NAME=MEANING for all labels, or for none"
+            )
         return {name: meaning for name, _, meaning in pairs}
     return words
 
@@ -450,9 +461,11 @@ def _format_of(source: HubDataset, columns: list[int | str] | None) -> str:
         if reader.usual_columns(found):
             return name
     usual = " or ".join(", ".join(map(str, columns)) for reader in READERS.values() for columns in reader.usual)
-    raise ValueError(f"{source} has the columns {', '.join(found)}, expected {usual}; name others with --columns")
+    raise ValueError(
+        f"{source} has the columns {', '.join(found)}, but expected {usual}: name the columns with --columns"
+    )
 
 
 def spearman(evaluators: list[EmbeddingSimilarityEvaluator], model: SentenceTransformer) -> dict[str, float]:
-    """The correlations, -1 to 1, by the evaluators' names."""
+    """Returns Spearman's correlations, -1 to 1, by the names of the evaluators."""
     return {evaluator.name: evaluator(model)[f"{evaluator.name}_spearman_cosine"] for evaluator in evaluators}

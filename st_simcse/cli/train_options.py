@@ -1,4 +1,4 @@
-"""The options of ``st-simcse train`` on the model and the data; those of the objective and the trainer import torch."""
+"""The model and data options of ``st-simcse train``. They are separate because the other options import torch."""
 
 from __future__ import annotations
 
@@ -19,69 +19,94 @@ EXAMPLE = "st-simcse train --model_name_or_path bert-base-uncased --train_file s
 class ModelArguments:
     _argument_group_name: ClassVar[str] = "model"
 
-    model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
+    model_name_or_path: str = field(metadata={"help": "Folder of a model, or its name on the Hugging Face hub."})
     pooling: Pooling = field(
         default="as saved",
-        metadata={"help": "How token embeddings become a sentence embedding; a bare transformer gets cls."},
+        metadata={"help": "Pooling of the token embeddings. With 'as saved', a bare transformer gets cls."},
     )
     model_max_length: int | None = field(
         default=None,
-        metadata={"help": "Tokens of a text that the model reads, here and once it is saved; as before, or 128."},
+        metadata={
+            "help": "Maximum number of tokens that the model reads, in training and after it is saved. Defaults to the "
+            "model's own, or 128 for a bare transformer."
+        },
     )
-    dense: bool = field(default=False, metadata={"help": "Put the MLP into the model, for inference too."})
+    dense: bool = field(
+        default=False, metadata={"help": "Add the MLP to the model, so that it is used at inference too."}
+    )
     layers: int | None = field(
-        default=None, metadata={"help": "Keep so many of the transformer's layers, the lowest; or all."}
+        default=None,
+        metadata={"help": "Number of transformer layers to keep, counted from the lowest. Keeps all if not given."},
     )
     dropout: float | None = field(
-        default=None, metadata={"help": "In training only, whatever the model's configuration calls it; or its own."}
+        default=None, metadata={"help": "Dropout probability in training. Defaults to the model's own."}
     )
-    bidirectional: bool = field(default=False, metadata={"help": "Let a decoder's tokens see those behind them too."})
+    bidirectional: bool = field(
+        default=False, metadata={"help": "Let the tokens of a decoder attend to later tokens too."}
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = field(
-        default=None, metadata={"help": "Precision of the weights; float32, or with adapters as saved."}
+        default=None,
+        metadata={"help": "Precision of the weights. Defaults to float32, or with adapters to the saved precision."},
     )
     lora_r: int | None = field(
         default=None,
-        metadata={"help": "Train adapters of this rank (LoRA) instead of the model's weights; needs peft."},
+        metadata={"help": "Rank of LoRA adapters to train instead of the model's weights. Needs peft."},
     )
     lora_alpha: int | None = field(
-        default=None, metadata={"help": "Adapters count lora_alpha / lora_r times; 8 when left out."}
+        default=None, metadata={"help": "Adapters are scaled by lora_alpha / lora_r. Defaults to 8."}
     )
-    lora_dropout: float | None = field(default=None, metadata={"help": "Dropout before adapters; 0 when left out."})
+    lora_dropout: float | None = field(
+        default=None, metadata={"help": "Dropout probability before the adapters. Defaults to 0."}
+    )
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "Names of the layers that get one, or all-linear; peft's for the architecture if left out."},
+        metadata={
+            "help": "Names of the layers that get an adapter, or all-linear. Defaults to peft's choice for the "
+            "architecture."
+        },
     )
     lora_merge: bool = field(
         default=True,
-        metadata={"help": "Add adapters to the weights that are saved at the end; checkpoints hold adapters alone."},
+        metadata={
+            "help": "Merge the adapters into the model that is saved at the end. Checkpoints hold adapters only."
+        },
     )
     whiten: Literal["before", "after"] | None = field(
         default=None,
         metadata={
-            "help": "Even out the spread of the embeddings of the training data with a linear layer: before training, "
-            "which the layer takes part in, or after it; before if neither is said.",
+            "help": "Even out the spread of the embeddings of the training data with a linear layer. 'before' adds the "
+            "layer before training and trains it too. 'after' adds it after training. Without a value, --whiten means "
+            "before.",
             "nargs": "?",
             "const": "before",
         },
     )
     whiten_power: float | None = field(
-        default=None, metadata={"help": "1 whitens, 0 subtracts the mean alone, 0.5 is between; 1 when left out."}
+        default=None,
+        metadata={
+            "help": "Strength: 1 whitens fully, 0 only subtracts the mean, and 0.5 is in between. Defaults to 1."
+        },
     )
     whiten_dimensions: int | None = field(
-        default=None, metadata={"help": "Keep so many dimensions, those of the largest spread; or all."}
+        default=None,
+        metadata={"help": "Number of dimensions to keep, those with the largest spread. Keeps all if not given."},
     )
-    whiten_frozen: bool = field(default=False, metadata={"help": "Leave that layer as it is in training."})
+    whiten_frozen: bool = field(default=False, metadata={"help": "Do not train the whitening layer."})
     model_prompts: str | None = field(
         default=None,
-        metadata={"help": 'Prompts that the model knows by name and is saved with, as JSON: {"query": "query: "}.'},
+        metadata={"help": 'Named prompts to save with the model, as JSON such as {"query": "query: "}.'},
     )
     default_prompt_name: str | None = field(
-        default=None, metadata={"help": "The one of them that encode and evaluation use where none is asked for."}
+        default=None, metadata={"help": "Name of the prompt that encode and evaluation use by default."}
     )
     # nargs and const let the command line say `--include_prompt false`.
     include_prompt: bool | None = field(
         default=None,
-        metadata={"help": "Whether pooling counts the prompt's tokens; as saved.", "nargs": "?", "const": True},
+        metadata={
+            "help": "Whether pooling includes the tokens of the prompt. Defaults to the model's own setting.",
+            "nargs": "?",
+            "const": True,
+        },
     )
 
 
@@ -90,97 +115,131 @@ class DataArguments:
     _argument_group_name: ClassVar[str] = "data"
 
     train_file: str | None = field(
-        default=None, metadata={"help": "Sentences (.txt) or a table (.csv, .tsv, .jsonl, also .gz; .parquet)."}
+        default=None,
+        metadata={"help": "File of sentences (.txt), or a table (.csv, .tsv or .jsonl, also as .gz; or .parquet)."},
     )
     train_dataset: str | None = field(
-        default=None, metadata={"help": "Instead of a file: a data set's name on the hub, or a folder in its layout."}
+        default=None,
+        metadata={
+            "help": "Data set to use instead of --train_file: a name on the hub, or a folder with the same layout."
+        },
     )
-    train_subset: str | None = field(default=None, metadata={"help": "Which of its subsets, such as triplet."})
-    train_split: str | None = field(default=None, metadata={"help": "Which split; of a data set train when left out."})
+    train_subset: str | None = field(default=None, metadata={"help": "Subset of --train_dataset, such as triplet."})
+    train_split: str | None = field(
+        default=None,
+        metadata={"help": "Split of --train_dataset (defaults to train), or of a table with a column of splits."},
+    )
     streaming: bool = field(
-        default=False, metadata={"help": "Read the training data while training goes on; needs --max_steps."}
+        default=False, metadata={"help": "Read the training data during training, not before it. Needs --max_steps."}
     )
     train_format: Literal["auto", "sentences", "triplets", "nli", "lines"] = field(
         default="auto",
         metadata={
-            "help": "auto: text files hold sentences, tables hold triplets, data sets what their columns say; lines: "
-            "each line is a sentence, whatever is in it."
+            "help": "Format of the training data. auto: text files hold sentences, tables hold triplets, and the "
+            "columns of a data set decide; lines: each line of the file is a sentence, whatever it contains."
         },
     )
     train_delimiter: str | None = field(
-        default=None, metadata={"help": "What separates the cells of the train file, such as ||; found if none."}
+        default=None, metadata={"help": "Delimiter of the cells of --train_file, such as ||. Detected if not given."}
     )
     train_encoding: str | None = field(
-        default=None, metadata={"help": "Of the train file, such as gb18030; UTF-8 if none."}
+        default=None, metadata={"help": "Encoding of --train_file, such as gb18030. Defaults to UTF-8."}
     )
     train_quoting: Literal["minimal", "none"] | None = field(
         default=None,
-        metadata={"help": "Whether its cells may stand in quotes; if none, those that commas separate may."},
+        metadata={
+            "help": "minimal: cells may be quoted; none: quotes are part of the text. If not given, cells may be "
+            "quoted if they are separated by commas or semicolons."
+        },
     )
     columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Names, or numbers from 0, of the columns of a train table; each cell of them is a sentence with "
-            "--train_format sentences."
+            "help": "Columns of the training data: names, or numbers from 0. With --train_format sentences, each cell "
+            "is a sentence."
         },
     )
     max_train_samples: int | None = field(
         default=None,
-        metadata={"help": "Train on so many rows, drawn at random with --seed, where there are more; 0 or none: all."},
+        metadata={
+            "help": "Maximum number of training rows. From more, rows are drawn at random with --seed. Uses all if 0 "
+            "or not given."
+        },
     )
     labels: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Of nli rows: the meanings of the labels 0, 1, ... in their order, such as entailment neutral "
-            "contradiction, or of any by name, such as not_entailment=contradiction."
+            "help": "Meanings of the labels of NLI rows: in the order of the labels 0, 1, ..., such as entailment "
+            "neutral contradiction, or by name, such as not_entailment=contradiction."
         },
     )
     dev_file: str | None = field(
-        default=None, metadata={"help": "Scored pairs; evaluated during training, the best checkpoint is kept."}
+        default=None,
+        metadata={"help": "Scored pairs to evaluate on during training. The best checkpoint is kept."},
     )
-    dev_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
-    dev_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
+    dev_dataset: str | None = field(
+        default=None, metadata={"help": "Data set to use instead of --dev_file, like --train_dataset."}
+    )
+    dev_subset: str | None = field(default=None, metadata={"help": "Subset of --dev_dataset."})
     dev_split: str | None = field(
-        default=None, metadata={"help": "Which split; of a data set validation when left out."}
+        default=None,
+        metadata={"help": "Split of --dev_dataset (defaults to validation), or of a table with a column of splits."},
     )
     dev_columns: list[str] | None = field(
-        default=None, metadata={"help": "Sentence, sentence, score: names, or numbers from 0, if not the usual ones."}
+        default=None,
+        metadata={"help": "Columns for sentence, sentence and score, if not the usual ones: names, or numbers from 0."},
     )
     dev_format: Literal["csv", "tsv", "jsonl"] | None = field(
-        default=None, metadata={"help": "What the file is; if none, what its name and first lines say."}
+        default=None, metadata={"help": "Format of the file. Detected from its name and first lines if not given."}
     )
-    dev_delimiter: str | None = field(default=None, metadata={"help": "As --train_delimiter."})
-    dev_encoding: str | None = field(default=None, metadata={"help": "As --train_encoding."})
-    dev_quoting: Literal["minimal", "none"] | None = field(default=None, metadata={"help": "As --train_quoting."})
-    test_file: str | None = field(default=None, metadata={"help": "Scored pairs, evaluated before and after."})
-    test_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --train_dataset."})
-    test_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
-    test_split: str | None = field(default=None, metadata={"help": "Which split; of a data set test when left out."})
-    test_columns: list[str] | None = field(default=None, metadata={"help": "As --dev_columns."})
+    dev_delimiter: str | None = field(default=None, metadata={"help": "Like --train_delimiter, for --dev_file."})
+    dev_encoding: str | None = field(default=None, metadata={"help": "Like --train_encoding, for --dev_file."})
+    dev_quoting: Literal["minimal", "none"] | None = field(
+        default=None, metadata={"help": "Like --train_quoting, for --dev_file."}
+    )
+    test_file: str | None = field(
+        default=None, metadata={"help": "Scored pairs to evaluate on before and after training."}
+    )
+    test_dataset: str | None = field(
+        default=None, metadata={"help": "Data set to use instead of --test_file, like --train_dataset."}
+    )
+    test_subset: str | None = field(default=None, metadata={"help": "Subset of --test_dataset."})
+    test_split: str | None = field(
+        default=None,
+        metadata={"help": "Split of --test_dataset (defaults to test), or of a table with a column of splits."},
+    )
+    test_columns: list[str] | None = field(default=None, metadata={"help": "Like --dev_columns, for --test_file."})
     test_format: Literal["csv", "tsv", "jsonl"] | None = field(
-        default=None, metadata={"help": "What the file is; if none, what its name and first lines say."}
+        default=None, metadata={"help": "Format of the file. Detected from its name and first lines if not given."}
     )
-    test_delimiter: str | None = field(default=None, metadata={"help": "As --train_delimiter."})
-    test_encoding: str | None = field(default=None, metadata={"help": "As --train_encoding."})
-    test_quoting: Literal["minimal", "none"] | None = field(default=None, metadata={"help": "As --train_quoting."})
+    test_delimiter: str | None = field(default=None, metadata={"help": "Like --train_delimiter, for --test_file."})
+    test_encoding: str | None = field(default=None, metadata={"help": "Like --train_encoding, for --test_file."})
+    test_quoting: Literal["minimal", "none"] | None = field(
+        default=None, metadata={"help": "Like --train_quoting, for --test_file."}
+    )
     alignment_uniformity: bool = field(
         default=False,
-        metadata={"help": "Log alignment and uniformity of the dev pairs at each evaluation, and draw them."},
+        metadata={"help": "Log the alignment and uniformity of the dev pairs at each evaluation, and draw them."},
     )
     teacher: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Models whose embeddings of the training data guide it; for the options that need a teacher."
+            "help": "Models whose embeddings of the training data guide the training. Used by options that need a "
+            "teacher."
         },
     )
-    preset: str | None = field(default=None, metadata={"help": "A recipe of st-simcse presets; other options win."})
+    preset: str | None = field(
+        default=None,
+        metadata={"help": "Recipe to start from, see st-simcse presets. Other options override those of the recipe."},
+    )
     seeds: list[int] | None = field(
-        default=None, metadata={"help": "Train once a seed, each in a folder of its own; report mean and spread."}
+        default=None,
+        metadata={"help": "Seeds to train with, each in its own folder. Prints the mean and spread of the scores."},
     )
 
 
 def with_preset(argv: Sequence[str]) -> list[str]:
-    """The command's words, and before them those of the preset that they name."""
+    """Returns the arguments of the command, preceded by those of the preset that they name."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset", nargs="?")
     preset = finder.parse_known_args(argv)[0].preset
@@ -188,18 +247,18 @@ def with_preset(argv: Sequence[str]) -> list[str]:
 
 
 def check_words(argv: Sequence[str]) -> None:
-    """What can be known of the command's words before the libraries are imported, whose options may be among them.
+    """Checks the options for model and data before the libraries are imported. Other options are ignored here.
 
     Raises:
-        SystemExit: for a required option that is left out, and a value that does not fit.
-        ValueError: for an unknown preset; as :func:`check_data`.
-        FileNotFoundError: as :func:`check_data`.
+        SystemExit: If a required option is missing, or a value does not fit.
+        ValueError: If the preset is unknown, or :func:`check_data` refuses the options.
+        FileNotFoundError: If a file does not exist.
 
     Example:
         >>> check_words(["--model_name_or_path", "bert-base-uncased", "--train_file", "absent.txt"])
         Traceback (most recent call last):
         ...
-        FileNotFoundError: --train_file: there is no file absent.txt: check its name and the folder, ...
+        FileNotFoundError: --train_file: there is no file absent.txt: check its name and the folder ...
     """
     if not {"-h", "--help"} & set(argv):
         _, data_args, _ = parse_known("train", with_preset(argv), ModelArguments, DataArguments, example=EXAMPLE)
@@ -207,7 +266,14 @@ def check_words(argv: Sequence[str]) -> None:
 
 
 def check_data(args: DataArguments) -> None:
-    """ValueError without training data; FileNotFoundError for a file that is not there."""
+    """Checks that there is training data.
+
+    Raises:
+        ValueError: If the options name no training data.
+        FileNotFoundError: If a file does not exist.
+    """
     if args.train_file is None and args.train_dataset is None:
-        raise ValueError("pass --train_file, or --train_dataset with a data set's name")
+        raise ValueError(
+            "there is no training data: pass --train_file with a file, or --train_dataset with the name of a data set"
+        )
     check_inputs(args)

@@ -1,4 +1,4 @@
-"""The views of ``st-simcse train``: their flags are the fields of the views, as their classes describe them."""
+"""The views of ``st-simcse train``. Their flags are made from the fields of the view classes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class _Arguments:
 
 ViewArguments = make_dataclass(
     "ViewArguments",
-    [one for name, flags in _FLAGS.items() for one in as_fields(VIEWS[name], flags, f" For --views {name}.")],
+    [one for name, flags in _FLAGS.items() for one in as_fields(VIEWS[name], flags, f" Used with --views {name}.")],
     bases=(_Arguments,),
 )
 
 
 def make_view(name: str | None, arguments: Any) -> View | str | None:
-    """The view of that name with the fields that are given; the name alone where none is.
+    """Returns the view with the fields that were passed, or its name if none were.
 
     Raises:
-        ValueError: for fields of another view, and numbers out of bounds.
+        ValueError: If a field belongs to another view, or a number is out of bounds.
 
     Example:
         >>> make_view("crops", ViewArguments(crops_longest=0.3))
@@ -37,7 +37,7 @@ def make_view(name: str | None, arguments: Any) -> View | str | None:
     for other, flags in _FLAGS.items():
         given = given_values(arguments, flags)
         if given and other != name:
-            raise ValueError(f"--{next(iter(given))} is part of --views {other}: pass that too")
+            raise ValueError(f"--{next(iter(given))} needs --views {other}: pass both, or neither")
         if given:
             view: View = made_of(VIEWS[other], flags, given)
             return view

@@ -1,4 +1,4 @@
-"""``st-simcse whiten``: evens out the spread of a model's embeddings on a corpus; and the same as a part of train."""
+"""``st-simcse whiten``: evens out the spread of a model's embeddings on a corpus. ``train --whiten`` uses it too."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ if TYPE_CHECKING:
 @dataclass
 class WhitenArguments:
     model: str = field(metadata={"help": "Folder of a saved model, or its name on the hub."})
-    output_dir: str = field(metadata={"help": "Where the whitened model goes."})
+    output_dir: str = field(metadata={"help": "Folder for the whitened model."})
     pooling: Pooling = field(
-        default="as saved", metadata={"help": "Replaces the pooling that the model was saved with."}
+        default="as saved", metadata={"help": "Pooling to use instead of the one that the model was saved with."}
     )
-    power: float = field(default=1.0, metadata={"help": "1 whitens, 0 subtracts the mean alone, 0.5 is between."})
+    power: float = field(
+        default=1.0, metadata={"help": "Strength: 1 whitens fully, 0 only subtracts the mean, and 0.5 is in between."}
+    )
     dimensions: int | None = field(
-        default=None, metadata={"help": "Keep so many dimensions, those of the largest spread; or all."}
+        default=None,
+        metadata={"help": "Number of dimensions to keep, those with the largest spread. Keeps all if not given."},
     )
-    batch_size: int = field(default=64, metadata={"help": "Sentences a forward pass."})
+    batch_size: int = field(default=64, metadata={"help": "Sentences per forward pass."})
 
 
 def run(argv: Sequence[str]) -> None:
-    """Save the whitened model, a plain SentenceTransformer.
+    """Saves the whitened model, which is a plain SentenceTransformer.
 
     Raises:
-        ValueError: as the reader and :func:`~st_simcse.whiten`.
-        OSError: at once for a folder that cannot be written, and for a model that cannot be loaded.
+        ValueError: If the reader or :func:`~st_simcse.whiten` refuses the corpus or the options.
+        OSError: If the corpus cannot be read, the model cannot be loaded, or the folder cannot be written.
     """
     example = "st-simcse whiten --model output --corpus sentences.txt --output_dir whitened"
     args, corpus = parse("whiten", argv, WhitenArguments, CorpusArguments, example=example)
@@ -51,20 +54,20 @@ def run(argv: Sequence[str]) -> None:
     with named_options(power="--power", dimensions="--dimensions"):
         layer = whiten(model, _texts(texts), args.power, args.dimensions, batch_size=args.batch_size)
     model.save_pretrained(args.output_dir)
-    print(f"whitened on {len(texts):,} texts, and saved to {args.output_dir}: {layer.out_features} dimensions")
+    print(f"whitened on {len(texts):,} texts and saved to {args.output_dir} with {layer.out_features} dimensions")
 
 
 class Whitening:
-    """What ``--whiten`` and its kin ask of a training.
+    """The whitening that ``--whiten`` adds to a training.
 
     Args:
-        model: the model to train.
-        dataset: the training data, texts alone.
-        options: those of the command that begin with ``whiten``.
-        args: of the trainer.
+        model: The model to train.
+        dataset: The training data, with columns of texts only.
+        options: The options of the command. Only those that begin with ``whiten`` are used.
+        args: The arguments of the trainer.
 
     Raises:
-        ValueError: for options and data that do not go together.
+        ValueError: If the options and the data do not go together.
     """
 
     def __init__(self, model: SentenceTransformer, dataset: Dataset | IterableDataset, options: Any, args: Any) -> None:
@@ -77,20 +80,24 @@ class Whitening:
         }
         if not options.whiten and any(given.values()):
             name = next(name for name, is_given in given.items() if is_given)
-            raise ValueError(f"--{name} is part of --whiten: pass that too")
+            raise ValueError(f"--{name} needs --whiten: pass both, or neither")
         if self.is_after and options.whiten_frozen:
-            raise ValueError("--whiten_frozen is for --whiten before: after training no layer changes, leave it out")
+            raise ValueError(
+                "--whiten_frozen goes with --whiten before, because no layer changes after training: leave it out"
+            )
         if options.whiten and not hasattr(dataset, "__len__"):
-            raise ValueError("--whiten embeds all of the training data beforehand: leave --streaming out")
+            raise ValueError(
+                "--whiten embeds all training data before training and cannot be used with --streaming: leave one out"
+            )
         self.prompt = self._prompt() if options.whiten else None
 
     def before_training(self) -> None:
-        """Whiten the model where it is to be whitened before."""
+        """Whitens the model if ``--whiten before`` was passed."""
         if self.is_before:
             self._whiten().requires_grad_(not self.options.whiten_frozen)
 
     def after_training(self) -> None:
-        """Whiten the model where it is to be whitened after."""
+        """Whitens the model if ``--whiten after`` was passed."""
         if self.is_after:
             self._whiten()
 
@@ -103,20 +110,20 @@ class Whitening:
             return whiten(self.model, _texts(self.dataset), power, self.options.whiten_dimensions, prompt=self.prompt)
 
     def _prompt(self) -> str | None:
-        """The prompt of the training, which has to be one for all columns; or the model's own."""
+        """Returns the prompt of the training, which must be the same for all columns, or None for the model's own."""
         prompts = self.args.prompts
         if not isinstance(prompts, dict):
             return prompts
         found = {prompts.get(column, "") for column in self.dataset.column_names or []}
         if len(found) > 1:
             raise ValueError(
-                "--whiten takes one prompt for all texts, and --prompts has several by column: pass one text, or "
-                "whiten the model first with st-simcse whiten"
+                "--whiten needs one prompt for all texts, but --prompts has a different one for each column: pass one "
+                "prompt, or whiten the model first with st-simcse whiten"
             )
         return found.pop()
 
 
 def _texts(dataset: Any) -> Iterator[str]:
-    """Every text of every column, a row at a time."""
+    """Yields the texts of all columns, row by row."""
     for row in dataset:
         yield from row.values()

@@ -1,4 +1,4 @@
-"""``st-simcse adapt``: from a file of texts to the best model that a short list of recipes gives."""
+"""``st-simcse adapt``: tries a short list of recipes on a corpus, and saves the best model."""
 
 from __future__ import annotations
 
@@ -16,54 +16,67 @@ from st_simcse.cli.parsing import Pooling, check_inputs, parse
 
 @dataclass
 class AdaptArguments:
-    model_name_or_path: str = field(metadata={"help": "A folder, or a model's name on the Hugging Face hub."})
-    output_dir: str = field(metadata={"help": "Where model, report and all trials go."})
-    pooling: Pooling = field(
-        default="as saved", metadata={"help": "Replaces the pooling of the model; a bare transformer has cls if none."}
+    model_name_or_path: str = field(
+        metadata={"help": "Folder of the model to adapt, or its name on the Hugging Face hub."}
     )
-    teacher: list[str] | None = field(default=None, metadata={"help": "Models to learn from, in one more recipe."})
+    output_dir: str = field(metadata={"help": "Folder for the model, the report and all trials."})
+    pooling: Pooling = field(
+        default="as saved",
+        metadata={"help": "Pooling to use instead of the model's own. With 'as saved', a bare transformer gets cls."},
+    )
+    teacher: list[str] | None = field(
+        default=None, metadata={"help": "Models to learn from. They add a recipe to the list."}
+    )
     budget: str = field(
         default="10m",
         metadata={
-            "help": "Time for the trials that train, with their measurements, such as 600s, 10m or 2h; the winner's "
-            "training on all texts is extra."
+            "help": "Time for the trials that train, with their measurements, such as 600s, 10m or 2h. The training of "
+            "the winner on all texts comes on top."
         },
     )
 
 
 @dataclass
 class PairArguments:
-    """Scored pairs, as ``st-simcse train`` has them."""
+    """The options for scored pairs, which are those of ``st-simcse train``."""
 
     _argument_group_name: ClassVar[str] = "scored pairs"
 
-    dev_file: str | None = field(default=None, metadata={"help": "Scored pairs, to choose by."})
-    dev_dataset: str | None = field(default=None, metadata={"help": "Instead of a file: a data set's name on the hub."})
-    dev_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
-    test_file: str | None = field(default=None, metadata={"help": "Scored pairs, not to choose by."})
-    test_dataset: str | None = field(default=None, metadata={"help": "Instead of a file, as --dev_dataset."})
-    test_subset: str | None = field(default=None, metadata={"help": "Which of its subsets."})
+    dev_file: str | None = field(default=None, metadata={"help": "Scored pairs to choose the recipe by."})
+    dev_dataset: str | None = field(
+        default=None, metadata={"help": "Data set to use instead of --dev_file: a name on the hub."}
+    )
+    dev_subset: str | None = field(default=None, metadata={"help": "Subset of --dev_dataset."})
+    test_file: str | None = field(
+        default=None, metadata={"help": "Scored pairs that are measured, but not used to choose."}
+    )
+    test_dataset: str | None = field(
+        default=None, metadata={"help": "Data set to use instead of --test_file: a name on the hub."}
+    )
+    test_subset: str | None = field(default=None, metadata={"help": "Subset of --test_dataset."})
 
 
 MEASURED = (
     PairArguments,
-    table_arguments("dev_", "Sentence, sentence, score: names, or numbers from 0, if not the usual ones."),
-    table_arguments("test_", "As --dev_columns."),
+    table_arguments(
+        "dev_", "Columns for sentence, sentence and score, if not the usual ones: names, or numbers from 0."
+    ),
+    table_arguments("test_", "Like --dev_columns, for --test_file."),
     MeasureArguments,
     *TABLES,
 )
 
 
 def run(argv: Sequence[str]) -> str:
-    """Try the recipes, train the best on all texts, and save it with a report.
+    """Tries the recipes, trains the best one on all texts, and saves it with a report.
 
     Returns:
         The name of the recipe that was chosen.
 
     Raises:
-        ValueError: for options and data that do not fit, too few texts, a budget that is too small, a folder of another
-            run, and where the model as it was cannot be measured.
-        OSError: for what cannot be read or written.
+        ValueError: If options and data do not go together, there are too few texts, the budget is too small, the folder
+            belongs to another run, or the original model cannot be measured.
+        OSError: If a file or folder cannot be read or written.
     """
     args, corpus, *measured = parse(
         "adapt",
@@ -101,20 +114,20 @@ def run(argv: Sequence[str]) -> str:
             save_model(task, plan, outcome)
             write_report(task, plan, trials, outcome)
         except KeyboardInterrupt:
-            print("what is done stays there: the same command goes on from there")
+            print("The finished runs are kept. Run the same command again to continue.")
             raise
-    print(f"{outcome.why}\nsaved to {task.model}; the report: {task.folder / 'report.html'}")
+    print(f"{outcome.why}\nThe model is in {task.model}, and the report in {task.folder / 'report.html'}")
     return outcome.name
 
 
 def _given(*groups: Any) -> Iterator[tuple[str, Any]]:
-    """The options that were not left out."""
+    """Yields the options that have a value."""
     for group in groups:
         yield from ((name, value) for name, value in vars(group).items() if value is not None)
 
 
 def _as_words(groups: Sequence[Any]) -> list[str]:
-    """The options as words, in which a value may begin with a dash."""
+    """Returns the options as command-line arguments. Values may begin with a dash."""
     words: list[str] = []
     for name, value in _given(*groups):
         words += [f"--{name}", *value] if isinstance(value, list) else [f"--{name}={value}"]

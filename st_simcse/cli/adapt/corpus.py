@@ -1,4 +1,4 @@
-"""The texts of ``st-simcse adapt`` in files: all that are trained on, and samples of them."""
+"""The files of texts that ``st-simcse adapt`` writes: all texts to train on, and samples of them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,25 @@ LEAST_TEXTS = 2 * BATCH
 
 
 def texts_of(dataset: Dataset) -> Iterator[str]:
-    """Those of a reader of sentences."""
+    """Yields the texts of a data set that SentenceReader made."""
     for rows in dataset.iter(1000):
         yield from rows["sentence"]
 
 
 def write_corpus(task: Task, texts: Dataset, measured: set[str]) -> tuple[Dataset, int]:
-    """The different texts that nothing is measured on, in a file and as a Dataset; and how many of the others."""
+    """Writes the different texts to a file, without the texts that something is measured on.
+
+    Args:
+        task: The task, which knows the path of the file.
+        texts: The corpus.
+        measured: The texts of the dev and test data.
+
+    Returns:
+        The texts in the file, and the number of texts that were left out because they are in ``measured``.
+
+    Raises:
+        ValueError: If fewer than 128 texts remain.
+    """
     seen: set[int] = set()
     without = 0
 
@@ -42,14 +54,14 @@ def write_corpus(task: Task, texts: Dataset, measured: set[str]) -> tuple[Datase
     count = len(seen) - without
     if count < LEAST_TEXTS:
         raise ValueError(
-            f"{count:,} different texts beside those of the dev and test data are too few: {LEAST_TEXTS} are the "
-            f"least, two batches of {BATCH}, and some thousand teach a model more"
+            f"{count:,} different texts, not counting those of the dev and test data, are too few to adapt a model: "
+            f"pass at least {LEAST_TEXTS}, which is two batches of {BATCH}; a few thousand are better"
         )
     return SentenceReader().get_dataset(str(file)), without
 
 
 def write(file: Path, texts: Iterator[str]) -> None:
-    """A row a text, which may have line ends."""
+    """Writes one JSON row per text, because a text may have line ends."""
     file.parent.mkdir(exist_ok=True)
     with file.open("w", encoding="utf-8") as output:
         for text in texts:
@@ -57,5 +69,5 @@ def write(file: Path, texts: Iterator[str]) -> None:
 
 
 def sample(texts: Dataset, rows: int) -> Iterator[str]:
-    """So many of them, drawn at random, the same every time."""
+    """Yields this many texts, drawn at random with a fixed seed."""
     return texts_of(texts.select(sorted(random.Random(0).sample(range(len(texts)), rows))))

@@ -1,4 +1,4 @@
-"""The plan of ``st-simcse adapt``: what corpus and model are, which recipes are tried, and on how many rows."""
+"""The plan of ``st-simcse adapt``: profiles of corpus and model, the recipes to try, and the number of rows."""
 
 from __future__ import annotations
 
@@ -32,32 +32,33 @@ from st_simcse.training.run_folder import LOCK, UNFINISHED
 
 logger = logging.getLogger(__name__)
 
-# Texts for a whitening that is tried without training, a dimension.
+# The number of texts per dimension in trials of whitening without training.
 TEXTS_PER_DIMENSION = 10
-# Seconds in which a run makes, saves and loads a model.
+# The seconds that a run needs to make, save and load a model.
 OVERHEAD = 3.0
 _OURS = {"plan.json", "plan.unfinished", "data", "trials", "final", "model", "pictures", "report.md", "report.html"}
 _OURS |= {LOCK, UNFINISHED}
 
 
 def check_folder(folder: Path) -> None:
-    """ValueError for a folder in which something else is."""
+    """Raises ValueError if the folder has files that adapt did not write."""
     others = sorted(path.name for path in folder.glob("*") if path.name not in _OURS)
     if others:
         raise ValueError(
-            f"--output_dir {folder} holds {others[0]!r}, which adapt did not write: choose a folder that is new, or "
-            "one that a run of this command was stopped in"
+            f"--output_dir {folder} has {others[0]!r}, which adapt did not write: choose a new folder, or the folder "
+            "of an interrupted run of this command"
         )
 
 
 def make_plan(task: Task) -> Plan:
-    """The plan in the folder, or a new one; what it will cost is printed.
+    """Reads the plan in the folder or makes a new one, and prints it with its cost.
 
     Raises:
-        ValueError: for a plan of other options, data or models; and as :func:`~st_simcse.cli.adapt.run`.
+        ValueError: If the plan in the folder has other options, data or models, or for the reasons given at
+            :func:`~st_simcse.cli.adapt.run`.
     """
     file = task.folder / "plan.json"
-    task.corpus.source()  # there is one
+    task.corpus.source()  # raises an error if there is none
     inputs = _inputs(task)
     if file.exists():
         plan = _read(file)
@@ -80,13 +81,13 @@ def _inputs(task: Task) -> dict[str, str | None]:
 
 
 def _check_same(file: Path, plan: Plan, options: dict[str, Any], inputs: dict[str, str | None]) -> None:
-    remedy = "choose another --output_dir, or delete that folder to begin anew"
+    remedy = "choose another --output_dir, or delete that folder to start again"
     for name in sorted(plan.options.keys() | options.keys()):
         there, here = plan.options.get(name), options.get(name)
         if there != here:
             raise ValueError(
-                f"{file} is of a run with other options, --{name} was {there!r} and is {here!r}: pass the same again, "
-                f"or {remedy}"
+                f"{file} belongs to a run with other options (--{name} was {there!r} and is now {here!r}): pass the "
+                f"same options again, or {remedy}"
             )
     if changed := changed_inputs(plan.inputs, inputs):
         raise ValueError(f"{', '.join(changed)} changed since {file} was written: {remedy}")
@@ -106,7 +107,7 @@ def _read(file: Path) -> Plan:
             }
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is damaged ({error}): delete the folder {file.parent} to begin anew") from error
+        raise ValueError(f"{file} is damaged ({error}): delete the folder {file.parent} to start again") from error
 
 
 def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
@@ -140,10 +141,10 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
 
 def _without_trials(plan: Plan) -> Plan:
     logger.warning(
-        "without dev data adapt cannot choose: none of 25 numbers that texts alone give ranks the recipes well on all "
-        "corpora (docs/recipes.md, 'Choosing without labels'). It takes the recipe that is safest by the tables there, "
-        "and tries no other. To let it choose, pass a hundred scored pairs (--dev_file), texts with classes "
-        "(--knn_dev_file), or titles and texts (--retrieval_dev_file)"
+        "adapt cannot choose a recipe without dev data, because none of 25 measures without labels ranks the recipes "
+        "well on all corpora (docs/recipes.md, 'Choosing without labels'). It takes the recipe that was safest in the "
+        "measurements there, and tries no other. To let it choose, pass a hundred scored pairs (--dev_file), texts "
+        "with classes (--knn_dev_file), or titles and texts (--retrieval_dev_file)"
     )
     names = {BEFORE, safest(plan.model)}
     return replace(plan, candidates=[candidate for candidate in plan.candidates if candidate.name in names])
@@ -152,7 +153,7 @@ def _without_trials(plan: Plan) -> Plan:
 def _with_trials(
     task: Task, plan: Plan, model: SentenceTransformer, left: Dataset, some: list[str], measured: set[str]
 ) -> Plan:
-    """The plan with rows and costs, and its samples in files."""
+    """Returns the plan with rows and costs, and writes the samples of texts to files."""
     encoding = encoding_seconds(model, some)
     once = OVERHEAD + encoding * sum(map(len, measured)) / statistics.mean(map(len, some))
     paces, left_out = _paces(task, plan, some, encoding, once)
@@ -162,7 +163,7 @@ def _with_trials(
     for candidate in plan.candidates:
         texts = share.rows if candidate.training else rows
         if not candidate.has_enough(texts, width):
-            told = f"{texts:,} texts are too few to whiten {width} dimensions: raise --budget"
+            told = f"{texts:,} texts are too few to whiten {width} dimensions: pass a larger --budget"
             left_out.setdefault(candidate.name, told)
         if candidate.name not in left_out:
             candidates.append(candidate)
@@ -171,7 +172,7 @@ def _with_trials(
     trained = [candidate.name for candidate in candidates if candidate.training]
     seconds = {
         "trials": share.seeds * sum(paces[name].seconds(share.rows, BATCH) for name in trained),
-        # All runs without training embed a text once.
+        # The runs without training share embeddings, so each text is embedded once.
         "other": once + rows * encoding,
         "final": max([once + plan.texts * encoding, *(paces[name].seconds(plan.texts, BATCH) for name in trained)]),
         "report": 4 * min(plan.texts, PICTURED) * encoding,
@@ -184,7 +185,7 @@ def _with_trials(
 def _paces(
     task: Task, plan: Plan, some: list[str], encoding: float, once: float
 ) -> tuple[dict[str, Pace], dict[str, str]]:
-    """What a run of each recipe takes, by name; and why some cannot be trained with this model."""
+    """Returns the pace of each recipe by name, and the reasons why some cannot be trained with this model."""
     teaching = sum(encoding_seconds(load_model(teacher), some) for teacher in task.args.teacher or [])
     paces, failed = {}, {}
     trained = [candidate for candidate in plan.candidates if candidate.training]
@@ -192,13 +193,13 @@ def _paces(
         row = encoding * bool(candidate.power) + teaching * ("--teacher" in candidate.training)
         try:
             paces[candidate.name] = Pace(step_seconds(task, plan.length, candidate, some), row, once)
-        except Exception as error:  # another recipe may do
+        except Exception as error:  # another recipe may work
             failed[candidate.name] = f"{type(error).__name__}: {error}"
     return paces, failed
 
 
 def _measured(task: Task) -> tuple[dict[str, tuple[Kind, int]], set[str]]:
-    """What each dev column has for rows, and how many; and all texts of dev and test data."""
+    """Returns the kind and number of rows of each dev column, and all texts of the dev and test data."""
     comparison = task.comparison(task.model_words, [Candidate(BEFORE, "")])
     data_args = train.parse_train(comparison.common)[1]
     pairs: list[Any] = [*train.pair_evaluators(data_args)]
@@ -219,6 +220,6 @@ def _kind(evaluator: Any) -> Kind:
 
 
 def _columns(evaluator: Any) -> list[list[str]]:
-    """The texts of an evaluator; the first column has as many as it has scores."""
+    """Returns the columns of texts of an evaluator. The first column has one text for each row that is scored."""
     columns = (getattr(evaluator, name, None) for name in ("sentences1", "sentences2", "texts", "queries", "corpus"))
     return [column for column in columns if isinstance(column, list)]

@@ -1,4 +1,4 @@
-"""The report of ``st-simcse adapt``: what was tried and chosen, in numbers and pictures, and how to repeat it."""
+"""The report of ``st-simcse adapt``: the trials and the choice in numbers and pictures, and commands to repeat them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ CLUSTERS = 8
 
 
 def write_report(task: Task, plan: Plan, trials: Trials, outcome: Outcome) -> None:
-    """``report.md`` and ``report.html`` in the folder."""
+    """Writes ``report.md`` and ``report.html`` to the folder."""
     blocks = [
-        Heading("What was chosen"),
+        Heading("The chosen recipe"),
         Paragraph(outcome.why),
         Heading("Corpus and model"),
         *map(Paragraph, describe(plan).splitlines()),
@@ -46,10 +46,13 @@ def write_report(task: Task, plan: Plan, trials: Trials, outcome: Outcome) -> No
 
 def _recipes(plan: Plan, trials: Trials) -> list[Block]:
     rows = {
-        candidate.name: {"why it is tried": candidate.reason, "options of st-simcse train": shlex.join(candidate.words)}
+        candidate.name: {
+            "reason to try it": candidate.reason,
+            "options of st-simcse train": shlex.join(candidate.words),
+        }
         for candidate in plan.candidates
     }
-    failed = [Paragraph(f"A recipe failed, and is left out of the choice: {told}") for told in trials.failures.values()]
+    failed = [Paragraph(f"A recipe failed and cannot be chosen: {told}") for told in trials.failures.values()]
     return [Heading("Recipes"), Table(rows, "recipe", is_prose=True), *failed]
 
 
@@ -61,17 +64,20 @@ def _table(plan: Plan, trials: Trials, outcome: Outcome) -> list[Block]:
         chosen += FINAL if outcome.name == outcome.tried else ""
     if not rows:
         return []
-    told = "Mean and standard deviation over seeds, × 100 but for costs; the row of the saved model stands out. "
+    told = "Mean and standard deviation over seeds, × 100 except for costs. The row of the saved model is in bold. "
     if plan.dev:
         least = noise(plan.dev.values())
         told += (
-            "The first column is what recipes are chosen by. A recipe has to be better than the model as it was by "
-            f"more than the larger of its deviation and {least:.2f}, by which two models may differ by chance on so "
-            "many rows of dev data. Of recipes that are as good as the best, the simplest is chosen. It is trained on "
-            "all texts and measured once more, and saved only if it is better than the model as it was there too. "
+            "Recipes are chosen by the first column. A recipe must beat the original model by more than its standard "
+            f"deviation, and by more than {least:.2f}, because two models may differ this much by chance on this many "
+            "rows of dev data. If several recipes are as good as the best, the simplest one is chosen. It is trained "
+            "on all texts and measured again, and saved only if it still beats the original model. "
         )
-        told += "On dev data the best of several looks a little better than it is: test data, not chosen by, tell. "
-    told += "Seconds are of training alone."
+        told += (
+            "The best of several recipes looks a little better on the dev data than it is. The test data is not used "
+            "to choose and does not have this bias. "
+        )
+    told += "The seconds are for training only."
     return [Heading("Numbers"), Paragraph(told), Table(rows, "recipe", chosen)]
 
 
@@ -85,13 +91,13 @@ def _pictures(task: Task, trials: Trials, outcome: Outcome) -> list[Block]:
     if not (files["map"].exists() and files["similarities"].exists()):
         try:
             _draw(task, outcome, files)
-        except ValueError as error:  # no reason to lose the model
+        except ValueError as error:  # the model is still saved
             failed.append(Paragraph(f"Not all pictures could be drawn: {error}."))
     captions = {
-        "map": "The corpus, a dot a text, in the two directions in which the embeddings differ most; colours are "
-        "clusters of the saved model's embeddings.",
-        "similarities": "Similarities of the two halves of a text, and of halves of different texts.",
-        "scores": "Scores of the trials, mean and spread over seeds.",
+        "map": "The corpus, with one dot per text, in the two directions in which the embeddings differ most. Colours "
+        "are clusters of the saved model's embeddings.",
+        "similarities": "Similarities between the two halves of a text, and between halves of different texts.",
+        "scores": "Scores of the trials, with mean and spread over seeds.",
     }
     if trials.numbers:
         whole = {name: row for name, row in trials.numbers.items() if name not in trials.failures}
@@ -104,7 +110,7 @@ def _draw(task: Task, outcome: Outcome, files: Mapping[str, Path]) -> None:
     texts = list(islice(texts_of(SentenceReader().get_dataset(str(task.data("corpus")))), PICTURED))
     halves = [_halves(text) for text in texts]
     pairs = [list(column) for column in zip(*(pair for pair in halves if all(pair)), strict=True)]
-    models = {"as it was": load_model(task.args.model_name_or_path, task.pooling)}
+    models = {"original model": load_model(task.args.model_name_or_path, task.pooling)}
     if outcome.name != BEFORE:
         models[outcome.name] = load_model(task.model)
     embeddings, similarities = {}, {}
@@ -118,7 +124,7 @@ def _draw(task: Task, outcome: Outcome, files: Mapping[str, Path]) -> None:
 
 
 def _halves(text: str) -> tuple[str, str]:
-    """Of its words; of its characters where it is one word, as in scripts without spaces."""
+    """Splits a text in half at a word, or at a character if it is a single word, as in scripts without spaces."""
     words: Any = text.split()
     joined = " " if len(words) > 1 else ""
     parts = words if joined else text
@@ -128,11 +134,11 @@ def _halves(text: str) -> tuple[str, str]:
 
 def _commands(task: Task, plan: Plan, outcome: Outcome) -> list[Block]:
     blocks: list[Block] = [
-        Heading("To repeat it"),
-        Paragraph("The same command in another folder does all of it again:"),
+        Heading("How to repeat this"),
+        Paragraph("This command repeats all steps if you give it another folder:"),
         Command(shlex.join(task.command)),
     ]
     if outcome.name != BEFORE:
-        blocks.append(Paragraph("This alone trains the saved model again, on the texts that adapt has written there:"))
+        blocks.append(Paragraph("This command trains the saved model again, on the texts that adapt wrote:"))
         blocks.append(Command(shlex.join(final_command(task, plan, outcome.name))))
     return blocks

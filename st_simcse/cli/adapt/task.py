@@ -1,4 +1,4 @@
-"""What ``st-simcse adapt`` was asked for, and the plan that it makes of it."""
+"""The task of ``st-simcse adapt``, as its options describe it, and the plan for it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from st_simcse.data.corpus_profile import CorpusProfile
 from st_simcse.models.model_profile import ModelProfile
 from st_simcse.shortlist import Candidate
 
-# Texts in the pictures of the report.
+# The number of texts in the pictures of the report.
 PICTURED = 600
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the command was asked for.
+    """The options of the command.
 
     Args:
-        args: the command's own options.
-        corpus: where the texts are.
-        options: all of them but the folder, which may be moved, by name; without those that were left out.
-        measured: those of compare that say what is measured, as words.
-        budget: seconds.
-        command: the whole command line.
+        args: The command's own options.
+        corpus: The options that name the texts.
+        options: All options that have a value, by name, except the output folder, which may be moved.
+        measured: The options of compare that say what to measure, as command-line arguments.
+        budget: The budget in seconds.
+        command: The whole command line.
     """
 
     args: Any
@@ -53,25 +53,25 @@ class Task:
         return pooling_mode(self.args.pooling)
 
     def data(self, name: str) -> Path:
-        """A file of texts that the command writes."""
+        """Returns the path of a file of texts that the command writes."""
         return self.folder / "data" / f"{name}.jsonl"
 
     @property
     def model_words(self) -> list[str]:
-        """The options of train that say which model it is."""
+        """The options of train for the model."""
         pooling = [] if self.pooling is None else ["--pooling", self.pooling]
         return ["--model_name_or_path", self.args.model_name_or_path, *pooling]
 
     def words(self, texts: str, length: int) -> list[str]:
-        """The options of train that all recipes have, on the texts of this name."""
+        """Returns the options of train that all recipes share, for training on the texts of this name."""
         file = ["--train_file", str(self.data(texts)), "--train_format", "sentences"]
-        # Scored pairs choose among the checkpoints of a training; nothing else needs them.
+        # Checkpoints are only needed if scored pairs choose among them.
         has_pairs = bool(self.options.keys() & {"dev_file", "dev_dataset"})
         saving = [] if has_pairs else ["--save_strategy", "no"]
         return [*self.model_words, *file, "--max_seq_length", str(length), "--report_to", "none", *saving]
 
     def comparison(self, words: Sequence[str], candidates: Sequence[Candidate], *others: str) -> Comparison:
-        """As the command line ``st-simcse compare`` with these options."""
+        """Makes the comparison that ``st-simcse compare`` would run with these options."""
         recipes = [f"{candidate.name}: {shlex.join(candidate.words)}" for candidate in candidates]
         argv = [*words, *self.measured, "--recipe", *recipes, *others]
         return parse_comparison(argv, needs_data=False)
@@ -79,23 +79,23 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is tried; in a file, so that a run that was stopped goes on with the same.
+    """The recipes to try and their cost. The plan is saved in a file, so that an interrupted run continues with it.
 
     Args:
-        options: of the command, by name, without those that were left out.
-        inputs: hashes of what the command reads, by name.
-        corpus: what the texts are.
-        model: what the model is.
-        length: tokens of a text that training sees.
-        texts: how many there are to train on, without duplicates and without those of dev and test data.
-        measured: how many of the corpus's texts are left out because dev or test data have them.
-        dev: of each dev column what its rows are, and how many there are; without any there is nothing to choose by.
-        candidates: the recipes.
-        left_out: why some recipes are not tried, by name.
-        share: how the budget is spent.
-        whitening_rows: texts of the trials without training.
-        seconds: what is expected of the trials with training, of those without, of the longest final run, and of the
-            report.
+        options: The options of the command that have a value, by name.
+        inputs: Hashes of the inputs of the command, by name.
+        corpus: The profile of the texts.
+        model: The profile of the model.
+        length: The maximum number of tokens of a text in training.
+        texts: The number of texts to train on, without duplicates and without texts of the dev and test data.
+        measured: The number of texts of the corpus that are left out because they are in the dev or test data.
+        dev: The kind and number of rows for each dev column. If empty, there is nothing to choose by.
+        candidates: The recipes.
+        left_out: The reasons why recipes are not tried, by name.
+        share: The division of the budget.
+        whitening_rows: The number of texts for the trials without training.
+        seconds: The expected seconds of the trials with training, the trials without training, the longest final run
+            and the report.
     """
 
     options: dict[str, Any]
@@ -113,21 +113,21 @@ class Plan:
     seconds: dict[str, float]
 
     def candidate(self, name: str) -> Candidate:
-        """The recipe of this name."""
+        """Returns the recipe with this name."""
         return next(candidate for candidate in self.candidates if candidate.name == name)
 
 
 def describe(plan: Plan) -> str:
-    """What is about to be done, and what it costs, for people."""
+    """Describes the plan and its cost in words, one statement per line."""
     corpus, model, share = plan.corpus, plan.model, plan.share
     kind = "paragraphs" if corpus.has_paragraphs else "sentences"
     lines = [
         f"corpus: {corpus.texts:,} {kind} in {corpus.script} script, median {corpus.words:,} words and "
-        f"{corpus.characters:,} characters; {corpus.duplicates:,} duplicates, and {plan.measured:,} of the dev and "
-        f"test data, are left out, {plan.texts:,} remain",
-        f"model: {'its pooling was trained' if model.is_pooled else 'nobody trained its pooling'}, "
-        f"{'with' if model.has_dropout else 'without'} dropout, {model.width} dimensions; training sees {plan.length} "
-        "tokens of a text",
+        f"{corpus.characters:,} characters; {corpus.duplicates:,} duplicates and {plan.measured:,} texts of the dev "
+        f"and test data are left out, and {plan.texts:,} texts remain",
+        f"model: {'trained pooling' if model.is_pooled else 'untrained pooling'}, "
+        f"{'with' if model.has_dropout else 'without'} dropout, {model.width} dimensions; training reads up to "
+        f"{plan.length} tokens of a text",
     ]
     trained = [candidate.name for candidate in plan.candidates if candidate.training]
     others = [candidate.name for candidate in plan.candidates if not candidate.training]
@@ -136,9 +136,9 @@ def describe(plan: Plan) -> str:
         lines.append(f"trained with {share.seeds} seeds on {share.rows:,} texts: {', '.join(trained)}")
         costs = {part: shown_duration(seconds) for part, seconds in plan.seconds.items()}
         lines.append(
-            f"cost: about {shown_duration(sum(plan.seconds.values()))} in all, of which the trained recipes take "
-            f"{costs['trials']}, the others {costs['other']}, the winner {costs['final']} at most, and the pictures "
-            f"{costs['report']}"
+            f"cost: about {shown_duration(sum(plan.seconds.values()))} in total: {costs['trials']} for the trained "
+            f"recipes, {costs['other']} for the others, up to {costs['final']} for the winner, and {costs['report']} "
+            "for the pictures"
         )
     lines += [f"left out: {name}: {reason}" for name, reason in plan.left_out.items()]
     return "\n".join(lines)

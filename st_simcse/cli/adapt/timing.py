@@ -1,4 +1,4 @@
-"""How long a step of each recipe takes here, for the budget of ``st-simcse adapt``."""
+"""Timing of the training steps of each recipe on this machine, for the budget of ``st-simcse adapt``."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ STEPS = 3
 
 
 def encoding_seconds(model: SentenceTransformer, texts: list[str]) -> float:
-    """A text."""
+    """Returns the seconds to embed one text."""
     model = fast_encode(model)
-    model.encode(texts[:BATCH], batch_size=BATCH, show_progress_bar=False)  # the first is slower
+    model.encode(texts[:BATCH], batch_size=BATCH, show_progress_bar=False)  # the first call is slower
     began = time.perf_counter()
     model.encode(texts, batch_size=BATCH, show_progress_bar=False)
     return (time.perf_counter() - began) / len(texts)
 
 
 class _Clock(TrainerCallback):
-    """When each step ended."""
+    """Records when each step ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -39,16 +39,16 @@ class _Clock(TrainerCallback):
 
 
 def step_seconds(task: Task, length: int, candidate: Candidate, texts: list[str]) -> float:
-    """The median of a few steps, here.
+    """Trains a few steps and returns the upper median of their seconds.
 
     Args:
-        task: names the model.
-        length: tokens of a text that training sees.
-        candidate: the recipe, which is trained without its whitening.
-        texts: a few batches of them.
+        task: The task, which names the model.
+        length: The maximum number of tokens of a text in training.
+        candidate: The recipe. It is trained without its whitening.
+        texts: A few batches of texts.
 
     Raises:
-        Exception: what its training raises.
+        Exception: Any error of the training.
     """
     clock, file = _Clock(), task.data("timing")
     write(file, iter(texts))

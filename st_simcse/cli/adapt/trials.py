@@ -1,4 +1,4 @@
-"""The trials of ``st-simcse adapt``, the choice among them, and the model that is saved."""
+"""The trials of ``st-simcse adapt``, the choice of a recipe, and the saving of the model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FINAL_SEED = 0
 
 @dataclass(frozen=True)
 class Trials:
-    """Numbers by recipe and column, a list by seed; and the recipes that failed, with the reason."""
+    """The numbers by recipe and column, one per seed, and the error messages of recipes that failed."""
 
     numbers: Numbers
     failures: dict[str, str]
@@ -44,13 +44,13 @@ class Trials:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is saved, and why.
+    """The result of the choice.
 
     Args:
-        name: the recipe of the saved model.
-        why: in a few sentences.
-        final: the numbers of the recipe that was trained on all texts, whether it is saved or not.
-        tried: its name.
+        name: The recipe of the saved model.
+        why: The reasons, in a few sentences.
+        final: The numbers of the recipe that was trained on all texts, whether or not it is saved.
+        tried: The name of that recipe.
     """
 
     name: str
@@ -60,18 +60,18 @@ class Outcome:
 
 
 class Untrained:
-    """Runs without training, which share one model: what it makes of a text is computed once."""
+    """Executes the runs without training. They share one model, so that each text is embedded once."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
 
     @cached_property
     def model(self) -> SentenceTransformer:
-        """The model as it was."""
+        """The original model."""
         return embed_once(load_model(self.task.args.model_name_or_path, self.task.pooling))
 
     def __call__(self, run: Run, keep_model: bool) -> Result:
-        """The result of a run, in its file, as :func:`~st_simcse.cli.runs.in_this_process` would have it."""
+        """Writes the result of a run to its file and returns it, like :func:`~st_simcse.cli.runs.in_this_process`."""
         inputs = identities(run.options, run.tests)
         model_args, data_args, _, _ = train.parse_train(run.options)
         model = embed_once(self.model)
@@ -84,10 +84,10 @@ class Untrained:
 
 
 def run_trials(task: Task, plan: Plan) -> Trials:
-    """Run what has not been run; a bar shows how far it is.
+    """Runs the trials that have no results yet, with a progress bar.
 
     Raises:
-        ValueError: if the model as it was cannot be measured.
+        ValueError: If the original model cannot be measured.
     """
     without = [candidate for candidate in plan.candidates if not candidate.training]
     trained = [candidate for candidate in plan.candidates if candidate.training]
@@ -112,49 +112,49 @@ def run_trials(task: Task, plan: Plan) -> Trials:
                 numbers |= found
                 failures |= wrong
     if BEFORE in failures:
-        raise ValueError(f"the model as it was could not be measured: {failures[BEFORE]}")
+        raise ValueError(f"the original model could not be measured: {failures[BEFORE]}")
     for failure in failures.values():
-        logger.warning("a recipe is left out of the choice: %s", failure)
+        logger.warning("a recipe failed and cannot be chosen: %s", failure)
     return Trials(numbers, failures)
 
 
 def comparison(
     task: Task, plan: Plan, candidates: Sequence[Candidate], seeds: int, texts: str, folder: str = "trials"
 ) -> Comparison:
-    """As ``st-simcse compare`` would run these recipes."""
+    """Makes the comparison that ``st-simcse compare`` would run with these recipes."""
     where = ["--output_dir", str(task.folder / folder), "--seeds", *map(str, range(seeds))]
     keep = ["--keep_models"] if folder == "final" else []
     return task.comparison(task.words(texts, plan.length), candidates, *where, *keep)
 
 
 def decide(task: Task, plan: Plan, trials: Trials) -> Outcome:
-    """The recipe that the trials choose, trained on all texts; the model as it was, if it is then not better.
+    """Chooses a recipe by the trials and trains it on all texts. Keeps the original model if the result is not better.
 
     Raises:
-        ValueError, OSError: if that training fails.
+        ValueError, OSError: If that training fails.
     """
     if not plan.dev:
         names = [candidate.name for candidate in plan.candidates]
         name = wanted if (wanted := safest(plan.model)) in names else BEFORE
-        why = f"Without dev data nothing tells which recipe is best; {name} is the safest one by the tables."
+        why = f"Without dev data, adapt cannot measure which recipe is best; {name} was the safest in our measurements."
     else:
         selected = _scores(plan, trials)
         choice = choose(selected, BEFORE, noise(plan.dev.values()))
         name, why = choice.name, choice.why
     if name == BEFORE:
-        return Outcome(BEFORE, f"{why} The model as it was is saved.", {}, BEFORE)
+        return Outcome(BEFORE, f"{why} The original model is saved.", {}, BEFORE)
     final = train_final(task, plan, plan.candidate(name))
     if not plan.dev:
-        return Outcome(name, f"{why} It is saved, from all texts.", final, name)
+        return Outcome(name, f"{why} It was trained on all texts and saved.", final, name)
     before, after = selected[BEFORE][0], next(iter(final.values()))[0]
-    told = f"{why} On all texts it has {after:.2f}, and the model as it was {before:.2f}"
+    told = f"{why} Trained on all texts, it scores {after:.2f}, and the original model {before:.2f}"
     if after <= before:
-        return Outcome(BEFORE, f"{told}: this is no gain, and the model as it was is saved.", final, name)
+        return Outcome(BEFORE, f"{told}. This is no gain, so the original model is saved.", final, name)
     return Outcome(name, f"{told}.", final, name)
 
 
 def _scores(plan: Plan, trials: Trials) -> dict[str, list[float]]:
-    """What the recipes are chosen by: the mean of the dev scores, a number a seed, of those that ran with all seeds."""
+    """Returns the mean dev scores of the recipes that did not fail, one per seed. The choice is made by these."""
     found = {}
     for candidate in plan.candidates:
         if candidate.name in trials.numbers and candidate.name not in trials.failures:
@@ -163,11 +163,11 @@ def _scores(plan: Plan, trials: Trials) -> dict[str, list[float]]:
 
 
 def train_final(task: Task, plan: Plan, candidate: Candidate) -> dict[str, list[float]]:
-    """The recipe on all texts, measured; its model stays in the folder until it is saved."""
+    """Trains and measures the recipe on all texts. Its model stays in the folder until it is saved."""
     once = comparison(task, plan, [candidate], 1, "corpus", "final")
     run = final_run(once, candidate)
     if not run.model.exists() and not task.model.exists():
-        run.file.unlink(missing_ok=True)  # numbers of a model that is gone
+        run.file.unlink(missing_ok=True)  # these are numbers of a model that no longer exists
     with tqdm(total=1, desc=f"{candidate.name}, on all texts", unit="run") as bar:
         numbers, failures = train_all(once, lambda runs: _watched(runs, bar), bar.write, execute=in_this_process)
     if failures:
@@ -176,12 +176,12 @@ def train_final(task: Task, plan: Plan, candidate: Candidate) -> dict[str, list[
 
 
 def final_run(once: Comparison, candidate: Candidate) -> Run:
-    """The run on all texts."""
+    """Makes the run of the recipe on all texts."""
     return Run(candidate.name, FINAL_SEED, [*once.common, *candidate.words], once.tests, once.args.output_dir)
 
 
 def final_command(task: Task, plan: Plan, name: str) -> list[str]:
-    """The words of the ``st-simcse train`` that makes the model again."""
+    """Returns the ``st-simcse train`` command that trains the saved model again, as a list of arguments."""
     candidate = plan.candidate(name)
     once = comparison(task, plan, [candidate], 1, "corpus", "final")
     options = [*final_run(once, candidate).options, "--seed", str(FINAL_SEED)]
@@ -189,7 +189,7 @@ def final_command(task: Task, plan: Plan, name: str) -> list[str]:
 
 
 def save_model(task: Task, plan: Plan, outcome: Outcome) -> None:
-    """Put the model into its place, whole or not at all, with a card that says how it was chosen."""
+    """Moves the complete model to its folder, with a model card that says how it was chosen."""
     if task.model.exists():
         return
     if outcome.name == BEFORE:
