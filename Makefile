@@ -1,5 +1,5 @@
 # make demo   sets up a virtual environment in .venv and runs the demo
-# make test   sets it up with the test tools, then lints, checks types and runs the tests of seconds
+# make test   sets it up with the test tools, then checks code, types and prose and runs the fast tests
 # make test-all   the same with all tests
 # make docs   sets it up with the site's tools and builds the site, in build/site
 .PHONY: demo test test-all checks docs
@@ -16,9 +16,11 @@ checks: .venv/bin/python
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/python -m tests.prose
+	.venv/bin/codespell
 
 test: checks
-	@echo 'Now the tests of seconds, some minutes on two cores. For one file while you work: .venv/bin/pytest tests/test_losses.py'
+	@echo 'Now the fast tests, some minutes on two cores. For one file while you work: .venv/bin/pytest tests/test_losses.py'
 	.venv/bin/pytest -n auto --dist worksteal
 
 test-all: checks
