@@ -1,0 +1,88 @@
+"""``python WORDS`` and ``torchrun WORDS`` without the imports: a process that has imported the libraries is forked.
+
+The imports take six seconds of a core, more than most of what is tested in a process of its own. One test of each
+launcher and command starts a real process.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+# For the process that forks: what the commands and the checks of several processes need.
+import conftest  # noqa: F401
+import st_simcse.cli.train  # noqa: F401
+
+ROOT = Path(__file__).parent.parent
+
+
+@functools.cache
+def _context() -> Any:
+    """Whose processes begin as a copy of one that has imported this module."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("OMP_NUM_THREADS", "1")  # no threads, which a fork would lose
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+def start(words: list[str], output: Path, folder: Path = ROOT, **environment: str) -> Any:
+    """The process of ``python WORDS``, started, which writes what it prints to the end of a file."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    process = _context().Process(target=_run, args=(words, output, folder, variables))
+    process.start()
+    return process
+
+
+def _run(words: list[str], output: Path, folder: Path, variables: dict[str, str]) -> None:
+    with output.open("ab") as file:
+        for printed in (1, 2):
+            os.dup2(file.fileno(), printed)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    gc.freeze()
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def torchrun(processes: int, words: list[str], output: Path, folder: Path = ROOT, **environment: str) -> str:
+    """What ``torchrun --standalone --nproc_per_node=PROCESSES WORDS`` prints; every process has to succeed."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "LOCAL_WORLD_SIZE": str(processes)}
+    environment |= {"WORLD_SIZE": str(processes), "GROUP_RANK": "0"}
+    environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    started = [
+        start(words, output, folder, RANK=str(rank), LOCAL_RANK=str(rank), **environment) for rank in range(processes)
+    ]
+    end = time.monotonic() + 800
+    running = list(started)
+    while running and not any(process.exitcode for process in started) and time.monotonic() < end:
+        wait([process.sentinel for process in running], timeout=1)
+        running = [process for process in running if process.exitcode is None]
+    for process in running:  # which would wait for the one that failed
+        process.kill()
+        process.join()
+    printed = output.read_text()
+    assert [process.exitcode for process in started] == [0] * processes, printed[-8000:]
+    return printed
