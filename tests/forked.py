@@ -13,6 +13,7 @@ import os
 import runpy
 import sys
 import time
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,38 @@ def _context() -> Any:
     return context
 
 
-def start(words: list[str], output: Path, folder: Path = ROOT, **environment: str) -> Any:
-    """The process of ``python WORDS``, started, which writes what it prints to the end of a file."""
+@dataclass
+class Forked:
+    """What tests use of a ``subprocess.Popen``. What the process prints is at the end of the file ``output``."""
+
+    process: Any
+    output: Path
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.process.join(timeout)
+        return self.process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        self.wait(timeout)
+        return self.output.read_text(), None
+
+
+def start(words: list[str], output: Path, folder: Path = ROOT, **environment: str) -> Forked:
+    """``python WORDS``, started."""
     variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     process = _context().Process(target=_run, args=(words, output, folder, variables))
     process.start()
-    return process
+    return Forked(process, output)
 
 
 def _run(words: list[str], output: Path, folder: Path, variables: dict[str, str]) -> None:
@@ -77,12 +104,12 @@ def torchrun(processes: int, words: list[str], output: Path, folder: Path = ROOT
     ]
     end = time.monotonic() + 800
     running = list(started)
-    while running and not any(process.exitcode for process in started) and time.monotonic() < end:
-        wait([process.sentinel for process in running], timeout=1)
-        running = [process for process in running if process.exitcode is None]
-    for process in running:  # which would wait for the one that failed
-        process.kill()
-        process.join()
+    while running and not any(rank.returncode for rank in started) and time.monotonic() < end:
+        wait([rank.process.sentinel for rank in running], timeout=1)
+        running = [rank for rank in running if rank.poll() is None]
+    for rank in running:  # which would wait for the one that failed
+        rank.process.kill()
+        rank.wait()
     printed = output.read_text()
-    assert [process.exitcode for process in started] == [0] * processes, printed[-8000:]
+    assert [rank.returncode for rank in started] == [0] * processes, printed[-8000:]
     return printed
