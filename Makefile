@@ -1,8 +1,9 @@
 # make demo   sets up a virtual environment in .venv and runs the demo
 # make test   sets it up with the test tools, then checks code, types and prose and runs the fast tests
 # make test-all   the same with all tests
+# make coverage   sets it up with the test tools, and prints the coverage by the tests of seconds, then by all
 # make docs   sets it up with the site's tools and builds the site, in build/site
-.PHONY: demo test test-all checks docs
+.PHONY: demo test test-all coverage checks docs
 
 .venv/bin/python:
 	python3 -m venv .venv
@@ -27,6 +28,13 @@ test-all: checks
 	@echo 'Now all tests: a quarter of an hour on two cores. Those of real data are skipped without it; the end says which, why,'
 	@echo 'and what fetches it.'
 	.venv/bin/pytest -n auto --dist worksteal -m ''
+
+coverage: .venv/bin/python
+	.venv/bin/pip install --editable '.[test]'
+	@echo 'The lines and branches that the tests of seconds cover. "Missing" names the others: 12->15 is a branch.'
+	.venv/bin/pytest -n auto --dist worksteal --cov
+	@echo 'Now those that all tests cover.'
+	.venv/bin/pytest -n auto --dist worksteal --cov -m ''
 
 docs: .venv/bin/python
 	.venv/bin/pip install --editable '.[docs]'

@@ -1,6 +1,7 @@
 """Fixtures for tests and doctests: generated files, real data, the real pretrained model, tiny models."""
 
 import csv
+import gc
 import os
 import tempfile
 
@@ -78,6 +79,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "shared" in item.fixturenames:
             item.add_marker("data")
+
+
+def pytest_collection_finish():
+    # The Trainer collects garbage whenever it trains, and goes through all that the libraries have imported.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,12 @@
 """Every two options, wrappers, samplers, processes and precisions together: right, or refused when made."""
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.combinations import cases, check, refusal
+from tests.forked import torchrun
 
 CASES = cases()
 
@@ -27,22 +25,11 @@ def test_one_process(case, tmp_path):
 
 
 @pytest.mark.distributed
-def test_two_processes():
+def test_two_processes(tmp_path):
     """All in one launch, which is what takes the time."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run(
-        [*launch, "-m", "tests.combinations"],
-        cwd=Path(__file__).parent.parent,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=800,
-    )
+    printed = torchrun(2, ["-m", "tests.combinations"], tmp_path / "output.txt")
     expected = Counter("refused" if refusal(case) else "right" for case in CASES if case.processes != "1")
-    assert done.returncode == 0, done.stdout[-8000:]
-    assert done.stdout.count(str(dict(expected))) == 2, done.stdout[-3000:]  # once a process
+    assert printed.count(str(dict(expected))) == 2, printed[-3000:]  # once a process
 
 
 def test_the_readme_says_how_many():

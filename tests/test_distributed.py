@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +18,9 @@ from torch.utils.data import ConcatDataset
 
 from st_simcse import LengthGroupedBatchSampler
 from st_simcse.training.samplers import EvenBatchSampler, RoundSampler
+from tests.forked import ROOT, torchrun
 
-ROOT = Path(__file__).parent.parent
+WORKER = ["-m", "tests.distributed_worker"]
 
 
 def _run(command, **environment):
@@ -32,15 +32,11 @@ def _run(command, **environment):
     return done.stdout
 
 
-def _torchrun(processes, *words, **environment):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return _run([*launch, "-m", "tests.distributed_worker", *words], **environment)
-
-
 @pytest.mark.distributed
 @pytest.mark.parametrize("processes", [2, 4])
-def test_gradients_equal_one_process_over_the_whole_batch(tiny_bert, processes):
-    assert _torchrun(processes, "gradients", TINY_BERT=tiny_bert).count("gradients equal") == processes
+def test_gradients_equal_one_process_over_the_whole_batch(tmp_path, tiny_bert, processes):
+    output = torchrun(processes, [*WORKER, "gradients"], tmp_path / "output.txt", TINY_BERT=tiny_bert)
+    assert output.count("gradients equal") == processes
 
 
 @pytest.mark.distributed
@@ -49,7 +45,8 @@ def test_samplers_datasets_wrappers_and_queues_in_two_processes(tmp_path, tiny_b
 
     monkeypatch.setenv("TINY_BERT", tiny_bert)
     path = str(tmp_path / "weights.pt")
-    assert _torchrun(2, "combinations", WEIGHTS=path).count("combinations right") == 2
+    output = torchrun(2, [*WORKER, "combinations"], tmp_path / "output.txt", WEIGHTS=path)
+    assert output.count("combinations right") == 2
     saved = torch.load(path, weights_only=True)
     # The same steps in one process, with the rows of both.
     model, losses = losses_of_datasets()
@@ -74,7 +71,8 @@ def test_training_in_two_processes_equals_one(tmp_path, tiny_bert, launcher, mon
     monkeypatch.setenv("TINY_BERT", tiny_bert)
     weights = str(tmp_path / "weights.pt")
     if launcher == "torchrun":
-        output = _torchrun(2, "training", WEIGHTS=weights)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        output = _run([*launch, *WORKER, "training"], WEIGHTS=weights)
     else:
         options = [
             "--num_processes=2",
@@ -99,7 +97,8 @@ def test_a_sharded_model_trains_saves_and_resumes_like_a_whole_one(tmp_path, tin
 
     monkeypatch.setenv("TINY_BERT", tiny_bert)
     path = str(tmp_path / "weights.pt")
-    assert _torchrun(2, "sharded", WEIGHTS=path).count("sharded right") == 2
+    output = torchrun(2, [*WORKER, "sharded"], tmp_path / "output.txt", WEIGHTS=path)
+    assert output.count("sharded right") == 2
     sharded = torch.load(path, weights_only=True)
     for kind, weights in sharded.items():
         # One process with batches twice as large sees the same rows in each step.

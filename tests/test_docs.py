@@ -42,6 +42,7 @@ from st_simcse.objective.cross_entropy import EDITED_TILE_ROWS, TILE_ELEMENTS, T
 from st_simcse.presets import PRESETS
 from st_simcse.search import page as search_page
 from tests.backbones import ARCHITECTURES
+from tests.forked import torchrun
 
 ROOT = Path(__file__).parent.parent
 CHINESE_PAGES = ["README.zh.md", *sorted(f"docs/zh/{path.name}" for path in (ROOT / "docs/zh").glob("*.md"))]
@@ -215,8 +216,8 @@ def _run(words):
                 cli.main(["adapt", *options])
         case ["st-simcse", *rest]:
             cli.main(rest)
-        case ["torchrun", *options]:
-            _launch(["-m", "torch.distributed.run", "--standalone", *options])
+        case ["torchrun", "--nproc_per_node=2", *options]:
+            torchrun(2, [*options, *SHORT], Path("torchrun.txt"), Path.cwd(), CUDA_VISIBLE_DEVICES="")
         case ["accelerate", "launch", *options]:
             as_on_gpus = ["--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
             _launch(["-m", "accelerate.commands.launch", "--main_process_port=0", *as_on_gpus, *options])
@@ -224,9 +225,12 @@ def _run(words):
             pytest.fail(f"no way to run {words}")
 
 
+SHORT = ["--batch", "4", "--max_steps", "1"]
+
+
 def _launch(command):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *command, "--batch", "4", "--max_steps", "1"]
+    command = [sys.executable, *command, *SHORT]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -23,6 +23,7 @@ from st_simcse.data import download as data
 from st_simcse.data import hub_dataset as hub
 from st_simcse.demo import save_tiny_transformer
 from st_simcse.training.run_folder import checkpoint_folders, last_complete_checkpoint, rotate, sole_run
+from tests.forked import start
 
 STEPS = 30
 
@@ -61,15 +62,21 @@ def interrupted(tmp_path, trained):
     return tmp_path / "out"
 
 
-def _slow_run(options, delay):
-    """The command line in a process of its own whose optimizer steps take their time, so that faults can hit them."""
+def _slow_run(options, delay, output=None):
+    """The command line in a process of its own whose later steps take their time, so that faults can hit them.
+
+    With ``output``, the file of what it prints, the process is forked.
+    """
     code = f"""
-import sys, time
+import itertools, sys, time
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from st_simcse import SimCSETrainer, SimCSETrainingArguments, cli
-register_optimizer_step_post_hook(lambda *args: time.sleep({delay}))
+steps = itertools.count(1)
+register_optimizer_step_post_hook(lambda *args: time.sleep({delay} * (next(steps) > 5)))
 cli.main(["train", *sys.argv[1:]])
 """
+    if output:
+        return start(["-c", code, *options], output)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     return subprocess.Popen(
         [sys.executable, "-c", code, *options],
@@ -84,7 +91,7 @@ def _wait_for(path, process, seconds=120):
     for _ in range(seconds * 20):
         if path.exists():
             return
-        assert process.poll() is None, process.stdout.read()[-3000:]
+        assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.05)
     raise AssertionError(f"{path} did not appear")
 
@@ -99,7 +106,7 @@ def _contents(folder):
 
 @pytest.mark.slow
 def test_killed_and_resumed_ends_as_if_undisturbed(tmp_path, command, trained):
-    process = _slow_run(command(tmp_path / "killed"), 0.2)
+    process = _slow_run(command(tmp_path / "killed"), 0.2, tmp_path / "output.txt")
     _wait_for(tmp_path / "killed" / "checkpoint-10" / "trainer_state.json", process)
     with pytest.raises(OSError, match="Another run is training into .*choose a different output_dir"):
         train.run(command(tmp_path / "killed"))
@@ -137,7 +144,7 @@ def test_a_signal_saves_a_checkpoint_and_stops(tmp_path, command, trained, numbe
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path, command):
-    process = _slow_run(command(tmp_path / "out"), 2)
+    process = _slow_run(command(tmp_path / "out"), 2, tmp_path / "output.txt")
     _wait_for(tmp_path / "out" / "checkpoint-5" / "trainer_state.json", process)
     for _ in range(2):
         process.send_signal(signal.SIGINT)
@@ -219,7 +226,7 @@ def test_shares_of_steps_and_the_best_and_last_checkpoint(tmp_path, command, sen
 @pytest.mark.slow
 def test_sigterm_between_seeds_and_resume(tmp_path, command):
     seeds = ["--seeds", "1", "2"]
-    process = _slow_run([*command(tmp_path / "out"), *seeds], 0.1)
+    process = _slow_run([*command(tmp_path / "out"), *seeds], 0.1, tmp_path / "output.txt")
     _wait_for(tmp_path / "out" / "seed-1" / "checkpoint-10" / "trainer_state.json", process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)

@@ -50,7 +50,6 @@ def _trainer(sentences, folder, trainer=SimCSETrainer, head=True, **options):
     return trainer(model=model, args=arguments, train_dataset=Dataset.from_dict({"sentence": sentences}), loss=loss)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "tokenize_once"), [(SimCSETrainer, False), (SimCSETrainer, True), (SentenceTransformerTrainer, False)]
 )
@@ -88,7 +87,6 @@ def test_training_reads_no_more_than_the_model(sentences, tmp_path, caplog):
         SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}))
 
 
-@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(sentences, tmp_path):
     whole = _trainer(sentences, tmp_path / "whole")
     whole.train()
@@ -112,7 +110,6 @@ def test_resuming_from_a_checkpoint_that_is_not_there(sentences, tmp_path):
         _trainer(sentences, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cached", [None, 3])
 def test_texts_without_an_embedding_are_listed(sentences, tmp_path, cached):
     model = tiny_model(sentences, width=32).to("cpu")
@@ -144,7 +141,6 @@ def test_other_errors_of_a_loss_stay_as_they_are(sentences, tmp_path):
         SimCSETrainer(model, arguments, dataset, loss=SupSimCSELoss(model)).train()
 
 
-@pytest.mark.slow
 def test_a_plain_trainers_checkpoint_resumes_with_a_warning(sentences, tmp_path, caplog):
     _trainer(sentences, tmp_path / "plain", SentenceTransformerTrainer, head=False).train()
     whole = _trainer(sentences, tmp_path / "whole", head=False)
@@ -156,7 +152,6 @@ def test_a_plain_trainers_checkpoint_resumes_with_a_warning(sentences, tmp_path,
     assert all(torch.equal(weight, expected[name]) for name, weight in resumed.model.state_dict().items())
 
 
-@pytest.mark.slow
 def test_changes_take_effect_where_they_are_asked_for(sentences, tmp_path, caplog):
     _trainer(sentences, tmp_path).train()
     rates = []
@@ -173,7 +168,6 @@ def test_changes_take_effect_where_they_are_asked_for(sentences, tmp_path, caplo
     assert "arguments.learning_rate: 0.01 -> 0.02" in caplog.text
 
 
-@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_pushed_stays(sentences, tmp_path, monkeypatch):
     def fail(*args):
         raise ConnectionError("no network")
@@ -258,7 +252,6 @@ def test_the_loss_stays_in_the_checkpoints(sentences, tmp_path, monkeypatch):
     assert not (tmp_path / "loss.safetensors").exists()
 
 
-@pytest.mark.slow
 def test_model_and_head_are_clipped_by_one_norm(sentences, tmp_path):
     norms = []
 
@@ -459,7 +452,6 @@ def test_a_search_has_trials_of_its_own_and_training_goes_on_after_it(sentences,
     assert searching.evaluate()["eval_loss"] == values[-1]
 
 
-@pytest.mark.slow
 def test_a_decoder_whose_configuration_names_no_padding_token_resumes(sentences, tiny_bert, tmp_path):
     size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     torch.manual_seed(0)
@@ -519,7 +511,6 @@ def test_what_else_trains_and_whatever_has_a_negative_is_not_refused(sentences, 
     assert "Only masked_language_model trains" in caplog.text
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("head", [False, True])
 def test_a_frozen_model_is_refused(sentences, tmp_path, head):
     trainer = _trainer(sentences, tmp_path, head=head)
@@ -530,7 +521,6 @@ def test_a_frozen_model_is_refused(sentences, tmp_path, head):
     trainer.train()
 
 
-@pytest.mark.slow
 def test_an_optimizer_has_the_weights_of_model_and_loss(sentences, tmp_path):
     model = tiny_model(sentences, width=32).to("cpu")
     loss = UnsupSimCSELoss(model, projection_head=True)
@@ -552,7 +542,6 @@ def test_an_optimizer_has_the_weights_of_model_and_loss(sentences, tmp_path):
     assert not torch.equal(before, loss.projection_head.dense.weight)
 
 
-@pytest.mark.slow
 def test_an_evaluation_has_the_negatives_of_a_training_batch(sentences, tmp_path, caplog):
     """Without dropout the loss of the same rows is the same number in both."""
     rows = sentences + [text.replace("A ", "The ") + " Today." for text in sentences]
@@ -593,7 +582,6 @@ def test_an_evaluation_leaves_the_random_state_of_every_accelerator(sentences, t
     assert states[kind] == ("of training" if kind != "cpu" else "of the evaluation")
 
 
-@pytest.mark.slow
 def test_batches_shrink_until_they_fit(sentences, tmp_path, caplog):
     """Down to 3 rows, where 8 were asked for; trained and resumed as if 3 had been."""
 
@@ -623,7 +611,6 @@ def test_batches_shrink_until_they_fit(sentences, tmp_path, caplog):
         assert torch.equal(weight, resumed.loss.state_dict()[name]), name
 
 
-@pytest.mark.slow
 def test_batches_do_not_shrink_once_weights_are_trained(sentences, tmp_path, monkeypatch):
     trainer = _trainer(sentences, tmp_path, auto_find_batch_size=True)
     forward, calls = trainer.loss.forward, []
@@ -680,7 +667,6 @@ def test_a_stream_resumes_in_any_pass(sentences, tmp_path, options):
         train("refused", str(checkpoint))
 
 
-@pytest.mark.slow
 @dataclass(frozen=True)
 class RootOfZero(TermOption):
     """Finite itself, with an infinite gradient."""
@@ -729,7 +715,6 @@ class Embeddings(BaseEvaluator):
         return {"score": 0.0}
 
 
-@pytest.mark.slow
 def test_mixed_precision_is_for_training_alone(sentences, tmp_path):
     model = tiny_model(sentences, width=32).to("cpu")
     inside = []

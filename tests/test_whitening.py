@@ -2,8 +2,6 @@
 
 import copy
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from st_simcse.cli.baselines import BASELINES
 from st_simcse.demo import tiny_model
 from st_simcse.models.lora import adapters
 from st_simcse.objective.whitening import Moments, whitening
+from tests.forked import torchrun
 
 TEXTS = [f"{first} {second}" for first in SENTENCES for second in SENTENCES]
 
@@ -361,12 +360,10 @@ def test_a_whitened_run_resumes_exactly(tmp_path, tiny_bert):
 @pytest.mark.distributed
 def test_two_processes_whiten_alike(tmp_path, tiny_bert):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "st_simcse"]
-    words = ["train", "--model_name_or_path", str(tiny_bert), "--pooling", "mean", "--train_file"]
+    words = ["-m", "st_simcse", "train", "--model_name_or_path", str(tiny_bert), "--pooling", "mean", "--train_file"]
     words += [str(tmp_path / "texts.txt"), "--output_dir", str(tmp_path / "out"), "--report_to", "none", "--use_cpu"]
     words += ["--max_steps", "1", "--per_device_train_batch_size", "4", "--whiten", "--whiten_frozen"]
-    done = subprocess.run([*launch, *words], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(2, words, tmp_path / "output.txt")
     saved = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     torch.testing.assert_close(saved[2].linear.weight, _expected(tiny_bert)[2].linear.weight, atol=1e-3, rtol=1e-3)
 
