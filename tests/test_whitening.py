@@ -98,6 +98,8 @@ def test_directions_without_spread_are_zero():
         (_rows(), (float("inf"),), "power must be 0 or more, got inf"),
         (_rows(), (1.0, 0), "dimensions must be between 1 and 6.*got 0"),
         (_rows(), (1.0, 7), "dimensions must be between 1 and 6.*got 7"),
+        (_rows(), (1.0, 2.5), "dimensions must be between 1 and 6.*got 2.5"),
+        (_rows(), (1.0, -0.5), "dimensions must be between 1 and 6.*got -0.5"),
     ],
 )
 def test_what_cannot_be_whitened_is_refused(rows, options, message):
@@ -175,6 +177,14 @@ def test_fewer_dimensions_are_the_first_of_all(tiny):
     whiten(other, TEXTS, 0.5, dimensions=5)
     tiny.truncate_dim = 5
     np.testing.assert_allclose(np.abs(tiny.encode(TEXTS)), np.abs(other.encode(TEXTS)), atol=1e-4)
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.5, 8), (0.3, 5), (0.01, 1), (0.999, 16)])
+def test_a_share_of_the_dimensions(tiny, share, number):
+    other = copy.deepcopy(tiny)
+    whiten(tiny, TEXTS, dimensions=share)
+    whiten(other, TEXTS, dimensions=number)
+    assert torch.equal(tiny[-1].linear.weight, other[-1].linear.weight)
 
 
 def test_all_dimensions_are_whitened_where_the_model_truncates(tiny):
@@ -394,7 +404,7 @@ def test_the_command_whitens_a_model(tmp_path, tiny_bert, capsys):
     for options, message in (
         (["--dimensions", "65"], "dimensions must be between 1 and 32|--dimensions"),
         (["--power", "-1"], "power must be 0 or more"),
-        (["--dimensions", "0"], "--dimensions must be at least 1|--dimensions"),
+        (["--dimensions", "0"], "dimensions must be between 1 and 32"),
     ):
         with pytest.raises(SystemExit, match=message):
             cli.main([*words, "--output_dir", str(tmp_path / "no"), *options])

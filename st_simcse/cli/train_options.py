@@ -87,9 +87,12 @@ class ModelArguments:
             "help": "Strength: 1 whitens fully, 0 only subtracts the mean, and 0.5 is in between. Defaults to 1."
         },
     )
-    whiten_dimensions: int | None = field(
+    whiten_dimensions: float | None = field(
         default=None,
-        metadata={"help": "Number of dimensions to keep, those with the largest spread. Keeps all if not given."},
+        metadata={
+            "help": "Number of dimensions to keep, those with the largest spread, or their share below 1. Keeps all if "
+            "not given."
+        },
     )
     whiten_frozen: bool = field(default=False, metadata={"help": "Do not train the whitening layer."})
     model_prompts: str | None = field(

@@ -25,9 +25,12 @@ class WhitenArguments:
     power: float = field(
         default=1.0, metadata={"help": "Strength: 1 whitens fully, 0 only subtracts the mean, and 0.5 is in between."}
     )
-    dimensions: int | None = field(
+    dimensions: float | None = field(
         default=None,
-        metadata={"help": "Number of dimensions to keep, those with the largest spread. Keeps all if not given."},
+        metadata={
+            "help": "Number of dimensions to keep, those with the largest spread, or their share below 1. Keeps all if "
+            "not given."
+        },
     )
     batch_size: int = field(default=64, metadata={"help": "Sentences per forward pass."})
 
@@ -41,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
     """
     example = "st-simcse whiten --model output --corpus sentences.txt --output_dir whitened"
     args, corpus = parse("whiten", argv, WhitenArguments, CorpusArguments, example=example)
-    check_positive(args, "batch_size", "dimensions")
+    check_positive(args, "batch_size")
     corpus.check()
     check_outputs(args)
     import_libraries()

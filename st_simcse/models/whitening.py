@@ -21,7 +21,7 @@ def whiten(
     model: SentenceTransformer,
     texts: Iterable[str],
     power: float = 1.0,
-    dimensions: int | None = None,
+    dimensions: float | None = None,
     *,
     prompt: str | None = None,
     batch_size: int = 64,
@@ -33,7 +33,7 @@ def whiten(
     The mean :math:`\mu` and the covariance :math:`\Sigma` are those of the texts' embeddings. Su et al. (2021,
     arXiv:2103.15316, section 3) whiten BERT's embeddings with p = 1 and keep the directions of the largest variance.
     Huang et al. (WhiteningBERT, Findings of EMNLP 2021) whiten averages of layers. A smaller p changes a good model
-    less. docs/recipes.md shows measurements of where whitening helps and where it harms.
+    less. docs/choosing.md shows measurements of where whitening helps and where it harms.
 
     The layer is a ``Dense`` module with a bias at the end of the model, before a ``Normalize``. The saved model is
     therefore a plain SentenceTransformer. Training changes the layer too, unless you freeze it:
@@ -49,7 +49,8 @@ def whiten(
         texts: Texts like those that the model will embed. Pass more texts than the model has dimensions, if possible
             several thousand.
         power: p, 0 or more. 1 whitens, 0 only subtracts the mean, and values between whiten partly.
-        dimensions: The number of directions of the largest variance to keep. Keeps all if None.
+        dimensions: The number of directions of the largest variance to keep, or their share as a number below 1. Keeps
+            all if None.
         prompt: The prompt put before every text. If None, the model's default prompt.
         batch_size: The number of texts per forward pass.
 

@@ -66,7 +66,7 @@ class Moments:
         return self._scatter / (self.count - 1)
 
 
-def whitening(moments: Moments, power: float = 1.0, dimensions: int | None = None) -> tuple[Tensor, Tensor]:
+def whitening(moments: Moments, power: float = 1.0, dimensions: float | None = None) -> tuple[Tensor, Tensor]:
     r"""Returns the map that subtracts the mean and divides each principal direction by its standard deviation.
 
     .. math:: y = \Lambda^{-p/2} U^\top (x - \mu), \qquad \Sigma = U \Lambda U^\top
@@ -79,7 +79,7 @@ def whitening(moments: Moments, power: float = 1.0, dimensions: int | None = Non
     Args:
         moments: The moments of N embeddings of width d.
         power: p, 0 or more.
-        dimensions: The number k of directions to keep. Keeps all d if None.
+        dimensions: The number k of directions to keep, or their share of d as a number below 1. Keeps all d if None.
 
     Returns:
         The weight (k, d) and bias (k,), float64.
@@ -96,9 +96,7 @@ def whitening(moments: Moments, power: float = 1.0, dimensions: int | None = Non
         tensor([1.2247], dtype=torch.float64)
     """
     width = len(moments.mean)
-    kept = width if dimensions is None else dimensions
-    if not 1 <= kept <= width:
-        raise ValueError(f"dimensions must be between 1 and {width}, the width of the embeddings, got {dimensions}")
+    kept = _kept(dimensions, width)
     if not 0 <= power < float("inf"):
         raise ValueError(f"power must be 0 or more, got {power}")
     values, vectors = torch.linalg.eigh(moments.covariance)
@@ -118,3 +116,17 @@ def whitening(moments: Moments, power: float = 1.0, dimensions: int | None = Non
     scale = torch.where(varies, values, torch.inf)
     weight = vectors[:, :kept].T * scale[:kept, None].pow(-power / 2)
     return weight, -weight @ moments.mean
+
+
+def _kept(dimensions: float | None, width: int) -> int:
+    """Returns how many of ``width`` directions are kept."""
+    if dimensions is None:
+        return width
+    if 0 < dimensions < 1:
+        return max(1, round(dimensions * width))
+    if not 1 <= dimensions <= width or dimensions != int(dimensions):
+        raise ValueError(
+            f"dimensions must be between 1 and {width}, the width of the embeddings, or a share of them below 1, got "
+            f"{dimensions:g}"
+        )
+    return int(dimensions)
