@@ -194,7 +194,7 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
         (["--recipe", "a: --baseline gist"], "gist needs exactly one teacher, and the others take none"),
         (["--recipe", "a: --baseline ct --teacher x"], "gist needs exactly one teacher, and the others take none"),
         (["--recipe", "a:", "--plot_file", "a.doc"], "a.doc does not have the file extension"),
-        (["--recipe_file", "a.txt"], "a.txt holds no recipes"),
+        (["--recipe_file", "a.txt"], "a.txt has no recipes"),
         (["--recipe", "_unfinished:"], "'_unfinished' has the name of a file or folder that compare writes"),
         (["--recipe", "a:", "table.md: --symmetric"], "'table.md' has the name .*: give it another name"),
         (["--recipe", "_training.lock:"], "'_training.lock' has the name of a file"),

@@ -174,7 +174,7 @@ def test_a_network_that_fails_is_one_line(monkeypatch):
 
     monkeypatch.setattr("st_simcse.cli.data.run", run)
     with pytest.raises(
-        SystemExit, match=r"^st-simcse data: the network failed \(the read operation timed out\): check"
+        SystemExit, match=r"^st-simcse data: the network failed \(the read operation timed out\). Check"
     ):
         cli.main(["data"])
 

@@ -75,10 +75,8 @@ class SimCSELoss(nn.Module):
         self.gather_across_devices = gather_across_devices
         self.mask_duplicates = mask_duplicates
         self.needs_teacher = any(getattr(option, "needs_teacher", False) for option in self.options)
-        # The annotation is Any because a ModuleDict is used like a dict.
         self.sources: Any = nn.ModuleDict(built(self.options, SourceOption, plain, self.projection_head))
         self.terms: Any = nn.ModuleDict(built(self.options, TermOption, plain))
-        # Options may use the labels of the data; the objective itself does not.
         self.reads_labels = bool(self.sources or self.terms) or self.needs_teacher
         encoders = built(self.options, EncoderOption, plain).values()
         self._make_encoder: Callable[..., BatchEncoder] = next(iter(encoders), BatchEncoder)
@@ -100,13 +98,12 @@ class SimCSELoss(nn.Module):
             labels: The labels for terms that use them. The positives are known by their position in the batch.
 
         Returns:
-            A float32 scalar. A loss with terms returns a dict of the summands by name, which ST's trainer adds up and
-            logs. With a wrapper around this loss or with ``mini_batch_size`` it is always a scalar.
+            A float32 scalar, or a dict of the summands by name if the loss has terms; ST's trainer adds these up. With
+            a wrapper around this loss or with ``mini_batch_size`` it is always a scalar.
 
         Raises:
-            ValueError: If the loss cannot use the columns, labels differ and no option uses them, embeddings are NaN or
-                infinite, an option does not support a wrapper around the loss, or the loss has trainable weights and
-                runs in several processes without SimCSETrainer.
+            ValueError: If the loss cannot use the columns, the labels or a wrapper around it, if embeddings are NaN or
+                infinite, or if it has trainable weights in several processes without SimCSETrainer.
         """
         check_in_step(self, self.model)
         check_labels(self.name, labels, self.reads_labels)
@@ -168,10 +165,10 @@ class SimCSELoss(nn.Module):
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], keys: list[Tensor] | None = None, teacher: list[Tensor] | None = None
     ) -> Tensor:
-        """Computes the contrastive loss of a (B, d) embedding matrix per column, after the projection head.
+        """Computes the contrastive loss.
 
         Args:
-            embeddings: The embeddings of the columns, followed by those of the sources.
+            embeddings: (B, d) per column, after the projection head, followed by those of the sources.
             keys: A (B,) int64 tensor per column, equal for equal texts; or None.
             teacher: A (B, t) tensor per column, a teacher's embeddings of unit length; or None.
         """

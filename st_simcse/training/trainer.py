@@ -236,14 +236,7 @@ class SimCSETrainer(ResumableTrainer):
         if views != "crops" and not isinstance(views, Crops):
             self._warn_of_cut_texts()
         if tokenize_once:
-            if not isinstance(self.data_collator, BaseDataCollator):
-                raise ValueError(
-                    f"tokenize_once needs a data collator of ST, got {type(self.data_collator).__name__}. Leave out "
-                    "data_collator."
-                )
-            tokenizing = whole_texts(self.data_collator) if views else self.data_collator
-            self.train_dataset = tokenize(self.train_dataset, self.model, tokenizing)
-            self.data_collator = token_collator(self.model, self.data_collator)
+            self._tokenize_once(bool(views))
         if views is not None:
             self._make_views(views)
         self._warn_of_other_batches_in_evaluation()
@@ -259,6 +252,16 @@ class SimCSETrainer(ResumableTrainer):
         if average:
             average.apply(self.model)
         return output
+
+    def _tokenize_once(self, has_views: bool) -> None:
+        if not isinstance(self.data_collator, BaseDataCollator):
+            raise ValueError(
+                f"tokenize_once needs a data collator of ST, got {type(self.data_collator).__name__}. Leave out "
+                "data_collator."
+            )
+        tokenizing = whole_texts(self.data_collator) if has_views else self.data_collator
+        self.train_dataset = tokenize(self.train_dataset, self.model, tokenizing)
+        self.data_collator = token_collator(self.model, self.data_collator)
 
     def _take_lists_of_negatives(self) -> None:
         given: list[Any] = [self.train_dataset, self.eval_dataset]
