@@ -25,7 +25,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, LlamaConfig, 
 
 import st_simcse
 from conftest import CHINESE
-from st_simcse import budget, cli
+from st_simcse import budget, build_model, cli
 from st_simcse.cli import runs
 from st_simcse.cli.data import SETS
 from st_simcse.cli.loss import LossArguments
@@ -52,12 +52,12 @@ SECTIONS = {
     "Why": "为什么用它",
     "Install": "安装",
     "Quick start": "快速开始",
-    "One command: a model for your texts": "一条命令：适应您的文本",
+    "One command: a model for your texts": "一条命令完成领域适应",
     "Results": "结果",
     "Read on": "延伸阅读",
     "Citation": "引用",
 }
-OF_CHINESE = "中文任务：数据、配方和评测"
+OF_CHINESE = "中文任务：数据、预设和评测"
 
 # Flags of other programs, which the pages compare with ours or run.
 FOREIGN = {
@@ -91,6 +91,8 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval, senteval_cn):
         AutoTokenizer.from_pretrained("bert-base-uncased").save_pretrained(NAMES[config.model_type])
     for alias in ("bert-base-chinese", "princeton-nlp/sup-simcse-bert-base-uncased"):
         Path(alias).symlink_to(tmp_path / "bert-base-uncased")
+    for alias in ("BAAI/bge-small-zh-v1.5", "BAAI/bge-large-zh-v1.5"):
+        build_model("bert-base-chinese", pooling="cls").save_pretrained(alias)
     Path("old").mkdir()
     for path in Path("bert-base-uncased").iterdir():
         if path.name == "model.safetensors":
