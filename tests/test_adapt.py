@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import random
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -554,6 +555,11 @@ def test_without_dev_data_the_safest_recipe_is_taken(corpus, here, caplog):
     assert here == [("before", 0)]
     assert "adapt cannot choose a recipe without dev data, because none of 25 measures" in caplog.text
     assert "a hundred scored pairs" in caplog.text
+    assert re.findall(r"docs/\w+\.md", caplog.text) == ["docs/choosing.md"]
+    assert (
+        "Without dev data, adapt cannot measure which recipe is best. The original model was the safest in our "
+        "measurements, so it is saved unchanged."
+    ) in Path("out/report.md").read_text()
     texts = corpus[0][:8]
     before, after = (SentenceTransformer(folder, device="cpu").encode(texts) for folder in ("model", "out/model"))
     np.testing.assert_array_equal(before, after)
@@ -567,7 +573,10 @@ def test_without_dev_data_the_safest_recipe_is_taken(corpus, here, caplog):
     has = np.linalg.svd(_centred(SentenceTransformer("cls/model", device="cpu").encode(left)), compute_uv=False)
     deviations = [np.sort(values / math.sqrt(len(left) - 1))[::-1][:30] for values in (had, has)]
     np.testing.assert_allclose(deviations[1], deviations[0] ** 0.5, rtol=1e-3)
-    assert "Without dev data, adapt cannot measure which recipe is best" in Path("cls/report.md").read_text()
+    assert (
+        "Without dev data, adapt cannot measure which recipe is best. whitened-0.5 was the safest"
+        in Path("cls/report.md").read_text()
+    )
 
 
 def _centred(embeddings):

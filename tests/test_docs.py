@@ -111,6 +111,8 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval, senteval_cn):
     Path("nli_for_simcse.csv").write_text("\n".join(["sent0,sent1,hard_neg", *rows]))
     rows = [f"{row % 2},Title {row},{text} Number {row}." for row, text in enumerate(sentences * 2)]
     Path("news.csv").write_text("\n".join(["class,title,text", *rows]))
+    rows = [f"Ticket {row},{text} Number {row}." for row, text in enumerate(generate_corpus(size=1300).sentences)]
+    Path("tickets.csv").write_text("\n".join(["subject,body", *rows]))
     for part in range(2):
         Path(f"part-{part}.txt.gz").write_bytes(gzip.compress("\n".join(sentences).encode()))
     # The page's reader has the whole of them.
@@ -162,6 +164,8 @@ def _blocks(page, language):
 def test_the_code_of_a_page_runs(page, folder):
     blocks = _blocks(page, "python")
     assert len(blocks) == (ROOT / page).read_text().count("```python")
+    if page == "docs/search.md":  # which begins where docs/adapt.md ends
+        shutil.copytree("sentence-transformers/all-MiniLM-L6-v2", "adapted/model")
     for block in blocks:
         namespace = {}  # of its own: each runs by itself, in the folder that the ones before it left
         exec(compile(block, page, "exec"), namespace)

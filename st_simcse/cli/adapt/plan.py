@@ -142,9 +142,9 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
 def _without_trials(plan: Plan) -> Plan:
     logger.warning(
         "adapt cannot choose a recipe without dev data, because none of 25 measures without labels ranks the recipes "
-        "well on all corpora (docs/recipes.md, 'Choosing without labels'). It takes the recipe that was safest in the "
-        "measurements there, and tries no other. To let it choose, pass a hundred scored pairs (--dev_file), texts "
-        "with classes (--knn_dev_file), or titles and texts (--retrieval_dev_file)"
+        "well on all corpora (docs/choosing.md). It takes the recipe that was safest in our measurements, and tries no "
+        "other. To let it choose, pass a hundred scored pairs (--dev_file), texts with classes (--knn_dev_file), or "
+        "titles and texts (--retrieval_dev_file)"
     )
     names = {BEFORE, safest(plan.model)}
     return replace(plan, candidates=[candidate for candidate in plan.candidates if candidate.name in names])

@@ -134,23 +134,32 @@ def decide(task: Task, plan: Plan, trials: Trials) -> Outcome:
         ValueError, OSError: If that training fails.
     """
     if not plan.dev:
-        names = [candidate.name for candidate in plan.candidates]
-        name = wanted if (wanted := safest(plan.model)) in names else BEFORE
-        why = f"Without dev data, adapt cannot measure which recipe is best; {name} was the safest in our measurements."
-    else:
-        selected = _scores(plan, trials)
-        choice = choose(selected, BEFORE, noise(plan.dev.values()))
-        name, why = choice.name, choice.why
+        return _decide_without_dev(task, plan)
+    selected = _scores(plan, trials)
+    choice = choose(selected, BEFORE, noise(plan.dev.values()))
+    name, why = choice.name, choice.why
     if name == BEFORE:
         return Outcome(BEFORE, f"{why} The original model is saved.", {}, BEFORE)
     final = train_final(task, plan, plan.candidate(name))
-    if not plan.dev:
-        return Outcome(name, f"{why} It was trained on all texts and saved.", final, name)
     before, after = selected[BEFORE][0], next(iter(final.values()))[0]
     told = f"{why} Trained on all texts, it scores {after:.2f}, and the original model {before:.2f}"
     if after <= before:
         return Outcome(BEFORE, f"{told}. This is no gain, so the original model is saved.", final, name)
     return Outcome(name, f"{told}.", final, name)
+
+
+def _decide_without_dev(task: Task, plan: Plan) -> Outcome:
+    why = "Without dev data, adapt cannot measure which recipe is best."
+    name = safest(plan.model)
+    if name not in [candidate.name for candidate in plan.candidates]:
+        name = BEFORE
+    if name == BEFORE:
+        why += " The original model was the safest in our measurements, so it is saved unchanged."
+        return Outcome(BEFORE, why, {}, BEFORE)
+    final = train_final(task, plan, plan.candidate(name))
+    return Outcome(
+        name, f"{why} {name} was the safest in our measurements. It was fitted to all texts and saved.", final, name
+    )
 
 
 def _scores(plan: Plan, trials: Trials) -> dict[str, list[float]]:
