@@ -144,6 +144,8 @@ def test_a_list_trains_as_its_dataset_does(model, sentences, tmp_path):
     ("make", "error", "message"),
     [
         (lambda m: UnsupSimCSELoss(m, scale=20), TypeError, "UnsupSimCSELoss has no scale: pass temperature=0.05,"),
+        (lambda m: UnsupSimCSELoss(m, scale=10.0), TypeError, "UnsupSimCSELoss has no scale: pass temperature=0.1,"),
+        (lambda m: UnsupSimCSELoss(m, scale=0), TypeError, "UnsupSimCSELoss has no scale: pass temperature=0.05,"),
         (lambda m: SupSimCSELoss(m, margin=1), TypeError, "SupSimCSELoss has no argument margin. Changes of"),
         (lambda m: SupSimCSELoss("bert"), ValueError, r"model is the name 'bert': .* build_model\('bert'\)"),
         (lambda m: SupSimCSELoss(m[0].model), ValueError, "the model is a BertModel, expected a SentenceTran"),
@@ -156,7 +158,7 @@ def test_a_list_trains_as_its_dataset_does(model, sentences, tmp_path):
         ),
         (lambda m: SimCSETrainer("bert"), ValueError, r"model is the name 'bert': .* build_model\('bert'\)"),
         (lambda m: SimCSETrainer(m, "out"), ValueError, r"args is 'out'. Pass SimCSETrainingArguments\('out'\)"),
-        (lambda m: SimCSETrainer(m[0].model), ValueError, "model is of the type BertModel, expected a SentenceTran"),
+        (lambda m: SimCSETrainer(m[0].model), ValueError, "the model is a BertModel, expected a SentenceTran"),
         (lambda m: SimCSETrainer(m, {"bf16": False}), ValueError, r"Pass SimCSETrainingArguments\(\*\*args\)"),
         (lambda m: SimCSETrainer(m, loss="simcse"), ValueError, r"loss is 'simcse'. .* UnsupSimCSELoss\(model\)"),
         (lambda m: SimCSETrainer(m, evaluator=3), ValueError, "evaluator is 3. Pass an evaluator of ST"),
