@@ -149,7 +149,7 @@ def check_training():
             other = parameter.detach().clone()
             dist.broadcast(other, src=0)
             assert torch.equal(parameter, other), name
-        with pytest.raises(ValueError, match="train with SimCSETrainer"):
+        with pytest.raises(ValueError, match="Train with SimCSETrainer"):
             _trained(folder, 4, trainer=SentenceTransformerTrainer)
     if rank == 0:
         torch.save(

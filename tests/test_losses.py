@@ -607,6 +607,13 @@ def test_cached_gradients_equal_the_uncached(sentences, supervised, head):
         assert torch.allclose(gradient, gradients[1][name], atol=1e-12), name
 
 
+def test_only_the_second_pass_of_gradient_caching_keeps_a_graph(model, sentences):
+    encoder = UnsupSimCSELoss(model, projection_head=True, mini_batch_size=3).encoder
+    for with_grad in (False, True):
+        rows, _ = encoder.embed_minibatch(model.preprocess(sentences), 0, 3, with_grad, copy_random_state=False)
+        assert rows.requires_grad == with_grad
+
+
 def test_a_loss_with_its_backward_pass_is_detached(model, sentences):
     """Gradient caching and MatryoshkaLoss add such losses up, and would keep the graph of each."""
     loss = SupSimCSELoss(model.eval())
