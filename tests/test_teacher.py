@@ -89,15 +89,6 @@ def _leaves(columns):
     return [column.detach().requires_grad_() for column in columns]
 
 
-@pytest.mark.parametrize("option", [RankDistillation(1.0), RankDistillation(1.0, "listnet"), RankConsistency(1.0)])
-def test_a_single_row_has_nothing_to_rank(option):
-    rows = torch.randn(1, 4, requires_grad=True)
-    value = option.from_embeddings([rows, rows + 1], torch.nn.functional.normalize(torch.randn(1, 3)))
-    value.backward()
-    assert value.item() == pytest.approx(0, abs=1e-6)
-    assert torch.allclose(rows.grad, torch.zeros(1, 4), atol=1e-6)
-
-
 def test_rank_consistency_is_the_divergence_of_both_rankings():
     columns, total = _columns(), 0.0
     first, second = _cosines(*columns), _cosines(*columns[::-1])
