@@ -149,7 +149,7 @@ def check_training():
             other = parameter.detach().clone()
             dist.broadcast(other, src=0)
             assert torch.equal(parameter, other), name
-        with pytest.raises(ValueError, match="train with SimCSETrainer"):
+        with pytest.raises(ValueError, match="Train with SimCSETrainer"):
             _trained(folder, 4, trainer=SentenceTransformerTrainer)
     if rank == 0:
         torch.save(
@@ -198,6 +198,21 @@ def check_in_two_gather_exchanges_sizes_once(folder):
     dist.all_gather = all_gather
     # three columns of embeddings, three of keys, and the numbers of rows
     assert len(calls) == 7, calls
+
+
+def check_in_two_gradients_are_averaged(folder):
+    """A process without a gradient counts as zero. A parameter without a gradient in every process keeps none."""
+    _arguments(folder)  # starts the processes' group
+    rank = dist.get_rank()
+    alone, none, one, both = (torch.nn.Parameter(torch.zeros(2)) for _ in range(4))
+    with averaged_gradients([alone]):
+        alone.grad = torch.tensor([0.0, 4.0 * rank])
+    with averaged_gradients([none, one, both]):
+        both.grad = torch.tensor([1.0, 2.0]) * (rank + 1)
+        if rank == 1:
+            one.grad = torch.tensor([4.0, 6.0])
+    assert none.grad is None
+    assert [parameter.grad.tolist() for parameter in (alone, one, both)] == [[0, 2], [2, 3], [1.5, 3]]
 
 
 def losses_of_datasets():

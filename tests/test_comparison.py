@@ -138,6 +138,7 @@ def test_duplicates_are_no_negatives_in_any_direction():
         ({"directions": JOINT[-1], "partition_mode": "per_direction"}, "Pass partition_mode='joint'"),
         ({"partition_mode": "split"}, "joint or per_direction, got 'split'"),
         ({"symmetric": True, "directions": JOINT[-1]}, "omit directions"),
+        ({"symmetric": True, "partition_mode": "per_direction"}, "omit partition_mode.* pass directions="),
     ],
 )
 def test_comparisons_that_are_none(options, message):

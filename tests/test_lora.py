@@ -148,6 +148,17 @@ def _build_seeded(folder, config):
     return build_model(folder, "mean", lora=config, device="cpu")  # not in training mode: no dropout
 
 
+@pytest.mark.parametrize(("dropout", "warns"), [(0.1, False), (0.0, True)])
+def test_dropout_before_new_adapters_counts_as_dropout(tiny_bert, sentences, caplog, dropout, warns):
+    """In the first step new adapters add nothing, so the views are equal, although the adapters have dropout."""
+    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout)
+    model = build_model(tiny_bert, "mean", dropout=0.0, lora=lora, device="cpu").train()
+    views = [model(model.preprocess(sentences))["sentence_embedding"] for _ in range(2)]
+    assert torch.equal(*views)
+    UnsupSimCSELoss(model)([model.preprocess(sentences)])
+    assert ("no dropout is active" in caplog.text) == warns
+
+
 def test_a_merged_model_loads_without_peft(tiny_bert, decoder, sentences, tmp_path):
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     model = build_model(tiny_bert, "mean", dense=True, lora=config, device="cpu")

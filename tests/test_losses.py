@@ -580,6 +580,13 @@ def test_a_head_of_ones_own(model, sentences):
     assert loss.projection_head.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("needs", [{"projection_head": True}, {"options": [MomentumQueue(4)]}])
+def test_embeddings_of_unknown_width(model, monkeypatch, needs):
+    monkeypatch.setattr(model, "get_embedding_dimension", lambda: None)
+    with pytest.raises(ValueError, match="width of the embeddings is unknown.* a method get_embedding_dimension"):
+        UnsupSimCSELoss(model, **needs)
+
+
 @pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize("supervised", [False, True])
 def test_cached_gradients_equal_the_uncached(sentences, supervised, head):
@@ -598,6 +605,23 @@ def test_cached_gradients_equal_the_uncached(sentences, supervised, head):
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-12), name
+
+
+def test_only_the_second_pass_of_gradient_caching_keeps_a_graph(model, sentences):
+    encoder = UnsupSimCSELoss(model, projection_head=True, mini_batch_size=3).encoder
+    for with_grad in (False, True):
+        rows, _ = encoder.embed_minibatch(model.preprocess(sentences), 0, 3, with_grad, copy_random_state=False)
+        assert rows.requires_grad == with_grad
+
+
+def test_a_loss_with_its_backward_pass_is_detached(model, sentences):
+    """Gradient caching and MatryoshkaLoss add such losses up, and would keep the graph of each."""
+    loss = SupSimCSELoss(model.eval())
+    batch = loss.encoder.arrange(_features(model, sentences, sentences[::-1]))
+    rows = torch.cat(loss.encoder.embed(batch)[0]).detach().requires_grad_()
+    (expected,) = torch.autograd.grad(loss.calculate_loss([[rows]], batch), rows)
+    assert not loss.calculate_loss([[rows]], batch, with_backward=True).requires_grad
+    assert torch.equal(rows.grad, expected)
 
 
 def test_cached_dropout_is_replayed_and_differs_between_views(model, sentences):
@@ -824,6 +848,7 @@ def test_no_number_of_an_option_is_nan_or_infinite(option, name, value):
 def test_mini_batches_have_a_whole_number_of_rows(model, size):
     with pytest.raises(ValueError, match="mini_batch_size must be an integer of at least 1"):
         UnsupSimCSELoss(model, mini_batch_size=size)
+    assert UnsupSimCSELoss(model, mini_batch_size=1).mini_batch_size == 1
 
 
 class _Noisy(nn.Embedding):

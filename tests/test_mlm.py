@@ -91,6 +91,20 @@ def test_the_masked_language_model_and_the_queue_compute_as_the_model_does(model
     assert calls == [expected]
 
 
+@pytest.mark.parametrize("option", [MaskedLanguageModel(0.1), MomentumQueue(4)], ids=["term", "source"])
+def test_each_of_them_alone_computes_as_the_model_does(model, sentences, option):
+    """In mixed precision accelerate wraps the model's forward pass in autocast, but not the rest of the loss."""
+    loss = UnsupSimCSELoss(model, options=[option])
+    inside, seen = [*loss.terms.values(), *loss.sources.values()][0], []
+    beside = inside.head if isinstance(option, MaskedLanguageModel) else inside.encoder
+    for module in beside.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+    loss([model.preprocess(sentences)])
+    assert set(seen) == {torch.bfloat16}
+
+
 def test_fifteen_percent_are_masked(checkpoint, sentences):
     mlm = MaskedLanguageModel(1.0).build(build_model(checkpoint, device="cpu"))
     ids = mlm._whole[0].get_input_embeddings().weight.new_full((200, 50), 9, dtype=torch.long)

@@ -259,6 +259,14 @@ def test_the_queue_is_as_wide_as_what_the_head_gives(model, sentences):
     assert torch.allclose(embeddings, expected[:4].float(), atol=1e-5)
 
 
+def test_the_queue_is_on_the_device_of_the_model(model):
+    """Here it is the device without memory, which every machine has."""
+    head = torch.nn.Linear(32, 8).to("meta")
+    queue = MomentumQueue(3).build(model.to("meta"), head)
+    assert {tensor.device.type for tensor in queue.state_dict().values()} == {"meta"}
+    assert queue.embeddings.shape == (3, 8)
+
+
 @pytest.mark.parametrize("mode", ["evaluation", "no gradient"])
 def test_the_queue_is_for_training_alone(model, sentences, mode):
     loss = UnsupSimCSELoss(model, options=[MomentumQueue(4)])

@@ -1,6 +1,7 @@
 """Lower layers that both views of a sentence share."""
 
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,8 +9,17 @@ from datasets import Dataset
 from torch import nn
 from transformers import AutoConfig, AutoModel, set_seed
 
-from st_simcse import SharedLayers, SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss, build_model
+from st_simcse import (
+    DropoutFreeNegatives,
+    RankDistillation,
+    SharedLayers,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    UnsupSimCSELoss,
+    build_model,
+)
 from st_simcse.demo import tiny_model
+from st_simcse.losses.shared_layers import SharedPass
 
 # Texts of several lengths, one of them twice.
 TEXTS = ["Two dogs run in the park.", "A cat sleeps.", "Two dogs run.", "Someone rides a horse on the beach.", "Two"]
@@ -201,3 +211,64 @@ def test_embeddings_of_distances_are_not_taken_for_rows(make):
     assert same.item() == pytest.approx(value.item(), abs=1e-6)
     for name, gradient in gradients.items():
         assert torch.allclose(shared_gradients[name], gradient, atol=1e-6, rtol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share", "is_refused"),
+    [
+        (torch.float32, 0.02, True),
+        (torch.float32, 0.0, False),
+        (torch.bfloat16, 1.0, True),
+        (torch.bfloat16, 0.001, False),
+    ],
+)
+def test_a_change_of_the_embeddings_beyond_rounding_is_refused(three_layers, dtype, share, is_refused):
+    """Rows that mix with their neighbours have other neighbours if each text is there once. Lengths do not matter."""
+    model, layers = three_layers
+    layers[-1].output.LayerNorm.weight.data.mul_(0.01)
+    layers[0].output.register_forward_hook(lambda module, inputs, output: output + share * output.roll(1, 0))
+    with pytest.raises(ValueError, match="would change or break") if is_refused else nullcontext():
+        UnsupSimCSELoss(model.to(dtype), options=[SharedLayers(1)])
+
+
+def test_terms_and_sources_are_those_of_two_views(three_layers):
+    """Without dropout, each part of the loss is that of a loss that shares no layers."""
+    model, _ = three_layers
+    teacher = torch.nn.functional.normalize(torch.randn(len(TEXTS), 8))
+    parts = []
+    for options in ([], [SharedLayers(2)]):
+        loss = UnsupSimCSELoss(model.eval(), options=[*options, RankDistillation(1.0), DropoutFreeNegatives()])
+        parts.append(loss([model.preprocess(TEXTS)], teacher))
+    assert parts[0].keys() == parts[1].keys() == {"contrastive", "rank_distillation"}
+    for name, value in parts[0].items():
+        assert parts[1][name].item() == pytest.approx(value.item(), abs=1e-5), name
+
+
+def test_a_shared_layer_sees_what_belongs_to_the_first_row_of_each_pair():
+    """Flash attention passes layers the mask of tokens. Tensors of other shapes are the same for all rows."""
+    seen = {}
+
+    class Layer(nn.Module):
+        def forward(self, hidden, mask, *, scores, distances, positions, lengths, one):
+            seen.update(hidden=hidden, mask=mask, scores=scores, distances=distances)
+            seen.update(positions=positions, lengths=lengths, one=one)
+            return hidden + mask[:, :, None], hidden.mean(1), torch.ones(3), hidden.sum(), positions
+
+    layers = nn.ModuleList([Layer(), Layer()])
+    hidden, mask, scores = torch.randn(3, 4, 5), torch.arange(12).view(3, 4), torch.randn(3, 1, 4, 4)
+    same = {
+        "distances": torch.randn(6, 4),  # as many as rows and as wide as texts, but no mask
+        "positions": torch.arange(4)[None],
+        "lengths": torch.zeros(6, 7, dtype=torch.long),
+        "one": torch.zeros(1, 4, 5),
+    }
+    with SharedPass(layers, 1):
+        rows = [tensor.repeat_interleave(2, dim=0) for tensor in (hidden, mask, scores)]
+        output, means, *others = layers[0](rows[0], rows[1], scores=rows[2], **same)
+    for name, expected in (same | {"hidden": hidden, "mask": mask, "scores": scores}).items():
+        assert torch.equal(seen[name], expected), name
+    assert seen["hidden"].is_contiguous()  # otherwise query, key and value would each keep a copy
+    for value, expected in ((output, hidden + mask[:, :, None]), (means, hidden.mean(1))):
+        assert torch.equal(value, expected.repeat_interleave(2, dim=0))
+    for value, expected in zip(others, (torch.ones(3), hidden.sum(), same["positions"]), strict=True):
+        assert torch.equal(value, expected)

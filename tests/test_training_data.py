@@ -144,6 +144,8 @@ def test_a_list_trains_as_its_dataset_does(model, sentences, tmp_path):
     ("make", "error", "message"),
     [
         (lambda m: UnsupSimCSELoss(m, scale=20), TypeError, "UnsupSimCSELoss has no scale: pass temperature=0.05,"),
+        (lambda m: UnsupSimCSELoss(m, scale=10.0), TypeError, "UnsupSimCSELoss has no scale: pass temperature=0.1,"),
+        (lambda m: UnsupSimCSELoss(m, scale=0), TypeError, "UnsupSimCSELoss has no scale: pass temperature=0.05,"),
         (lambda m: SupSimCSELoss(m, margin=1), TypeError, "SupSimCSELoss has no argument margin. Changes of"),
         (lambda m: SupSimCSELoss("bert"), ValueError, r"model is the name 'bert': .* build_model\('bert'\)"),
         (lambda m: SupSimCSELoss(m[0].model), ValueError, "the model is a BertModel, expected a SentenceTran"),

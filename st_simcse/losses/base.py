@@ -125,13 +125,13 @@ class SimCSELoss(nn.Module):
         for source in sources:
             source.begin()
         if self.mini_batch_size is not None:
+            # MatryoshkaLoss replaces calculate_loss by a decorated function.
             summands = {"all": encoder.embed_cached(batch, self.calculate_loss)}
         else:
             embedded = encoder.embed(batch)
             for source in self.sources.values():
                 embedded += [[column] for column in source.extra_embeddings(encoder, extra)]
-            # MatryoshkaLoss replaces calculate_loss by a decorated function.
-            summands = {"all": self.calculate_loss(embedded, batch)} if one_number else self._summands(embedded, batch)
+            summands = self._summands(embedded, batch)
         if wrappers.is_first_call:
             with self._precision.autocast():
                 for source in sources:

@@ -109,7 +109,7 @@ class _MaskedLanguageModel(Term):
 
 def _zero_biases(model: nn.Module, missing: Collection[str]) -> None:
     """Zeroes biases that are missing in the checkpoint: some architectures, such as FNet, leave them uninitialized."""
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in model.named_parameters():
         if name in missing and name.endswith("bias"):
             nn.init.zeros_(parameter)
 

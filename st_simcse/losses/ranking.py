@@ -142,4 +142,4 @@ def _similarities(columns: list[Tensor]) -> Tensor:
 def _without_diagonal(matrix: Tensor) -> Tensor:
     """Removes the diagonal: returns (B, B - 1), each row without its own column."""
     other = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
-    return matrix[other].view(len(matrix), -1) if len(matrix) > 1 else matrix[:, :0]
+    return matrix[other].view(len(matrix), -1)

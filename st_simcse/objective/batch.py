@@ -36,11 +36,12 @@ class Comparison:
             for each direction and averages the losses; it accepts ``query_to_doc`` and ``doc_to_query`` only, because
             the other two directions have no positive.
         symmetric: If True, the positives are anchors too. Each of the 2B rows is classified against the 2B - 1 other
-            rows and the hard negatives, as in :func:`~st_simcse.unsup_simcse_loss`. Replaces ``directions``.
+            rows and the hard negatives, as in :func:`~st_simcse.unsup_simcse_loss`. Replaces ``directions`` and
+            ``partition_mode``.
 
     Raises:
-        ValueError: If a direction is unknown, ``query_to_doc`` is missing, or ``directions`` cannot be combined with
-            ``partition_mode`` or ``symmetric``.
+        ValueError: If a direction is unknown, ``query_to_doc`` is missing, or ``directions``, ``partition_mode`` and
+            ``symmetric`` cannot be combined.
 
     Example:
         >>> Comparison(directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction").symmetric
@@ -65,6 +66,11 @@ class Comparison:
             )
         if self.symmetric and tuple(self.directions) != ("query_to_doc",):
             raise ValueError("symmetric=True already chooses what is compared: omit directions")
+        if self.symmetric and self.partition_mode == "per_direction":
+            raise ValueError(
+                "symmetric=True already computes a softmax for each side: omit partition_mode. To compare anchors only "
+                "with positives and vice versa, pass directions=('query_to_doc', 'doc_to_query') instead of symmetric."
+            )
 
 
 @dataclass(frozen=True)
