@@ -153,12 +153,16 @@ _LANGUAGE_MODEL = {
     "lr_scheduler_type": "linear",
 }
 
-# The lower half of a model learns to rank the sentences of a batch like the whole model.
+# The lower half of a model learns to rank the sentences of a batch like the whole model. It learns more in the third of
+# its dimensions with the largest spread.
 _SMALL_FROM_LARGE = {
     "model_name_or_path": "sentence-transformers/all-MiniLM-L6-v2",
     "teacher": "sentence-transformers/all-MiniLM-L6-v2",
     "layers": "3",
     "pooling": "mean",
+    "whiten": "before",
+    "whiten_power": "0",
+    "whiten_dimensions": "0.333",
     "rank_distillation": "1.0",
     "rank_distillation_method": "listnet",
     "max_seq_length": "32",

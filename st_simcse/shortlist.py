@@ -147,7 +147,7 @@ def _whitened_and_trained(corpus: CorpusProfile, model: ModelProfile) -> Candida
     name = "whitened-simcse"
     if not model.is_pooled:
         reason = "SimCSE after half a whitening, the best start if the pooling has not been trained."
-        return _of_preset("language-model", name, reason, _dropout(model))
+        return _of_preset("language-model", name, reason, _dropout(model), PRESETS["language-model"]["whiten_power"])
     if corpus.has_paragraphs:
         return _of_preset("own-domain", name, "SimCSE with crops, after subtracting the mean.", power="0")
     reason = "SimCSE with some words repeated in one view, after subtracting the mean."
@@ -155,10 +155,12 @@ def _whitened_and_trained(corpus: CorpusProfile, model: ModelProfile) -> Candida
 
 
 def _of_preset(preset: str, name: str, reason: str, others: Sequence[str] = (), power: str | None = None) -> Candidate:
-    """Returns a recipe with the options of a preset, except those that adapt sets itself, and with other options."""
-    options = {option: value for option, value in PRESETS[preset].items() if option not in _FOUND}
-    if options.pop("whiten", None):
-        power = options.pop("whiten_power")
+    """Returns a recipe with other options and those of a preset, except its whitening and those that adapt sets."""
+    options = {
+        option: value
+        for option, value in PRESETS[preset].items()
+        if option not in _FOUND and not option.startswith("whiten")
+    }
     words = (word for option, value in options.items() for word in (f"--{option}", *value.split()))
     return Candidate(name, reason, power, [*others, *words])
 

@@ -111,7 +111,7 @@ def folder(tmp_path, monkeypatch, sentences, generated, senteval, senteval_cn):
     Path("nli_for_simcse.csv").write_text("\n".join(["sent0,sent1,hard_neg", *rows]))
     rows = [f"{row % 2},Title {row},{text} Number {row}." for row, text in enumerate(sentences * 2)]
     Path("news.csv").write_text("\n".join(["class,title,text", *rows]))
-    rows = [f"Ticket {row},{text} Number {row}." for row, text in enumerate(generate_corpus(size=1300).sentences)]
+    rows = [f"Ticket {row},{text} Number {row}." for row, text in enumerate(generate_corpus(size=700).sentences)]
     Path("tickets.csv").write_text("\n".join(["subject,body", *rows]))
     for part in range(2):
         Path(f"part-{part}.txt.gz").write_bytes(gzip.compress("\n".join(sentences).encode()))

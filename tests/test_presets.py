@@ -122,6 +122,7 @@ def test_small_from_large():
     argv = ["--preset", "small-from-large", "--train_file", "x", "--bf16", "false", "--layers", "2"]
     model, data, loss, arguments = train.parse_train(argv)
     assert (model.layers, model.pooling) == (2, "mean")
+    assert (model.whiten, model.whiten_power, model.whiten_dimensions) == ("before", 0, 0.333)
     assert (loss.rank_distillation, loss.rank_distillation_method) == (1.0, "listnet")
     assert (arguments.learning_rate, arguments.per_device_train_batch_size) == (3e-4, 64)
     assert data.teacher == ["sentence-transformers/all-MiniLM-L6-v2"]
