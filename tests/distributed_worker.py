@@ -35,7 +35,7 @@ from st_simcse import (
     build_model,
 )
 from st_simcse.cli import train
-from st_simcse.losses.collectives import averaged_gradients
+from st_simcse.losses.collectives import any_process, averaged_gradients
 from st_simcse.objective import cross_entropy
 from st_simcse.training.run_folder import LOCK, UNFINISHED
 from tests.inputs import without_dropout
@@ -215,6 +215,12 @@ def check_in_two_gradients_are_averaged(folder):
     assert [parameter.grad.tolist() for parameter in (alone, one, both)] == [[0, 2], [2, 3], [1.5, 3]]
 
 
+def check_in_two_a_flag_of_one_process_counts_for_all(folder):
+    _arguments(folder)  # starts the processes' group
+    assert any_process(dist.get_rank() == 1) is True
+    assert any_process(False) is False
+
+
 def losses_of_datasets():
     model = without_dropout(_tiny()).train()
     options = {"projection_head": True, "gather_across_devices": True}
@@ -350,7 +356,7 @@ def check_in_two_streams(folder):
 
 
 def check_in_two_fsdp_is_not_left_out(folder):
-    with pytest.raises(ValueError, match="accelerate does not shard on this device"):
+    with pytest.raises(ValueError, match="Accelerate does not shard on this device"):
         SimCSETrainer(_tiny(), _arguments(folder, fsdp=True), Dataset.from_dict({"sentence": ROWS}))
     del os.environ["ACCELERATE_USE_FSDP"]  # which transformers has set
 

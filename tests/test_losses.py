@@ -546,6 +546,12 @@ def test_missing_dropout_warns_once(model, static_model, sentences, caplog):
         assert warnings(model.eval()) == []
 
 
+def test_dropout_that_changes_no_embedding_warns(model, sentences, caplog):
+    without_dropout(model)[0].unused = nn.Dropout(0.1)
+    UnsupSimCSELoss(model.train())(_features(model, sentences))
+    assert "no dropout is active" in caplog.text
+
+
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
 def test_head_trains_in_the_trainer_and_is_not_saved(model, sentences, tmp_path, mini_batch_size):
     loss = UnsupSimCSELoss(model, projection_head=True, mini_batch_size=mini_batch_size)
@@ -961,6 +967,8 @@ def test_labels_that_tell_no_rows_apart_are_no_scores(model, sentences):
     columns = [model.preprocess(texts) for texts in (sentences, sentences[::-1])]
     model.eval()
     torch.testing.assert_close(loss(columns, torch.zeros(len(sentences), dtype=torch.long)), loss(columns, None))
+    row = [model.preprocess(texts[:1]) for texts in (sentences, sentences[::-1])]
+    assert loss(row, torch.tensor([0.7])).item() == 0  # the only candidate is the positive
 
 
 @pytest.mark.parametrize("rows", [1, 5])

@@ -265,6 +265,18 @@ def test_the_queue_is_on_the_device_of_the_model(model):
     queue = MomentumQueue(3).build(model.to("meta"), head)
     assert {tensor.device.type for tensor in queue.state_dict().values()} == {"meta"}
     assert queue.embeddings.shape == (3, 8)
+    assert queue.keys.dtype == queue.filled.dtype == torch.int64  # a number of rows that no precision rounds
+
+
+def test_the_copy_begins_as_the_model_of_the_first_batch(model, sentences):
+    """Several processes make their heads equal after the losses are built."""
+    loss = UnsupSimCSELoss(model, options=[MomentumQueue(8)], projection_head=True)
+    for parameter in (*model.parameters(), *loss.projection_head.parameters()):
+        parameter.data.mul_(1.5)
+    loss([model.preprocess(sentences)])
+    embeddings, _ = loss.sources["momentum_queue"].negatives()
+    expected = loss.projection_head(model.eval()(model.preprocess(sentences))["sentence_embedding"])
+    assert torch.allclose(embeddings, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["evaluation", "no gradient"])

@@ -1,5 +1,6 @@
 """Lower layers that both views of a sentence share."""
 
+import copy
 import shutil
 from contextlib import nullcontext
 
@@ -108,6 +109,16 @@ def test_lower_layers_see_a_text_once(three_layers):
     assert [len(first), len(second), len(third)] == [len(TEXTS), len(TEXTS), 2 * len(TEXTS)]
     assert torch.equal(third[::2], third[1::2])
     assert not any(torch.allclose(one, other) for one, other in zip(output[::2], output[1::2], strict=True))
+
+
+def test_a_layer_that_is_replaced_later_is_the_one_that_runs(three_layers):
+    """Adapters and compilers replace layers after the loss is built."""
+    model, layers = three_layers
+    loss, seen = UnsupSimCSELoss(model, options=[SharedLayers(1)]), []
+    layers[0] = copy.deepcopy(layers[0])
+    layers[0].register_forward_hook(lambda *call: seen.append(len(call[2])))
+    loss([model.preprocess(TEXTS)])
+    assert seen == [len(TEXTS)]
 
 
 @pytest.mark.slow
