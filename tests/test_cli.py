@@ -145,7 +145,7 @@ def test_train_on_nli_rows_and_on_a_column(tmp_path, tiny_bert):
     _train(tmp_path, tiny_bert, nli, "--train_format", "nli", "--save_strategy", "no")
     nli.write_text("premise\thypothesis\tlabel\nA\tB\t1\nA\tC\tno\n")
     asked = ["--train_format", "nli", "--save_strategy", "no", "--labels"]
-    with pytest.raises(ValueError, match="line 3: unknown label 'no'.*say so with --labels"):
+    with pytest.raises(ValueError, match="line 3: unknown label 'no'.*pass --labels if it means"):
         _train(tmp_path, tiny_bert, nli, *asked, "neutral", "entailment")
     _train(tmp_path, tiny_bert, nli, *asked, "1=entailment", "no=contradiction")
     table = tmp_path / "t.csv"

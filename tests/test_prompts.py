@@ -155,7 +155,7 @@ def test_the_command_line_trains_and_saves_with_prompts(tmp_path, tiny_bert, sen
     plain = saved.encode(sentences)
     assert (plain == saved.encode(sentences, prompt="A cat: ")).all()
     assert (plain != saved.encode(sentences, prompt_name="passage")).any()
-    for wrong, message in (("[1]", "--model_prompts is JSON"), ("query: ", "--model_prompts is JSON")):
+    for wrong, message in (("[1]", "--model_prompts must be JSON"), ("query: ", "--model_prompts must be JSON")):
         with pytest.raises(ValueError, match=message):
             train.run(["--model_name_or_path", tiny_bert, *files, "--model_prompts", wrong])
     with pytest.raises(ValueError, match="'passage' not found"):
