@@ -165,7 +165,7 @@ def test_the_command_line_trains_and_saves_with_prompts(tmp_path, tiny_bert, sen
     scores = {option: evaluate.run([*sts, *option]) for option in ((), ("--prompt", ""), ("--prompt", "A cat: "))}
     assert scores[()] == scores["--prompt", "A cat: "] != scores["--prompt", ""]
     assert evaluate.run([*sts, "--prompt_name", "passage"]) == scores["--prompt", ""]
-    with pytest.raises(ValueError, match="no prompt 'absent', it has .*query.*passage"):
+    with pytest.raises(ValueError, match="no prompt 'absent': choose one of query.*passage"):
         evaluate.run([*sts, "--prompt_name", "absent"])
     with pytest.raises(ValueError, match="not both"):
         set_prompt(saved, "A ", "query")
