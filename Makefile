@@ -25,7 +25,7 @@ test: checks
 	.venv/bin/pytest -n auto --dist worksteal
 
 test-all: checks
-	@echo 'Now all tests: a quarter of an hour on two cores. Those of real data are skipped without it; the end says which, why,'
+	@echo 'Now all tests: ten minutes on two cores, and four more with real data. Without it, its tests are skipped; the end says which, why,'
 	@echo 'and what fetches it.'
 	.venv/bin/pytest -n auto --dist worksteal -m ''
 
