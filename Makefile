@@ -1,7 +1,7 @@
 # make demo   sets up a virtual environment in .venv and runs the demo
 # make test   sets it up with the test tools, then checks code, types and prose and runs the fast tests
 # make test-all   the same with all tests
-# make coverage   sets it up with the test tools, and prints the coverage by the tests of seconds, then by all
+# make coverage   sets it up with the test tools, and prints the coverage by the fast tests, then by all
 # make docs   sets it up with the site's tools and builds the site, in build/site
 .PHONY: demo test test-all coverage checks docs
 
@@ -25,13 +25,13 @@ test: checks
 	.venv/bin/pytest -n auto --dist worksteal
 
 test-all: checks
-	@echo 'Now all tests: ten minutes on two cores, and four more with real data. Without it, its tests are skipped; the end says which, why,'
-	@echo 'and what fetches it.'
+	@echo 'Now all tests: ten minutes on two cores, and four more with real data. Without it, its tests are skipped; the'
+	@echo 'end says which, why, and what fetches it.'
 	.venv/bin/pytest -n auto --dist worksteal -m ''
 
 coverage: .venv/bin/python
 	.venv/bin/pip install --editable '.[test]'
-	@echo 'The lines and branches that the tests of seconds cover. "Missing" names the others: 12->15 is a branch.'
+	@echo 'The lines and branches that the fast tests cover. "Missing" names the others: 12->15 is a branch.'
 	.venv/bin/pytest -n auto --dist worksteal --cov
 	@echo 'Now those that all tests cover.'
 	.venv/bin/pytest -n auto --dist worksteal --cov -m ''

@@ -33,13 +33,18 @@ def measure(command: str, **options: Any) -> dict[str, float]:
     return printed_by(MEASURE, command, *(word for name, value in options.items() for word in (f"--{name}", value)))
 
 
-def printed_by(script: Path, *words: Any) -> dict[str, float]:
-    """Runs a script in a new process, and returns the JSON in the last line that it prints."""
+def run_python(*words: Any) -> str:
+    """Runs Python with these arguments in its own process, and returns its output. Exits with its error if it fails."""
     shown = [str(word) for word in words]
-    process = subprocess.run([sys.executable, str(script), *shown], capture_output=True, text=True)
+    process = subprocess.run([sys.executable, *shown], capture_output=True, text=True)
     if process.returncode:
         sys.exit(f"{' '.join(shown)} failed:\n{process.stderr[-3000:]}")
-    return json.loads(process.stdout.splitlines()[-1])
+    return process.stdout
+
+
+def printed_by(script: Path, *words: Any) -> dict[str, float]:
+    """Runs a script in a new process, and returns the JSON in the last line that it prints."""
+    return json.loads(run_python(script, *words).splitlines()[-1])
 
 
 def in_turn(

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from datasets import Dataset
-from run import device_name, in_turn, median, ratio, table
+from run import device_name, in_turn, median, ratio, run_python, table
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -26,10 +25,11 @@ from st_simcse import load_sts
 
 BATCH, EVAL_STEPS, TOKENS, LEARNING_RATE = 64, 125, 32, 3e-5
 FAST = ["--group_by_length", "--shared_layers", "0.75"]
-CANDIDATES = {
-    "ST: MultipleNegativesRankingLoss, doubled column, its evaluator": {"own": False, "options": []},
-    "st-simcse train": {"own": True, "options": []},
-    f"st-simcse train {' '.join(FAST)}": {"own": True, "options": FAST},
+# The options of st-simcse train, or None for ST's script.
+CANDIDATES: dict[str, list[str] | None] = {
+    "ST: MultipleNegativesRankingLoss, doubled column, its evaluator": None,
+    "st-simcse train": [],
+    f"st-simcse train {' '.join(FAST)}": FAST,
 }
 
 
@@ -59,21 +59,19 @@ def train_by_st(model_name: str, train_file: str, dev_file: str, output_dir: str
     model.save_pretrained(output_dir)
 
 
-def take(own: bool, options: list[str], args: argparse.Namespace) -> dict[str, float]:
+def take(options: list[str] | None, args: argparse.Namespace) -> dict[str, float]:
     """Runs one training in its own process; returns its seconds, CPU seconds and the dev score of the saved model."""
     with tempfile.TemporaryDirectory() as folder:
         files = [args.model, args.train_file, args.dev_file, folder]
-        if own:
+        if options is None:
+            words = [__file__, "--way", *files]
+        else:
             names = ("--model_name_or_path", "--train_file", "--dev_file", "--output_dir")
             words = ["-m", "st_simcse", "train", *(word for pair in zip(names, files, strict=True) for word in pair)]
             words += ["--model_max_length", str(TOKENS), "--eval_steps", str(EVAL_STEPS), *options]
-        else:
-            words = [__file__, "--way", *files]
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+        run_python(*words)
         seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-        if done.returncode:
-            sys.exit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
         score = max(load_sts(args.dev_file)(SentenceTransformer(folder)).values())
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"seconds": seconds, "CPU seconds": spent, "score": 100 * score}
@@ -86,7 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dev_file", required=True, help="scored pairs, such as STSB-dev.tsv")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
-    results = in_turn(args.rounds, {name: {**way, "args": args} for name, way in CANDIDATES.items()}, take)
+    results = in_turn(
+        args.rounds, {name: {"options": options, "args": args} for name, options in CANDIDATES.items()}, take
+    )
     first = next(iter(CANDIDATES))
     rows = []
     for name, found in results.items():

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py has to run on a GPU at the first attempt: here all of it runs on the CPU, at small sizes."""
+"""The benchmarks run at small sizes on the CPU: gpu.py has to run on a GPU at the first attempt."""
 
 import importlib
 import json
@@ -13,6 +13,8 @@ import torch
 from datasets import enable_progress_bars
 from transformers.utils.logging import enable_progress_bar
 
+from st_simcse import cli
+from st_simcse.demo import save_tiny_transformer
 from st_simcse.losses import collectives
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -137,3 +139,29 @@ def test_waits_are_told_with_their_place(benchmark, monkeypatch):
     assert found[place] == 2
     assert place == f"test_benchmarks.py:{step.__code__.co_firstlineno + 2}"
     assert modes == ["warn", "default"]
+
+
+def test_whole_run(benchmark, monkeypatch, capsys, tmp_path, sentences, generated):
+    """Each of the three trains, and the table has the dev score of each saved model."""
+    whole_run = benchmark("whole_run")
+    ran = []
+
+    def in_this_process(first, second, *words):
+        ran.append(first)
+        cli.main([*words]) if first == "-m" else whole_run.train_by_st(*words)
+
+    monkeypatch.setattr(whole_run, "run_python", in_this_process)
+    save_tiny_transformer(tmp_path / "model", sentences, width=32, layers=4)
+    (tmp_path / "train.txt").write_text("\n".join(sentences))
+    files = {"train": tmp_path / "train.txt", "dev": generated / "sts/raw/STSB-dev.tsv"}
+    words = [word for name, path in files.items() for word in (f"--{name}_file", str(path))]
+    whole_run.main(["--model", str(tmp_path / "model"), *words, "--rounds", "1"])
+
+    assert ran == [str(BENCHMARKS / "whole_run.py"), "-m", "-m"]
+    printed = capsys.readouterr().out.partition("| times | dev |\n")[2].splitlines()
+    rows = [line.strip("| ").split(" | ") for line in printed if line.startswith("| ")][1:]
+    assert [row[0] for row in rows] == list(whole_run.CANDIDATES)
+    assert rows[0][3] == "1.00"
+    assert all(-100 < float(row[-1]) < 100 for row in rows)
+    # Shared layers train other weights.
+    assert rows[1][-1] != rows[2][-1]

@@ -253,12 +253,14 @@ class SimCSETrainer(ResumableTrainer):
             average.apply(self.model)
         return output
 
-    def _tokenize_once(self, has_views: bool) -> None:
+    def _check_data_collator(self, needs: str) -> None:
         if not isinstance(self.data_collator, BaseDataCollator):
             raise ValueError(
-                f"tokenize_once needs a data collator of ST, got {type(self.data_collator).__name__}. Leave out "
-                "data_collator."
+                f"{needs} a data collator of ST, got {type(self.data_collator).__name__}. Leave out data_collator."
             )
+
+    def _tokenize_once(self, has_views: bool) -> None:
+        self._check_data_collator("tokenize_once needs")
         tokenizing = whole_texts(self.data_collator) if has_views else self.data_collator
         self.train_dataset = tokenize(self.train_dataset, self.model, tokenizing)
         self.data_collator = token_collator(self.model, self.data_collator)
@@ -301,10 +303,7 @@ class SimCSETrainer(ResumableTrainer):
             warn_of_cut_training_texts(self.model, self.data_collator, named)
 
     def _make_views(self, views: Any) -> None:
-        if not isinstance(self.data_collator, BaseDataCollator):
-            raise ValueError(
-                f"views need a data collator of ST, got {type(self.data_collator).__name__}. Leave out data_collator."
-            )
+        self._check_data_collator("views need")
         if self.args.dataloader_persistent_workers:
             raise ValueError(
                 "views need to know the epoch, which persistent workers do not. Leave out "
