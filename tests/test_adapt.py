@@ -401,6 +401,22 @@ def test_what_is_remembered_knows_prompts_and_tasks():
     assert np.abs(once.encode_query(texts) - once.encode_document(texts)).max() > 1e-3
 
 
+@pytest.mark.parametrize("default", [None, "cat"])
+def test_texts_are_remembered_with_the_default_prompt(default):
+    texts, rows = ["A dog runs.", "A cat sleeps.", "A dog runs."], []
+    model = tiny_model(texts)
+    model.prompts, model.default_prompt_name = {"cat": "cat: "}, default
+    expected = model.encode(texts)
+    model[0].register_forward_hook(lambda *call: rows.append(len(call[2]["input_ids"])))
+    once = embed_once(model)
+    once.remember(texts)
+    assert sum(rows) == 2
+    np.testing.assert_allclose(once.encode(texts), expected, atol=1e-6)
+    assert sum(rows) == 2
+    once.encode(texts, prompt="dog: ")
+    assert sum(rows) == 4
+
+
 @pytest.mark.slow
 def test_checkpoints_are_saved_where_scored_pairs_choose_among_them(corpus, made_up):
     with Path("pets.csv").open("w") as file:

@@ -44,6 +44,7 @@ from st_simcse import (
 from st_simcse.data.views import VIEWS
 from st_simcse.demo import tiny_model
 from st_simcse.losses import OPTIONS, EncoderOption, Option, TermOption, check_wrappers
+from st_simcse.losses.columns import Columns
 from st_simcse.losses.encoder import BatchEncoder
 from st_simcse.losses.lookup import looked_up_once
 from st_simcse.losses.precision import ObservedPrecision
@@ -337,6 +338,41 @@ def test_adaptive_layers_need_the_whole_batch_and_no_queue(model, sentences, tmp
         wrapped(_features(model, sentences), None)
     with pytest.raises(ValueError, match=message):
         SimCSETrainer(model, _arguments(tmp_path), Dataset.from_dict({"sentence": sentences}), loss=wrapped)
+
+
+def test_only_the_wrappers_around_a_loss_restrict_it(model):
+    """A queue does not go with AdaptiveLayerLoss, nor does AdaptiveLayerLoss with compiling in several processes."""
+    queued = UnsupSimCSELoss(model, options=[MomentumQueue(4)])
+    for loss in (queued, MatryoshkaLoss(model, queued, [32, 16])):
+        check_wrappers(loss, compiled_in_processes=True)
+    wrapped = AdaptiveLayerLoss(model, UnsupSimCSELoss(model))
+    check_wrappers(wrapped)
+    with pytest.raises(ValueError, match="Omit torch_compile"):
+        check_wrappers(wrapped, compiled_in_processes=True)
+
+
+@pytest.mark.parametrize("has_keys", [False, True])
+@pytest.mark.parametrize("has_teacher", [False, True])
+def test_one_process_gathers_its_own_rows(has_keys, has_teacher):
+    generator = torch.Generator().manual_seed(0)
+    vectors, teacher = torch.randn(2, 3, 4, 8, generator=generator).unbind()
+    keys = list(torch.arange(12).view(3, 4)) if has_keys else None
+    columns = Columns([*vectors], torch.rand(4, generator=generator), keys, [*teacher] if has_teacher else None)
+    (batch, share), (gathered, same) = (columns.batch([], gather) for gather in (False, True))
+    assert share == same == 1
+    assert torch.equal(gathered.anchors, vectors[0])
+    assert torch.equal(gathered.hard_negatives, vectors[2][:, None])
+    assert (gathered.text_keys is not None, gathered.teacher_embeddings is not None) == (has_keys, has_teacher)
+    for one, other in zip(gathered.text_keys or [], batch.text_keys or [], strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(gathered.teacher_embeddings or [], batch.teacher_embeddings or [], strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("option", [DropoutFreeNegatives(), RankConsistency(0.1), SharedLayers(1)], ids=repr)
+def test_options_for_views_of_one_text_refuse_triplets(model, option):
+    with pytest.raises(ValueError, match=f"{type(option).__name__} cannot be combined with SupSimCSELoss"):
+        SupSimCSELoss(model, options=[option])
 
 
 @pytest.mark.parametrize("mini_batch_size", [None, 3])

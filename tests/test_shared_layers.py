@@ -255,12 +255,13 @@ def test_terms_and_sources_are_those_of_two_views(three_layers):
         assert parts[1][name].item() == pytest.approx(value.item(), abs=1e-5), name
 
 
-def test_a_shared_layer_sees_what_belongs_to_the_first_row_of_each_pair():
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_shared_layer_sees_what_belongs_to_the_first_row_of_each_pair(by_name):
     """Flash attention passes layers the mask of tokens. Tensors of other shapes are the same for all rows."""
     seen = {}
 
     class Layer(nn.Module):
-        def forward(self, hidden, mask, *, scores, distances, positions, lengths, one):
+        def forward(self, hidden, mask, cache=None, *, scores, distances, positions, lengths, one):
             seen.update(hidden=hidden, mask=mask, scores=scores, distances=distances)
             seen.update(positions=positions, lengths=lengths, one=one)
             return hidden + mask[:, :, None], hidden.mean(1), torch.ones(3), hidden.sum(), positions
@@ -275,7 +276,9 @@ def test_a_shared_layer_sees_what_belongs_to_the_first_row_of_each_pair():
     }
     with SharedPass(layers, 1):
         rows = [tensor.repeat_interleave(2, dim=0) for tensor in (hidden, mask, scores)]
-        output, means, *others = layers[0](rows[0], rows[1], scores=rows[2], **same)
+        names = {"cache": None, "hidden": rows[0], "mask": rows[1]}
+        given = ([], names) if by_name else (rows[:2], {})
+        output, means, *others = layers[0](*given[0], **given[1], scores=rows[2], **same)
     for name, expected in (same | {"hidden": hidden, "mask": mask, "scores": scores}).items():
         assert torch.equal(seen[name], expected), name
     assert seen["hidden"].is_contiguous()  # otherwise query, key and value would each keep a copy

@@ -329,10 +329,10 @@ def _results(model: SentenceTransformer, evaluators: list[Any], name: str, batch
         counter = counted.register_forward_hook(count)
         bar.set_description(name)
         # The STS tasks share texts. All texts are embedded first, so that they are sorted by length together.
-        once = embed_once(model, batch_size=batch_size) if are_shared else model
+        once = embed_once(model, batch_size=batch_size)
         for limit, texts in sentences.items() if are_shared else ():
             with reading_at_most(once, limit) if limit else nullcontext():
-                once.encode([*texts], show_progress_bar=False)
+                once.remember([*texts])
         done, began = 0, 0.0
         for task in evaluators:
             bar.set_description(f"{name}, {task.name}")
@@ -345,7 +345,7 @@ def _results(model: SentenceTransformer, evaluators: list[Any], name: str, batch
                     name,
                     len(transfer),
                 )
-            results |= task(model if task in transfer else once)
+            results |= task(once if are_shared and task not in transfer else model)
             if task in transfer:
                 done += 1
                 _log_progress(name, transfer, done, time.monotonic() - began)

@@ -76,12 +76,13 @@ def run(argv: Sequence[str]) -> None:
 
     import_libraries()
     from st_simcse.models.checkpoints import load_model
+    from st_simcse.models.fast_encode import fast_encode
 
     texts, classes = _corpus(args, file) if args.map_file else ([], None)
     pairs = _pairs(args, pair_file) if args.histogram_file else []
     maps, similarities = {}, {}
     for name, title in zip(args.model, _titles(args.model), strict=True):
-        model = load_model(name)
+        model = fast_encode(load_model(name))
 
         def embed(column: list[str], model: Any = model) -> Any:
             return model.encode(column, batch_size=args.batch_size, show_progress_bar=None)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from st_simcse.models.precision import HALF
+
 __all__ = ["ObservedPrecision"]
 
 
@@ -45,7 +47,7 @@ class ObservedPrecision:
         weights = next((parameter.dtype for parameter in module.parameters()), torch.float32)
         if torch.is_autocast_enabled(device):
             self.options = {"device_type": device, "dtype": torch.get_autocast_dtype(device)}
-        elif weights in (torch.float16, torch.bfloat16):
+        elif weights in HALF:
             self.options = {"device_type": device, "dtype": weights}
         else:
             self.options = {"device_type": device, "enabled": False}

@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from st_simcse.models.fast_encode import FastModel, fast_encode
 from st_simcse.models.precision import Precision
 
-__all__ = ["embed_once"]
+__all__ = ["Remembering", "embed_once"]
 
 
 class _Remembered(InputModule):
@@ -35,7 +35,8 @@ class _Remembered(InputModule):
     def max_seq_length(self, limit: int | None) -> None:
         self.model.max_seq_length = limit
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
+    def remember(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> list[tuple[Any, ...]]:
+        """Embeds the texts that are new, and returns the key of each text in ``known``."""
         task = options.get("task") if self.has_tasks else None
         keys = [(prompt or "", task, self.max_seq_length, text) for text in inputs]
         new = list(dict.fromkeys(key for key in keys if key not in self.known))
@@ -49,6 +50,10 @@ class _Remembered(InputModule):
                 **options,
             )
             self.known.update(zip(new, embeddings, strict=True))
+        return keys
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
+        keys = self.remember(inputs, prompt, **options)
         return {"sentence_embedding": torch.stack([self.known[key] for key in keys])}
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
@@ -58,8 +63,13 @@ class _Remembered(InputModule):
         raise NotImplementedError("this model is for measurements only: save the model that it was made from")
 
 
-class _Remembering(SentenceTransformer):
+class Remembering(SentenceTransformer):
     """A model that passes all texts at once, so that new texts are embedded in batches of similar length."""
+
+    def remember(self, texts: Sequence[str]) -> None:
+        """Embeds texts with the default prompt. Later calls of ``encode`` find their embeddings."""
+        memory: Any = self[0]
+        memory.remember(texts, self.prompts.get(self.default_prompt_name or ""))
 
     def encode(self, inputs: Any, *args: Any, **options: Any) -> Any:
         """Embeds texts as ``SentenceTransformer.encode`` does, which documents the arguments."""
@@ -69,7 +79,7 @@ class _Remembering(SentenceTransformer):
         return super().encode(inputs, *args, **options)
 
 
-def embed_once(model: SentenceTransformer, precision: Precision = "auto", batch_size: int = 64) -> SentenceTransformer:
+def embed_once(model: SentenceTransformer, precision: Precision = "auto", batch_size: int = 64) -> Remembering:
     """Returns the model with a memory of its embeddings. A whitening of it reuses the embeddings too.
 
     A ``Normalize`` at the end of the model stays outside of the memory, so :func:`~st_simcse.whiten` can insert its
@@ -95,7 +105,7 @@ def embed_once(model: SentenceTransformer, precision: Precision = "auto", batch_
         precision = model.compute if precision == "auto" and isinstance(model, FastModel) else precision
         rest = [_Remembered(alone, precision, batch_size)]
     prompts: Any = model.prompts
-    return _Remembering(
+    return Remembering(
         modules=[*rest, *ends],
         device=str(model.device),
         prompts=prompts,

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from st_simcse.models.layers import reads_padding
-from st_simcse.models.precision import Precision, computing_in
+from st_simcse.models.precision import HALF, Precision, computing_in
 
 __all__ = ["FastModel", "fast_encode", "fast_encode_own"]
 
@@ -66,7 +66,7 @@ def fast_encode(model: SentenceTransformer, precision: Precision = "auto") -> Se
     """
     if precision not in get_args(Precision):
         raise ValueError(f"unknown precision {precision!r}: choose {', '.join(get_args(Precision))}")
-    if precision == "float32" and model.dtype in (torch.float16, torch.bfloat16):
+    if precision == "float32" and model.dtype in HALF:
         raise ValueError(f"the model's weights are in {model.dtype}: convert them with model.float(), or choose auto")
     if isinstance(model, FastModel):
         return model if precision == "auto" else FastModel(model.plain, precision)
@@ -81,8 +81,7 @@ def fast_encode(model: SentenceTransformer, precision: Precision = "auto") -> Se
 
 def fast_encode_own(model: SentenceTransformer, precision: Precision) -> SentenceTransformer:
     """Returns :func:`fast_encode` of a model that nothing else uses. ``float32`` converts half-precision weights."""
-    is_half = model.dtype in (torch.float16, torch.bfloat16)
-    return fast_encode(model.float() if precision == "float32" and is_half else model, precision)
+    return fast_encode(model.float() if precision == "float32" and model.dtype in HALF else model, precision)
 
 
 def _check_one_process(precision: Precision) -> None:

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-__all__ = ["Precision", "computes_in_bf16", "computing_in"]
+__all__ = ["HALF", "Precision", "computes_in_bf16", "computing_in"]
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+HALF = (torch.float16, torch.bfloat16)
 
 
 def computes_in_bf16(use_cpu: bool) -> bool:

@@ -16,6 +16,7 @@ from st_simcse.cli.adapt.trials import Outcome, Trials, final_command
 from st_simcse.cli.compare import as_cells, plot_numbers
 from st_simcse.data.readers import SentenceReader
 from st_simcse.models.checkpoints import load_model
+from st_simcse.models.fast_encode import fast_encode
 from st_simcse.plots import name_clusters, plot_map, plot_similarities
 from st_simcse.report import Block, Command, Heading, Paragraph, Picture, Table, as_html, as_markdown
 from st_simcse.shortlist import BEFORE
@@ -110,9 +111,9 @@ def _draw(task: Task, outcome: Outcome, files: Mapping[str, Path]) -> None:
     texts = list(islice(texts_of(SentenceReader().get_dataset(str(task.data("corpus")))), PICTURED))
     halves = [_halves(text) for text in texts]
     pairs = [list(column) for column in zip(*(pair for pair in halves if all(pair)), strict=True)]
-    models = {"original model": load_model(task.args.model_name_or_path, task.pooling)}
+    models = {"original model": fast_encode(load_model(task.args.model_name_or_path, task.pooling))}
     if outcome.name != BEFORE:
-        models[outcome.name] = load_model(task.model)
+        models[outcome.name] = fast_encode(load_model(task.model))
     embeddings, similarities = {}, {}
     for name, model in models.items():
         embeddings[name] = model.encode(texts, show_progress_bar=False)
