@@ -8,6 +8,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -308,6 +309,13 @@ def test_tabs_of_a_csv_file_whose_sentences_have_commas(tmp_path):
     assert load_sts(path, columns=[0, 1, 2], delimiter="\t").sentences1 == [pair[0] for pair in PAIRS]
 
 
+def test_semicolons_of_a_csv_file_whose_sentences_have_commas(tmp_path):
+    path = _write(tmp_path / "a.csv", "sentence1;sentence2;score\nA, b;C;1\nD;E, f;0\n")
+    with pytest.raises(ValueError, match="separated by semicolons, not by commas; pass delimiter=';'"):
+        load_sts(path)
+    assert load_sts(path, delimiter=";").sentences1 == ["A, b", "D"]
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_objects_under_another_name(tmp_path, name):
     with pytest.raises(
@@ -349,6 +357,18 @@ def test_a_header_is_no_row(tmp_path, caplog, header):
     with caplog.at_level(logging.WARNING):
         assert _sentences(path, column=0) == ["A dog."]
     assert any("a.tsv, line 1" in message and "skipped the header" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_the_numbers_that_pandas_writes_are_a_header(tmp_path, caplog, name, separator, index):
+    rows = [["A dog.", "A hound.", 4.5], ["A cat.", "A bird.", 0.5]]
+    pandas.DataFrame(rows).to_csv(tmp_path / name, sep=separator, index=index)
+    columns = [0 + index, 1 + index]
+    triplets = TripletReader(columns=columns).get_dataset(tmp_path / name)
+    assert triplets.to_dict() == {"anchor": ["A dog.", "A cat."], "positive": ["A hound.", "A bird."]}
+    assert any(f"{name}, line 1: skipped the header" in message for message in caplog.messages)
+    assert load_sts(tmp_path / name, columns=[*columns, 2 + index]).scores == [4.5, 0.5]
 
 
 def test_a_row_with_a_label_is_no_header(tmp_path):
@@ -415,6 +435,15 @@ def test_utf8_under_another_encoding_is_said(tmp_path, caplog):
     assert f"The first lines of {path} are valid UTF-8, but the file is read as latin-1" in caplog.messages
 
 
+@pytest.mark.parametrize("encoding", [None, "utf-8", "UTF8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    "content", ["sentence,label\nA dog.,1\n", '{"sentence": "A dog."}\n', '[{"sentence": "A dog."}]']
+)
+def test_a_byte_order_mark_hides_no_table(tmp_path, content, encoding):
+    path = _write(tmp_path / "a.txt", content.encode("utf-8-sig"))
+    assert _sentences(path, encoding=encoding) == ["A dog."]
+
+
 @pytest.mark.parametrize(
     ("encoding", "message"),
     [("klingon", "not a text encoding"), ("base64", "not a text encoding"), ("utf-16", "iconv -f UTF-16")],
@@ -432,11 +461,39 @@ def test_an_encoding_that_cannot_be_read(encoding, message):
         ({"delimiter": ""}, "cannot separate cells"),
         ({"delimiter": "\n"}, "cannot separate cells"),
         ({"delimiter": "||", "quoting": csv.QUOTE_MINIMAL}, "quoting= needs a delimiter of one character"),
+        ({"format": "lines", "quoting": csv.QUOTE_MINIMAL}, "no cells in quotes: leave quoting= out"),
+        ({"format": "jsonl", "quoting": csv.QUOTE_ALL}, "no cells in quotes: leave quoting= out"),
     ],
 )
 def test_formats_that_do_not_go_together(options, message):
     with pytest.raises(ValueError, match=message):
         TripletReader(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", '"A dog."\n', "a.txt: lines and JSON objects have no cells in quotes: leave quoting= out"),
+        ("b.txt", '{"sentence": "A dog."}\n', "b.txt: lines and JSON objects have no cells in quotes"),
+        ("c.jsonl", '{"sentence": "A dog."}\n', "c.jsonl: lines and JSON objects have no cells in quotes"),
+        ("d.txt", "A||B\nC||D\n", "d.txt: quoting= needs a delimiter of one character"),
+    ],
+)
+def test_quotes_are_for_cells(tmp_path, name, content, message):
+    path = _write(tmp_path / name, content)
+    with pytest.raises(ValueError, match=message):
+        _sentences(path, quoting=csv.QUOTE_MINIMAL)
+    assert _sentences(path, quoting=csv.QUOTE_NONE, column=0 if name == "d.txt" else None)
+
+
+def test_quotes_of_cells_between_bars_are_ordinary_characters(tmp_path):
+    """No option reads them otherwise, so no message may name one."""
+    path = _write(tmp_path / "a.txt", 'A||"B ""c"" d"\nE||F\n')
+    assert _sentences(path, column=1) == ['"B ""c"" d"', "F"]
+    _write(path, "A||B\nC||D||E\n")
+    with pytest.raises(ValueError, match=r"line 2: the row has 3 cells.*remove \|\| from the texts") as error:
+        _sentences(path, column=0, delimiter="||")
+    assert "quoting" not in str(error.value)
 
 
 def test_parquet_files_and_data_sets_have_one_format(tmp_path):

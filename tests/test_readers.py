@@ -311,6 +311,13 @@ def test_a_split_has_to_be_chosen(tmp_path, name, caplog):
     assert load(path).sentences1 == [f"A {splits[2]}"] * 2
 
 
+def test_a_column_of_ids_gives_no_endless_message(tmp_path):
+    path = _write(tmp_path, "a.tsv", "\n".join(f"id-{number}\tA {number}\tB {number}" for number in range(300)))
+    with pytest.raises(ValueError, match="1 from the split 'id-0', .* 295 for other reasons") as error:
+        TripletReader(columns=[1, 2], split="train").get_dataset(path)
+    assert len(str(error.value)) < 400
+
+
 def test_readers_of_training_data_choose_a_split(tmp_path):
     """AllNLI.tsv.gz as sentence-transformers publishes it."""
     rows = [
@@ -1074,6 +1081,17 @@ def test_numbers_that_nothing_explains_are_refused(tmp_path, name):
         NLIReader().get_examples(source)
     for labels in (["neutral", "ENTAILMENT", "c"], {0: "neutral", "1": "entailment", 2: "contradiction"}):
         assert _texts(NLIReader(labels=labels), source) == [["P", "E", "C"]]
+
+
+@pytest.mark.parametrize("labels", [["entailment", "n", "c"], {"0.0": "e", 1: "n", "2": "c"}])
+def test_numbers_with_a_point_are_the_same_labels(tmp_path, labels):
+    """As pandas writes them if a label is missing."""
+    frame = Dataset.from_dict({"premise": ["P"] * 3, "hypothesis": ["E", "C", "N"], "label": [0, 2, None]}).to_pandas()
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    assert "P,C,2.0" in (tmp_path / "a.csv").read_text()
+    assert _texts(NLIReader(labels=labels), tmp_path / "a.csv") == [["P", "E", "C"]]
+    with pytest.raises(ValueError, match="the meaning of the label 0 is unknown"):
+        NLIReader().get_examples(tmp_path / "a.csv")
 
 
 def test_labels_of_other_names(tmp_path):

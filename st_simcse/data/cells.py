@@ -37,7 +37,7 @@ def cell_rows(
         if numbered is None:
             numbered = _is_scored_pair(cells, how)
         if numbered:
-            if first is None and is_header(cells):
+            if first is None and (is_header(cells) or _is_numbered_header(cells)):
                 logger.warning("%s, line %d: skipped the header %s because columns are numbered", path, line, cells)
                 first = cells
                 continue
@@ -63,8 +63,16 @@ def cell_rows(
         )
 
 
+def _is_numbered_header(cells: Sequence[str]) -> bool:
+    """Returns whether the cells are the header that pandas writes for unnamed columns, possibly with an index."""
+    names = [cell.strip() for cell in cells]
+    return (names[1:] if names[0] == "" else names) == [str(number) for number in range(len(names) - (names[0] == ""))]
+
+
 def _for_separators_in_cells(how: FileFormat) -> str:
     """Returns the remedy for a row with too many cells."""
+    if len(str(how.delimiter)) > 1:
+        return f"remove {separator_name(how.delimiter)} from the texts"
     if how.is_quoted:
         return "put quotes around a cell that contains the separator"
     return "pass quoting=csv.QUOTE_MINIMAL if cells are quoted in this file"
@@ -133,7 +141,8 @@ def _quote_checker(path: Path, how: FileFormat) -> Callable[[int, list[str]], No
 
     The first cells with quotes decide. The check applies only if the caller has not said how to read quotes.
     """
-    undecided = how.quoting is None and not how.is_quoted
+    # No csv writer separates cells by several characters.
+    undecided = how.quoting is None and not how.is_quoted and len(str(how.delimiter)) == 1
 
     def check(line: int, cells: list[str]) -> None:
         nonlocal undecided

@@ -99,6 +99,8 @@ class FileFormat:
             raise ValueError(f"format={self.format!r} is unknown: choose lines, csv, tsv or jsonl")
         if self.format in ("lines", "jsonl") and self.delimiter is not None:
             raise ValueError(f"format={self.format!r} has no cells to separate: leave delimiter= out")
+        if self.format in ("lines", "jsonl") and self.quoting not in (None, csv.QUOTE_NONE):
+            raise ValueError("lines and JSON objects have no cells in quotes: leave quoting= out")
         if self.delimiter is not None and (not self.delimiter or set(self.delimiter) & set('\r\n"')):
             raise ValueError(f"delimiter={self.delimiter!r} cannot separate cells: pass one like '\\t', ',' or '||'")
         if len(self.delimiter or "") > 1 and self.quoting not in (None, csv.QUOTE_NONE):

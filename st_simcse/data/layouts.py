@@ -66,7 +66,9 @@ def open_file(path: Path, how: FileFormat, as_lines: str | None) -> tuple[FileFo
     content = b"".join(head)
     if how.encoding and reads_as_utf8(content) and not is_utf8(how.encoding):
         logger.warning("The first lines of %s are valid UTF-8, but the file is read as %s", path, how.encoding)
-    text = content.decode(how.encoding or "utf-8-sig", errors="replace")
+    # utf-8-sig is UTF-8 without the byte order mark, if there is one.
+    codec = how.encoding if how.encoding and not is_utf8(how.encoding) else "utf-8-sig"
+    text = content.decode(codec, errors="replace")
     lines = text.split("\n")
     if size > _HEAD_BYTES:
         lines = lines[:-1]  # the last one is incomplete
@@ -82,14 +84,22 @@ def _find(path: Path, lines: Sequence[str], text: str, how: FileFormat, as_lines
         if found.format != "lines":
             cells = f"cells separated by {separator_name(found.delimiter)}"
             logger.info("%s is read as %s", path, "JSON objects" if found.format == "jsonl" else cells)
-        return replace(how, format=found.format, delimiter=found.delimiter)
+        return _settled(path, how, found.format, found.delimiter)
     kind: Any = how.format or ("csv" if how.delimiter else named)
     if kind not in ("csv", "tsv"):
-        return replace(how, format=kind)
+        return _settled(path, how, kind)
     delimiter = how.delimiter or ("," if kind == "csv" else "\t")
     if how.format is None and how.delimiter is None:
         _check_separator(path, lines, delimiter)
-    return replace(how, format=kind, delimiter=delimiter)
+    return _settled(path, how, kind, delimiter)
+
+
+def _settled(path: Path, how: FileFormat, kind: Any, delimiter: str | None = None) -> FileFormat:
+    """Returns the format with the detected values. Raises a ValueError if the others do not fit them."""
+    try:
+        return replace(how, format=kind, delimiter=delimiter)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _by_content(path: Path, lines: Sequence[str], text: str, as_lines: str | None) -> FileFormat:
@@ -137,7 +147,8 @@ def _check_separator(path: Path, lines: Sequence[str], delimiter: str) -> None:
     for other in _SEPARATORS.keys() - {delimiter}:
         # Sentences contain commas and semicolons too: in a single line, or by chance equally many in a few lines.
         least = 1 if other in ("\t", "||") else 2
-        if len(lines) >= least and _is_uniform(lines, other) and not (other in ",;" and delimiter in "".join(lines)):
+        is_plain = other in ("\t", "||") or delimiter not in "".join(lines) or is_header(lines[0].split(other))
+        if len(lines) >= least and _is_uniform(lines, other) and is_plain:
             ending = {"\t": ".tsv", ",": ".csv"}.get(other)
             raise DataError(
                 f"{path}: the cells of the lines are separated by {separator_name(other)}, not by "

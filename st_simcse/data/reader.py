@@ -44,6 +44,9 @@ __all__ = ["READERS", "Name", "Reader", "Record", "cell_text", "check_name"]
 
 logger = logging.getLogger(__name__)
 
+# The maximum number of reasons for skipped rows in a message.
+REASONS = 5
+
 Record = tuple[str, ...]
 
 Name = str | os.PathLike[str] | HubDataset
@@ -222,7 +225,7 @@ class Reader:
                 seen.add(key)
             count += 1
             yield record
-        reasons = ", ".join(f"{number:,} {reason}" for reason, number in self.skipped.items())
+        reasons = _listed_reasons(self.skipped)
         if not count:
             raise ValueError(
                 f"{path}: there is nothing to read" + (f", all rows were skipped: {reasons}" if reasons else "")
@@ -411,6 +414,14 @@ def cell_text(path: FileOrDataset, line: int, row: dict[Column, Any], column: Co
             f"{place(path, line)}, column {column!r}: {half!r} is half of a character (a lone surrogate); delete it"
         ) from None
     return text
+
+
+def _listed_reasons(skipped: Counter[str]) -> str:
+    """Returns the most common reasons for which rows were skipped, with their numbers."""
+    common = dict(skipped.most_common(REASONS))
+    listed = [f"{number:,} {reason}" for reason, number in skipped.items() if reason in common]
+    others = sum(skipped.values()) - sum(common.values())
+    return ", ".join(listed + [f"{others:,} for other reasons"] * (others > 0))
 
 
 @cache

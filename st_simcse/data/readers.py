@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ NLI_LABELS = {
     **dict.fromkeys(("contradiction", "contradictory", "c"), "contradiction"),
     **dict.fromkeys(("-", "-1"), "without a gold label"),
 }
+_FLOAT = re.compile(r"^(-?\d+)\.0$")
 
 
 class SentenceReader(Reader, kind="sentences"):
@@ -205,14 +207,14 @@ class NLIReader(Reader, kind="nli"):
         if isinstance(labels, str) or not all(str(meaning).lower() in NLI_LABELS for meaning in given.values()):
             raise ValueError(f"labels= must be entailment, neutral, contradiction, or - for no label, got {labels!r}")
         self._meanings: dict[str, str] = {}
-        self._given = {str(spelled).lower(): NLI_LABELS[meaning.lower()] for spelled, meaning in given.items()}
+        self._given = {_spelled(str(label)): NLI_LABELS[meaning.lower()] for label, meaning in given.items()}
 
     def _records(self, path: FileOrDataset) -> Iterator[Record]:
         premises: dict[str, dict[str, list[str]]] = {}
-        for line, (premise, hypothesis, spelled) in self._cells(path):
-            label = self._meanings.get(spelled.lower())
+        for line, (premise, hypothesis, cell) in self._cells(path):
+            label = self._meanings.get(_spelled(cell))
             if label is None:
-                raise self._unknown_label(path, line, spelled)
+                raise self._unknown_label(path, line, re.sub(_FLOAT, r"\1", cell))
             if label in ("neutral", "without a gold label"):
                 self.skipped[label] += 1
                 continue
@@ -244,9 +246,9 @@ class NLIReader(Reader, kind="nli"):
 
     def _unknown_label(self, path: FileOrDataset, line: int, spelled: str) -> ValueError:
         remedy = "pass labels= if it means one of these"
-        if not spelled.replace(".", "", 1).isdecimal():
+        if not spelled.isdecimal():
             told = f"unknown label {spelled!r}"
-        elif names := self._class_names(path, 2)[int(float(spelled)) :]:
+        elif names := self._class_names(path, 2)[int(spelled) :]:
             told = f"unknown label {names[0]!r}"
         else:
             told = f"the meaning of the label {spelled} is unknown, because data sets differ in their numbers"
@@ -256,6 +258,11 @@ class NLIReader(Reader, kind="nli"):
 
     def _names(self, width: int) -> Sequence[str]:
         return ["anchor", "positive", "negative"]
+
+
+def _spelled(label: str) -> str:
+    """Returns the key of a label: lower case, and 0 for the 0.0 that tables with missing labels have."""
+    return re.sub(_FLOAT, r"\1", label.lower())
 
 
 def _listed(path: FileOrDataset, line: int, row: dict[Column, Any], column: Column) -> list[tuple[Column, str]]:
