@@ -1080,3 +1080,23 @@ def test_tokens_that_were_not_expected_are_looked_up_too(model):
         for ids in ([[7, 5, 9]], [[6]], [[0, 5]], [[10, 7]], [[table.num_embeddings - 1]]):
             assert torch.equal(table(torch.tensor(ids)), table.weight[torch.tensor(ids)])
         assert torch.equal(table(input=torch.tensor([5])), table.weight[[5]])
+
+
+def test_cached_dropout_of_a_head_is_replayed(model, sentences):
+    head, outputs = nn.Sequential(nn.Linear(32, 32), nn.Dropout(0.5)), []
+    head.register_forward_hook(lambda *arguments: outputs.append(arguments[-1].detach()))
+    UnsupSimCSELoss(without_dropout(model), projection_head=head, mini_batch_size=16)(
+        _features(model, sentences)
+    ).backward()
+    first, second = outputs
+    assert torch.equal(first, second)
+
+
+def test_a_head_with_batch_normalization_sees_the_whole_batch(model, sentences, monkeypatch):
+    model, head = without_dropout(model), nn.BatchNorm1d(32)
+    columns = [sentences, sentences[3:] + sentences[:3]]
+    features = _features(model, *columns)
+    expected = SupSimCSELoss(model, projection_head=head)([dict(column) for column in features])
+    monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", 5)
+    value = SupSimCSELoss(model, projection_head=head)(features)
+    assert value.item() == pytest.approx(expected.item(), abs=1e-5)
