@@ -1040,14 +1040,14 @@ def test_dimension_contrast_of_a_constant_dimension():
 
 def test_a_term_of_features_counts_with_its_weight(model, sentences):
     class RowLength(TermOption):
-        weight = 0.5
+        weight, reads_labels = 0.5, True
 
         def from_features(self, columns):
             return columns[0]["attention_mask"].sum(1).float().mean()
 
     features = model.preprocess(sentences)
     tokens = sum(map(len, model.tokenizer(sentences)["input_ids"])) / len(sentences)
-    parts = UnsupSimCSELoss(model, options=[RowLength()])([features], torch.arange(8))  # an option may read labels
+    parts = UnsupSimCSELoss(model, options=[RowLength()])([features], torch.arange(8))
     assert parts["row_length"].item() == pytest.approx(0.5 * tokens)
 
 
@@ -1080,3 +1080,47 @@ def test_tokens_that_were_not_expected_are_looked_up_too(model):
         for ids in ([[7, 5, 9]], [[6]], [[0, 5]], [[10, 7]], [[table.num_embeddings - 1]]):
             assert torch.equal(table(torch.tensor(ids)), table.weight[torch.tensor(ids)])
         assert torch.equal(table(input=torch.tensor([5])), table.weight[[5]])
+
+
+def test_cached_dropout_of_a_head_is_replayed(model, sentences):
+    head, outputs = nn.Sequential(nn.Linear(32, 32), nn.Dropout(0.5)), []
+    head.register_forward_hook(lambda *arguments: outputs.append(arguments[-1].detach()))
+    UnsupSimCSELoss(without_dropout(model), projection_head=head, mini_batch_size=16)(
+        _features(model, sentences)
+    ).backward()
+    first, second = outputs
+    assert torch.equal(first, second)
+
+
+def test_a_head_with_batch_normalization_sees_the_whole_batch(model, sentences, monkeypatch):
+    model, head = without_dropout(model), nn.BatchNorm1d(32)
+    columns = [sentences, sentences[3:] + sentences[:3]]
+    features = _features(model, *columns)
+    expected = SupSimCSELoss(model, projection_head=head)([dict(column) for column in features])
+    monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", 5)
+    value = SupSimCSELoss(model, projection_head=head)(features)
+    assert value.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("option", [MomentumQueue(4), DimensionContrast(0.1), MaskedLanguageModel(0.1)], ids=repr)
+def test_options_that_ignore_labels_leave_scored_pairs_refused(model, sentences, option):
+    loss = SupSimCSELoss(model, options=[option])
+    with pytest.raises(ValueError, match="treats every row as a positive pair"):
+        loss(_features(model, sentences, sentences[::-1]), torch.linspace(0, 1, len(sentences)))
+
+
+def test_a_term_may_read_labels(model, sentences):
+    class MeanLabel(TermOption):
+        weight, reads_labels = 1.0, True
+
+        def from_embeddings(self, columns, labels):
+            return labels.mean()
+
+    labels = torch.linspace(0, 1, len(sentences))
+    loss = SupSimCSELoss(model, options=[MeanLabel()])
+    assert loss(_features(model, sentences, sentences[::-1]), labels)["mean_label"].item() == pytest.approx(0.5)
+
+
+def test_several_functions_are_several_edits(model):
+    edits = [lambda logits, tile: logits, lambda logits, tile: 2 * logits]
+    assert UnsupSimCSELoss(model, options=edits).options == edits

@@ -5,6 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from st_simcse import (
@@ -204,3 +205,9 @@ def test_flattened_texts_become_padded_rows():
         "token_type_ids": [[1, 1, 1], [1, 1, 0]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
     }
+
+
+def test_a_router_is_refused(model):
+    router = Router.for_query_document([*model], [*model])
+    with pytest.raises(ValueError, match="has a Router with several routes"):
+        MaskedLanguageModel(1.0).build(SentenceTransformer(modules=[router], device="cpu"))

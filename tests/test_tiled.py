@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from st_simcse.objective import Batch, Problem, cross_entropy, functional, info_nce, row_losses
+from st_simcse.objective import Batch, Comparison, Problem, cross_entropy, functional, info_nce, row_losses
+from st_simcse.objective.batch import MISSING_KEY
 from tests.contrast import contrast
 
 
@@ -165,3 +166,13 @@ def test_a_tile_holds_whole_groups(monkeypatch):
     with _LargestTensor() as watched:
         cross_entropy.cross_entropy(problem)
     assert watched.bytes == 4 * 12 * rows.element_size()
+
+
+def test_a_tile_of_odd_rows_leaves_out_missing_negatives(monkeypatch):
+    inputs = _inputs(6, 4, 2)
+    keys = [torch.arange(6), torch.arange(6) + 6, torch.arange(12).view(6, 2) + 12]
+    keys[2][0, 1] = MISSING_KEY
+    batch, comparison = Batch(*inputs, text_keys=keys), Comparison(symmetric=True)
+    expected = info_nce(batch, comparison=comparison)
+    monkeypatch.setattr(cross_entropy, "TILE_ROWS", 5)
+    assert info_nce(batch, comparison=comparison).item() == pytest.approx(expected.item(), abs=1e-5)

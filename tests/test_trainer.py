@@ -767,3 +767,18 @@ def test_weights_in_half_precision_are_warned_of(sentences, tmp_path, caplog):
     model.float()
     SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model))
     assert "small steps" not in caplog.text
+
+
+def test_one_loss_for_several_datasets_is_saved_once(sentences, tmp_path):
+    model = tiny_model(sentences, width=32).to("cpu")
+    loss = UnsupSimCSELoss(model, projection_head=True)
+    data = Dataset.from_dict({"sentence": sentences})
+    arguments = SimCSETrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, max_steps=1, save_steps=1, report_to="none", use_cpu=True
+    )
+    trainer = SimCSETrainer(model, arguments, {"a": data, "b": data}, loss={"a": loss, "b": loss})
+    trainer.train()
+    trained = {name: weight.clone() for name, weight in loss.projection_head.named_parameters()}
+    torch.nn.init.zeros_(loss.projection_head.dense.weight)
+    trainer.train(resume_from_checkpoint=True)
+    assert all(torch.equal(weight, trained[name]) for name, weight in loss.projection_head.named_parameters())

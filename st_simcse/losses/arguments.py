@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from inspect import isroutine
 from typing import Any
 
 from sentence_transformers import SparseEncoder
@@ -49,7 +51,8 @@ def check_arguments(loss: str, model: Any, options: Any, mini_batch_size: int | 
         is_option = callable(option) or isinstance(option, (EncoderOption, SourceOption, TermOption))
         if isinstance(option, type) or not is_option:
             raise ValueError(f"{option!r} is not an option: pass an instance of a class in st_simcse.losses.OPTIONS")
-    if twice := [kind.__name__ for kind, count in Counter(map(type, options)).items() if count > 1]:
+    kinds = Counter(type(option) for option in options if not (isroutine(option) or isinstance(option, partial)))
+    if twice := [kind.__name__ for kind, count in kinds.items() if count > 1]:
         raise ValueError(f"options contains {', '.join(twice)} more than once: pass each option once")
     encoders = [type(option).__name__ for option in options if isinstance(option, EncoderOption)]
     if len(encoders) > 1:
@@ -87,5 +90,6 @@ def check_labels(loss: str, labels: Tensor | None, are_read: bool) -> None:
     raise ValueError(
         f"{loss} treats every row as a positive pair and ignores labels, but the labels of the data differ. Keep "
         "the rows that are positive pairs and remove the column of labels or scores, or train scored pairs with a "
-        "loss that uses the scores, such as sentence_transformers' CoSENTLoss."
+        "loss that uses the scores, such as sentence_transformers' CoSENTLoss. A TermOption of your own that uses them "
+        "sets reads_labels = True."
     )

@@ -77,7 +77,7 @@ class SimCSELoss(nn.Module):
         self.needs_teacher = any(getattr(option, "needs_teacher", False) for option in self.options)
         self.sources: Any = nn.ModuleDict(built(self.options, SourceOption, plain, self.projection_head))
         self.terms: Any = nn.ModuleDict(built(self.options, TermOption, plain))
-        self.reads_labels = bool(self.sources or self.terms) or self.needs_teacher
+        self.reads_labels = self.needs_teacher or any(getattr(one, "reads_labels", False) for one in self.options)
         encoders = built(self.options, EncoderOption, plain).values()
         self._make_encoder: Callable[..., BatchEncoder] = next(iter(encoders), BatchEncoder)
         self._precision = ObservedPrecision()

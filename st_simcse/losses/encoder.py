@@ -155,11 +155,10 @@ class BatchEncoder(CachedLossMixin):
         random_state: RandContext | None = None,
     ) -> tuple[Tensor, RandContext | None]:
         # The head is in the part that GradCache replays, so gradient accumulation and loss scaling include it.
-        embeddings, random_state = super().embed_minibatch(
-            sentence_feature, begin, end, with_grad, copy_random_state, random_state
-        )
-        with nullcontext() if with_grad else torch.no_grad():
-            return self._project(embeddings), random_state
+        # It is also in the random context, so its dropout draws the same mask again.
+        with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
+            embeddings, state = super().embed_minibatch(sentence_feature, begin, end, with_grad, copy_random_state)
+            return self._project(embeddings), state
 
     def _passes(self, features: dict[str, Tensor], is_sorted: bool) -> list[Tensor]:
         """Runs rows that are sorted by length in several small passes on a CPU, and everything else in one pass."""
@@ -171,7 +170,8 @@ class BatchEncoder(CachedLossMixin):
             looked_up_once(self.model, features["input_ids"]) if several else nullcontext(),
         ):
             outputs = chunked_outputs(self.model, features, ROWS_PER_PASS if on_cpu else None, task=None)
-        return [self._project(output["sentence_embedding"]) for output in outputs]
+        # A head with batch normalization must see the whole batch, as it does on a GPU.
+        return [self._project(torch.cat([output["sentence_embedding"] for output in outputs]))]
 
     def _project(self, embeddings: Tensor) -> Tensor:
         if self.head is None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling
@@ -36,7 +37,7 @@ class MaskedLanguageModel(TermOption):
 
     Raises:
         ValueError: If the weight or probability is out of range. A loss with this option raises it if the model has no
-            transformer or its tokenizer has no mask token.
+            transformer, its tokenizer has no mask token, or it has a Router.
 
     Example:
         >>> from st_simcse import UnsupSimCSELoss
@@ -61,6 +62,11 @@ class MaskedLanguageModel(TermOption):
 class _MaskedLanguageModel(Term):
     def __init__(self, option: MaskedLanguageModel, model: SentenceTransformer) -> None:
         super().__init__(option)
+        if any(isinstance(part, Router) for part in model):
+            raise ValueError(
+                "masked language modelling trains one transformer, but the model has a Router with several routes: "
+                "remove MaskedLanguageModel (--masked_language_model)"
+            )
         transformer = None if model.transformers_model is None else unwrapped(model.transformers_model)
         if transformer is None or getattr(model.tokenizer, "mask_token", None) is None:
             raise ValueError("masked language modelling needs a transformer whose tokenizer has a mask token")

@@ -102,6 +102,8 @@ class TermOption(Option):
 
     Attributes:
         weight: The factor of the term.
+        reads_labels: Whether the term uses labels that are not a teacher's embeddings. Without such a term, a loss
+            refuses labels that differ between rows.
 
     Example:
         >>> class TinyVectors(TermOption):
@@ -116,6 +118,7 @@ class TermOption(Option):
     """
 
     weight: float
+    reads_labels: ClassVar[bool] = False
 
     def build(self, model: SentenceTransformer) -> Term:
         """Builds the term for the model that is trained: this option's methods, or a :class:`Term` with weights."""

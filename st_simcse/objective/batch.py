@@ -201,9 +201,7 @@ class Batch:
             scale=scale,
             own_columns=own_columns,
             known_positives=self._known_positives(with_anchors, query_groups),
-            excluded=self._without_missing(
-                _excluded(directions, query_groups, anchor_columns, candidates), query_groups, candidates
-            ),
+            excluded=self._without_missing(_excluded(directions, query_groups, anchor_columns, candidates), candidates),
             own_negatives=None if own_negatives is None else _interleaved([own_negatives] * query_groups),
             positive_similarities=similarities,
             teacher_queries=teacher_queries,
@@ -211,7 +209,7 @@ class Batch:
             group=1 if comparison.symmetric else query_groups,
         )
 
-    def _without_missing(self, excluded: Tensor | None, query_groups: int, candidates: Tensor) -> Tensor | None:
+    def _without_missing(self, excluded: Tensor | None, candidates: Tensor) -> Tensor | None:
         """Returns ``excluded`` with the columns of padding hard negatives added."""
         if self.hard_negatives is None or self.text_keys is None:
             return excluded
@@ -219,7 +217,7 @@ class Batch:
         if not missing.any():
             return excluded
         if excluded is None:
-            excluded = torch.zeros(query_groups, len(candidates), dtype=torch.bool, device=candidates.device)
+            excluded = torch.zeros(1, len(candidates), dtype=torch.bool, device=candidates.device)
         others = 0 if self.shared_negatives is None else len(self.shared_negatives)
         end = len(candidates) - others
         excluded[:, end - len(missing) : end] |= missing

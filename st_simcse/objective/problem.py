@@ -26,7 +26,8 @@ class Problem:
         scale: The inverse temperature.
         own_columns: (M, K) int64, the columns to exclude for each row, such as the row itself; or None.
         known_positives: Further places to exclude, except the targets; or None.
-        excluded: (group, C) bool, the columns to exclude for the first, second, ... row of a group; or None.
+        excluded: (group, C) bool, the columns to exclude for the first, second, ... row of a group; (1, C) for all
+            rows; or None.
         own_negatives: (M, N) int64, the columns of a row's own hard negatives; or None.
         positive_similarities: (M,), same dtype, used as the similarities at the targets; or None to compute them.
         teacher_queries: (M, t) of unit length, a teacher's embeddings of the queries; or None.

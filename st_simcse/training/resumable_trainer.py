@@ -449,11 +449,12 @@ class ResumableTrainer(SentenceTransformerTrainer):
             super()._load_rng_state(checkpoint)
 
     def _loss_weights(self) -> dict[str, torch.Tensor]:
-        return {
-            f"{dataset}.{name}".lstrip("."): tensor
-            for dataset, loss in self._losses().items()
-            for name, tensor in own_weights(loss, self.model).items()
-        }
+        weights: dict[int, tuple[str, torch.Tensor]] = {}
+        for dataset, loss in self._losses().items():
+            for name, tensor in own_weights(loss, self.model).items():
+                # Several datasets may share a loss or a head, and a file holds each tensor once.
+                weights.setdefault(id(tensor), (f"{dataset}.{name}".lstrip("."), tensor))
+        return dict(weights.values())
 
     def _loss_buffers(self) -> dict[str, torch.Tensor]:
         """Returns the weights that differ between processes, such as the queue of a process's rows."""
