@@ -286,3 +286,19 @@ def test_the_queue_is_for_training_alone(model, sentences, mode):
     with torch.set_grad_enabled(mode == "evaluation"):
         loss([model.preprocess(sentences)])
     assert len(loss.sources["momentum_queue"].negatives()[0]) == 0
+
+
+def test_a_resumed_queue_follows_while_other_datasets_train(model, sentences):
+    """A queue that has rows follows every step, although its loss has not seen a batch since it was built."""
+    loss = UnsupSimCSELoss(model, options=[MomentumQueue(4, momentum=0.5)], projection_head=True)
+    loss([model.preprocess(sentences)])
+    resumed = UnsupSimCSELoss(model, options=[MomentumQueue(4, momentum=0.5)], projection_head=True)
+    resumed.load_state_dict(loss.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    UnsupSimCSELoss(model)([model.preprocess(sentences)]).backward()
+    before = [weight.detach().clone() for weight in model.parameters()]
+    optimizer.step()
+    for queue in (loss.sources["momentum_queue"], resumed.sources["momentum_queue"]):
+        for follower, old, new in zip(queue.encoder.parameters(), before, model.parameters(), strict=True):
+            assert torch.allclose(follower, 0.5 * old + 0.5 * new, atol=1e-6)
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))

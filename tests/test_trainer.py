@@ -782,3 +782,82 @@ def test_one_loss_for_several_datasets_is_saved_once(sentences, tmp_path):
     torch.nn.init.zeros_(loss.projection_head.dense.weight)
     trainer.train(resume_from_checkpoint=True)
     assert all(torch.equal(weight, trained[name]) for name, weight in loss.projection_head.named_parameters())
+
+
+def test_the_terms_of_an_evaluation_are_logged_apart_from_those_of_training(sentences, tmp_path):
+    model = tiny_model(sentences, width=32).to("cpu")
+    options = {"learning_rate": 0.0, "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    arguments = Arguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=4, report_to="none", save_strategy="no", **options
+    )
+    loss = UnsupSimCSELoss(model, options=[RankConsistency(1.0)])
+    equal = Dataset.from_dict({"sentence": sentences[:1] * 4})  # without negatives
+    trainer = SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}), equal, loss)
+    trainer.train()
+    history = trainer.state.log_history
+    for prefix, count in (("", 1), ("eval_", 2)):
+        entries = [entry for entry in history if f"{prefix}loss" in entry]
+        assert len(entries) == count
+        for entry in entries:
+            terms = entry[f"{prefix}contrastive"] + entry[f"{prefix}rank_consistency"]
+            assert terms == pytest.approx(entry[f"{prefix}loss"], abs=2e-4)
+
+
+@pytest.mark.parametrize("kind", [UnsupSimCSELoss, SupSimCSELoss])
+def test_an_evaluation_leaves_the_head_in_evaluation_mode(sentences, tmp_path, kind):
+    model = tiny_model(sentences, width=32).to("cpu")
+    head = torch.nn.Sequential(torch.nn.BatchNorm1d(32), torch.nn.Dropout(0.5))
+    data = Dataset.from_dict({"anchor": sentences, "positive": sentences[1:] + sentences[:1]})
+    data = data.select_columns(["anchor"]) if kind is UnsupSimCSELoss else data
+    arguments = Arguments(str(tmp_path), report_to="none", use_cpu=True)
+    trainer = SimCSETrainer(model, arguments, None, data, kind(model, projection_head=head))
+    assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
+    assert not head[0].running_mean.any()
+    assert head.training
+    assert head[1].training
+
+
+def test_an_evaluation_has_the_same_views_in_every_epoch(sentences, tmp_path):
+    model = tiny_model(sentences, width=32).to("cpu")
+    arguments = SimCSETrainingArguments(
+        str(tmp_path),
+        num_train_epochs=3,
+        learning_rate=0.0,
+        eval_strategy="epoch",
+        save_strategy="no",
+        views="token_cutoff",
+        report_to="none",
+        bf16=False,
+        use_cpu=True,
+    )
+    data = Dataset.from_dict({"sentence": sentences})
+    trainer = SimCSETrainer(model, arguments, data, data, UnsupSimCSELoss(model))
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    values = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert values == [before] * 3
+    assert trainer.data_collator.preprocess_fn.epoch == 2  # training has others
+
+
+def test_a_run_with_another_start_weight_does_not_resume(sentences, tmp_path):
+    def trainer(start_weight):
+        model = tiny_model(sentences, width=32).to("cpu")
+        arguments = SimCSETrainingArguments(
+            str(tmp_path),
+            max_steps=2,
+            save_steps=1,
+            start_weight=start_weight,
+            report_to="none",
+            bf16=False,
+            use_cpu=True,
+        )
+        return SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": sentences}))
+
+    trainer(0.5).train()
+    checkpoint = tmp_path / "checkpoint-1"
+    with pytest.raises(ValueError, match=r"arguments.start_weight: 0.5 -> 0.0"):
+        trainer(0.0).train(resume_from_checkpoint=str(checkpoint))
+    record = json.loads((checkpoint / "simcse_run.json").read_text())
+    del record["run"]["arguments"]["start_weight"]  # as earlier versions
+    (checkpoint / "simcse_run.json").write_text(json.dumps(record))
+    trainer(0.0).train(resume_from_checkpoint=str(checkpoint))

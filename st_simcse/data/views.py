@@ -17,7 +17,17 @@ from st_simcse.data.duplicates import TEXT_KEY, text_keys
 from st_simcse.models.unwrapping import unwrapped
 from st_simcse.objective.bounds import Bounded
 
-__all__ = ["VIEWS", "Crops", "TokenCutoff", "View", "ViewCallback", "WordRepetition", "view_collator", "whole_texts"]
+__all__ = [
+    "VIEWS",
+    "Crops",
+    "TokenCutoff",
+    "View",
+    "ViewCallback",
+    "WordRepetition",
+    "evaluation_collator",
+    "view_collator",
+    "whole_texts",
+]
 
 # More tokens than any text has. Views are made from the whole text and cut afterwards.
 NO_LIMIT = 2**20
@@ -223,6 +233,14 @@ def view_collator(
     limit = {"max_length": collator.max_length} if isinstance(collator.max_length, int) else {}
     maker(["."], **limit)  # raises errors now and not at the first batch
     return replace(collator, preprocess_fn=maker)
+
+
+def evaluation_collator(collator: Any) -> Any:
+    """Returns a copy of a collator of views that stays in epoch 0, or the collator itself if it makes no views."""
+    maker = getattr(collator, "preprocess_fn", None)
+    if not isinstance(maker, ViewMaker):
+        return collator
+    return replace(collator, preprocess_fn=ViewMaker(maker.model, maker.view, maker.seed))
 
 
 def whole_texts(collator: BaseDataCollator) -> BaseDataCollator:

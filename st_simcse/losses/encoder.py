@@ -141,7 +141,7 @@ class BatchEncoder(CachedLossMixin):
     def embed_without_dropout(self, features: dict[str, Tensor]) -> Tensor:
         """Returns projected embeddings (B, d) of a column in evaluation mode, with gradients."""
         batch = BatchEncoder.arrange(self, [features])
-        with _evaluation_mode(self.model, self.head):
+        with evaluation_mode(self.model, self.head):
             embedded = torch.cat(self._passes(batch.inputs[0], batch.places is not None))
         return batch.columns([embedded])[0]
 
@@ -200,7 +200,7 @@ def _has_rows(value: Any, order: Tensor) -> bool:
 
 
 @contextmanager
-def _evaluation_mode(*modules: nn.Module | None) -> Iterator[None]:
+def evaluation_mode(*modules: nn.Module | None) -> Iterator[None]:
     """Turns dropout off in modules that are in training mode, and restores their mode afterwards.
 
     Modules in evaluation mode, such as frozen ones, stay in it.

@@ -33,7 +33,8 @@ def _follow_optimizers() -> None:
 def _follow(optimizer: Optimizer, *arguments: Any) -> None:
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for queue, leaders in list(_leaders.items()):
-        if any(id(parameter) in trained for parameter in leaders):
+        # An empty queue begins as the model of its first batch.
+        if any(id(parameter) in trained for parameter in leaders) and queue.filled:
             queue.follow(leaders, 1 - queue.momentum)
 
 
@@ -119,6 +120,8 @@ class Queue(Source):
         self.register_buffer("embeddings", torch.zeros(size, width, device=model.device))
         self.register_buffer("keys", torch.zeros(size, dtype=torch.int64, device=model.device))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64, device=model.device))
+        # The queue follows before its next batch, because a run may resume between the batches of its dataset.
+        self._follow_weights_of(model, head)
 
     def train(self, mode: bool = True) -> Queue:
         """Keeps evaluation mode, so the copy has no dropout when the loss is set to training mode."""

@@ -22,10 +22,11 @@ from st_simcse.data.lengths import warn_of_cut_training_texts
 from st_simcse.data.prompts import check_prompts
 from st_simcse.data.teacher import check_teacher_columns
 from st_simcse.data.training_data import LABEL_COLUMNS, as_dataset, check_texts
-from st_simcse.data.views import Crops, ViewCallback, view_collator, whole_texts
+from st_simcse.data.views import Crops, ViewCallback, evaluation_collator, view_collator, whole_texts
 from st_simcse.losses import SimCSELoss, SupSimCSELoss, UnsupSimCSELoss, check_wrappers
 from st_simcse.losses.arguments import check_model
 from st_simcse.losses.collectives import averaged_gradients
+from st_simcse.losses.encoder import evaluation_mode
 from st_simcse.losses.options import check_compatible
 from st_simcse.losses.own_weights import own_weights
 from st_simcse.losses.st_internals import chunked_outputs
@@ -148,7 +149,8 @@ class SimCSETrainer(ResumableTrainer):
     while the optimizer continued with the state of the old head.
 
     With ``tokenize_once`` in its arguments, the trainer tokenizes the training data in advance. The evaluation loss of
-    :class:`~st_simcse.UnsupSimCSELoss` is computed with dropout and a fixed seed.
+    :class:`~st_simcse.UnsupSimCSELoss` is computed with dropout, a fixed seed and,
+    with ``views``, the same views every time.
 
     The parameters are those of SentenceTransformerTrainer. The data may also be a DataFrame, or a list of texts, of
     tuples of texts, of dicts or of InputExamples. Without ``args``, the trainer uses the defaults of
@@ -401,14 +403,20 @@ class SimCSETrainer(ResumableTrainer):
         return EvenBatchSampler(several, processes)
 
     def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Evaluates a batch like ST's trainer, but with dropout for UnsupSimCSELoss, so that the two views differ."""
+        """Evaluates a batch like ST's trainer, but with the loss in evaluation mode.
+
+        The model has dropout for UnsupSimCSELoss, so that the two views differ.
+        """
         loss = self.loss[inputs["dataset_name"]] if isinstance(self.loss, dict) else self.loss
         if not any(isinstance(part, UnsupSimCSELoss) for part in loss.modules()):
-            return super().prediction_step(model, inputs, *args, **kwargs)
+            with evaluation_mode(loss):
+                return super().prediction_step(model, inputs, *args, **kwargs)
         device = self.args.device
-        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        random_states = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
+        with random_states, evaluation_mode(loss):
             torch.manual_seed(self.args.seed)
             self.model.train()
+            self.model.training = False  # ST logs the terms of the loss as those of an evaluation
             try:
                 return super().prediction_step(model, inputs, *args, **kwargs)
             finally:
@@ -441,6 +449,14 @@ class SimCSETrainer(ResumableTrainer):
                     "are already trained. Lower per_device_train_batch_size, or set the loss's mini_batch_size, which "
                     "does not change the batch size."
                 ) from error
+
+    def get_eval_dataloader(self, *args: Any, **options: Any) -> Any:
+        training = self.data_collator
+        self.data_collator = evaluation_collator(training)
+        try:
+            return super().get_eval_dataloader(*args, **options)
+        finally:
+            self.data_collator = training
 
     # ST uses the batch size of the arguments, but auto_find_batch_size of transformers stores its result elsewhere.
     def get_train_dataloader(self) -> Any:
