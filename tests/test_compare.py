@@ -189,8 +189,11 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
         (["--recipe", "a: --baseline mnrl --no-mask-duplicates"], "--mask_duplicates is an option of SimCSE's losses"),
         (
             ["--recipe", "a: --baseline mnrl --views crops"],
-            "no --views, --tokenize_once or --streaming: leave them out",
+            "no --views, --start_weight, --tokenize_once or --streaming: leave them out",
         ),
+        (["--recipe", "a: --baseline mnrl --start_weight 0.9"], "no --views, --start_weight"),
+        (["--recipe", "a: --baseline mnrl --preset unsup-bert-base"], "--projection_head is an option of SimCSE's"),
+        (["--recipe", "a: --baseline gist --run_name symmetric"], "gist needs exactly one teacher"),
         (["--recipe", "a: --baseline gist"], "gist needs exactly one teacher, and the others take none"),
         (["--recipe", "a: --baseline ct --teacher x"], "gist needs exactly one teacher, and the others take none"),
         (["--recipe", "a:", "--plot_file", "a.doc"], "a.doc does not have the file extension"),
