@@ -363,7 +363,8 @@ def check_outputs(args: object) -> None:
         # An output_file is written under another name in the same folder, and then replaces the old file.
         if not os.access(path if path.exists() and name != "output_file" else path.parent, os.W_OK):
             raise PermissionError(f"cannot write {path}: permission denied")
-    if len({path.resolve() for path in files.values()}) < len(files):
-        raise ValueError(f"{', '.join(f'--{name}' for name in files)} name the same file: give each its own name")
+    places = [path.resolve() for path in files.values()]
+    if same := [name for name, place in zip(files, places, strict=True) if places.count(place) > 1]:
+        raise ValueError(f"{', '.join(f'--{name}' for name in same)} name the same file: give each its own name")
     for name in files.keys() & pictures:
         check_picture(files[name])
