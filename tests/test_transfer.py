@@ -198,7 +198,7 @@ def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, t
     assert f"| {row['SST2']:.2f} | {row['MRPC']:.2f} | {row['Avg. transfer']:.2f} |" in transfer
     assert list(row) == ["STS-B", "Avg. STS", "SST2", "MRPC", "Avg. transfer", "MRPC F1"]
     assert json.loads((tmp_path / "a.json").read_text()) == rows
-    dev = evaluate.run([*model, *folders, "--mode", "dev", "--tasks", "MRPC"])[name]
+    dev = evaluate.run([*model, *folders[2:], "--mode", "dev", "--tasks", "MRPC"])[name]
     assert list(dev) == ["MRPC", "Avg."]
     assert dev["MRPC"] != row["MRPC"]
     for task_set, tasks in (("transfer", TRANSFER_TASKS), ("full", (*STS_TASKS, *TRANSFER_TASKS)), ("sts", STS_TASKS)):
