@@ -44,9 +44,19 @@ class Candidate:
         whitening = ["--whiten", "--whiten_power", self.power] if self.power else []
         return [*whitening, *(self.training or ("--num_train_epochs", "0"))]
 
-    def has_enough(self, texts: int, width: int) -> bool:
-        """Returns whether there are enough texts to whiten ``width`` dimensions. The power 0 only needs the mean."""
-        return not float(self.power or 0) or texts > width
+    def obstacle(self, texts: int, model: ModelProfile) -> str | None:
+        """Returns the reason why this number of texts cannot whiten the model, or None if it can.
+
+        Example:
+            >>> model = ModelProfile(is_pooled=True, has_dropout=True, is_whitened=False, width=384, reads=256)
+            >>> Candidate("whitened-1", "It takes no training.", power="1").obstacle(200, model)
+            '200 texts are too few to whiten 384 dimensions'
+        """
+        if self.power and model.is_whitened:
+            return "the model is already whitened"
+        if float(self.power or 0) and texts <= model.width:  # the power 0 only needs the mean
+            return f"{texts:,} texts are too few to whiten {model.width} dimensions"
+        return None
 
 
 # According to the tables of docs/recipes.md, where no other power is the best.
@@ -91,13 +101,7 @@ def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str
         )
     if teachers:
         found.append(_taught(model, teachers))
-    found.append(_whitened_and_trained(corpus, model))
-    different = corpus.texts - corpus.duplicates
-    return [
-        candidate
-        for candidate in found
-        if not candidate.power or (candidate.has_enough(different, model.width) and not model.is_whitened)
-    ]
+    return [*found, _whitened_and_trained(corpus, model)]
 
 
 def safest(model: ModelProfile) -> str:

@@ -26,7 +26,9 @@ from st_simcse.cli.compare import parse_comparison, train_all
 from st_simcse.cli.inputs import identities
 from st_simcse.corpus import generate_corpus
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
+from st_simcse.data.senteval import transfer_examples
 from st_simcse.demo import tiny_model
+from st_simcse.evaluation import STS_TASKS, TRANSFER_TASKS
 from st_simcse.models.embed_once import embed_once
 from st_simcse.models.model_profile import ModelProfile, profile_model
 from st_simcse.report import Command, Heading, Paragraph, Picture, Table, as_html, as_markdown
@@ -93,13 +95,24 @@ def test_what_a_model_is(tmp_path, tiny_bert, static_model):
         (SENTENCES, POOLED, [], "before centred whitened-0.5 whitened-1 simcse whitened-simcse"),
         (PARAGRAPHS, POOLED, [], "before centred whitened-0.5 whitened-1 simcse crops whitened-simcse"),
         (SENTENCES, BARE, ["T"], "before centred whitened-0.5 whitened-1 simcse teacher whitened-simcse"),
-        (CorpusProfile(40, 8, 80, 14, 0.0, "Latin"), POOLED, [], "before centred simcse whitened-simcse"),
-        (CorpusProfile(40, 8, 80, 14, 0.0, "Latin"), BARE, [], "before centred simcse"),
-        (SENTENCES, ModelProfile(True, True, True, 32, 64), [], "before simcse"),
     ],
 )
 def test_the_short_list(corpus, model, teachers, expected):
     assert " ".join(candidate.name for candidate in shortlist(corpus, model, teachers)) == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "model", "expected"),
+    [
+        (33, BARE, "before centred whitened-0.5 whitened-1 simcse whitened-simcse"),
+        (32, POOLED, "before centred simcse whitened-simcse"),
+        (32, BARE, "before centred simcse"),
+        (1000, ModelProfile(True, True, True, 32, 64), "before simcse"),
+    ],
+)
+def test_what_cannot_be_whitened_is_not_on_the_list(texts, model, expected):
+    found = shortlist(SENTENCES, model)
+    assert " ".join(one.name for one in found if one.obstacle(texts, model) is None) == expected
 
 
 def test_the_words_of_the_short_list():
@@ -453,6 +466,37 @@ def test_the_costs_that_are_told(corpus, made_up, monkeypatch, capsys):
     assert f"cost: about {total:g} minutes in total" in capsys.readouterr().out
 
 
+def test_averages_of_tasks_cost_time_and_their_texts_are_not_trained_on(corpus, made_up, monkeypatch, capsys, senteval):
+    """The texts of the tasks are read from the files here. A text takes a tenth of a second."""
+    texts, pairs = corpus
+    monkeypatch.setattr(plan_module, "encoding_seconds", lambda *args: 0.1)
+    others = generate_corpus(size=60, seed=3).scored_pairs
+    of_tasks = {text for first, second, _ in [*pairs, *others] for text in (first, second)}
+    Path("sts").mkdir()
+    for stem in STS_TASKS.values():
+        with Path(f"sts/{stem}.tsv").open("w") as file:
+            csv.writer(file, delimiter="\t").writerows([("sentence1", "sentence2", "score"), *pairs, *others])
+    reviews = [line for line in (senteval / "CR/custrev.pos").read_text().splitlines() if line]
+    Path("texts.txt").write_text("\n".join([*texts, *others[0][:2], *reviews]) + "\n")
+    words = [*WORDS, "--budget", "10h", "--sts_dir", "sts", "--senteval_dir", str(senteval), "--allow_partial"]
+    adapt.run(words)
+    assert not {*_jsonl("corpus")} & (of_tasks | {*reviews})
+    plan, out = json.loads(Path("out/plan.json").read_text()), capsys.readouterr().out
+    assert plan["measured"] == len({*texts, *others[0][:2], *reviews} & (of_tasks | {*reviews}))
+    left = _jsonl("corpus")
+    some = [left[row] for row in sorted(random.Random(0).sample(range(len(left)), min(len(left), 192)))]
+    of_transfer = {
+        text
+        for task in TRANSFER_TASKS
+        for rows in transfer_examples(senteval, task, allow_partial=True).values()
+        for row, _ in rows
+        for text in row
+    }
+    measuring = 0.1 * sum(map(len, of_tasks | of_transfer)) / np.mean([len(text) for text in some])
+    assert plan["seconds"]["other"] == pytest.approx(measuring + 0.1 * len(_jsonl("whitening")))
+    assert "The classifiers of the transfer tasks are not included" in out
+
+
 @pytest.mark.slow
 def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, capsys):
     scores, done = made_up
@@ -558,6 +602,21 @@ def test_a_recipe_that_cannot_be_timed_is_left_out(corpus, made_up, monkeypatch,
     ):
         assert f"the recipe {name} is left out: {reason}" in caplog.text
         assert f"left out: {name}: {reason}" in report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_dev", [True, False])
+def test_whitenings_of_too_few_texts_are_named(corpus, made_up, caplog, has_dev):
+    tiny_model(corpus[0], width=512).save_pretrained("model")
+    words = [*(WORDS if has_dev else _without_dev(WORDS)), "--pooling", "cls"]
+    assert adapt.run(words) == "before"
+    reason = f"{len(_jsonl('corpus'))} texts are too few to whiten 512 dimensions"
+    report = Path("out/report.md").read_text()
+    names = ["whitened-0.5", "whitened-1", "whitened-simcse"] if has_dev else ["whitened-0.5"]
+    assert re.findall(rf"the recipe (\S+) is left out: {reason}", caplog.text) == names
+    assert re.findall(rf"left out: (\S+): {reason}", report) == names
+    told = f"whitened-0.5 was the safest in our measurements, but {reason}, so the original model is saved."
+    assert (told in report) == (not has_dev)
 
 
 def _without_dev(words):

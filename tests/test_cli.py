@@ -237,6 +237,12 @@ def test_evaluate_finds_a_wrong_model_before_the_work(small_sts, tiny_bert, monk
         (["--plot_file", "sts.doc"], "sts.doc does not have the file extension of a picture. Use one of .*png"),
         (["--plot_file", "noending"], "noending does not have the file extension"),
         (["--json_file", "a", "--csv_file", "./a"], "--json_file, --csv_file name the same file"),
+        (
+            ["--json_file", "a", "--plot_file", "b.png", "--csv_file", "./a"],
+            "^--json_file, --csv_file name the same file",
+        ),
+        (["--senteval_dir", "sts"], "--senteval_dir is not read, because .* do not ask for a transfer task"),
+        (["--senteval_dir", "sts", "--tasks", "MR"], "--sts_dir is not read, because .* do not ask for an STS task"),
         (["--batch_size", "0"], "--batch_size must be at least 1, got 0"),
         (["--max_seq_length", "0"], "--max_seq_length must be at least 1, got 0"),
     ],
@@ -525,6 +531,7 @@ def test_dev_pairs_and_a_schedule_that_keeps_no_best_checkpoint(tmp_path, tiny_b
     dev = ["--dev_file", _scored_pairs(tmp_path / "dev.tsv", sentences), "--per_device_train_batch_size", "2"]
     for options in (
         ["--eval_strategy", "epoch", "--save_steps", "3"],
+        ["--eval_steps", "1000", "--save_steps", "3"],
         ["--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "3"],
         ["--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "0.5"],
         ["--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "epoch"],
@@ -646,6 +653,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, tiny_bert, senten
         ("a.txt", "--momentum_queue 0", "MomentumQueue needs an integer size of at least 1"),
         ("a.txt", "--masked_language_model 0.1 --mini_batch_size 4", "MaskedLanguageModel cannot be combined with"),
         ("a.txt", "--directions query_to_fox", "unknown direction"),
+        ("a.txt", "--seeds 0 1 --resume_from_checkpoint out/checkpoint-2", "cannot be used with --seeds"),
         ("a.txt", "--dropout 1", "dropout must be at least 0 and below 1, got 1.0"),
         ("a.txt", "--rank_distillation 1", "--rank_distillation needs a teacher: pass --teacher with the name"),
         ("a.txt", "--teacher x", "--teacher is used by --guided_negatives and --rank_distillation only: pass one"),

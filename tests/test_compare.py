@@ -1,6 +1,7 @@
 """`st-simcse compare` on a tiny model: what is run, what is not run again, and the numbers of the table."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,8 +190,11 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
         (["--recipe", "a: --baseline mnrl --no-mask-duplicates"], "--mask_duplicates is an option of SimCSE's losses"),
         (
             ["--recipe", "a: --baseline mnrl --views crops"],
-            "no --views, --tokenize_once or --streaming: leave them out",
+            "no --views, --start_weight, --tokenize_once or --streaming: leave them out",
         ),
+        (["--recipe", "a: --baseline mnrl --start_weight 0.9"], "no --views, --start_weight"),
+        (["--recipe", "a: --baseline mnrl --preset unsup-bert-base"], "--projection_head is an option of SimCSE's"),
+        (["--recipe", "a: --baseline gist --run_name symmetric"], "gist needs exactly one teacher"),
         (["--recipe", "a: --baseline gist"], "gist needs exactly one teacher, and the others take none"),
         (["--recipe", "a: --baseline ct --teacher x"], "gist needs exactly one teacher, and the others take none"),
         (["--recipe", "a:", "--plot_file", "a.doc"], "a.doc does not have the file extension"),
@@ -384,6 +388,25 @@ def test_nearest_neighbours_and_retrieval_in_a_corpus(tmp_path, tiny_bert, sente
     for classes, k in (["a"] * 3, 1), (["a", "b", "a"], 3), (["a", "b"], 1):
         with pytest.raises(ValueError, match="pass at least two classes|every text needs a class"):
             KNNEvaluator(["x", "y", "z"], classes, k)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            ["A dog.,a", "A cat.,b"],
+            "^pets.csv: 2 text(s) are too few to have 10 neighbours each; pass more than 10 texts",
+        ),
+        (["A dog.,a"] * 11, "^pets.csv: all texts have the class a; pass texts of at least two classes"),
+    ],
+)
+def test_classes_that_no_vote_can_find_are_refused_with_their_file(words, trained, rows, message):
+    Path("pets.csv").write_text("\n".join(["text,class", *rows]) + "\n")
+    with pytest.raises(ValueError, match=re.escape(message).replace(r"\^", "^")) as error:
+        compare.run(["--recipe", "a:", "--knn_dev_file", "pets.csv", *words])
+    assert "k=" not in str(error.value)
+    with pytest.raises(ValueError, match="or pass a smaller k=" if len(rows) < 11 else "two classes"):
+        load_classes("pets.csv")
 
 
 def test_aliases_of_a_recipe_file_are_no_bomb(tmp_path):

@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from sentence_transformers import SentenceTransformer
 
 from st_simcse import cli
+from st_simcse.cli import plot
 from st_simcse.plots import name_clusters, plot_alignment_uniformity, plot_map, plot_scores, plot_similarities
 
 
@@ -143,6 +144,14 @@ def test_what_cannot_be_a_map_is_refused(tmp_path):
     with pytest.raises(ValueError, match="3 different embeddings cannot be divided into 4"):
         name_clusters(np.eye(3)[[0, 1, 2, 2]], list("abcd"), 4)
     assert not path.exists()
+
+
+def test_few_texts_have_few_clusters():
+    texts = ["a", "b", "c", "c"]
+    assert plot._clusters(texts, None) == 3
+    assert plot._clusters([str(n) for n in range(9)], None) == 8
+    with pytest.raises(ValueError, match="--clusters 4 is too many for 3 different texts: pass at most 3"):
+        plot._clusters(texts, 4)
 
 
 def test_clusters_are_named_by_the_text_in_their_middle():

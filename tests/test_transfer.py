@@ -95,6 +95,20 @@ def test_embeddings_that_are_nan_have_no_accuracy(senteval, model):
     assert np.isnan(transfer_evaluators(senteval, ["SST2"], allow_partial=True)(model)["SST2_accuracy"])
 
 
+def test_the_csv_is_whole_where_the_first_model_is_nan(senteval, embeds, tmp_path):
+    embeds.save_pretrained(str(tmp_path / "good"))
+    broken = SentenceTransformer(str(tmp_path / "good"), device="cpu")
+    broken[0].model.embeddings.word_embeddings.weight.data.fill_(float("nan"))
+    broken.save_pretrained(str(tmp_path / "nan"))
+    words = ["--model", str(tmp_path / "nan"), str(tmp_path / "good"), "--senteval_dir", str(senteval), "--tasks"]
+    with pytest.raises(ValueError, match="no score for .*nan on MRPC"):
+        evaluate.run([*words, "MRPC", "--mode", "fasttest", "--allow_partial", "--csv_file", str(tmp_path / "a.csv")])
+    header, first, second = (line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines())
+    assert header == ["model", "MRPC", "Avg.", "MRPC F1"]
+    assert first[1:] == ["nan"] * 3
+    assert all(0 <= float(value) <= 100 for value in second[1:])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -184,7 +198,7 @@ def test_evaluate_prints_the_papers_two_tables(senteval, generated, tiny_bert, t
     assert f"| {row['SST2']:.2f} | {row['MRPC']:.2f} | {row['Avg. transfer']:.2f} |" in transfer
     assert list(row) == ["STS-B", "Avg. STS", "SST2", "MRPC", "Avg. transfer", "MRPC F1"]
     assert json.loads((tmp_path / "a.json").read_text()) == rows
-    dev = evaluate.run([*model, *folders, "--mode", "dev", "--tasks", "MRPC"])[name]
+    dev = evaluate.run([*model, *folders[2:], "--mode", "dev", "--tasks", "MRPC"])[name]
     assert list(dev) == ["MRPC", "Avg."]
     assert dev["MRPC"] != row["MRPC"]
     for task_set, tasks in (("transfer", TRANSFER_TASKS), ("full", (*STS_TASKS, *TRANSFER_TASKS)), ("sts", STS_TASKS)):

@@ -418,3 +418,6 @@ def test_the_command_whitens_a_model(tmp_path, tiny_bert, capsys):
         with pytest.raises(SystemExit, match=message):
             cli.main([*words, "--output_dir", str(tmp_path / "no"), *options])
     assert not (tmp_path / "no").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="cannot write to .*file: it is a file, not a folder"):
+        cli.main(["whiten", "--model", "/absent", *words[3:], "--output_dir", str(tmp_path / "file")])

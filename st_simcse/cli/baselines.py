@@ -24,7 +24,8 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor, nn
 
 from st_simcse.cli.loss import LossArguments
-from st_simcse.cli.parsing import option_of
+from st_simcse.cli.parsing import option_of, parse_known
+from st_simcse.cli.train_options import EXAMPLE, with_preset
 from st_simcse.losses import MaskedLanguageModel
 from st_simcse.models.checkpoints import load_model
 from st_simcse.training.model_card import ModelCardCallback
@@ -134,15 +135,19 @@ def check_baseline(name: str, words: Sequence[str], data_args: Any, args: Any) -
     """
     if name not in BASELINES:
         raise ValueError(f"unknown baseline {name!r}: choose one of {', '.join(BASELINES)}")
-    given = {option_of(word).removeprefix("no_") for word in words}
+    given = {option_of(word).removeprefix("no_") for word in words if word.startswith("--")}
+    own, _ = parse_known("train", with_preset(words), LossArguments, example=EXAMPLE)
+    # A preset may set options to their defaults, such as the temperature, which is also that of ST's losses.
+    given |= {field.name for field in fields(own) if getattr(own, field.name) != getattr(LossArguments(), field.name)}
     if ours := given & {field.name for field in fields(LossArguments)}:
         raise ValueError(
-            f"--{min(ours)} is an option of SimCSE's losses, which the baseline {name} does not use: leave it out"
+            f"--{min(ours)} is an option of SimCSE's losses, which the baseline {name} does not use: leave it out, "
+            "or pass other options instead of a --preset that has it"
         )
-    if args.views or args.tokenize_once or data_args.streaming:
+    if args.views or args.start_weight or args.tokenize_once or data_args.streaming:
         raise ValueError(
-            f"the baseline {name} uses sentence-transformers' own trainer, which has no --views, --tokenize_once or "
-            "--streaming: leave them out"
+            f"the baseline {name} uses sentence-transformers' own trainer, which has no --views, --start_weight, "
+            "--tokenize_once or --streaming: leave them out"
         )
     if (len(data_args.teacher or []) != 1) if name == "gist" else data_args.teacher:
         raise ValueError(

@@ -274,6 +274,12 @@ def _tasks(args: EvaluateArguments) -> tuple[list[str], list[str]]:
         raise ValueError(
             "--mteb evaluates on the test sets of all seven STS tasks: leave --tasks, --task_set and --mode out"
         )
+    if args.sts_dir and args.senteval_dir and not (sts and transfer):
+        unread, kind = ("sts_dir", "an STS") if transfer else ("senteval_dir", "a transfer")
+        raise ValueError(
+            f"--{unread} is not read, because --task_set and --tasks do not ask for {kind} task: leave it out, or ask "
+            "for one, such as with --task_set full"
+        )
     if args.mteb and args.allow_partial:
         raise ValueError("--mteb downloads complete data: leave --allow_partial out")
     return sts, transfer

@@ -340,10 +340,11 @@ def check_inputs(args: object) -> None:
 
 
 def check_outputs(args: object) -> None:
-    """Checks that the output files that the options name can be written.
+    """Checks that the output files and the output folder that the options name can be written.
 
     Raises:
-        OSError: If a file is a folder, its folder does not exist, or it cannot be written.
+        OSError: If a file is a folder, its folder does not exist, or it cannot be written, or if ``output_dir`` is a
+            file.
         ValueError: If two options name the same file, or a picture has an unknown format.
 
     Example:
@@ -352,6 +353,9 @@ def check_outputs(args: object) -> None:
         ...
         FileNotFoundError: cannot write absent/a.csv: there is no folder absent
     """
+    folder = Path(getattr(args, "output_dir", None) or ".")
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"cannot write to {folder}: it is a file, not a folder")
     pictures = ("plot_file", "map_file", "histogram_file")
     names = ("output_file", "json_file", "csv_file", *pictures)
     files = {name: Path(file) for name in names if (file := getattr(args, name, None))}
@@ -363,7 +367,8 @@ def check_outputs(args: object) -> None:
         # An output_file is written under another name in the same folder, and then replaces the old file.
         if not os.access(path if path.exists() and name != "output_file" else path.parent, os.W_OK):
             raise PermissionError(f"cannot write {path}: permission denied")
-    if len({path.resolve() for path in files.values()}) < len(files):
-        raise ValueError(f"{', '.join(f'--{name}' for name in files)} name the same file: give each its own name")
+    places = [path.resolve() for path in files.values()]
+    if same := [name for name, place in zip(files, places, strict=True) if places.count(place) > 1]:
+        raise ValueError(f"{', '.join(f'--{name}' for name in same)} name the same file: give each its own name")
     for name in files.keys() & pictures:
         check_picture(files[name])

@@ -30,7 +30,10 @@ class PlotArguments:
     )
     clusters: int | None = field(
         default=None,
-        metadata={"help": "Number of k-means clusters of the last model's embeddings to colour. Defaults to 8."},
+        metadata={
+            "help": "Number of k-means clusters of the last model's embeddings to colour. Defaults to 8, or fewer for "
+            "fewer texts."
+        },
     )
     projection: Literal["pca", "umap"] = field(
         default="pca",
@@ -79,6 +82,7 @@ def run(argv: Sequence[str]) -> None:
     from st_simcse.models.fast_encode import fast_encode
 
     texts, classes = _corpus(args, file) if args.map_file else ([], None)
+    clusters = _clusters(texts, args.clusters)
     pairs = _pairs(args, pair_file) if args.histogram_file else []
     maps, similarities = {}, {}
     for name, title in zip(args.model, _titles(args.model), strict=True):
@@ -92,10 +96,18 @@ def run(argv: Sequence[str]) -> None:
         if args.histogram_file:
             similarities[title] = [embed(column) for column in pairs]
     if args.map_file:
-        classes = classes or name_clusters(next(reversed(maps.values())), texts, args.clusters or 8)
+        classes = classes or name_clusters(next(reversed(maps.values())), texts, clusters)
         plot_map(maps, classes, args.map_file, args.projection)
     if args.histogram_file:
         plot_similarities(similarities, pairs, args.histogram_file)
+
+
+def _clusters(texts: list[str], clusters: int | None) -> int:
+    """Returns the number of clusters, by default 8 or the number of different texts if that is smaller."""
+    different = len(set(texts))
+    if clusters is not None and clusters > different:
+        raise ValueError(f"--clusters {clusters} is too many for {different} different texts: pass at most {different}")
+    return clusters or min(8, different)
 
 
 def _check(args: PlotArguments, file: FileArguments) -> None:

@@ -89,6 +89,12 @@ def _run(
 ) -> dict[str, dict[str, float]]:
     _, data_args, _, training_args = arguments
     check_seeds(data_args.seeds or [])
+    resume = training_args.resume_from_checkpoint
+    if data_args.seeds and resume and resume.lower() not in ("true", "last"):
+        raise ValueError(
+            f"--resume_from_checkpoint {resume} cannot be used with --seeds, because every seed has its own "
+            "checkpoints: pass --resume_from_checkpoint last, or --seed instead of --seeds"
+        )
     results: dict[str, dict[str, float]] = {}
     stopped: Stopped | None = None
     try:
@@ -324,7 +330,8 @@ def _keep_the_best(args: SimCSETrainingArguments, dataset: Dataset | IterableDat
     asked, args.eval_steps = args.eval_steps, _eval_steps(args, dataset)
     if save == "steps" and args.save_steps == SimCSETrainingArguments.save_steps:  # the default: nothing was passed
         save, args.save_steps = evaluate, args.eval_steps
-    elif asked and asked > args.eval_steps:  # training ends before the first evaluation that was asked for
+    elif asked and asked > args.eval_steps and not args.save_steps % asked:
+        # Training ends before the first evaluation that was asked for.
         args.save_steps = args.eval_steps
     args.eval_strategy, args.save_strategy = evaluate, save
     if save == "no":
@@ -338,7 +345,8 @@ def _keep_the_best(args: SimCSETrainingArguments, dataset: Dataset | IterableDat
         raise ValueError(
             "keeping the best checkpoint on the dev pairs requires evaluating every checkpoint, but --save_strategy "
             f"{save} --save_steps {args.save_steps} does not fit --eval_strategy {evaluate} --eval_steps "
-            f"{args.eval_steps}: leave --save_strategy and --save_steps out, or save at multiples of --eval_steps"
+            f"{asked or args.eval_steps}: leave --save_strategy and --save_steps out, or save at multiples of "
+            "--eval_steps"
         )
     args.load_best_model_at_end = True
     if args.metric_for_best_model in (None, "loss"):  # there is no eval_dataset to compute a loss on

@@ -13,6 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from st_simcse.data.formats import Column, FormatOptions
 from st_simcse.data.reader import Name, Reader
+from st_simcse.data.remedies import DataError
 from st_simcse.data.scored_pairs import evaluator_name, split_options
 from st_simcse.evaluation.base import RecordingEvaluator
 
@@ -123,6 +124,11 @@ def load_classes(
         ['dog', 'cat', 'dog']
     """
     texts, classes = zip(*_ClassReader(columns=columns, split=split, **how)._read(filename), strict=True)
+    if len(texts) <= k:
+        problem = f"{filename}: {len(texts)} text(s) are too few to have {k} neighbours each"
+        raise DataError(problem, f"pass more than {k} texts", "pass a smaller k=")
+    if len(set(classes)) < 2:
+        raise DataError(f"{filename}: all texts have the class {classes[0]}", "pass texts of at least two classes")
     return KNNEvaluator(texts, classes, k, evaluator_name(filename, name))
 
 

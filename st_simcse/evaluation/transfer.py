@@ -180,6 +180,10 @@ class TransferEvaluator(RecordingEvaluator):
         rows = len(self.splits["train"])
         return rows * len(STRENGTHS) if "dev" in self.splits else rows * (folds - 1) * len(STRENGTHS_OF_TRAIN)
 
+    @property
+    def _has_f1(self) -> bool:
+        return "test" in self.splits and len({label for _, label in self.splits["train"]}) == 2
+
     def measure(self, model: SentenceTransformer) -> dict[str, float]:
         embeddings = model.encode(self.texts, batch_size=self.batch_size, show_progress_bar=False)
         return self._metrics(np.asarray(embeddings))
@@ -187,7 +191,8 @@ class TransferEvaluator(RecordingEvaluator):
     def _metrics(self, embeddings: Array) -> dict[str, float]:
         """Returns all metrics for the embeddings (N, d) of ``texts``, or nan if an embedding is not finite."""
         if not np.isfinite(embeddings).all():
-            return {"accuracy": math.nan, "dev_accuracy": math.nan}
+            names = ["accuracy", "dev_accuracy", *(["f1"] if self._has_f1 else [])]
+            return dict.fromkeys(names, math.nan)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             return self._classify(embeddings)
@@ -214,9 +219,8 @@ class TransferEvaluator(RecordingEvaluator):
         predicted = classifier.predict(features["test"])
         accuracy = float(accuracy_score(labels["test"], predicted))
         metrics = {"accuracy": accuracy, "dev_accuracy": float(search.best_score_)}
-        classes = sorted(set(labels["train"]))
-        if len(classes) == 2:
-            metrics["f1"] = float(f1_score(labels["test"], predicted, pos_label=classes[1]))
+        if self._has_f1:
+            metrics["f1"] = float(f1_score(labels["test"], predicted, pos_label=max(labels["train"])))
         return metrics
 
     def _in_folds(self, features: Array, labels: Array) -> dict[str, float]:

@@ -116,7 +116,7 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
     corpus = profile_corpus(texts_of(texts))
     dev, measured = _measured(task)
     left, without = write_corpus(task, texts, measured)
-    candidates = shortlist(corpus, kind, task.args.teacher or [])
+    candidates, left_out = _possible(shortlist(corpus, kind, task.args.teacher or []), len(left), kind)
     some = list(sample(left, min(len(left), STEPS * BATCH)))
     length = training_length(lambda limit: count_longer(model, some, limit) / len(some), kind.reads)
     plan = Plan(
@@ -129,14 +129,21 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
         without,
         dev,
         candidates,
-        {},
+        left_out,
         Share(0, 1, 0),
         0,
         {},
     )
-    if not dev:
-        return _without_trials(plan)
-    return _with_trials(task, plan, model, left, some, measured)
+    plan = _with_trials(task, plan, model, left, some, measured) if dev else _without_trials(plan)
+    for name, reason in plan.left_out.items():
+        logger.warning("the recipe %s is left out: %s", name, reason)
+    return plan
+
+
+def _possible(candidates: list[Candidate], texts: int, model: ModelProfile) -> tuple[list[Candidate], dict[str, str]]:
+    """Returns the recipes that this number of texts allows, and the reasons against the others by name."""
+    left_out = {candidate.name: obstacle for candidate in candidates if (obstacle := candidate.obstacle(texts, model))}
+    return [candidate for candidate in candidates if candidate.name not in left_out], left_out
 
 
 def _without_trials(plan: Plan) -> Plan:
@@ -147,7 +154,11 @@ def _without_trials(plan: Plan) -> Plan:
         "titles and texts (--retrieval_dev_file)"
     )
     names = {BEFORE, safest(plan.model)}
-    return replace(plan, candidates=[candidate for candidate in plan.candidates if candidate.name in names])
+    return replace(
+        plan,
+        candidates=[candidate for candidate in plan.candidates if candidate.name in names],
+        left_out={name: reason for name, reason in plan.left_out.items() if name in names},
+    )
 
 
 def _with_trials(
@@ -156,19 +167,12 @@ def _with_trials(
     """Returns the plan with rows and costs, and writes the samples of texts to files."""
     encoding = encoding_seconds(model, some)
     once = OVERHEAD + encoding * sum(map(len, measured)) / statistics.mean(map(len, some))
-    paces, left_out = _paces(task, plan, some, encoding, once)
+    paces, failed = _paces(task, plan, some, encoding, once)
     share = share_budget(task.budget, [*paces.values()], plan.texts, BATCH)
-    width, rows = plan.model.width, min(plan.texts, TEXTS_PER_DIMENSION * plan.model.width)
-    candidates = []
-    for candidate in plan.candidates:
-        texts = share.rows if candidate.training else rows
-        if not candidate.has_enough(texts, width):
-            told = f"{texts:,} texts are too few to whiten {width} dimensions: pass a larger --budget"
-            left_out.setdefault(candidate.name, told)
-        if candidate.name not in left_out:
-            candidates.append(candidate)
-    for name, reason in left_out.items():
-        logger.warning("the recipe %s is left out: %s", name, reason)
+    rows = min(plan.texts, TEXTS_PER_DIMENSION * plan.model.width)
+    _, too_few = _possible([one for one in plan.candidates if one.training], share.rows, plan.model)
+    left_out = plan.left_out | {name: f"{told}: pass a larger --budget" for name, told in too_few.items()} | failed
+    candidates = [candidate for candidate in plan.candidates if candidate.name not in left_out]
     trained = [candidate.name for candidate in candidates if candidate.training]
     seconds = {
         "trials": share.seeds * sum(paces[name].seconds(share.rows, BATCH) for name in trained),
@@ -209,7 +213,8 @@ def _measured(task: Task) -> tuple[dict[str, tuple[Kind, int]], set[str]]:
     dev |= {measure.name: measure.evaluator for measure in found if measure.split == "dev"}
     texts: set[str] = set()
     for evaluator in [*pairs, *(measure.evaluator for measure in found)]:
-        texts.update(*_columns(evaluator))
+        for one in getattr(evaluator, "evaluators", [evaluator]):  # averages have several
+            texts.update(*_columns(one))
     return {name: (_kind(evaluator), len(_columns(evaluator)[0])) for name, evaluator in dev.items()}, texts
 
 

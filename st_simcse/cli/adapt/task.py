@@ -139,6 +139,8 @@ def describe(plan: Plan) -> str:
             f"cost: about {shown_duration(sum(plan.seconds.values()))} in total: {costs['trials']} for the trained "
             f"recipes, {costs['other']} for the others, up to {costs['final']} for the winner, and {costs['report']} "
             "for the pictures"
+            + ". The classifiers of the transfer tasks are not included and add minutes to every run"
+            * ("senteval_dir" in plan.options)
         )
     lines += [f"left out: {name}: {reason}" for name, reason in plan.left_out.items()]
     return "\n".join(lines)

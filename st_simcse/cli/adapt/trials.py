@@ -151,8 +151,9 @@ def decide(task: Task, plan: Plan, trials: Trials) -> Outcome:
 def _decide_without_dev(task: Task, plan: Plan) -> Outcome:
     why = "Without dev data, adapt cannot measure which recipe is best."
     name = safest(plan.model)
-    if name not in [candidate.name for candidate in plan.candidates]:
-        name = BEFORE
+    if name in plan.left_out:
+        why += f" {name} was the safest in our measurements, but {plan.left_out[name]}, so the original model is saved."
+        return Outcome(BEFORE, why, {}, BEFORE)
     if name == BEFORE:
         why += " The original model was the safest in our measurements, so it is saved unchanged."
         return Outcome(BEFORE, why, {}, BEFORE)
