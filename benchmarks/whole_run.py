@@ -72,7 +72,8 @@ def take(options: list[str] | None, args: argparse.Namespace) -> dict[str, float
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         run_python(*words)
         seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-        score = max(load_sts(args.dev_file)(SentenceTransformer(folder)).values())
+        evaluator = load_sts(args.dev_file)
+        score = evaluator(SentenceTransformer(folder))[evaluator.primary_metric]
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"seconds": seconds, "CPU seconds": spent, "score": 100 * score}
 

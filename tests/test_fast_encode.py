@@ -485,6 +485,18 @@ def test_evaluations_in_a_training(model, pairs, tmp_path, kind):
     assert logged[-1] == pytest.approx(pairs(model)[key], abs=1e-6)
 
 
+def test_evaluators_embed_equal_texts_of_a_side_once(model, pairs):
+    evaluator, rows = copy.copy(pairs), []
+    evaluator.sentences1 = [SENTENCES[number % 3] for number in range(50)]
+    evaluator.sentences2 = [SENTENCES[3 + number % 4] for number in range(50)]
+    evaluator.scores = list(range(50))
+    expected = evaluator(model)
+    model.register_forward_hook(lambda module, inputs, output: rows.append(len(output["sentence_embedding"])))
+    found = evaluator(fast_encode(model))
+    assert sum(rows) == 3 + 4
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("bf16", [True, False])
 def test_the_precision_of_evaluations_is_that_of_the_training(model, monkeypatch, tmp_path, bf16):
     from st_simcse.training.resumable_trainer import to_evaluate

@@ -30,7 +30,12 @@ WINDOW_CHARACTERS = 2**20
 # The maximum number of tokens per batch on a CPU. The activations of more tokens do not fit into its cache.
 CPU_TOKENS = 1024
 # The default values of encode's options that need no special treatment.
-USUAL = {"output_value": "sentence_embedding", "precision": "float32", "pool": None, "chunk_size": None}
+USUAL: dict[str, tuple[Any, ...]] = {
+    "output_value": ("sentence_embedding",),
+    "precision": ("float32", None),  # evaluators of sentence-transformers pass None
+    "pool": (None,),
+    "chunk_size": (None,),
+}
 ENCODERS = {name: getattr(SentenceTransformer, name) for name in ("encode", "encode_query", "encode_document")}
 ENCODE = inspect.signature(SentenceTransformer.encode)
 
@@ -115,7 +120,7 @@ class _Asked:
     @classmethod
     def by(cls, options: dict[str, Any]) -> _Asked | None:
         """Parses the options of encode. Returns None if they request anything else."""
-        options = {name: value for name, value in options.items() if name not in USUAL or value != USUAL[name]}
+        options = {name: value for name, value in options.items() if value not in USUAL.get(name, ())}
         asks_for_more = options.keys() - {field.name for field in fields(cls)}
         return None if asks_for_more or isinstance(options.get("device"), list) else cls(**options)
 
