@@ -417,7 +417,7 @@ def cell_text(path: FileOrDataset, line: int, row: dict[Column, Any], column: Co
 
 
 def _listed_reasons(skipped: Counter[str]) -> str:
-    """Returns the most common reasons for which rows were skipped, with their numbers."""
+    """Returns the most common reasons why rows were skipped, with their numbers."""
     common = dict(skipped.most_common(REASONS))
     listed = [f"{number:,} {reason}" for reason, number in skipped.items() if reason in common]
     others = sum(skipped.values()) - sum(common.values())

@@ -9,8 +9,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import nn
 
-from st_simcse.models.fast_encode import fast_encode
-from st_simcse.models.precision import HALF
 from st_simcse.objective.whitening import Moments, whitening
 
 __all__ = ["is_whitened", "whiten"]
@@ -104,14 +102,12 @@ def _check_not_whitened(model: SentenceTransformer) -> None:
 
 def _moments(model: SentenceTransformer, texts: Iterable[str], prompt: str | None, batch_size: int) -> Moments:
     """Returns the moments of the embeddings before Normalize, in full width."""
-    # The inverse square root of a covariance amplifies rounding errors, so float32 weights compute in float32.
-    fast = fast_encode(model, "auto" if model.dtype in HALF else "float32")
     remaining = iter(texts)
     moments: Moments | None = None
     truncate_dim, model.truncate_dim = model.truncate_dim, None
     try:
         while some := list(islice(remaining, BATCHES_AT_ONCE * batch_size)):
-            embeddings = fast.encode(
+            embeddings = model.encode(
                 some, prompt=prompt, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
             )
             moments = moments or Moments(embeddings.shape[1])
