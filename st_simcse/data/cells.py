@@ -66,7 +66,8 @@ def cell_rows(
 def _is_numbered_header(cells: Sequence[str]) -> bool:
     """Returns whether the cells are the header that pandas writes for unnamed columns, possibly with an index."""
     names = [cell.strip() for cell in cells]
-    return (names[1:] if names[0] == "" else names) == [str(number) for number in range(len(names) - (names[0] == ""))]
+    unnamed = names[1:] if names[0] == "" else names
+    return unnamed == [str(number) for number in range(len(unnamed))]
 
 
 def _for_separators_in_cells(how: FileFormat) -> str:

@@ -149,8 +149,8 @@ class SimCSETrainer(ResumableTrainer):
     while the optimizer continued with the state of the old head.
 
     With ``tokenize_once`` in its arguments, the trainer tokenizes the training data in advance. The evaluation loss of
-    :class:`~st_simcse.UnsupSimCSELoss` is computed with dropout, a fixed seed and,
-    with ``views``, the same views every time.
+    :class:`~st_simcse.UnsupSimCSELoss` is computed with dropout, a fixed seed and, with ``views``, the
+    same views every time.
 
     The parameters are those of SentenceTransformerTrainer. The data may also be a DataFrame, or a list of texts, of
     tuples of texts, of dicts or of InputExamples. Without ``args``, the trainer uses the defaults of
