@@ -32,6 +32,8 @@ def main() -> None:
         else:
             continue
         recipes.setdefault(result["recipe"], []).append((place, result["test"][score]))
+    if not recipes:
+        parser.error(f"{args.folder} has no results of st-simcse compare by {args.by}. Pass its --output_dir.")
     points = sorted(
         (statistics.mean(places), statistics.mean(scores), statistics.stdev(scores) if len(scores) > 1 else 0.0, name)
         for name, runs in recipes.items()

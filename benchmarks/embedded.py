@@ -32,7 +32,7 @@ class StartArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Model, as in st-simcse train. The next three options are as there, too."}
     )
-    pooling: str = "mean"
+    pooling: str | None = None
     layers: int | None = None
     model_max_length: int | None = None
     dev_file: str | None = field(default=None, metadata={"help": "Scored pairs to choose by."})

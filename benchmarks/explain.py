@@ -51,7 +51,7 @@ def main() -> None:
     disable_progress_bars()
     logging.disable(logging.WARNING)
     sentences = SentenceReader().get_dataset(args.corpus).shuffle(seed=0)["sentence"][: args.sentences]
-    model = build_model(args.model, args.pooling, max_seq_length=32)
+    model = build_model(args.model, args.pooling, max_seq_length=32, device="cpu")
     set_seed(0)
     draw_temperature(model, sentences[:BATCH], args.output_dir / "simcse_temperature.png")
     draw_dropout(model, sentences[:300], args.output_dir / "simcse_dropout.png")

@@ -353,8 +353,8 @@ def _histograms(
     if len(columns) != len(texts):
         raise ValueError(f"{name}: {len(columns)} columns of embeddings, but {len(texts)} of texts")
     anchors, positives, *hard = (_unit(name, rows, len(texts[0])) for rows in columns)
-    keys = np.unique([list(column) for column in texts[:2]], return_inverse=True)[1].reshape(2, -1)
-    pairs = torch.from_numpy(keys)
+    numbers: dict[str, int] = {}
+    pairs = torch.tensor([[numbers.setdefault(text, len(numbers)) for text in column] for column in texts[:2]])
     known = KnownPositives(queries=pairs[0], candidates=pairs[1], pairs=pairs)
     counts, total = np.zeros(len(BINS) - 1), 0.0
     for begin in range(0, len(anchors), 1024):  # a matrix of all pairs may not fit into memory

@@ -414,6 +414,16 @@ def test_what_is_remembered_knows_prompts_and_tasks():
     assert np.abs(once.encode_query(texts) - once.encode_document(texts)).max() > 1e-3
 
 
+def test_what_is_remembered_knows_the_lengths_of_queries_and_documents():
+    model = tiny_model(["A dog runs."])
+    model[0].query_length, model[0].document_length = 3, 4
+    once, text = embed_once(model), "A dog runs."
+    found = [once.encode_query(text), once.encode_document(text), once.encode(text)]
+    expected = [model.encode(text, processing_kwargs={"text": {"max_length": length}}) for length in (3, 4, 6)]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("default", [None, "cat"])
 def test_texts_are_remembered_with_the_default_prompt(default):
     texts, rows = ["A dog runs.", "A cat sleeps.", "A dog runs."], []

@@ -6,8 +6,9 @@ import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
+from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from st_simcse import (
     LengthGroupedBatchSampler,
@@ -148,6 +149,15 @@ def test_group_by_length_reaches_the_trainer(sentences, tmp_path):
         trainer.get_batch_sampler(trainer.train_dataset, 4, False, generator=torch.Generator()),
         LengthGroupedBatchSampler,
     )
+
+
+def test_group_by_length_is_refused_with_another_batch_sampler(tmp_path):
+    for sampler in ("no_duplicates", BatchSamplers.NO_DUPLICATES, BatchSampler):
+        with pytest.raises(ValueError, match="group_by_length and batch_sampler=.* both choose the texts of a batch"):
+            SimCSETrainingArguments(str(tmp_path), group_by_length=True, batch_sampler=sampler)
+    for sampler in ("batch_sampler", BatchSamplers.BATCH_SAMPLER, LengthGroupedBatchSampler):
+        arguments = SimCSETrainingArguments(str(tmp_path), group_by_length=True, batch_sampler=sampler)
+        assert arguments.batch_sampler is LengthGroupedBatchSampler
 
 
 @pytest.mark.parametrize("fast", [True, False])

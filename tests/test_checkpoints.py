@@ -1,6 +1,7 @@
 """Checkpoints in the format of the original SimCSE code, made here, against what that code computes from them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,19 @@ def test_what_automodel_cannot_stand_in_for_is_refused(tiny_bert, tmp_path, stat
     model[1].pooling_mode = "max"
     with pytest.raises(ValueError, match="supports CLS and mean pooling"):
         save_transformer(model, tmp_path)
+    model[1].pooling_mode, model.tokenizer.padding_side = "cls", "left"
+    with pytest.raises(ValueError, match="pads on the left, .* Set model.tokenizer.padding_side = 'right'"):
+        save_transformer(model, tmp_path)
+    model.tokenizer.padding_side, model[0].processing_kwargs = "right", {"text": {"max_length": 3}}
+    with pytest.raises(ValueError, match=r"processing_kwargs=\{'text': \{'max_length': 3\}\}"):
+        save_transformer(model, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}!{% endfor %}"
+    BertModel.from_pretrained(tiny_bert).save_pretrained(tmp_path / "chat")
+    tokenizer.save_pretrained(tmp_path / "chat")
+    with pytest.raises(ValueError, match="puts every text into its chat template"):
+        save_transformer(build_model(tmp_path / "chat", "mean"), tmp_path)
+    shutil.rmtree(tmp_path / "chat")
     assert not list(Path(tmp_path).iterdir())
 
 

@@ -221,6 +221,15 @@ def test_no_positive_pairs_is_an_error():
         AlignmentUniformityEvaluator(["A"], ["B"], [0.9])
 
 
+@pytest.mark.parametrize("longer", range(3))
+def test_pairs_of_alignment_have_two_sentences_and_a_score(longer):
+    columns = [["A"], ["B"], [5.0]]
+    columns[longer] = columns[longer] * 2
+    counts = [len(column) for column in columns]
+    with pytest.raises(ValueError, match="got {} first sentences, {} second sentences and {} scores".format(*counts)):
+        AlignmentUniformityEvaluator(*columns)
+
+
 @pytest.mark.slow
 def test_mteb_agrees_on_the_same_pairs(generated, pretrained, monkeypatch):
     """MTEB itself, its seven tasks reading the first rows of generated files instead of downloading its own."""

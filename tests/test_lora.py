@@ -28,6 +28,7 @@ from st_simcse import (
     save_transformer,
 )
 from st_simcse.models.checkpoints import load_model
+from st_simcse.search.fingerprint import fingerprint
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1)
 
@@ -339,6 +340,28 @@ def test_a_trained_weight_that_no_adapter_holds_is_refused(tiny_bert, sentences,
     for save in (trainer.train, trainer.save_model):
         with pytest.raises(ValueError, match=message):
             save()
+
+
+def test_the_fingerprint_sees_what_adapters_do(tiny_bert, sentences):
+    """Two adapters with the same weights: another factor, another active one, and none, give other embeddings."""
+    found = {}
+    for name, alpha, change in (
+        ("first", 8, lambda model: None),
+        ("factor", 16, lambda model: None),
+        ("other", 8, lambda model: model.set_adapter("other")),
+        ("disabled", 8, lambda model: model.disable_adapters()),
+    ):
+        model = build_model(tiny_bert, "mean", lora=LoraConfig(r=2, lora_alpha=alpha), device="cpu")
+        model.add_adapter(LoraConfig(r=2, lora_alpha=8), "other")
+        model.set_adapter("default")
+        torch.manual_seed(0)
+        for weight_name, weight in model.named_parameters():
+            if "lora_" in weight_name:
+                torch.nn.init.normal_(weight)
+        change(model)
+        found[name] = fingerprint(model), model.encode(sentences[0])
+    hashes, embeddings = zip(*found.values(), strict=True)
+    assert len(set(hashes)) == len({tuple(embedding) for embedding in embeddings}) == 4
 
 
 def test_a_trained_pooler_with_lora(tiny_bert, sentences, tmp_path):

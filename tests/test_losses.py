@@ -1100,6 +1100,8 @@ def test_a_head_with_batch_normalization_sees_the_whole_batch(model, sentences, 
     monkeypatch.setattr("st_simcse.losses.encoder.ROWS_PER_PASS", 5)
     value = SupSimCSELoss(model, projection_head=head)(features)
     assert value.item() == pytest.approx(expected.item(), abs=1e-5)
+    with pytest.raises(ValueError, match="would normalize each mini-batch .* Omit mini_batch_size"):
+        SupSimCSELoss(model, projection_head=nn.Sequential(nn.Linear(32, 32), head), mini_batch_size=4)
 
 
 @pytest.mark.parametrize("option", [MomentumQueue(4), DimensionContrast(0.1), MaskedLanguageModel(0.1)], ids=repr)

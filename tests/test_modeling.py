@@ -119,6 +119,15 @@ def test_berts_own_pooler_behind_its_masked_language_model(tiny_bert, sentences,
     assert model.encode(sentences) == pytest.approx(_pooler_output(tmp_path, sentences).numpy(), abs=1e-5)
 
 
+def test_the_mlp_reads_the_whole_embedding_of_a_model_that_truncates(tiny_bert, sentences):
+    model = build_model(tiny_bert, pooling="cls", dense=True, truncate_dim=7, device="cpu")
+    tokens = AutoTokenizer.from_pretrained(tiny_bert)(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        first = AutoModel.from_pretrained(tiny_bert).eval()(**tokens).last_hidden_state[:, 0]
+        expected = torch.tanh(first @ model[2].linear.weight.T + model[2].linear.bias)[:, :7]
+    assert model.encode(sentences) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
 def test_no_trained_pooler_is_refused(tiny_bert, tmp_path):
     """A layer that transformers makes at random, none, and one of another kind."""
     tokenizer, small = AutoTokenizer.from_pretrained(tiny_bert), BertConfig.from_pretrained(tiny_bert).to_dict()

@@ -24,7 +24,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from torch.nn.functional import normalize
 
-from st_simcse import Searcher, build_model, cli
+from st_simcse import Searcher, build_model, cli, fast_encode
 from st_simcse.cli import encode
 from st_simcse.corpus import generate_corpus
 from st_simcse.demo import tiny_model
@@ -33,6 +33,7 @@ from st_simcse.search import searcher as search
 from st_simcse.search.fingerprint import fingerprint, text_digest
 from st_simcse.search.index_folder import IndexFolder
 from st_simcse.search.neighbours import HNSWIndex, IVFIndex
+from st_simcse.search.searcher import cached_searcher
 from tests.inputs import without_special_tokens
 
 ROOT = Path(__file__).parent.parent
@@ -348,6 +349,19 @@ def test_another_model_is_refused(tmp_path, sentences):
             ValueError, match="was made by a different model, or by this model with different settings or prompts"
         ):
             Searcher(changed).build_index(sentences, tmp_path)
+
+
+def test_each_precision_has_its_own_cache(tmp_path, sentences):
+    """The embeddings of a cache in bfloat16 are not those that a caller of float32 asked for."""
+    model = tiny_model(sentences)
+    rows = {}
+    for precision in ("bfloat16", "float32", "bfloat16"):
+        searcher = cached_searcher(fast_encode(model, precision), sentences, tmp_path)
+        rows.setdefault(precision, np.array(searcher.embeddings))
+    assert len(list(tmp_path.iterdir())) == 2
+    expected = model.encode(sentences, normalize_embeddings=True)
+    np.testing.assert_allclose(rows["float32"], expected, atol=1e-6)
+    assert np.abs(rows["bfloat16"] - expected).max() > 1e-4
 
 
 def test_the_digests_of_other_texts_differ(sentences):

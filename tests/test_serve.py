@@ -21,6 +21,7 @@ from sentence_transformers import SentenceTransformer
 from st_simcse import cli
 from st_simcse.demo import tiny_model
 from st_simcse.models.checkpoints import load_model
+from st_simcse.search import page as page_module
 from st_simcse.search import searcher as search
 from st_simcse.search.page import (
     COMPARISON,
@@ -194,6 +195,36 @@ def test_queries_that_wait_are_embedded_together_and_a_bad_one_fails_alone(url, 
         assert f"[[1.0,{sentence!r}]]".replace("'", '"') in data.replace(": ", ":").replace(", ", ",")
     assert sum(batches) == 24
     assert len(batches) <= 3
+
+
+def test_searches_and_comparisons_take_turns(url, tiny, sentences, monkeypatch):
+    """Both tokenize with the model's one tokenizer, whose settings are those of the latest call in any thread."""
+    inside, together, lock = [], [], threading.Lock()
+
+    def watched(call):
+        def wrapper(*args, **options):
+            with lock:
+                inside.append(threading.get_ident())
+                together.append(len(set(inside)))
+            time.sleep(0.02)
+            try:
+                return call(*args, **options)
+            finally:
+                with lock:
+                    inside.remove(threading.get_ident())
+
+        return wrapper
+
+    monkeypatch.setattr(tiny, "encode", watched(tiny.encode))
+    monkeypatch.setattr(page_module, "rows_unknown", watched(page_module.rows_unknown))
+    with ThreadPoolExecutor(12) as pool:
+        searches = [pool.submit(_ask, url, sentence, 1, 0.0) for sentence in sentences]
+        comparisons = [pool.submit(_ask, url, sentence, sentence, event="compare") for sentence in sentences]
+    for sentence, search_answer, comparison in zip(sentences, searches, comparisons, strict=True):
+        for event, data in (search_answer.result(), comparison.result()):
+            assert event == "complete"
+            assert json.loads(data)[0]["data"][0][:2] == [1.0, sentence]
+    assert set(together) == {1}
 
 
 def test_a_text_without_a_token_finds_nothing_and_fails_alone(sentences):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset, load_from_disk
-from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss
+from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss, MatryoshkaLoss
 
 from st_simcse import (
     GuidedNegatives,
@@ -274,6 +274,22 @@ def test_a_student_learns_its_teachers_ranking(sentences, tmp_path):
         trainer.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_data_without_a_teacher_is_refused_before_training(model, sentences, tmp_path, several):
+    """Not at the first evaluation, which may come hours later."""
+    bare = Dataset.from_dict({"sentence": sentences})
+    labelled = add_teacher_embeddings(bare, tiny_model(sentences, width=16))
+    loss = UnsupSimCSELoss(model, options=[GuidedNegatives(), RankDistillation(1.0)])
+    losses, name = ({"news": loss}, r"\['news'\]") if several else (loss, "")
+    arguments = SimCSETrainingArguments(str(tmp_path), bf16=False, report_to="none")
+    for data, place in (((bare, labelled), "train_dataset"), ((labelled, bare), "eval_dataset")):
+        given = [{"news": dataset} for dataset in data] if several else data
+        message = f"GuidedNegatives and RankDistillation .* but {place}{name} has no column label"
+        with pytest.raises(ValueError, match=message):
+            SimCSETrainer(model, arguments, *given, loss=losses)
+    SimCSETrainer(model, arguments, labelled, labelled, loss=loss)
+
+
 def test_views_of_one_text_share_its_embedding():
     labels = torch.randn(3, 4)
     first, second = teacher_embeddings(labels, rows=3, columns=2)
@@ -323,6 +339,26 @@ def test_a_text_without_an_embedding_is_named(sentences):
     )
     with pytest.raises(ValueError, match=f"embedding of the text '{sentences[3]}' is zero or not finite"):
         add_teacher_embeddings(Dataset.from_dict({"sentence": sentences}), teacher)
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+@pytest.mark.parametrize("per_column", [False, True])
+@pytest.mark.parametrize("option", [RankDistillation(1.0), GuidedNegatives()])
+def test_matryoshka_loss_does_not_cut_a_teacher_as_wide_as_the_model(
+    model, sentences, option, per_column, mini_batch_size
+):
+    """A column of zeros changes no cosine similarity, but the labels are then wider and MatryoshkaLoss keeps them."""
+    loss = UnsupSimCSELoss(model.eval(), options=[option], mini_batch_size=mini_batch_size)
+    wrapped = MatryoshkaLoss(model, loss, [model.get_embedding_dimension(), 16, 8])
+    columns = _columns(len(sentences), model.get_embedding_dimension(), seed=3)
+    labels = torch.stack(columns, dim=1).float() if per_column else columns[0].float()
+    padded = torch.nn.functional.pad(labels, (0, 1))
+    texts = [sentences, sentences] if per_column else [sentences]
+
+    def computed(given):
+        return float(wrapped([model.preprocess(column) for column in texts], given))
+
+    assert computed(labels) == pytest.approx(computed(padded), abs=1e-6)
 
 
 _ALL_BUT_THE_FOURTH = torch.tensor([1.0, 1, 1, 0, 1, 1, 1, 1])[:, None]

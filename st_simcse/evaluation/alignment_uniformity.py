@@ -29,7 +29,7 @@ class AlignmentUniformityEvaluator(RecordingEvaluator):
         write_csv: Whether to append the metrics to ``alignment_uniformity_{name}_results.csv`` in the output folder.
 
     Raises:
-        ValueError: If no pair has a score above the threshold.
+        ValueError: If no pair has a score above the threshold, or if the numbers of sentences and scores differ.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -50,6 +50,11 @@ class AlignmentUniformityEvaluator(RecordingEvaluator):
         write_csv: bool = True,
     ) -> None:
         super().__init__("alignment_uniformity", "uniformity", name, batch_size, write_csv)
+        if not len(sentences1) == len(sentences2) == len(scores):
+            raise ValueError(
+                f"got {len(sentences1)} first sentences, {len(sentences2)} second sentences and {len(scores)} scores: "
+                "pass one of each for every pair"
+            )
         self.positives = [index for index, score in enumerate(scores) if score > positive_threshold]
         if not self.positives:
             raise ValueError(

@@ -109,9 +109,9 @@ class SimCSELoss(nn.Module):
         check_labels(self.name, labels, self.reads_labels)
         wrappers = Wrappers.around(self.model, self.calculate_loss)
         wrappers.check(self)
+        labels = wrappers.whole(labels) if self.needs_teacher else labels
         if self.sources or self.terms:
             self._precision.watch(unwrapped(self.model)[0])
-
         given = list(sentence_features)
         columns = self._columns(given)
         # The keys are those of the texts before views are made: the two views of a sentence share one.

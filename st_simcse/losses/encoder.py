@@ -93,6 +93,11 @@ class BatchEncoder(CachedLossMixin):
         """
         if self.mini_batch_size is None:
             return
+        if any(isinstance(part, nn.BatchNorm1d | nn.SyncBatchNorm) for part in (self.head or nn.Identity()).modules()):
+            raise ValueError(
+                "the projection head has batch normalization, which would normalize each mini-batch instead of the "
+                "batch. Omit mini_batch_size, or use nn.LayerNorm in the head."
+            )
         plain = unwrapped(self.model)
         if has_static_embedding_input(plain):
             raise ValueError(

@@ -81,6 +81,16 @@ class Wrappers:
         """Returns the features to pass to the model. Inside an AdaptiveLayerLoss they are those of the first call."""
         return columns if self.decorator is None else _features_of_batch.setdefault(self.decorator, columns)
 
+    def whole(self, labels: Tensor | None) -> Tensor | None:
+        """Returns a teacher's embeddings in full width. MatryoshkaLoss cuts labels that are as wide as the model's.
+
+        The cut labels are a view, so their rows are still as far apart in memory as the full rows are wide.
+        """
+        if labels is None or labels.ndim < 2 or "MatryoshkaLoss" not in self.names:
+            return labels
+        width = max(labels.stride(-2), labels.shape[-1])
+        return labels.as_strided((*labels.shape[:-1], width), labels.stride())
+
     def check(self, loss: WrappedLoss) -> None:
         """Checks that a loss can be inside these wrappers.
 

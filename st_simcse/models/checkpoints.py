@@ -107,8 +107,8 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
         ``torch.nn.functional.normalize``.
 
     Raises:
-        ValueError: If the model has modules that AutoModel cannot replace, a default prompt, or prompts that the
-            pooling excludes.
+        ValueError: If the model has modules that AutoModel cannot replace, a default prompt, prompts that the pooling
+            excludes, a chat template, ``processing_kwargs``, or CLS pooling with a tokenizer that pads on the left.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -132,7 +132,22 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
             "the pooling excludes the tokens of prompts (include_prompt=False), but AutoModel does not. If the model "
             "will be used without prompts, call model.prompts.clear() and save it again."
         )
+    if "message" in transformer.modality_config:
+        raise ValueError(
+            "the model puts every text into its chat template, but AutoModel and its tokenizer do not. Use the model "
+            "with sentence_transformers."
+        )
+    if transformer.processing_kwargs:
+        raise ValueError(
+            f"the model calls its tokenizer with processing_kwargs={transformer.processing_kwargs}, which AutoModel's "
+            "users would have to pass themselves. Remove them from the model, or use it with sentence_transformers."
+        )
     mode = pooling.pooling_mode
+    if mode == "cls" and model.tokenizer.padding_side == "left":
+        raise ValueError(
+            "the tokenizer pads on the left, so the first token of a row may be padding and not the CLS token. Set "
+            "model.tokenizer.padding_side = 'right' and save the model again."
+        )
     backbone = transformer.model
     if adapters(model):
         backbone = copy.deepcopy(backbone)

@@ -23,8 +23,8 @@ class _Remembered(InputModule):
         super().__init__()
         self.model = fast_encode(model, precision)
         self.batch_size = batch_size
-        self.has_tasks = "task" in model.get_model_kwargs()
-        self.known: dict[tuple[Any, ...], torch.Tensor] = {}
+        self.rows: dict[tuple[Any, ...], int] = {}
+        self.embeddings = torch.empty(0)
 
     @property
     def max_seq_length(self) -> int | None:
@@ -35,13 +35,13 @@ class _Remembered(InputModule):
     def max_seq_length(self, limit: int | None) -> None:
         self.model.max_seq_length = limit
 
-    def remember(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> list[tuple[Any, ...]]:
-        """Embeds the texts that are new, and returns the key of each text in ``known``."""
-        task = options.get("task") if self.has_tasks else None
-        keys = [(prompt or "", task, self.max_seq_length, text) for text in inputs]
-        new = list(dict.fromkeys(key for key in keys if key not in self.known))
+    def remember(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> list[int]:
+        """Embeds the texts that are new, and returns the row of each text in ``embeddings``."""
+        # A task may change the route, the chat template or the maximum length (query_length).
+        keys = [(prompt or "", options.get("task"), self.max_seq_length, text) for text in inputs]
+        new = list(dict.fromkeys(key for key in keys if key not in self.rows))
         if new:
-            embeddings = self.model.encode(
+            found = self.model.encode(
                 [text for *_, text in new],
                 prompt=prompt or "",
                 batch_size=self.batch_size,
@@ -49,12 +49,13 @@ class _Remembered(InputModule):
                 convert_to_tensor=True,
                 **options,
             )
-            self.known.update(zip(new, embeddings, strict=True))
-        return keys
+            self.embeddings = torch.cat([self.embeddings, found]) if self.rows else found
+            self.rows.update((key, row) for row, key in enumerate(new, start=len(self.rows)))
+        return [self.rows[key] for key in keys]
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> dict[str, Any]:
-        keys = self.remember(inputs, prompt, **options)
-        return {"sentence_embedding": torch.stack([self.known[key] for key in keys])}
+        rows = self.remember(inputs, prompt, **options)
+        return {"sentence_embedding": self.embeddings[rows]}
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         return features

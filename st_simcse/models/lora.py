@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 __all__ = [
+    "adapter_settings",
     "adapters",
     "add_lora",
     "check_adapter_is_whole",
@@ -65,6 +66,30 @@ def adapters(model: SentenceTransformer) -> dict[str, PeftConfig]:
         {}
     """
     return getattr(model.transformers_model, "peft_config", None) or {}
+
+
+def adapter_settings(model: SentenceTransformer) -> list[Any]:
+    """Returns the settings of a model's adapters that change its embeddings, for each layer in order.
+
+    They are the layer's name, the active adapters, whether they are disabled, and the factor of each adapter.
+
+    Example:
+        >>> from peft import LoraConfig
+        >>> from st_simcse import build_model
+        >>> model = build_model("sentence-transformers/all-MiniLM-L6-v2", lora=LoraConfig(r=4, lora_alpha=8))
+        >>> adapter_settings(model)[0]
+        ['encoder.layer.0.attention.self.query', ['default'], False, {'default': 2.0}]
+    """
+    if not adapters(model):
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = cast(nn.Module, model.transformers_model).named_modules()
+    return [
+        [name, layer.active_adapters, layer.disable_adapters, getattr(layer, "scaling", {})]
+        for name, layer in layers
+        if isinstance(layer, BaseTunerLayer)
+    ]
 
 
 def add_lora(model: SentenceTransformer, config: PeftConfig) -> None:

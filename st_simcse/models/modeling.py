@@ -158,7 +158,8 @@ def build_model(
     if dropout is not None:
         set_dropout(model, dropout)
     if dense:
-        width = cast(int, model.get_embedding_dimension())
+        with model.truncate_embeddings(None):  # the MLP reads the whole embedding, and ST truncates its output
+            width = cast(int, model.get_embedding_dimension())
         mlp = Dense(width, width, activation_function=nn.Tanh())
         initialise(mlp.linear)
         model.insert(len(model) - isinstance(model[-1], Normalize), mlp.to(model.device, model.dtype))

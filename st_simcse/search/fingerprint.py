@@ -12,6 +12,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module
 from transformers import PreTrainedModel
 
+from st_simcse.models.lora import adapter_settings
+
 __all__ = ["DIGESTS", "fingerprint", "settings", "text_digest"]
 
 # The settings that are hashes, so their values mean nothing to a reader.
@@ -21,8 +23,8 @@ DIGESTS = ("tokenizer",)
 def fingerprint(model: SentenceTransformer) -> str:
     """Returns a hexadecimal hash of everything that a model's embeddings depend on.
 
-    The hash covers the weights, the modules and their settings, the tokenizer and the prompts. It does not depend on
-    the folder or the name of the model.
+    The hash covers the weights, the modules and their settings, the adapters, the tokenizer and the prompts. It does
+    not depend on the folder or the name of the model.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -91,6 +93,8 @@ def _parts(model: SentenceTransformer) -> Iterator[bytes | memoryview]:
         elif isinstance(module, PreTrainedModel):
             config = module.config.to_dict() | {"_name_or_path": None, "transformers_version": None}
             yield _json([name, type(module).__name__, config])
+    if adapted := adapter_settings(model):
+        yield _json(adapted)
     for name, tensor in model.state_dict().items():
         yield _json([name, str(tensor.dtype), tensor.shape])
         yield memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -68,7 +68,8 @@ def search_page(searcher: Searcher, model: str = "", corpus: str = "") -> Blocks
     """
     gradio = _gradio()
     searcher.search([])  # raises an error now if there is nothing to search
-    queued: dict[str, Any] = {"batch": True, "max_batch_size": MAX_BATCH_SIZE}
+    # Both events use the model's tokenizer, which keeps settings between calls. So they share an id and take turns.
+    queued: dict[str, Any] = {"batch": True, "max_batch_size": MAX_BATCH_SIZE, "concurrency_id": "model"}
     with gradio.Blocks(title="SimCSE search") as page:
         with gradio.Tab("Search"):
             gradio.HTML(_heading(f"Search {len(searcher.embeddings):,} sentences by meaning", model, corpus))

@@ -24,7 +24,7 @@ from st_simcse.data.lengths import rows_unknown, texts_without_tokens, warn_of_c
 from st_simcse.data.readers import SentenceReader
 from st_simcse.data.training_data import check_texts
 from st_simcse.models.checkpoints import load_model
-from st_simcse.models.fast_encode import fast_encode, fast_encode_own
+from st_simcse.models.fast_encode import FastModel, fast_encode, fast_encode_own
 from st_simcse.models.precision import Precision
 from st_simcse.search.fingerprint import fingerprint, text_digest
 from st_simcse.search.index_folder import IndexFolder
@@ -371,7 +371,8 @@ def cached_searcher(
     """Returns a searcher for a corpus whose index is cached, and builds the index if it is not in the cache yet.
 
     Args:
-        model: The model to embed the corpus and the queries.
+        model: The model to embed the corpus and the queries. Each precision of :func:`~st_simcse.fast_encode` has an
+            index of its own.
         corpus: The corpus, as for :meth:`~st_simcse.Searcher.build_index`.
         cache_dir: The folder of the cache. If None, the folder for st_simcse in the cache of huggingface_hub
             (``HF_HOME``) is used.
@@ -388,7 +389,9 @@ def cached_searcher(
         'Two dogs run.'
     """
     found, made_by = _Corpus.of(corpus), fingerprint(model)
-    folder = Path(cache_dir or cached_assets_path("st_simcse", "embeddings"), text_digest([made_by, found.digest]))
+    precision = [model.compute] if isinstance(model, FastModel) and model.compute != "auto" else []
+    name = text_digest([made_by, found.digest, *precision])
+    folder = Path(cache_dir or cached_assets_path("st_simcse", "embeddings"), name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # only accessible to the user
     searcher = Searcher(model)
     searcher._build(found, made_by, IndexFolder(folder), ExactIndex())

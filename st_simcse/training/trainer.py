@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -163,6 +163,7 @@ class SimCSETrainer(ResumableTrainer):
         OSError: If nothing can be written to ``output_dir``. This is checked before training.
         ValueError: If a name is passed instead of a model, data, arguments or an evaluator.
             If a row or a column has no texts, or if no row of a batch has a negative.
+            If a dataset lacks the embeddings of a teacher that an option of its loss needs.
             If no weight of the model is trained, or if the optimizer does not have all weights of the loss (in
             ``train``).
             If ``tokenize_once`` does not work with the data, the model or the data collator.
@@ -234,6 +235,7 @@ class SimCSETrainer(ResumableTrainer):
             _names(self.train_dataset, self.eval_dataset),
         )
         check_teacher_columns(self.train_dataset, self.eval_dataset)
+        self._check_teacher()
         # Crops of a long text are shorter than it and may fit into max_length. Other views are truncated.
         if views != "crops" and not isinstance(views, Crops):
             self._warn_of_cut_texts()
@@ -268,16 +270,38 @@ class SimCSETrainer(ResumableTrainer):
         self.data_collator = token_collator(self.model, self.data_collator)
 
     def _take_lists_of_negatives(self) -> None:
-        given: list[Any] = [self.train_dataset, self.eval_dataset]
-        several = [data if isinstance(data, dict) else {"": data} for data in given]
-        for name, dataset in [item for data in several for item in data.items()]:
+        for _, dataset, loss in self._datasets():
             if lists := list_columns(dataset):
-                losses, columns = self._losses(), dataset.column_names
-                loss = losses.get(name) or losses[""]
-                check_lists(loss, columns, lists, self.data_collator, self.args.batch_sampler)
+                check_lists(loss, dataset.column_names, lists, self.data_collator, self.args.batch_sampler)
                 self.data_collator.lists += tuple(lists)
                 if self.args.world_size > 1:
                     self.data_collator.width = max(self.data_collator.width, longest_list([dataset], lists))
+
+    def _datasets(self) -> Iterator[tuple[str, Any, torch.nn.Module]]:
+        """Yields the name of the argument, the dataset and its loss for all datasets for training and evaluation."""
+        losses = self._losses()
+        given: dict[str, Any] = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        for argument, data in given.items():
+            for name, dataset in data.items() if isinstance(data, dict) else [("", data)]:
+                if dataset is not None:
+                    yield f"{argument}[{name!r}]" if name else argument, dataset, losses.get(name) or losses[""]
+
+    def _check_teacher(self) -> None:
+        labels = set(getattr(self.data_collator, "valid_label_columns", LABEL_COLUMNS))
+        for argument, dataset, loss in self._datasets():
+            needing = {
+                type(option).__name__
+                for part in loss.modules()
+                if isinstance(part, SimCSELoss)
+                for option in part.options
+                if getattr(option, "needs_teacher", False)
+            }
+            columns = getattr(dataset, "column_names", None)
+            if needing and columns and labels.isdisjoint(columns):
+                raise ValueError(
+                    f"{' and '.join(sorted(needing))} needs the embeddings of a teacher, but {argument} has no column "
+                    f"label. Pass add_teacher_embeddings({argument}, teacher) as {argument} (--teacher)."
+                )
 
     def _warn_of_other_batches_in_evaluation(self) -> None:
         if isinstance(self.args, SimCSETrainingArguments) or None in (self.train_dataset, self.eval_dataset):

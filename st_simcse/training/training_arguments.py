@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import BatchSamplers
 
 from st_simcse.data.batching import LengthGroupedBatchSampler
 from st_simcse.data.views import VIEWS
@@ -43,6 +44,9 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
             the model before averaging.
         texts_in_model_card: Whether the README of the saved model shows texts of the training data, as ST's does.
         resume_with_changes: Whether to resume from a checkpoint if the data, objective or settings have changed.
+
+    Raises:
+        ValueError: If ``group_by_length`` is combined with another ``batch_sampler``.
 
     Example:
         >>> SimCSETrainingArguments(bf16=False, tokenize_once=True).learning_rate
@@ -116,6 +120,11 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         if self.use_cpu:
             self.dataloader_pin_memory = False  # only useful with an accelerator; torch would warn
         if self.group_by_length:
+            if self.batch_sampler not in (BatchSamplers.BATCH_SAMPLER, "batch_sampler", LengthGroupedBatchSampler):
+                raise ValueError(
+                    f"group_by_length and batch_sampler={self.batch_sampler!r} both choose the texts of a batch. Pass "
+                    "only one of them."
+                )
             self.batch_sampler = LengthGroupedBatchSampler
         # With several processes, ST drops the last batches, whose sizes may differ. SimCSETrainer spreads them evenly.
         self.drops_last_batches = self.dataloader_drop_last
