@@ -279,7 +279,7 @@ def test_data_without_a_teacher_is_refused_before_training(model, sentences, tmp
     """Not at the first evaluation, which may come hours later."""
     bare = Dataset.from_dict({"sentence": sentences})
     labelled = add_teacher_embeddings(bare, tiny_model(sentences, width=16))
-    loss = UnsupSimCSELoss(model, options=[GuidedNegatives(), RankDistillation(1.0)])
+    loss = UnsupSimCSELoss(model, options=[GuidedNegatives(0.1), RankDistillation(1.0)])
     losses, name = ({"news": loss}, r"\['news'\]") if several else (loss, "")
     arguments = SimCSETrainingArguments(str(tmp_path), bf16=False, report_to="none")
     for data, place in (((bare, labelled), "train_dataset"), ((labelled, bare), "eval_dataset")):
@@ -343,7 +343,7 @@ def test_a_text_without_an_embedding_is_named(sentences):
 
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
 @pytest.mark.parametrize("per_column", [False, True])
-@pytest.mark.parametrize("option", [RankDistillation(1.0), GuidedNegatives()])
+@pytest.mark.parametrize("option", [RankDistillation(1.0), GuidedNegatives(0.1)])
 def test_matryoshka_loss_does_not_cut_a_teacher_as_wide_as_the_model(
     model, sentences, option, per_column, mini_batch_size
 ):

@@ -23,6 +23,7 @@ class _Remembered(InputModule):
         super().__init__()
         self.model = fast_encode(model, precision)
         self.batch_size = batch_size
+        self.has_tasks = _has_tasks(model)
         self.rows: dict[tuple[Any, ...], int] = {}
         self.embeddings = torch.empty(0)
 
@@ -37,8 +38,8 @@ class _Remembered(InputModule):
 
     def remember(self, inputs: Sequence[Any], prompt: str | None = None, **options: Any) -> list[int]:
         """Embeds the texts that are new, and returns the row of each text in ``embeddings``."""
-        # A task may change the route, the chat template or the maximum length (query_length).
-        keys = [(prompt or "", options.get("task"), self.max_seq_length, text) for text in inputs]
+        task = options.get("task") if self.has_tasks else None
+        keys = [(prompt or "", task, self.max_seq_length, text) for text in inputs]
         new = list(dict.fromkeys(key for key in keys if key not in self.rows))
         if new:
             found = self.model.encode(
@@ -62,6 +63,16 @@ class _Remembered(InputModule):
 
     def save(self, output_path: str, *args: Any, **options: Any) -> None:
         raise NotImplementedError("this model is for measurements only: save the model that it was made from")
+
+
+def _has_tasks(model: SentenceTransformer) -> bool:
+    """Returns whether queries and documents may have different embeddings: by routes, chat templates or lengths."""
+    settings = ("query_length", "document_length", "query_expansion")
+    return (
+        "task" in model.get_model_kwargs()
+        or any(getattr(module, name, None) is not None for module in model.modules() for name in settings)
+        or any("message" in getattr(module, "modality_config", ()) for module in model.modules())
+    )
 
 
 class Remembering(SentenceTransformer):
