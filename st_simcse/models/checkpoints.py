@@ -117,37 +117,13 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     """
     transformer, pooling, *rest = model
     kinds = [type(module).__name__ for module in model]
-    if model.default_prompt_name is not None and (prompt := model.prompts.get(model.default_prompt_name)):
-        raise ValueError(
-            f"the model puts {prompt!r} before every text (its prompt {model.default_prompt_name!r}), which AutoModel "
-            "does not. Set model.default_prompt_name = None, save the model, and put the prompt before the texts."
-        )
     normalizes = bool(rest) and isinstance(rest[-1], Normalize)
     if normalizes:
         rest.pop()
     if not (isinstance(transformer, Transformer) and isinstance(pooling, Pooling)) or len(rest) > 1:
         raise ValueError(f"AutoModel can replace a Transformer and a Pooling only, but this model has {kinds}")
-    if not pooling.include_prompt and any(model.prompts.values()):
-        raise ValueError(
-            "the pooling excludes the tokens of prompts (include_prompt=False), but AutoModel does not. If the model "
-            "will be used without prompts, call model.prompts.clear() and save it again."
-        )
-    if "message" in transformer.modality_config:
-        raise ValueError(
-            "the model puts every text into its chat template, but AutoModel and its tokenizer do not. Use the model "
-            "with sentence_transformers."
-        )
-    if transformer.processing_kwargs:
-        raise ValueError(
-            f"the model calls its tokenizer with processing_kwargs={transformer.processing_kwargs}, which AutoModel's "
-            "users would have to pass themselves. Remove them from the model, or use it with sentence_transformers."
-        )
+    _check_tokens(model, transformer, pooling)
     mode = pooling.pooling_mode
-    if mode == "cls" and model.tokenizer.padding_side == "left":
-        raise ValueError(
-            "the tokenizer pads on the left, so the first token of a row may be padding and not the CLS token. Set "
-            "model.tokenizer.padding_side = 'right' and save the model again."
-        )
     backbone = transformer.model
     if adapters(model):
         backbone = copy.deepcopy(backbone)
@@ -178,6 +154,35 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     backbone.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     return expression
+
+
+def _check_tokens(model: SentenceTransformer, transformer: Transformer, pooling: Pooling) -> None:
+    """Raises ValueError if AutoModel would be given other tokens than the model, or the pooling reads other tokens."""
+    if model.default_prompt_name is not None and (prompt := model.prompts.get(model.default_prompt_name)):
+        raise ValueError(
+            f"the model puts {prompt!r} before every text (its prompt {model.default_prompt_name!r}), which AutoModel "
+            "does not. Set model.default_prompt_name = None, save the model, and put the prompt before the texts."
+        )
+    if not pooling.include_prompt and any(model.prompts.values()):
+        raise ValueError(
+            "the pooling excludes the tokens of prompts (include_prompt=False), but AutoModel does not. If the model "
+            "will be used without prompts, call model.prompts.clear() and save it again."
+        )
+    if "message" in transformer.modality_config:
+        raise ValueError(
+            "the model puts every text into its chat template, but AutoModel and its tokenizer do not. Use the model "
+            "with sentence_transformers."
+        )
+    if transformer.processing_kwargs:
+        raise ValueError(
+            f"the model calls its tokenizer with processing_kwargs={transformer.processing_kwargs}, which AutoModel's "
+            "users would have to pass themselves. Remove them from the model, or use it with sentence_transformers."
+        )
+    if pooling.pooling_mode == "cls" and model.tokenizer.padding_side == "left":
+        raise ValueError(
+            "the tokenizer pads on the left, so the first token of a row may be padding and not the CLS token. Set "
+            "model.tokenizer.padding_side = 'right' and save the model again."
+        )
 
 
 def loading_class(model: SentenceTransformer) -> str:
