@@ -17,6 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import random
 import shutil
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +32,9 @@ from st_simcse.corpus import generate_corpus
 from st_simcse.data.senteval import STS_ZH_ROWS, TREC_CLASSES
 from st_simcse.demo import save_tiny_transformer, tiny_model
 from st_simcse.evaluation import STS_TASKS
+
+# A shell has its background jobs ignore Ctrl-C, which the programs that the tests start and interrupt would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SENTENCES = [
     "A man plays a guitar.",

@@ -371,7 +371,10 @@ def test_an_end_is_a_line_and_leaves_nothing_behind(options, tmp_path, sent):
         expected = f"The page is at http://127.0.0.1:{command[-1]}. Press Ctrl-C to stop it.\n"
         assert line == expected, line or process.stderr.read()
         process.send_signal(sent)
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or else the test waits for it
     assert out == ""
     assert err.splitlines()[-1] == "st-simcse serve: stopped"
     assert "Traceback" not in err
