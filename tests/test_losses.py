@@ -1080,6 +1080,8 @@ def test_tokens_that_were_not_expected_are_looked_up_too(model):
         for ids in ([[7, 5, 9]], [[6]], [[0, 5]], [[10, 7]], [[table.num_embeddings - 1]]):
             assert torch.equal(table(torch.tensor(ids)), table.weight[torch.tensor(ids)])
         assert torch.equal(table(input=torch.tensor([5])), table.weight[[5]])
+    with looked_up_once(model, torch.tensor([table.num_embeddings])):  # as from the tokenizer of another route
+        assert torch.equal(table(torch.tensor([5])), table.weight[[5]])
 
 
 def test_cached_dropout_of_a_head_is_replayed(model, sentences):

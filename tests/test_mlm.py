@@ -146,11 +146,6 @@ def test_a_checkpoint_that_is_gone_gives_a_new_head(model, caplog):
     assert "masked-language-model head starts untrained" in caplog.text
 
 
-def test_a_static_embedding_has_no_masked_language_model(static_model):
-    with pytest.raises(ValueError, match="a transformer whose tokenizer has a mask token"):
-        UnsupSimCSELoss(static_model, options=[MaskedLanguageModel(0.1)])
-
-
 @pytest.fixture
 def filled_memory():
     """New memory holds NaN, as it may at any time."""
@@ -211,3 +206,11 @@ def test_a_router_is_refused(model):
     router = Router.for_query_document([*model], [*model])
     with pytest.raises(ValueError, match="has a Router with several routes"):
         MaskedLanguageModel(1.0).build(SentenceTransformer(modules=[router], device="cpu"))
+
+
+@pytest.mark.parametrize("lacking", ["transformer", "mask token"])
+def test_a_model_that_cannot_predict_masked_tokens_is_refused(model, static_model, lacking):
+    if lacking == "mask token":
+        model.tokenizer.mask_token = None
+    with pytest.raises(ValueError, match="needs a transformer whose tokenizer has a mask token"):
+        UnsupSimCSELoss(static_model if lacking == "transformer" else model, options=[MaskedLanguageModel(0.1)])
