@@ -5,9 +5,9 @@ from __future__ import annotations
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from st_simcse.models.initialisation import initialise
+from st_simcse.models.initialisation import initialise, trained_dimension
 
-__all__ = ["ProjectionHead", "projection_head_of", "trained_dimension"]
+__all__ = ["ProjectionHead", "projection_head_of"]
 
 
 class ProjectionHead(nn.Module):
@@ -46,19 +46,3 @@ def projection_head_of(model: SentenceTransformer) -> ProjectionHead:
     """
     dtype = next((weight.dtype for weight in model.parameters() if weight.requires_grad), model.dtype)
     return ProjectionHead(trained_dimension(model)).to(model.device, dtype)
-
-
-def trained_dimension(model: SentenceTransformer) -> int:
-    """Returns the width of the embeddings in training, which ``truncate_dim`` does not affect.
-
-    Raises:
-        ValueError: If none of the model's modules defines it.
-    """
-    with model.truncate_embeddings(None):
-        dimension = model.get_embedding_dimension()
-    if dimension is None:
-        raise ValueError(
-            "the width of the embeddings is unknown, but a projection head and a queue need it. Give the model's last "
-            "module a method get_embedding_dimension."
-        )
-    return dimension

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from st_simcse.losses.collectives import gather_rows
-from st_simcse.losses.heads import trained_dimension
 from st_simcse.losses.options import SHARDED, Encoder, Source, SourceOption
 from st_simcse.losses.st_internals import chunked_outputs
+from st_simcse.models.initialisation import trained_dimension
 
 __all__ = ["MomentumQueue", "Queue"]
 

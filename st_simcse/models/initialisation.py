@@ -1,10 +1,11 @@
-"""Initialization of new layers, as in BERT."""
+"""The width of new layers, and their initialization as in BERT."""
 
 from __future__ import annotations
 
+from sentence_transformers import SentenceTransformer
 from torch import nn
 
-__all__ = ["initialise"]
+__all__ = ["initialise", "trained_dimension"]
 
 
 def initialise(linear: nn.Linear) -> None:
@@ -18,3 +19,19 @@ def initialise(linear: nn.Linear) -> None:
     """
     nn.init.normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)
+
+
+def trained_dimension(model: SentenceTransformer) -> int:
+    """Returns the width of the embeddings in training, which ``truncate_dim`` does not affect.
+
+    Raises:
+        ValueError: If none of the model's modules defines it.
+    """
+    with model.truncate_embeddings(None):
+        dimension = model.get_embedding_dimension()
+    if dimension is None:
+        raise ValueError(
+            "the width of the embeddings is unknown, but a projection head, an MLP and a queue need it. Give the "
+            "model's last module a method get_embedding_dimension."
+        )
+    return dimension

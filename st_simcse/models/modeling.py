@@ -26,7 +26,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from st_simcse.models.dropout import set_dropout
 from st_simcse.models.hub import hub_error
-from st_simcse.models.initialisation import initialise
+from st_simcse.models.initialisation import initialise, trained_dimension
 from st_simcse.models.layers import keep_layers
 from st_simcse.models.lora import adapters, add_lora, check_peft, restore_adapter, train_adapter
 from st_simcse.models.model_files import cached_file, full_name, weights_file
@@ -158,8 +158,7 @@ def build_model(
     if dropout is not None:
         set_dropout(model, dropout)
     if dense:
-        with model.truncate_embeddings(None):  # the MLP reads the whole embedding, and ST truncates its output
-            width = cast(int, model.get_embedding_dimension())
+        width = trained_dimension(model)
         mlp = Dense(width, width, activation_function=nn.Tanh())
         initialise(mlp.linear)
         model.insert(len(model) - isinstance(model[-1], Normalize), mlp.to(model.device, model.dtype))

@@ -104,16 +104,13 @@ def _moments(model: SentenceTransformer, texts: Iterable[str], prompt: str | Non
     """Returns the moments of the embeddings before Normalize, in full width."""
     remaining = iter(texts)
     moments: Moments | None = None
-    truncate_dim, model.truncate_dim = model.truncate_dim, None
-    try:
+    with model.truncate_embeddings(None):
         while some := list(islice(remaining, BATCHES_AT_ONCE * batch_size)):
             embeddings = model.encode(
                 some, prompt=prompt, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
             )
             moments = moments or Moments(embeddings.shape[1])
             moments.add(embeddings)
-    finally:
-        model.truncate_dim = truncate_dim
     if moments is None:
         raise ValueError("there are no texts to whiten with: pass a few thousand texts like those you will embed")
     return moments

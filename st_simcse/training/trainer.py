@@ -335,14 +335,13 @@ class SimCSETrainer(ResumableTrainer):
                 "views need to know the epoch, which persistent workers do not. Leave out "
                 "dataloader_persistent_workers."
             )
-        for data in (self.train_dataset, self.eval_dataset):
-            for dataset in data.values() if isinstance(data, dict) else [data]:
-                texts = set(getattr(dataset, "column_names", None) or []) - set(self.data_collator.valid_label_columns)
-                if len(texts) > 1:
-                    raise ValueError(
-                        f"views need a single column of texts, but the data has {', '.join(sorted(texts))}. Keep one "
-                        "column with dataset.select_columns, or leave out views."
-                    )
+        for _, dataset, _ in self._datasets():
+            texts = set(getattr(dataset, "column_names", None) or []) - set(self.data_collator.valid_label_columns)
+            if len(texts) > 1:
+                raise ValueError(
+                    f"views need a single column of texts, but the data has {', '.join(sorted(texts))}. Keep one "
+                    "column with dataset.select_columns, or leave out views."
+                )
         self.data_collator = view_collator(self.model, self.data_collator, views, self.args.seed)
         self.add_callback(ViewCallback(self.data_collator))
 

@@ -120,7 +120,7 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         if self.use_cpu:
             self.dataloader_pin_memory = False  # only useful with an accelerator; torch would warn
         if self.group_by_length:
-            if self.batch_sampler not in (BatchSamplers.BATCH_SAMPLER, "batch_sampler", LengthGroupedBatchSampler):
+            if self.batch_sampler not in (BatchSamplers.BATCH_SAMPLER, LengthGroupedBatchSampler):
                 raise ValueError(
                     f"group_by_length and batch_sampler={self.batch_sampler!r} both choose the texts of a batch. Pass "
                     "only one of them."
