@@ -13,7 +13,7 @@ from st_simcse.data.duplicates import text_keys
 from st_simcse.losses.base import SimCSELoss
 from st_simcse.models.dropout import dropout_remedy
 
-__all__ = ["SupSimCSELoss", "UnsupSimCSELoss"]
+__all__ = ["SupSimCSELoss", "UnsupSimCSELoss", "simcse_losses"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,3 +164,16 @@ class SupSimCSELoss(SimCSELoss):
                 f"{len(columns)}. Use UnsupSimCSELoss for single sentences."
             )
         return columns
+
+
+def simcse_losses(loss: nn.Module | None) -> list[SimCSELoss]:
+    """Returns the losses of st_simcse in a trainer's loss, which may be a wrapper of ST or a sum of losses.
+
+    Example:
+        >>> from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+        >>> from st_simcse.demo import tiny_model
+        >>> model = tiny_model(["Two dogs run."])
+        >>> [type(inner).__name__ for inner in simcse_losses(MatryoshkaLoss(model, UnsupSimCSELoss(model), [32]))]
+        ['UnsupSimCSELoss']
+    """
+    return [] if loss is None else [part for part in loss.modules() if isinstance(part, SimCSELoss)]

@@ -45,7 +45,8 @@ def whiten(
     than a few batches.
 
     Args:
-        model: The model, which is changed in place.
+        model: The model, which is changed in place. Its own ``encode`` embeds the texts, so a model of
+            :func:`~st_simcse.fast_encode` may do so in bf16.
         texts: Texts like those that the model will embed. Pass more texts than the model has dimensions, if possible
             several thousand.
         power: p, 0 or more. 1 whitens, 0 only subtracts the mean, and values between whiten partly.

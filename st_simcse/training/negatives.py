@@ -15,7 +15,8 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import nn
 
 from st_simcse.data.duplicates import MISSING
-from st_simcse.losses import MaskedLanguageModel, SimCSELoss, SupSimCSELoss
+from st_simcse.losses import MaskedLanguageModel, SupSimCSELoss
+from st_simcse.losses.simcse import simcse_losses
 
 __all__ = ["NegativesCollator", "check_lists", "list_columns", "longest_list"]
 
@@ -141,7 +142,7 @@ def check_lists(
     Raises:
         ValueError: If one of them does not. The message says what to do.
     """
-    ours = [part for part in loss.modules() if isinstance(part, SimCSELoss)]
+    ours = simcse_losses(loss)
     named = f"The column {lists[0]!r} with lists of hard negatives"
     if lists[0] in columns[:2]:
         raise ValueError(

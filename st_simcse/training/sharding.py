@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from st_simcse.losses.base import SimCSELoss
 from st_simcse.losses.options import check_compatible
 from st_simcse.losses.own_weights import own_parameters
+from st_simcse.losses.simcse import simcse_losses
 from st_simcse.models.lora import adapters
 
 __all__ = ["UnshardedWeights", "check_shardable", "with_weights", "without_weights"]
@@ -70,9 +71,8 @@ def check_shardable(
                 "DeepSpeed only trains the weights of the model, not those of a loss, such as a projection head. Leave "
                 "out the head, use FSDP, or make it part of the model with build_model(..., dense=True)."
             )
-        for part in loss.modules():
-            if isinstance(part, SimCSELoss):
-                _check_loss(part, name)
+        for inner in simcse_losses(loss):
+            _check_loss(inner, name)
 
 
 def _check_loss(loss: SimCSELoss, name: str) -> None:

@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from st_simcse.losses import MomentumQueue, SimCSELoss
 from st_simcse.losses.own_weights import own_parameters
+from st_simcse.losses.simcse import simcse_losses
 
 __all__ = ["check_model", "check_negatives", "check_optimizer", "check_pair_names", "constant_columns"]
 
@@ -89,12 +90,11 @@ def check_negatives(
         args: The training arguments.
 
     Raises:
-        ValueError: If no row has a negative. If the loss has another term that still trains, such as a masked language
-            model, this is logged as a warning instead.
+        ValueError: If no row has a negative, or if nothing distinguishes it from the positive. If the loss has another
+            term that still trains, such as a masked language model, this is logged as a warning instead.
     """
     for dataset, columns in texts.items():
-        loss = losses.get(dataset, losses.get(""))
-        ours = [part for part in loss.modules() if isinstance(part, SimCSELoss)] if loss is not None else []
+        ours = simcse_losses(losses.get(dataset, losses.get("")))
         if not ours or len(columns) > 2:  # a row's own hard negatives
             continue
         found = {column: text for column, text in constant.get(dataset, {}).items() if column in columns}
@@ -114,8 +114,8 @@ def _without_negatives(loss: SimCSELoss, constant: Mapping[str, str], args: Any)
     if constant:
         column, text = next(iter(constant.items()))
         return (
-            f"All rows of the training data have the same {column}, {text!r}, so no row has a negative. Add rows with "
-            f"a different {column}."
+            f"All rows of the training data have the same {column}, {text!r}, so nothing distinguishes the positive of "
+            f"a row from its negatives. Add rows with a different {column}."
         )
     return None
 

@@ -23,12 +23,13 @@ from st_simcse.data.prompts import check_prompts
 from st_simcse.data.teacher import check_teacher_columns
 from st_simcse.data.training_data import LABEL_COLUMNS, as_dataset, check_texts
 from st_simcse.data.views import Crops, ViewCallback, evaluation_collator, view_collator, whole_texts
-from st_simcse.losses import SimCSELoss, SupSimCSELoss, UnsupSimCSELoss, check_wrappers
+from st_simcse.losses import SupSimCSELoss, UnsupSimCSELoss, check_wrappers
 from st_simcse.losses.arguments import check_model
 from st_simcse.losses.collectives import averaged_gradients
 from st_simcse.losses.encoder import evaluation_mode
 from st_simcse.losses.options import check_compatible
 from st_simcse.losses.own_weights import own_weights
+from st_simcse.losses.simcse import simcse_losses
 from st_simcse.losses.st_internals import chunked_outputs
 from st_simcse.training.loss_synchronizer import LossSynchronizer
 from st_simcse.training.model_card import ModelCardCallback
@@ -291,9 +292,8 @@ class SimCSETrainer(ResumableTrainer):
         for argument, dataset, loss in self._datasets():
             needing = {
                 type(option).__name__
-                for part in loss.modules()
-                if isinstance(part, SimCSELoss)
-                for option in part.options
+                for inner in simcse_losses(loss)
+                for option in inner.options
                 if getattr(option, "needs_teacher", False)
             }
             columns = getattr(dataset, "column_names", None)
@@ -400,8 +400,8 @@ class SimCSETrainer(ResumableTrainer):
         loss = super().prepare_loss(loss, model)
         check_wrappers(loss, compiled_in_processes=self.args.torch_compile and self.args.world_size > 1)
         if getattr(self.args, "views", None) is not None:
-            for part in loss.modules():
-                check_compatible(part.options if isinstance(part, SimCSELoss) else [], "views")
+            for inner in simcse_losses(loss):
+                check_compatible(inner.options, "views")
         return loss
 
     def get_batch_sampler(
@@ -431,7 +431,7 @@ class SimCSETrainer(ResumableTrainer):
         The model has dropout for UnsupSimCSELoss, so that the two views differ.
         """
         loss = self.loss[inputs["dataset_name"]] if isinstance(self.loss, dict) else self.loss
-        if not any(isinstance(part, UnsupSimCSELoss) for part in loss.modules()):
+        if not any(isinstance(inner, UnsupSimCSELoss) for inner in simcse_losses(loss)):
             with evaluation_mode(loss):
                 return super().prediction_step(model, inputs, *args, **kwargs)
         device = self.args.device
