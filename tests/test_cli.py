@@ -428,7 +428,7 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([0], [], "the same sentence, 'A man plays a guitar.', so nothing distinguishes"),
+        ([0], [], "the same sentence, 'A man plays a guitar.', so no row has a negative"),
         ([0] * 4, [], "All rows .* the same sentence"),
         ([0, 1, 2], ["--per_device_train_batch_size", "1"], r"--per_device_train_batch_size\) 1 leaves no negatives"),
         ([0, 1, 2], ["--max_seq_length", "0"], "--max_seq_length 0 leaves no room for text.* pass at least 3"),

@@ -4,6 +4,7 @@ import json
 import random
 import sys
 from dataclasses import dataclass
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
@@ -482,7 +483,8 @@ def test_a_decoder_whose_configuration_names_no_padding_token_resumes(sentences,
         (["sentence", "source"], None, {}, "dataset.select_columns.'sentence'."),
         (["text", "title"], None, {}, "dataset.select_columns.'text'."),
         (["source"], None, {}, "All rows of the training data have the same source, 'wiki'"),
-        (["anchor", "source"], SupSimCSELoss, {}, "the same source, 'wiki'"),
+        (["anchor", "source"], SupSimCSELoss, {}, "the same source, 'wiki', so no row has a negative"),
+        (["source"], partial(UnsupSimCSELoss, mask_duplicates=False), {}, "'wiki', so nothing tells a positive"),
         (["sentence"], UnsupSimCSELoss, {"per_device_train_batch_size": 1}, "1 leaves no negatives"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -166,8 +167,8 @@ class SupSimCSELoss(SimCSELoss):
         return columns
 
 
-def simcse_losses(loss: nn.Module | None) -> list[SimCSELoss]:
-    """Returns the losses of st_simcse in a trainer's loss, which may be a wrapper of ST or a sum of losses.
+def simcse_losses(loss: nn.Module) -> Iterator[SimCSELoss]:
+    """Yields the losses of st_simcse in a trainer's loss, which may be a wrapper of ST or a sum of losses.
 
     Example:
         >>> from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
@@ -176,4 +177,4 @@ def simcse_losses(loss: nn.Module | None) -> list[SimCSELoss]:
         >>> [type(inner).__name__ for inner in simcse_losses(MatryoshkaLoss(model, UnsupSimCSELoss(model), [32]))]
         ['UnsupSimCSELoss']
     """
-    return [] if loss is None else [part for part in loss.modules() if isinstance(part, SimCSELoss)]
+    return (part for part in loss.modules() if isinstance(part, SimCSELoss))

@@ -142,7 +142,7 @@ def check_lists(
     Raises:
         ValueError: If one of them does not. The message says what to do.
     """
-    ours = simcse_losses(loss)
+    ours = next(simcse_losses(loss), None)
     named = f"The column {lists[0]!r} with lists of hard negatives"
     if lists[0] in columns[:2]:
         raise ValueError(
@@ -155,11 +155,11 @@ def check_lists(
             f"{named} does not work with batch_sampler='no_duplicates', which does not look into lists. Leave "
             "batch_sampler at its default: the loss does not use equal texts of a batch as negatives of each other."
         )
-    if not ours or not isinstance(ours[0], SupSimCSELoss):
+    if not isinstance(ours, SupSimCSELoss):
         raise ValueError(f"{named} needs SupSimCSELoss, got {type(loss).__name__}")
-    if not ours[0].mask_duplicates:
+    if not ours.mask_duplicates:
         raise ValueError(f"{named} needs mask_duplicates=True, which also masks the negatives that shorter lists lack")
-    for option in ours[0].options:
+    for option in ours.options:
         if getattr(option, "needs_teacher", False) or isinstance(option, MaskedLanguageModel):
             raise ValueError(
                 f"{named} does not work with {type(option).__name__}. Leave that option out, or use columns with one "

@@ -94,14 +94,14 @@ def check_negatives(
             term that still trains, such as a masked language model, this is logged as a warning instead.
     """
     for dataset, columns in texts.items():
-        ours = simcse_losses(losses.get(dataset, losses.get("")))
-        if not ours or len(columns) > 2:  # a row's own hard negatives
+        ours = next(simcse_losses(losses.get(dataset) or losses[""]), None)
+        if ours is None or len(columns) > 2:  # a row's own hard negatives
             continue
         found = {column: text for column, text in constant.get(dataset, {}).items() if column in columns}
-        if message := _without_negatives(ours[0], found, args):
-            if not ours[0].terms:
+        if message := _without_negatives(ours, found, args):
+            if not ours.terms:
                 raise ValueError(message)
-            logger.warning("%s Only %s trains.", message, ", ".join(ours[0].terms))
+            logger.warning("%s Only %s trains.", message, ", ".join(ours.terms))
 
 
 def _without_negatives(loss: SimCSELoss, constant: Mapping[str, str], args: Any) -> str | None:
@@ -113,9 +113,10 @@ def _without_negatives(loss: SimCSELoss, constant: Mapping[str, str], args: Any)
         )
     if constant:
         column, text = next(iter(constant.items()))
+        effect = "no row has a negative" if loss.mask_duplicates else "nothing tells a positive from its negatives"
         return (
-            f"All rows of the training data have the same {column}, {text!r}, so nothing distinguishes the positive of "
-            f"a row from its negatives. Add rows with a different {column}."
+            f"All rows of the training data have the same {column}, {text!r}, so {effect}. Add rows with a different "
+            f"{column}."
         )
     return None
 
