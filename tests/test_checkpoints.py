@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from transformers import AutoModel, AutoTokenizer, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
 from st_simcse import Searcher, build_model, cli, load_simcse, save_transformer
@@ -291,8 +293,19 @@ def test_the_way_back_gives_the_same_embeddings(tiny_bert, tmp_path, sentences, 
         assert load_simcse(tmp_path, True).encode(sentences) == pytest.approx(embeddings.numpy(), abs=1e-5)
 
 
+def test_an_adapter_in_the_folder_is_not_applied_to_merged_weights(tiny_bert, tmp_path, sentences):
+    model = build_model(tiny_bert, pooling="cls", lora=LoraConfig(r=2, init_lora_weights=False))
+    model.save_pretrained(str(tmp_path))
+    save_transformer(model, tmp_path)
+    inputs = AutoTokenizer.from_pretrained(tmp_path)(sentences, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        outputs = AutoModel.from_pretrained(tmp_path)(**inputs)
+    assert model.encode(sentences) == pytest.approx(outputs.last_hidden_state[:, 0].numpy(), abs=1e-5)
+
+
 def test_what_automodel_cannot_stand_in_for_is_refused(tiny_bert, tmp_path, static_model):
-    for model in (build_model(tiny_bert, "first_last_avg"), static_model):
+    routed = SentenceTransformer(modules=[Router.for_query_document([static_model[0]], [static_model[0]])])
+    for model in (build_model(tiny_bert, "first_last_avg"), static_model, routed):
         with pytest.raises(ValueError, match="AutoModel can replace a Transformer and a Pooling only"):
             save_transformer(model, tmp_path)
     model = build_model(tiny_bert, "mean", prompts={"query": "dogs: "}, default_prompt_name="query")

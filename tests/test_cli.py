@@ -582,6 +582,15 @@ def test_export(tmp_path, tiny_bert, sentences, capsys, kind):
     ]
 
 
+def test_export_says_what_it_cannot_save(tmp_path, tiny_bert, static_model):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write to .*file: it is a file, not a folder"):
+        export.run(["--model", str(tiny_bert), "--output_dir", str(tmp_path / "file")])
+    static_model.save_pretrained(str(tmp_path / "static"))
+    with pytest.raises(ValueError, match=r"this model has \['StaticEmbedding', 'Dropout'\]"):
+        export.run(["--model", str(tmp_path / "static"), "--output_dir", str(tmp_path / "plain")])
+
+
 def test_export_says_which_prompts_its_users_put_before_texts(tmp_path, tiny_bert, sentences, capsys):
     prompts = {"query": "the woman: ", "document": "", "passage": 'a "dog":\n'}
     model = build_model(tiny_bert, "mean", prompts=prompts)

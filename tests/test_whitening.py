@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from sklearn.decomposition import PCA
@@ -376,6 +377,47 @@ def test_two_processes_whiten_alike(tmp_path, tiny_bert):
     torchrun(2, words, tmp_path / "output.txt")
     saved = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     torch.testing.assert_close(saved[2].linear.weight, _expected(tiny_bert)[2].linear.weight, atol=1e-3, rtol=1e-3)
+
+
+def _embeds_nothing(*args, **options):
+    raise AssertionError("texts were embedded or trained on before the options were checked")
+
+
+@pytest.mark.parametrize("options", [["--whiten_power", "-1"], ["--whiten_dimensions", "40"], []])
+def test_a_whitening_after_training_is_checked_before_it(tmp_path, tiny_bert, monkeypatch, options):
+    expected = {"--whiten_power": "power must be 0 or more", "--whiten_dimensions": "between 1 and 32"}
+    message = expected.get(next(iter(options), ""), "9 texts are too few for 32 dimensions")
+    (tmp_path / "few.txt").write_text("\n".join(TEXTS[: 64 if options else 9]) + "\n")
+    monkeypatch.setattr(train.SimCSETrainer, "train", _embeds_nothing)
+    words = ["--train_file", str(tmp_path / "few.txt"), "--whiten", "after", *options]
+    _train(tmp_path, tiny_bert, *words, expected=message)
+
+
+def test_the_options_are_checked_before_texts_are_embedded(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "encode", _embeds_nothing)
+    for options, message in (((-1.0,), "power must be 0 or more"), ((1.0, 17), "between 1 and 16")):
+        with pytest.raises(ValueError, match=message):
+            whiten(tiny, TEXTS, *options)
+
+
+def test_the_command_says_how_wide_the_embeddings_are_and_replaces_an_adapter(tmp_path, tiny_bert, capsys):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    narrow = build_model(tiny_bert, pooling="mean", device="cpu", truncate_dim=5)
+    narrow.save_pretrained(str(tmp_path / "narrow"))
+    adapted = build_model(tiny_bert, pooling="mean", lora=LoraConfig(r=2, init_lora_weights=False), device="cpu")
+    adapted.save_pretrained(str(tmp_path / "out"))
+    adapted.save_pretrained(str(tmp_path / "adapted"))
+    words = ["--corpus", str(tmp_path / "texts.txt"), "--output_dir", str(tmp_path / "out")]
+    cli.main(["whiten", "--model", str(tmp_path / "narrow"), *words])
+    assert "with 5 dimensions" in capsys.readouterr().out
+    saved = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    whiten(narrow, TEXTS)
+    assert not adapters(saved)
+    np.testing.assert_allclose(saved.encode(TEXTS), narrow.encode(TEXTS), atol=1e-3)
+    cli.main(["whiten", "--model", str(tmp_path / "adapted"), *words])
+    whiten(adapted, TEXTS)
+    saved = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    np.testing.assert_allclose(saved.encode(TEXTS), adapted.encode(TEXTS), atol=1e-3)
 
 
 def test_automodel_cannot_stand_in_for_a_whitened_model(tiny, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from st_simcse.cli.libraries import import_libraries
-from st_simcse.cli.parsing import parse
+from st_simcse.cli.parsing import check_outputs, parse
 
 
 @dataclass
@@ -16,16 +16,22 @@ class ExportArguments:
 
 
 def run(argv: Sequence[str]) -> str:
-    """Saves the model, prints the code that computes embeddings with it, and returns the expression for them."""
+    """Saves the model, prints the code that computes embeddings with it, and returns the expression for them.
+
+    Raises:
+        ValueError: If :func:`~st_simcse.models.checkpoints.save_transformer` refuses the model.
+        OSError: If the model cannot be loaded or the folder cannot be written. The folder is checked first.
+    """
     example = "st-simcse export --model output --output_dir for-automodel"
     (args,) = parse("export", argv, ExportArguments, example=example)
+    check_outputs(args)
 
     import_libraries()
     from st_simcse.models.checkpoints import load_model, loading_class, save_transformer
 
     model = load_model(args.model)
-    kind = loading_class(model)
     expression = save_transformer(model, args.output_dir)
+    kind = loading_class(model)
     prompts = {name: prompt for name, prompt in model.prompts.items() if prompt}
     how = f"prompts = {prompts!r}  # prepend the right one to each text: {kind} does not\n" if prompts else ""
     needs_torch = "import torch\n" if "torch." in expression else ""

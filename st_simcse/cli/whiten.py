@@ -51,13 +51,16 @@ def run(argv: Sequence[str]) -> None:
     texts = corpus.read(drop_duplicates=True)
 
     from st_simcse.models.checkpoints import load_model
+    from st_simcse.models.lora import adapters, remove_outdated
     from st_simcse.models.whitening import whiten
 
     model = load_model(args.model, pooling_mode(args.pooling))
     with named_options(power="--power", dimensions="--dimensions"):
-        layer = whiten(model, _texts(texts), args.power, args.dimensions, batch_size=args.batch_size)
+        whiten(model, _texts(texts), args.power, args.dimensions, batch_size=args.batch_size)
     model.save_pretrained(args.output_dir)
-    print(f"whitened on {len(texts):,} texts and saved to {args.output_dir} with {layer.out_features} dimensions")
+    remove_outdated(args.output_dir, is_adapter=bool(adapters(model)))
+    width = model.get_embedding_dimension()
+    print(f"whitened on {len(texts):,} texts and saved to {args.output_dir} with {width} dimensions")
 
 
 class Whitening:
@@ -93,6 +96,8 @@ class Whitening:
                 "--whiten embeds all training data before training and cannot be used with --streaming: leave one out"
             )
         self.prompt = self._prompt() if options.whiten else None
+        if options.whiten:
+            self._check()
 
     def before_training(self) -> None:
         """Whitens the model if ``--whiten before`` was passed."""
@@ -104,13 +109,25 @@ class Whitening:
         if self.is_after:
             self._whiten()
 
+    @property
+    def _power(self) -> float:
+        return 1.0 if self.options.whiten_power is None else self.options.whiten_power
+
+    def _check(self) -> None:
+        """Raises the errors of the whitening now, because ``--whiten after`` whitens when the training is over."""
+        from st_simcse.models.whitening import check_whitening
+
+        count = len(self.dataset) * len(self.dataset.column_names or [])
+        with named_options(power="--whiten_power", dimensions="--whiten_dimensions"):
+            check_whitening(self.model, self._power, self.options.whiten_dimensions, count)
+
     def _whiten(self) -> Any:
         from st_simcse.models.whitening import whiten
 
-        power = 1.0 if self.options.whiten_power is None else self.options.whiten_power
+        dimensions = self.options.whiten_dimensions
         self.model.to(self.args.device)
         with named_options(power="--whiten_power", dimensions="--whiten_dimensions"):
-            return whiten(self.model, _texts(self.dataset), power, self.options.whiten_dimensions, prompt=self.prompt)
+            return whiten(self.model, _texts(self.dataset), self._power, dimensions, prompt=self.prompt)
 
     def _prompt(self) -> str | None:
         """Returns the prompt of the training, which must be the same for all columns, or None for the model's own."""

@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
 
-from st_simcse.models.lora import adapters, merge_adapters
+from st_simcse.models.lora import adapters, merge_adapters, remove_outdated
 from st_simcse.models.model_files import cached_file
 from st_simcse.models.modeling import PoolingMode, build_model, load_pooled
 from st_simcse.models.original import recognise
@@ -115,13 +115,14 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
         >>> save_transformer(tiny_model(["Two dogs run."], pooling="cls"), "output")
         'outputs.last_hidden_state[:, 0]'
     """
-    transformer, pooling, *rest = model
-    kinds = [type(module).__name__ for module in model]
-    normalizes = bool(rest) and isinstance(rest[-1], Normalize)
+    modules: list[Any] = list(model)
+    kinds = [type(module).__name__ for module in modules]
+    normalizes = isinstance(modules[-1], Normalize)
     if normalizes:
-        rest.pop()
-    if not (isinstance(transformer, Transformer) and isinstance(pooling, Pooling)) or len(rest) > 1:
+        modules.pop()
+    if len(modules) not in (2, 3) or not (isinstance(modules[0], Transformer) and isinstance(modules[1], Pooling)):
         raise ValueError(f"AutoModel can replace a Transformer and a Pooling only, but this model has {kinds}")
+    transformer, pooling, *rest = modules
     _check_tokens(model, transformer, pooling)
     mode = pooling.pooling_mode
     backbone = transformer.model
@@ -152,6 +153,7 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     if model.truncate_dim is not None:
         expression = f"({expression})[:, :{model.truncate_dim}]"
     backbone.save_pretrained(folder)
+    remove_outdated(folder, is_adapter=False)
     model.tokenizer.save_pretrained(folder)
     return expression
 

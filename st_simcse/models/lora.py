@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,13 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers.integrations import peft as transformers_peft
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+)
 from transformers.utils.peft_utils import check_peft_version
 
 if TYPE_CHECKING:
@@ -29,9 +37,14 @@ __all__ = [
     "loaded_under_its_name",
     "merge_adapters",
     "merge_lora",
+    "remove_outdated",
     "restore_adapter",
     "train_adapter",
 ]
+
+# The files by which transformers recognizes a model or an adapter.
+MODEL_FILES = (CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+ADAPTER_FILES = (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
 
 
 def check_peft() -> None:
@@ -210,6 +223,20 @@ def merge_adapters(transformer: Any) -> None:
     # transformers records how it renamed the weights of the last file that it read, which is the adapter's, and reverts
     # this when it saves. Without the record it uses the architecture's own names.
     vars(transformer).pop("_weight_conversions", None)
+
+
+def remove_outdated(folder: str | os.PathLike[str], is_adapter: bool) -> None:
+    """Removes what an earlier save of the other kind left in the folder that a model was saved to.
+
+    If a folder has both an adapter and a whole model, transformers loads both, and so applies an old adapter to new
+    weights.
+
+    Args:
+        folder: The folder that the model was saved to.
+        is_adapter: Whether an adapter was saved. Otherwise, it was a whole model.
+    """
+    for name in MODEL_FILES if is_adapter else ADAPTER_FILES:
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def check_adapter_is_whole(model: SentenceTransformer) -> None:

@@ -9,9 +9,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 from torch import nn
 
-from st_simcse.objective.whitening import Moments, whitening
+from st_simcse.objective.whitening import Moments, kept_directions, whitening
 
-__all__ = ["is_whitened", "whiten"]
+__all__ = ["check_whitening", "is_whitened", "whiten"]
 
 # The number of batches that encode sorts by length together.
 BATCHES_AT_ONCE = 16
@@ -72,7 +72,7 @@ def whiten(
     """
     if isinstance(texts, str):
         raise ValueError("texts is a single text: pass a list of texts")
-    _check_not_whitened(model)
+    check_whitening(model, power, dimensions)
     end = model.pop(-1) if isinstance(model[-1], Normalize) else None
     try:
         moments = _moments(model, texts, prompt, batch_size)
@@ -93,12 +93,34 @@ def is_whitened(model: SentenceTransformer) -> bool:
     return isinstance(last, Dense) and bool(last.bias) and isinstance(last.activation_function, nn.Identity)
 
 
-def _check_not_whitened(model: SentenceTransformer) -> None:
+def check_whitening(
+    model: SentenceTransformer, power: float = 1.0, dimensions: float | None = None, count: int | None = None
+) -> None:
+    """Checks what :func:`whiten` would refuse, before any text is embedded.
+
+    Args:
+        model: As in :func:`whiten`.
+        power: As in :func:`whiten`.
+        dimensions: As in :func:`whiten`.
+        count: The number of texts, if it is known.
+
+    Raises:
+        ValueError: If the model already ends in a linear layer with a bias, a number is out of range, or there are too
+            few texts for the dimensions.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> check_whitening(tiny_model(["Two dogs run."]), dimensions=0.5, count=1_000)
+    """
     if is_whitened(model):
         raise ValueError(
             "the model already ends in a linear layer with a bias, as a whitened model does. Whiten the model that it "
             "was made from, with another power or other dimensions if you want these."
         )
+    with model.truncate_embeddings(None):
+        width = model.get_embedding_dimension()
+    if width is not None:
+        kept_directions(power, dimensions, width, count)
 
 
 def _moments(model: SentenceTransformer, texts: Iterable[str], prompt: str | None, batch_size: int) -> Moments:

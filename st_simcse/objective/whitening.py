@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "whitening"]
+__all__ = ["Moments", "kept_directions", "whitening"]
 
 
 class Moments:
@@ -96,9 +96,7 @@ def whitening(moments: Moments, power: float = 1.0, dimensions: float | None = N
         tensor([1.2247], dtype=torch.float64)
     """
     width = len(moments.mean)
-    kept = _kept(dimensions, width)
-    if not 0 <= power < float("inf"):
-        raise ValueError(f"power must be 0 or more, got {power}")
+    kept = kept_directions(power, dimensions, width)
     values, vectors = torch.linalg.eigh(moments.covariance)
     values, vectors = values.flip(0), vectors.flip(1)
     # The model computes in float32, so a smaller variance than this is rounding error.
@@ -107,26 +105,48 @@ def whitening(moments: Moments, power: float = 1.0, dimensions: float | None = N
         raise ValueError(
             f"all {moments.count} embeddings are equal, so they cannot be whitened: pass texts that differ"
         )
-    if power > 0 and kept >= moments.count:
-        raise ValueError(
-            f"{moments.count} texts are too few for {kept} dimensions, which need at least {kept + 1} texts and better "
-            f"several thousand. Pass more texts, or dimensions={moments.count - 1} or fewer."
-        )
+    kept_directions(power, dimensions, width, moments.count)
     varies = values > epsilon * values[0]
     scale = torch.where(varies, values, torch.inf)
     weight = vectors[:, :kept].T * scale[:kept, None].pow(-power / 2)
     return weight, -weight @ moments.mean
 
 
-def _kept(dimensions: float | None, width: int) -> int:
-    """Returns how many of ``width`` directions are kept."""
+def kept_directions(power: float, dimensions: float | None, width: int, count: int | None = None) -> int:
+    """Checks the options of :func:`whitening`, which can be done before anything is embedded.
+
+    Args:
+        power: p, as in :func:`whitening`.
+        dimensions: As in :func:`whitening`.
+        width: The width d of the embeddings.
+        count: The number N of embeddings, if it is known.
+
+    Returns:
+        The number k of directions to keep.
+
+    Raises:
+        ValueError: If an argument is out of range, or N embeddings are too few for k directions.
+
+    Example:
+        >>> kept_directions(1.0, 0.25, width=384), kept_directions(1.0, None, width=384, count=500)
+        (96, 384)
+    """
+    if not 0 <= power < float("inf"):
+        raise ValueError(f"power must be 0 or more, got {power}")
     if dimensions is None:
-        return width
-    if 0 < dimensions < 1:
-        return max(1, round(dimensions * width))
-    if not 1 <= dimensions <= width or dimensions != int(dimensions):
+        kept = width
+    elif 0 < dimensions < 1:
+        kept = max(1, round(dimensions * width))
+    elif not 1 <= dimensions <= width or dimensions != int(dimensions):
         raise ValueError(
             f"dimensions must be between 1 and {width}, the width of the embeddings, or a share of them below 1, got "
             f"{dimensions:g}"
         )
-    return int(dimensions)
+    else:
+        kept = int(dimensions)
+    if count is not None and power > 0 and kept >= count:
+        raise ValueError(
+            f"{count} texts are too few for {kept} dimensions, which need at least {kept + 1} texts and better "
+            f"several thousand. Pass more texts, or dimensions={count - 1} or fewer."
+        )
+    return kept

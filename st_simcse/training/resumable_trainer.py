@@ -21,17 +21,17 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import (
-    ADAPTER_CONFIG_NAME,
-    ADAPTER_SAFE_WEIGHTS_NAME,
-    CONFIG_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-)
+from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from st_simcse.losses.own_weights import own_parameters, own_weights
 from st_simcse.models.fast_encode import fast_encode
-from st_simcse.models.lora import adapters, check_adapter_is_whole, loaded_under_its_name, restore_adapter
+from st_simcse.models.lora import (
+    adapters,
+    check_adapter_is_whole,
+    loaded_under_its_name,
+    remove_outdated,
+    restore_adapter,
+)
 from st_simcse.training.resume import RECORD_NAME, check_resumable, describe_run, stream_position, write_record
 from st_simcse.training.run_folder import (
     UNFINISHED,
@@ -50,9 +50,6 @@ __all__ = ["ResumableTrainer", "to_evaluate"]
 logger = logging.getLogger(__name__)
 
 LOSS_WEIGHTS_NAME = "loss.safetensors"
-# The files by which transformers recognizes a model or an adapter.
-MODEL_FILES = (CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-ADAPTER_FILES = (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME)
 
 
 @contextmanager
@@ -310,9 +307,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
             )
         try:
             self._save_whole(str(written), state_dict)
-            # If a folder had both an adapter and full weights, transformers would load both.
-            for name in MODEL_FILES if (written / ADAPTER_CONFIG_NAME).exists() else ADAPTER_FILES:
-                (folder / name).unlink(missing_ok=True)
+            remove_outdated(folder, is_adapter=(written / ADAPTER_CONFIG_NAME).exists())
             for path in written.iterdir():
                 if path.is_dir():
                     shutil.rmtree(folder / path.name, ignore_errors=True)
