@@ -144,6 +144,59 @@ def test_an_index_is_saved_opened_and_added_to(tmp_path, model, sentences, embed
         searcher.save(tmp_path / "saved")
 
 
+def test_a_file_that_has_grown_is_added_without_what_the_index_has(tmp_path, model, sentences, embedded, caplog):
+    file = tmp_path / "corpus.txt"
+    searcher = Searcher(model)
+    searcher.build_index(sentences[:5], tmp_path / "index")
+    for expected in (sentences, sentences):  # the second call has nothing to add
+        file.write_text("\n".join([*sentences, sentences[6]]))
+        searcher.add_to_index(file)
+        assert searcher.sentences["sentence"][:] == embedded == expected
+    assert "5 of 8 sentences are in the index already and were left out" in caplog.text
+    assert "8 of 8 sentences are in the index already" in caplog.text
+    searcher.add_to_index(file, skip_known=False)
+    searcher.add_to_index(sentences[:2])
+    assert searcher.sentences["sentence"][:] == [*sentences, *sentences, *sentences[:2]]
+    searcher.add_to_index([*sentences[:2], "A new one.", "A new one."], skip_known=True)
+    assert searcher.sentences["sentence"][:][18:] == ["A new one.", "A new one."]
+    assert searcher.embeddings == pytest.approx(
+        model.encode(searcher.sentences["sentence"][:], normalize_embeddings=True), abs=1e-6
+    )
+
+
+def test_an_interrupted_add_of_a_file_that_has_grown_goes_on(killed, model, sentences, tmp_path, embedded):
+    searcher = Searcher.load(killed, model)
+    for texts in (sentences[:6], sentences[5:]):
+        with pytest.raises(ValueError, match="killed is unfinished: 8 of 8 sentences are embedded"):
+            searcher.add_to_index(texts[:2], skip_known=True)
+    searcher.add_to_index(sentences[2:], skip_known=True)
+    assert searcher.sentences["sentence"][:] == sentences
+    assert embedded == []
+    assert json.loads((killed / "index.json").read_text())["finished"] == 2
+
+
+def test_an_index_has_one_precision(tmp_path, model, sentences, monkeypatch):
+    monkeypatch.setattr("st_simcse.models.precision.computes_in_bf16", lambda use_cpu: False)
+    Searcher(model).build_index(sentences[:4], tmp_path)
+    for precision in ("auto", "float32"):
+        Searcher(model, precision).build_index(sentences[:4], tmp_path)
+    message = (
+        "were computed in float32, not in bfloat16. Choose the precision float32 or auto, choose a different folder"
+    )
+    with pytest.raises(ValueError, match=message):
+        Searcher(model, "bfloat16").build_index(sentences[:4], tmp_path)
+    for precision in ("auto", "float32"):
+        Searcher.load(tmp_path, model, precision).add_to_index(sentences[4:6])
+    with pytest.raises(ValueError, match=message):
+        Searcher.load(tmp_path, model, "bfloat16").add_to_index(sentences[6:])
+    assert len(Searcher.load(tmp_path, model, "bfloat16").search(sentences[0], 99)) == 8  # queries may differ
+    monkeypatch.setattr("st_simcse.models.precision.computes_in_bf16", lambda use_cpu: True)
+    Searcher(model).build_index(sentences, tmp_path / "half")
+    Searcher(model, "bfloat16").build_index(sentences, tmp_path / "half")
+    with pytest.raises(ValueError, match="were computed in bfloat16, not in float32"):
+        Searcher(model, "float32").build_index(sentences, tmp_path / "half")
+
+
 KILLED = """
 import os, signal, sys
 from datasets import Dataset
@@ -541,6 +594,9 @@ def test_the_command_says_where_nothing_is_similar_enough(static_model, sentence
     assert capsys.readouterr().out == "a guitar\n  (nothing above 0.9999)\n"
     cli.main([*options, "--json"])
     assert json.loads(capsys.readouterr().out) == {"query": "a guitar", "hits": []}
+    monkeypatch.setattr(Searcher, "search", lambda searcher, queries, *options: [[] for _ in queries])
+    cli.main(options[:-2])  # a graph may have parts that no query reaches
+    assert capsys.readouterr().out == "a guitar\n  (nothing found)\n"
 
 
 def _rows(searcher, queries, k=10):
@@ -579,6 +635,18 @@ def test_indexes_of_faiss_find_what_the_exact_search_finds(tmp_path, embedded):
         Searcher.load(folder, model)
     file.unlink()
     assert _recall(Searcher.load(folder, model), queries, expected) > 0.99
+
+
+def test_a_query_near_empty_cells_finds_as_much_as_any_other(tmp_path):
+    """Equal embeddings share a cell, so k-means leaves the others without any."""
+    rows = np.repeat(np.eye(8, dtype=np.float32)[:2], [30, 2], axis=0)
+    search = IVFIndex(cells=6, probes=1).open(rows, tmp_path)
+    queries = np.eye(8, dtype=np.float32)[[0, 1, 5]]
+    scores, found = search(queries, 4)
+    expected = -np.sort(-(queries.astype(np.float64) @ rows.T.astype(np.float64)), axis=1)[:, :4]
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert (np.take_along_axis(queries @ rows.T, found, axis=1) == scores).all()
+    assert all(len(set(row)) == 4 for row in found.tolist())
 
 
 def test_settings_of_indexes_are_checked_and_faiss_is_named_where_it_lacks(model, sentences, tmp_path, monkeypatch):
@@ -720,6 +788,7 @@ def test_encode_goes_on_after_it_was_killed_while_it_cleaned_up(tmp_path, tiny_b
         "deep",
         {"model": 1},
         {"versions": None},
+        {"precision": 16},
         {"texts": {}},
         {"texts": [1]},
         {"texts": [{"rows": "8", "digest": "a"}]},
@@ -789,7 +858,8 @@ def test_the_commands_encode_index_and_search(tmp_path, tmp_path_factory, tiny_b
         assert found == pytest.approx(expected, abs=1e-6)
 
     cli.main(["index", *model, "--corpus", "corpus.txt", "--output_dir", "index", "--index_type", "hnsw"])
-    cli.main(["index", *model, "--corpus", "more.jsonl", "--output_dir", "index", "--add"])
+    for _ in range(2):  # the second time, there is nothing to add
+        cli.main(["index", *model, "--corpus", "more.jsonl", "--output_dir", "index", "--add"])
     assert "8 sentences are in index. Search them with\nst-simcse search --model" in capsys.readouterr().out
     search = ["search", *model, "--index", "index", "--top_k", "2"]
     cli.main([*search, "--queries", sentences[6], sentences[0], "--threshold", "0.9999"])
@@ -836,6 +906,11 @@ def test_what_the_commands_cannot_do_is_a_line(tmp_path, tiny_bert, monkeypatch)
             "a text file has one sentence per line and no column of splits; leave --split out",
         ),
         ([*index, "--column", "text"], "corpus.txt: a text file has one sentence per line and no column 'text'"),
+        ([*index, "--device", "gpu"], "--device gpu cannot be used here .*: leave it out, or pass cpu"),
+        (
+            ["encode", *corpus, "--output_file", "e.npy", "--device", "cpu", "cuda:99"],
+            "--device cuda:99 cannot be used here .*: leave it out, or pass cpu",
+        ),
         ([*index, "--probes", "3"], "--probes is no option of --index_type exact: leave it out"),
         ([*index, "--index_type", "hnsw", "--links", "1"], "links must be at least 2"),
         ([*index, "--add", "--index_type", "ivf"], "--add keeps the type of the index and its settings"),
@@ -845,6 +920,7 @@ def test_what_the_commands_cannot_do_is_a_line(tmp_path, tiny_bert, monkeypatch)
     ]:
         with pytest.raises(SystemExit, match=f"st-simcse {words[0]}: .*{message}"):
             cli.main(words)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
 
 
 def test_an_index_of_an_earlier_release_names_the_versions_if_they_differ(tmp_path, sentences):

@@ -83,13 +83,29 @@ class EmbedArguments:
         metadata={"help": "Device such as cuda or cpu. Several, such as cuda:0 cuda:1, run one process each."},
     )
 
-    def options(self) -> dict[str, int | str | list[str] | None]:
-        """Returns the arguments for ``Searcher.build_index`` and ``add_to_index``."""
+    def check(self) -> None:
+        """Raises ValueError if an option is out of range, or options do not go together."""
         check_positive(self, "batch_size")
         if self.device and len(self.device) > 1 and self.precision in ("bfloat16", "float16"):
             raise ValueError(
                 f"--precision {self.precision} works on a single device only, because several processes compute in the "
                 "precision of the weights: pass one --device, or --precision auto or float32"
             )
+
+    def options(self) -> dict[str, int | str | list[str] | None]:
+        """Returns the arguments for ``Searcher.build_index`` and ``add_to_index``.
+
+        Raises:
+            ValueError: If torch cannot use a device.
+        """
+        import torch
+
+        for name in self.device or []:
+            try:
+                torch.empty(0, device=name)
+            except (RuntimeError, AssertionError) as error:  # the latter if torch was built without CUDA
+                raise ValueError(
+                    f"--device {name} cannot be used here ({str(error).splitlines()[0]}): leave it out, or pass cpu"
+                ) from None
         device = self.device[0] if self.device and len(self.device) == 1 else self.device
         return {"batch_size": self.batch_size, "device": device}

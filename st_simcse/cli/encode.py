@@ -47,8 +47,9 @@ def run(argv: Sequence[str]) -> None:
         raise ValueError(f"--output_file {output}: expected a name that ends in .npy, .safetensors or .parquet")
     corpus.check()
     check_outputs(args)
-    options = embed.options()
+    embed.check()
     import_libraries()
+    options = embed.options()
     sentences = corpus.read(drop_duplicates=False)
 
     from st_simcse.search.searcher import Searcher

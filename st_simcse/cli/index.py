@@ -20,7 +20,9 @@ class IndexArguments:
     output_dir: str = field(
         metadata={"help": "Folder of the index. Continues if an earlier run was interrupted there."}
     )
-    add: bool = field(default=False, metadata={"help": "Add the corpus to the existing index."})
+    add: bool = field(
+        default=False, metadata={"help": "Add the corpus to the existing index, without sentences that it has already."}
+    )
 
 
 @dataclass
@@ -69,15 +71,16 @@ def run(argv: Sequence[str]) -> None:
             "--add keeps the type of the index and its settings: leave the options of the group neighbours out"
         )
     corpus.check()
-    options = embed.options()
+    embed.check()
 
     import_libraries()
+    options = embed.options()
     index = neighbours.index()
     from st_simcse.search.searcher import Searcher
 
     if args.add:
         searcher = Searcher.load(args.output_dir, args.model, embed.precision)
-        searcher.add_to_index(corpus.read(drop_duplicates=True), **options)
+        searcher.add_to_index(corpus.read(drop_duplicates=True), skip_known=True, **options)
     else:
         sentences = corpus.read(drop_duplicates=True)
         searcher = Searcher(args.model, embed.precision)

@@ -56,6 +56,7 @@ def run(argv: Sequence[str]) -> None:
         with named_options(**file_flags(vars(file))):
             queries = list(SentenceReader(**file_options(vars(file))).get_dataset(args.query_file)["sentence"])
     searcher = Searcher.load(args.index, args.model, args.precision)
+    nothing = "  (nothing found)" if args.threshold is None else f"  (nothing above {args.threshold:g})"
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         some = queries[start : start + QUERIES_AT_ONCE]
         for query, hits in zip(some, searcher.search(some, args.top_k, args.threshold), strict=True):
@@ -63,5 +64,5 @@ def run(argv: Sequence[str]) -> None:
                 print(printable(json.dumps({"query": query, "hits": hits}, ensure_ascii=False)))
             else:
                 found = [f"  {hit['score']:.3f}  {hit['text']}" for hit in hits]
-                lines = [query, *(found or [f"  (nothing above {args.threshold:g})"])]
+                lines = [query, *(found or [nothing])]
                 print("\n".join(map(printable, lines)))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-__all__ = ["HALF", "Precision", "computes_in_bf16", "computing_in"]
+__all__ = ["HALF", "Precision", "computes_in_bf16", "computing_in", "resolved"]
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 HALF = (torch.float16, torch.bfloat16)
@@ -18,6 +18,25 @@ def computes_in_bf16(use_cpu: bool) -> bool:
     if not use_cpu and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def resolved(precision: Precision, device: torch.device, weights: torch.dtype | None) -> str:
+    """Returns the precision that models on the device compute in: ``auto`` is bfloat16, or that of the weights.
+
+    Args:
+        precision: As in :func:`computing_in`.
+        device: As in :func:`computing_in`.
+        weights: As in :func:`computing_in`.
+
+    Example:
+        >>> resolved("auto", torch.device("cpu"), torch.float16), resolved("float32", torch.device("cpu"), None)
+        ('float16', 'float32')
+    """
+    if precision != "auto":
+        return precision
+    is_known = device.type in ("cpu", "cuda") and weights == torch.float32
+    is_faster = is_known and computes_in_bf16(use_cpu=device.type == "cpu")
+    return "bfloat16" if is_faster else str(weights or torch.float32).removeprefix("torch.")
 
 
 def computing_in(
@@ -39,8 +58,7 @@ def computing_in(
     if precision == "float32":
         has_autocast = torch.amp.is_autocast_available(device.type)
         return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
-    if precision == "auto":
-        is_known = device.type in ("cpu", "cuda") and weights == torch.float32
-        is_faster = is_known and computes_in_bf16(use_cpu=device.type == "cpu")
-        return torch.autocast(device.type, torch.bfloat16) if is_faster else nullcontext()
-    return torch.autocast(device.type, getattr(torch, precision))
+    name = resolved(precision, device, weights)
+    if precision == "auto" and (weights is None or name == str(weights).removeprefix("torch.")):
+        return nullcontext()
+    return torch.autocast(device.type, getattr(torch, name))

@@ -28,8 +28,9 @@ __all__ = ["IndexFolder"]
 class IndexFolder:
     """An index on disk. An interruption at any moment leaves files that the work can continue from.
 
-    ``index.json`` describes the index. It has the fingerprint of the model that made the index, the number of rows in
-    each part that was added, and the number of finished parts, which is written last. ``texts/0``, ``texts/1``, ... are
+    ``index.json`` describes the index. It has the fingerprint of the model that made the index, the precision that it
+    computed in, the number of rows in each part that was added, and the number of finished parts, which is written
+    last. ``texts/0``, ``texts/1``, ... are
     the parts as written by ``Dataset.save_to_disk``. The header of ``embeddings.npy`` has the number of complete rows.
     """
 
@@ -63,8 +64,8 @@ class IndexFolder:
             ) from None
         self.description = description
 
-    def create(self, made_by: str, model: SentenceTransformer) -> None:
-        """Creates an empty index for the model with this fingerprint.
+    def create(self, made_by: str, model: SentenceTransformer, precision: str) -> None:
+        """Creates an empty index for the model with this fingerprint, which computes in this precision.
 
         Raises:
             FileExistsError: If the folder has other files.
@@ -74,7 +75,8 @@ class IndexFolder:
                 f"{self.path} is not an index and is not empty: it has {foreign[0]!r}. Choose a new folder, or delete "
                 "this one."
             )
-        self.describe(model=made_by, settings=settings(model), versions=_versions(), texts=[], finished=0)
+        known = {"settings": settings(model), "precision": precision, "versions": _versions()}
+        self.describe(model=made_by, **known, texts=[], finished=0)
 
     def choose(self, index: Index) -> None:
         """Records the kind of index that finds neighbours from now on."""
@@ -101,6 +103,15 @@ class IndexFolder:
                 f"({self._difference(model)}). Load that model, choose a different folder, or delete this one."
             )
 
+    def check_precision(self, precision: str) -> None:
+        """Raises ValueError if a precision is asked for in which the embeddings were not computed."""
+        there = self.description.get("precision", precision)
+        if precision not in ("auto", there):
+            raise ValueError(
+                f"the embeddings in {self.path} were computed in {there}, not in {precision}. Choose the precision "
+                f"{there} or auto, choose a different folder, or delete this one."
+            )
+
     def _difference(self, model: SentenceTransformer) -> str:
         """Describes the differences between the model that made the index and this model."""
         there, here = self.description.get("settings", {}), json.loads(json.dumps(settings(model)))
@@ -122,18 +133,17 @@ class IndexFolder:
         """
         parts = self.description["texts"]
         is_last = bool(parts) and parts[-1]["digest"] == digest
-        if "finished" not in self.description and self.is_embedded():
-            if is_last:
-                raise ValueError(
-                    f"{self.path} already has these texts, and all of its {self.rows():,} sentences are embedded. An "
-                    "old version of st_simcse wrote the index and did not record whether adding the texts was "
-                    "interrupted. Nothing is left to do, unless you want the texts twice. In that case, build a new "
-                    "index of all texts."
-                )
-        elif parts and not self.is_finished():
+        if self.is_interrupted():
             if not is_last:
                 raise self.unfinished()
             return
+        if is_last and "finished" not in self.description:
+            raise ValueError(
+                f"{self.path} already has these texts, and all of its {self.rows():,} sentences are embedded. An "
+                "old version of st_simcse wrote the index and did not record whether adding the texts was "
+                "interrupted. Nothing is left to do, unless you want the texts twice. In that case, build a new "
+                "index of all texts."
+            )
         self.append(sentences, digest)
 
     def append(self, sentences: Dataset, digest: str) -> None:
@@ -160,13 +170,23 @@ class IndexFolder:
         tables = [_table(self.path / "texts" / str(number), part["rows"]) for number, part in parts]
         return concatenate_datasets(tables or [Dataset.from_dict({"sentence": []})])
 
+    def finished_sentences(self) -> Dataset:
+        """Returns the sentences without those of an interrupted call, which is the last one."""
+        parts = self.description["texts"]
+        added = parts[-1]["rows"] if self.is_interrupted() else 0
+        return self.sentences().select(range(self.rows() - added))
+
     def is_embedded(self) -> bool:
         """Returns whether all sentences are embedded, so that the index can be searched."""
         return self.embedded_rows() == self.rows() > 0
 
-    def is_finished(self) -> bool:
-        """Returns whether the last call that added sentences finished, which the number of rows does not tell."""
-        return self.is_embedded() and self.description.get("finished") == len(self.description["texts"])
+    def is_interrupted(self) -> bool:
+        """Returns whether the last call that added sentences did not finish, which the number of rows does not tell.
+
+        Earlier versions did not record it. An index of theirs counts as finished if all sentences are embedded.
+        """
+        parts = len(self.description["texts"])
+        return parts > 0 and not (self.is_embedded() and self.description.get("finished", parts) == parts)
 
     def unfinished(self) -> ValueError:
         """Returns the error for calls that need a finished index."""
@@ -227,11 +247,11 @@ def _write_header(file: Any, rows: int, width: int) -> int:
 def _is_description(value: Any) -> bool:
     """Returns whether a value has the names and types that :meth:`IndexFolder.describe` writes.
 
-    ``finished`` and ``settings`` are optional, because earlier versions did not write them.
+    ``finished``, ``precision`` and ``settings`` are optional, because earlier versions did not write them.
     """
     if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in ("model", "versions")):
         return False
-    if not isinstance(value.get("settings", {}), dict):
+    if not isinstance(value.get("settings", {}), dict) or not isinstance(value.get("precision", ""), str):
         return False
     texts, index = value.get("texts"), value.get("index", {"kind": ExactIndex.name})
     if not isinstance(texts, list) or value.get("finished", 0) not in range(len(texts) + 1):

@@ -56,7 +56,8 @@ class IVFIndex:
 
     Args:
         cells: The number of cells. If None, the square root of the number of embeddings is used.
-        probes: The number of cells that a query searches. More cells give a higher recall, but take longer.
+        probes: The number of cells that a query searches. More cells give a higher recall, but take longer. A query
+            that finds fewer embeddings than it should in them searches all cells.
 
     Raises:
         ValueError: If ``cells`` or ``probes`` is below 1.
@@ -76,7 +77,16 @@ class IVFIndex:
         path = folder / f"ivf{self.cells or ''}.faiss"
         index = _faiss_index(f"IVF{cells},Flat", embeddings, path)
         index.nprobe = self.probes
-        return index.search
+
+        def search(queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            scores, rows = index.search(queries, k)
+            # The nearest cells of these queries have fewer than k embeddings.
+            if len(few := np.flatnonzero((rows < 0).any(axis=1))):
+                everywhere = _faiss().SearchParametersIVF(nprobe=index.nlist)
+                scores[few], rows[few] = index.search(queries[few], k, params=everywhere)
+            return scores, rows
+
+        return search
 
 
 @dataclass(frozen=True)

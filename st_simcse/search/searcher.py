@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypedDict, overload
 
@@ -25,7 +25,7 @@ from st_simcse.data.readers import SentenceReader
 from st_simcse.data.training_data import check_texts
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.fast_encode import FastModel, fast_encode, fast_encode_own
-from st_simcse.models.precision import Precision
+from st_simcse.models.precision import Precision, resolved
 from st_simcse.search.fingerprint import fingerprint, text_digest
 from st_simcse.search.index_folder import IndexFolder
 from st_simcse.search.neighbours import ExactIndex, Index, Neighbours
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 Comparable: TypeAlias = str | Sequence[str] | np.ndarray | Tensor
 Texts: TypeAlias = Sequence[str] | Dataset | str | os.PathLike[str] | HubDataset
+FOR_READER = (str, os.PathLike, HubDataset)
 
 # The prompts for a sentence of a corpus and for a query, if the model has them. ST's encode_document and encode_query
 # use the same names.
@@ -198,17 +199,36 @@ class Searcher:
         corpus, made_by = _Corpus.of(texts), fingerprint(self.model)
         self._build(corpus, made_by, IndexFolder(folder), index or ExactIndex(), batch_size=batch_size, device=device)
 
-    def add_to_index(self, texts: Texts, batch_size: int = 64, device: str | list[str] | None = None) -> None:
+    def add_to_index(
+        self,
+        texts: Texts,
+        batch_size: int = 64,
+        device: str | list[str] | None = None,
+        skip_known: bool | None = None,
+    ) -> None:
         """Embeds more sentences and appends them to the index in its folder.
 
-        If the call is interrupted, the same call continues where it stopped. The arguments and errors are those of
+        If the call is interrupted, the same call continues where it stopped. The errors are those of
         :meth:`build_index`. The model must not have changed since the index was built.
+
+        Args:
+            texts: As in :meth:`build_index`.
+            batch_size: As in :meth:`build_index`.
+            device: As in :meth:`build_index`.
+            skip_known: Whether to leave out sentences that the index has already, so a file that has grown can be
+                added as a whole. If None, they are left out of a file or dataset for
+                :class:`~st_simcse.SentenceReader`, but not of a list or a Dataset.
         """
         folder = self._built()
         corpus, made_by = _Corpus.of(texts), fingerprint(self.model)
         with folder.lock():
             folder.read()
             folder.check_model(made_by, self.model)
+            folder.check_precision(self._asked_precision)
+            if isinstance(texts, FOR_READER) if skip_known is None else skip_known:
+                corpus = corpus.without(folder.finished_sentences())
+                if not len(corpus.sentences) and not folder.is_interrupted():
+                    return
             self._check_tokens("sentence", corpus.sentences, **DOCUMENT)
             folder.add(*corpus)
             self._complete(folder, batch_size, device)
@@ -308,6 +328,17 @@ class Searcher:
             raise ValueError("There is no index yet. Call build_index or Searcher.load first.")
         return self._folder
 
+    @property
+    def _asked_precision(self) -> Precision:
+        return self._encoder.compute if isinstance(self._encoder, FastModel) else "auto"
+
+    def _precision(self, device: str | list[str] | None) -> str:
+        """Returns the precision that embeddings are computed in on this device. A list of devices uses no autocast."""
+        weights = self.model.dtype
+        if isinstance(device, list):
+            return str(weights).removeprefix("torch.")
+        return resolved(self._asked_precision, torch.device(device or self.model.device), weights)
+
     def _check_tokens(self, what: str, texts: Sequence[str] | Dataset, **options: Any) -> None:
         """Raises ValueError if texts have no tokens. The message names the first of them."""
         if found := texts_without_tokens(self.model, texts, **options):
@@ -328,8 +359,9 @@ class Searcher:
             if folder.exists():
                 folder.read()  # again, because another process may have made it while this one waited
                 folder.check_model(made_by, self.model)
+                folder.check_precision(self._asked_precision)
             else:
-                folder.create(made_by, self.model)
+                folder.create(made_by, self.model, self._precision(options.get("device")))
             if not folder.description["texts"]:
                 self._check_tokens("sentence", corpus.sentences, **DOCUMENT)
                 folder.append(*corpus)
@@ -419,7 +451,7 @@ class _Corpus(NamedTuple):
 
     @classmethod
     def of(cls, texts: Texts) -> _Corpus:
-        if isinstance(texts, (str, os.PathLike, HubDataset)):
+        if isinstance(texts, FOR_READER):
             sentences = SentenceReader(drop_duplicates=True).get_dataset(texts)
         elif isinstance(texts, Dataset):
             sentences = texts
@@ -430,8 +462,26 @@ class _Corpus(NamedTuple):
         if sentences.column_names != ["sentence"]:
             raise ValueError(f"Expected a Dataset with the single column 'sentence', got {sentences.column_names}")
         check_texts(sentences, "the corpus", [])
-        # In batches, to save memory.
-        return cls(sentences, text_digest(text for batch in sentences.iter(1000) for text in batch["sentence"]))
+        return cls(sentences, text_digest(_texts(sentences)))
+
+    def without(self, known: Dataset) -> _Corpus:
+        """Returns the sentences that are not among known ones, and logs how many are left out."""
+        seen = {hash(text) for text in _texts(known)}  # hashes, because the texts could fill the memory
+        rows = [row for row, text in enumerate(_texts(self.sentences)) if hash(text) not in seen]
+        if len(rows) == len(self.sentences):
+            return self
+        logger.warning(
+            "%s of %s sentences are in the index already and were left out.",
+            *(f"{len(self.sentences) - len(rows):,}", f"{len(self.sentences):,}"),
+        )
+        new = self.sentences.select(rows)
+        return _Corpus(new, text_digest(_texts(new)))
+
+
+def _texts(sentences: Dataset) -> Iterator[str]:
+    """Yields the texts, read in batches to save memory."""
+    for batch in sentences.iter(1000):
+        yield from batch["sentence"]
 
 
 def _unit(embeddings: Any) -> np.ndarray:
