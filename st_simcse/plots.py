@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import textwrap
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from st_simcse.fonts import boxes_are_no_warnings, choose_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +32,8 @@ __all__ = [
     "plot_scores",
     "plot_similarities",
 ]
+
+logger = logging.getLogger(__name__)
 
 Projection = Literal["pca", "umap"]
 
@@ -436,16 +441,30 @@ def legend_outside(figure: Figure, handles: Sequence[Any], names: Sequence[str])
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
         for text, name in zip(legend.get_texts(), shown, strict=True):
             text.set(text=name, parse_math=False)
-        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+        choose_fonts(legend.get_texts())
+        with boxes_are_no_warnings():
+            width = legend.get_window_extent().width
+        if columns == 1 or width <= figure.bbox.width:
             return
         legend.remove()
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Saves the picture at 300 dpi. A `$` in a name is shown as it is and does not begin a formula."""
+    """Saves the picture at 300 dpi. A `$` in a name is shown as it is and does not begin a formula.
+
+    Characters that no installed font has are boxes in the picture, and a warning is logged.
+    """
     from matplotlib.text import Text
 
-    for text in figure.findobj(Text):
-        if isinstance(text, Text) and "$" in text.get_text():
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    for text in texts:
+        if "$" in text.get_text():
             text.set_parse_math(False)
-    figure.savefig(path, dpi=DPI)
+    if lacking := choose_fonts(texts):
+        logger.warning(
+            "%s shows boxes for %s characters, such as %r, because no installed font has them. Install a font for this "
+            "script, such as Noto Sans CJK for Chinese, and make the picture again.",
+            *(os.fspath(path), f"{len(lacking):,}", min(lacking)),
+        )
+    with boxes_are_no_warnings():
+        figure.savefig(path, dpi=DPI)

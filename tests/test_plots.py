@@ -5,6 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -12,7 +15,7 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 from sentence_transformers import SentenceTransformer
 
-from st_simcse import cli
+from st_simcse import cli, fonts
 from st_simcse.cli import plot
 from st_simcse.plots import name_clusters, plot_alignment_uniformity, plot_map, plot_scores, plot_similarities
 
@@ -273,6 +276,49 @@ def test_names_are_drawn_as_they_are_written(tmp_path, drawn):
     for path, (figure, _) in zip(paths, drawn, strict=True):
         assert "</svg>" in path.read_text()
         assert not any(text.get_parse_math() for text in figure.findobj(Text) if "$" in text.get_text())
+
+
+def _font(path, name, characters):
+    """Writes a font that draws these characters as full squares."""
+    pen = TTGlyphPen(None)
+    for step, point in enumerate([(0, 0), (0, 1000), (1000, 1000), (1000, 0)]):
+        (pen.lineTo if step else pen.moveTo)(point)
+    pen.closePath()
+    names = [".notdef", *(f"u{ord(character)}" for character in characters)]
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap(dict(zip(map(ord, characters), names[1:], strict=True)))
+    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (1000, 0)))
+    font.setupHorizontalHeader(ascent=1000, descent=0)
+    font.setupNameTable({"familyName": name, "styleName": "Regular"})
+    font.setupOS2(usWeightClass=400)
+    font.setupPost()
+    font.save(path)
+
+
+def test_names_of_any_script_are_drawn_in_a_font_that_has_them(tmp_path, drawn, caplog, monkeypatch, recwarn):
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [*map(str, tmp_path.glob("*.ttf"))])
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
+    scores = {"基线模型": {"新闻 (dev)": 81.0}, "ours": {"新闻 (dev)": 82.0}}
+    boxes = tmp_path / "boxes.png"
+    fonts._other_fonts.cache_clear()
+    plot_scores(scores, boxes, "Spearman")
+    (record,) = caplog.records
+    assert "boxes.png shows boxes for 6 characters, such as '型', because no installed font has them" in record.message
+    _font(tmp_path / "some.ttf", "Some Signs", "基")
+    _font(tmp_path / "all.ttf", "All Signs", "基线模型新")
+    _font(tmp_path / "rest.ttf", "Rest Signs", "闻")
+    (tmp_path / "damaged.ttf").write_bytes(b"no font")
+    fonts._other_fonts.cache_clear()
+    plot_scores(scores, tmp_path / "signs.png", "Spearman")
+    assert len(caplog.records) == 1
+    figure, axes = drawn[1]
+    texts = [*figure.legends[0].get_texts(), *axes.get_yticklabels()]
+    assert {tuple(text.get_fontfamily()[1:]) for text in texts} == {("All Signs", "Rest Signs")}
+    assert (tmp_path / "signs.png").read_bytes() != boxes.read_bytes()
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    fonts._other_fonts.cache_clear()
 
 
 @pytest.fixture
