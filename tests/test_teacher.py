@@ -244,6 +244,8 @@ def test_bad_rankings_are_refused():
     for options in ({"weight": -1}, {"temperature": 0}, {"teacher_temperature": 0}, {"method": "listwise"}):
         with pytest.raises(ValueError, match="needs a finite|unknown method"):
             RankDistillation(**{"weight": 1.0} | options)
+    assert RankDistillation(0.0) == RankDistillation(0.0, "listmle", 0.05, 0.025)  # the bounds and documented defaults
+    assert RankConsistency(0.0) == RankConsistency(0.0, 0.05)
 
 
 def test_a_student_learns_its_teachers_ranking(sentences, tmp_path):

@@ -74,7 +74,7 @@ class SharedLayers(EncoderOption):
         return partial(SharedEncoder, sharing=SharedPass(layers, shared))
 
 
-class SharedPass(AbstractContextManager["SharedPass"]):
+class SharedPass(AbstractContextManager[None]):
     """A context that runs the lower layers once per pair of rows, for batches in which neighbouring rows are equal.
 
     Args:
@@ -90,12 +90,11 @@ class SharedPass(AbstractContextManager["SharedPass"]):
         # These are created once, because torch.compile compiles a model again for modules that it does not know.
         self.lower = [_OncePerPair(layer) for layer in layers[:shared]]
 
-    def __enter__(self) -> SharedPass:
+    def __enter__(self) -> None:
         # Layers are replaced in the list. Gradient checkpointing may or may not repeat hooks when it recomputes.
         for index, once in enumerate(self.lower):
             once.layer = self.layers[index]
             self.layers[index] = once
-        return self
 
     def __exit__(self, *error: object) -> None:
         for index, once in enumerate(self.lower):
