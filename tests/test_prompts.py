@@ -4,6 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model, set_seed
 
@@ -92,12 +93,25 @@ def test_training_embeds_as_encode_does(backbone, sentences, tmp_path, way):
         assert torch.equal(anchors[places[0].argsort()].roll(-1), positives[places[0].argsort()])
 
 
+class _AfterPrompt(Module):
+    """A pooling of somebody else, which takes the first token after the prompt."""
+
+    def forward(self, features):
+        return features | {"sentence_embedding": features["token_embeddings"][:, features["prompt_length"]]}
+
+    def save(self, *args, **options):
+        raise NotImplementedError
+
+
 def test_columns_with_different_prompts_share_a_forward_pass(model, sentences):
     columns = [model.preprocess(sentences, prompt=prompt) for prompt in PROMPTS.values()]
     widths = []
     model[0].register_forward_pre_hook(lambda module, inputs: widths.append(len(inputs[0]["input_ids"])))
-    for include_prompt, passes in ((True, [16]), (False, [8, 8])):
-        model.set_pooling_include_prompt(include_prompt)
+    for include_prompt, passes in ((True, [16]), (False, [8, 8]), ("another pooling decides", [8, 8])):
+        if isinstance(include_prompt, bool):
+            model.set_pooling_include_prompt(include_prompt)
+        else:
+            model[1] = _AfterPrompt()
         widths.clear()
         SupSimCSELoss(model)(columns)
         assert widths == passes
