@@ -534,8 +534,10 @@ def test_a_run_that_was_stopped_repeats_nothing(corpus, made_up, monkeypatch, ca
     assert not set(again) & set(first)
     assert again[-1] == ("final", "simcse", 0)
     assert (Path("out/plan.json").read_text(), _jsonl("sample")) == (plan, sample)
+    capsys.readouterr()
     assert adapt.run(words) == "simcse"
     assert len(done) == len(first) + len(again)
+    assert "was not kept" not in capsys.readouterr().out  # it is in out/model
 
 
 @pytest.mark.slow

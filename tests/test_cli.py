@@ -253,6 +253,11 @@ def test_evaluate_checks_its_options_before_the_work(small_sts, tmp_path, monkey
         evaluate.run(["--model", "/absent", "--sts_dir", small_sts, "--allow_partial", *options])
 
 
+def test_evaluate_names_a_length_without_room_for_text(small_sts, tiny_bert):
+    with pytest.raises(ValueError, match="--max_seq_length 2 leaves no room for text"):
+        evaluate.run(["--model", tiny_bert, "--sts_dir", small_sts, "--allow_partial", "--max_seq_length", "2"])
+
+
 def test_evaluate_asks_for_matplotlib_before_the_work(small_sts, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
     with pytest.raises(ImportError, match="Pictures need matplotlib. Install it with: pip install"):
@@ -434,8 +439,26 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
         ([0, 1, 2], ["--max_seq_length", "0"], "--max_seq_length 0 leaves no room for text.* pass at least 3"),
         ([0, 1, 2], ["--max_seq_length", "2"], "--max_seq_length 2 leaves no room for text"),
         ([0, 1, 2], ["--model_max_length", "2"], "--model_max_length 2 leaves no room for text"),
-        ([0, 1, 2], ["--model_max_length", "0"], "max_seq_length must be at least 1, got 0"),
+        ([0, 1, 2], ["--model_max_length", "0"], "--model_max_length 0 leaves no room for text"),
         ([0, 1, 2], ["--seeds", "1", "2", "1"], "--seeds 1 2 1 names a seed twice"),
+        (
+            [0, 1, 2],
+            ["--dataloader_drop_last", "true"],
+            r"drops all 3 rows of train_dataset, because a batch has 64. Leave it out, or lower",
+        ),
+        (
+            [0, 1, 2],
+            ["--gradient_accumulation_steps", "0"],
+            r"--gradient_accumulation_steps\) must be at least 1, got 0",
+        ),
+        (
+            [0, 1, 2],
+            ["--per_device_train_batch_size", "0"],
+            r"--per_device_train_batch_size\) must be at least 1, got 0",
+        ),
+        ([0, 1, 2], ["--neftune_noise_alpha", "5"], "does not work, .* Leave it out"),
+        ([0, 1, 2], ["--prompts", "{bad"], r"--prompts\) \{bad is not valid JSON"),
+        ([0, 1, 2], ["--prompts", '{"sentence": 3}'], r"prompts \(--prompts\) must be texts, .* got 3"),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused(tmp_path, tiny_bert, sentences, rows, options, message):
@@ -508,6 +531,48 @@ def test_dev_pairs_keep_the_best_checkpoint_whatever_the_schedule(
     assert (args.eval_strategy, args.save_strategy) == (evaluate_when, save_when)
     assert evaluate_steps in (None, args.eval_steps)
     assert save_steps in (None, args.save_steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "is_higher"),
+    [
+        ("dev_pearson_cosine", "eval_dev_pearson_cosine", True),
+        ("eval_dev_alignment", "eval_dev_alignment", False),
+        (
+            "dev_accuracy",
+            "choose from eval_dev_spearman_cosine, eval_dev_pearson_cosine, eval_dev_alignment, .*ity$",
+            0,
+        ),
+    ],
+)
+def test_the_best_checkpoint_is_chosen_by_a_metric_that_is_measured(
+    tmp_path, tiny_bert, sentences, monkeypatch, name, metric, is_higher
+):
+    made = []
+    monkeypatch.setattr(train, "SimCSETrainer", lambda **options: made.append(options["args"]) or sys.exit("enough"))
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    dev = _scored_pairs(tmp_path / ".dev.tsv", sentences)  # the dot does not belong to the name
+    options = ["--dev_file", dev, "--metric_for_best_model", name, "--alignment_uniformity"]
+    error = "enough" if metric.startswith("eval") else f"--metric_for_best_model dev_accuracy.*{metric}"
+    with pytest.raises((SystemExit, ValueError), match=error):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", *options)
+    assert [(args.metric_for_best_model, args.greater_is_better) for args in made] == [(metric, is_higher)] * len(made)
+    assert bool(made) == metric.startswith("eval")
+
+
+def test_a_package_that_report_to_needs_is_named(tmp_path, tiny_bert, sentences):
+    (tmp_path / "a.txt").write_text("\n".join(sentences))
+    with pytest.raises(ImportError, match="--report_to .*comet_ml.* installed.* or pass --report_to none"):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt", "--report_to", "comet_ml")
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_refused(tmp_path, tiny_bert):
+    """All of them are the same unknown tokens, so no row would have a negative."""
+    (tmp_path / "a.txt").write_text("\n".join(chr(0x4E00 + row) * (row % 5 + 1) for row in range(600)))
+    with pytest.raises(
+        ValueError, match="does not know any word .* of 200 texts of the column 'sentence', such as '一'"
+    ):
+        _train(tmp_path, tiny_bert, tmp_path / "a.txt")
 
 
 def test_the_model_of_the_best_evaluation_is_saved(tmp_path, tiny_bert, sentences, monkeypatch):

@@ -36,6 +36,8 @@ def words(tmp_path, tiny_bert, sentences, monkeypatch):
     for split in ("dev", "test"):
         (tmp_path / split).mkdir()
         (tmp_path / split / "pairs.tsv").write_text("\n".join(rows if split == "dev" else rows[:6]))
+    (tmp_path / "seconds.tsv").write_text("\n".join(rows))
+    (tmp_path / "equal.tsv").write_text("\n".join([rows[0], "A dog.\tA cat.\t3", "A dog.\tA car.\t3"]))
     words = ["--model_name_or_path", tiny_bert, "--train_file", "a.txt", "--pooling", "mean", "--report_to", "none"]
     words += ["--per_device_train_batch_size", "4", "--use_cpu", "--bf16", "false", "--learning_rate", "0.01"]
     return [*words, "--dev_file", "dev/pairs.tsv", "--test_file", "test/pairs.tsv", "--output_dir", "out"]
@@ -199,6 +201,12 @@ def test_what_is_done_is_not_run_again_and_changed_recipes_are_refused(words, tr
         (["--recipe", "a: --baseline ct --teacher x"], "gist needs exactly one teacher, and the others take none"),
         (["--recipe", "a:", "--plot_file", "a.doc"], "a.doc does not have the file extension"),
         (["--recipe_file", "a.txt"], "a.txt has no recipes"),
+        (["--recipe", "a:", "b: --momentum_queue -1"], "recipe 'b': MomentumQueue needs an integer size of at least 1"),
+        (["--recipe", "a:", "b: --momentum_queue_momentum 0.9"], "recipe 'b': .* needs --momentum_queue"),
+        (["--recipe", "a:", "b: --rank_distillation 1"], "recipe 'b': --rank_distillation needs a teacher"),
+        (["--recipe", "a:", "b: --teacher x"], "recipe 'b': --teacher is used by .* only"),
+        (["--recipe", "a:", "--test_file", "seconds.tsv"], "has a column 'seconds' of its own, .*: rename the file"),
+        (["--recipe", "a:", "--dev_file", "equal.tsv"], "equal.tsv: all scores are 3 .2 in total.*different scores"),
         (["--recipe", "_unfinished:"], "'_unfinished' has the name of a file or folder that compare writes"),
         (["--recipe", "a:", "table.md: --symmetric"], "'table.md' has the name .*: give it another name"),
         (["--recipe", "_training.lock:"], "'_training.lock' has the name of a file"),

@@ -354,7 +354,7 @@ def test_rotation(tmp_path):
         rotate(tmp_path / f"checkpoint-{newest}", best and str(tmp_path / f"checkpoint-{best}"), limit)
         return [int(path.name.split("-")[1]) for path in checkpoint_folders(tmp_path)]
 
-    assert left(20, None, 0) == left(20, None, None) == left(20, None, 4) == [5, 10, 15, 20]
+    assert left(20, None, 0) == left(20, None, None) == left(20, None, -1) == left(20, None, 4) == [5, 10, 15, 20]
     assert left(20, 5, 2) == [5, 20]
     assert left(20, 5, 1) == [5, 20]
     assert left(10, None, 2) == [5, 10]  # later ones are an earlier run's

@@ -119,6 +119,9 @@ def test_the_teachers_embeddings_are_added_once(sentences, monkeypatch):
         add_teacher_embeddings(pairs.to_iterable_dataset(), teacher)
     with pytest.raises(ValueError, match="already has labels: remove the column label"):
         add_teacher_embeddings(one, teacher)
+    lists = pairs.add_column("negatives", [["A dog.", "A cat."]] * len(pairs))
+    with pytest.raises(ValueError, match="the column 'negatives' is List.*: put lists of hard negatives into columns"):
+        add_teacher_embeddings(lists, teacher)
     for teachers, weights in (([], None), ([teacher], [1, 2]), ([teacher, other], [1, 0])):
         with pytest.raises(ValueError, match="one positive weight for each"):
             add_teacher_embeddings(pairs, teachers, weights)
@@ -238,6 +241,17 @@ def test_labels_that_are_no_teachers_embeddings_are_refused(model, sentences, lo
     loss = loss(model, options=[RankDistillation(1.0)])
     with pytest.raises(ValueError, match=message):
         loss([model.preprocess(sentences)] * columns, labels)
+
+
+def test_a_teachers_embeddings_are_no_classes(sentences, tmp_path):
+    model = tiny_model(sentences, width=32)
+    dataset = add_teacher_embeddings(Dataset.from_dict({"sentence": sentences}), tiny_model(sentences, width=16))
+    arguments = SimCSETrainingArguments(str(tmp_path), batch_sampler="group_by_label", report_to="none")
+    loss = UnsupSimCSELoss(model, options=[RankDistillation(1.0)])
+    with pytest.raises(
+        ValueError, match="the embeddings of a teacher, which RankDistillation needs. Leave batch_sampl"
+    ):
+        SimCSETrainer(model, arguments, dataset, loss=loss)
 
 
 def test_bad_rankings_are_refused():

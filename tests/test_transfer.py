@@ -168,6 +168,12 @@ def test_what_an_evaluator_refuses():
             "test",
             "test has the class 2, but no training example has it",
         ),
+        ({"train": [row, (("B",), "1")], "test": []}, "test", "task: test has no examples"),
+        (
+            {"all": [row, (("B", "C"), "1"), (("D",), "1")]},
+            "test",
+            "task: the examples of all have 1 or 2 texts, but all need the same number",
+        ),
         ({"all": [row]}, "slow", "mode='slow' is unknown: choose one of test, fasttest, dev"),
     ):
         with pytest.raises(ValueError, match=message):

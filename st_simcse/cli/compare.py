@@ -29,6 +29,7 @@ OURS = {"output_dir", "seed", "seeds", "resume_from_checkpoint", "push_to_hub"}
 _PARTS = ("file", "dataset", "subset", "split", "columns", "format", "delimiter", "encoding", "quoting")
 SHARED = {f"{name}_{part}" for name in ("dev", "test") for part in _PARTS}
 COSTS = ("seconds", "CPU seconds", "MiB")
+AVERAGE = "dev avg."
 TABLE = "table.md"
 
 
@@ -299,6 +300,7 @@ def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bo
     """Checks the recipes as far as possible before any of them is trained."""
     from st_simcse.cli import train
     from st_simcse.cli.baselines import check_baseline
+    from st_simcse.cli.loss import make_options
     from st_simcse.training.run_folder import LOCK, UNFINISHED
 
     for name, words in recipes.items():
@@ -308,13 +310,21 @@ def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bo
             )
         with _said_of(name):
             baseline, options = split_baseline([*common, *words])
-            _, data_args, _, training_args = train.parse_train(options)
+            _, data_args, loss_args, training_args = train.parse_train(options)
             if baseline:
                 check_baseline(baseline, words, data_args, training_args)
+            else:
+                train.check_teacher(make_options(loss_args), data_args.teacher or [])
         if not (has_dev or data_args.dev_file or data_args.dev_dataset):
             raise ValueError(
                 "compare needs dev data to compare the recipes on: pass --dev_file or --dev_dataset with scored pairs, "
                 "--knn_dev_file or --retrieval_dev_file"
+            )
+    for evaluator in train.pair_evaluators(data_args):  # the pairs are the same for all recipes
+        if evaluator.name in (*COSTS, AVERAGE):
+            raise ValueError(
+                f"the table of the results has a column {evaluator.name!r} of its own, so no data can have this name: "
+                "rename the file"
             )
 
 
@@ -382,7 +392,7 @@ def _numbers(results: list[Result]) -> Numbers:
     numbers: Numbers = {}
     for result in results:
         several = len(result["dev"]) > 1
-        average = {"dev avg.": statistics.mean(result["dev"].values())} if several else {}
+        average = {AVERAGE: statistics.mean(result["dev"].values())} if several else {}
         row = numbers.setdefault(result["recipe"], {})
         for column, value in (average | result["dev"] | result["test"] | result["cost"]).items():
             row.setdefault(column, []).append(value)

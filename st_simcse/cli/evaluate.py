@@ -300,7 +300,8 @@ def _load(name: str, args: EvaluateArguments) -> SentenceTransformer:
     from st_simcse.models.checkpoints import load_model
     from st_simcse.models.fast_encode import fast_encode_own
 
-    model = load_model(name, pooling_mode(args.pooling), args.max_seq_length)
+    with named_options(max_seq_length="--max_seq_length"):
+        model = load_model(name, pooling_mode(args.pooling), args.max_seq_length)
     set_prompt(model, args.prompt, args.prompt_name)
     return fast_encode_own(model, args.precision)
 

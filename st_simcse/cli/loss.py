@@ -13,7 +13,7 @@ from st_simcse.cli.flags import as_fields, field_flags, given_values, made_of
 from st_simcse.losses import OPTIONS, SimCSELoss, SupSimCSELoss, UnsupSimCSELoss
 from st_simcse.losses.options import option_name
 
-__all__ = ["LossArguments", "make_loss"]
+__all__ = ["LossArguments", "make_loss", "make_options"]
 
 
 @dataclass
@@ -82,7 +82,7 @@ def make_loss(model: SentenceTransformer, columns: int, arguments: Any) -> SimCS
         [MomentumQueue(size=8, momentum=0.9)]
     """
     kind, data = (UnsupSimCSELoss, "sentences") if columns == 1 else (SupSimCSELoss, "triplets")
-    options = _options(arguments)
+    options = make_options(arguments)
     for option in options:
         if kind.name in getattr(option, "incompatible", ()):
             raise ValueError(f"--{option_name(option)} cannot be used with {data}: leave it out")
@@ -90,7 +90,19 @@ def make_loss(model: SentenceTransformer, columns: int, arguments: Any) -> SimCS
     return kind(model, options=options, **others)
 
 
-def _options(arguments: Any) -> list[Any]:
+def make_options(arguments: Any) -> list[Any]:
+    """Makes the options of the loss, which need no model.
+
+    Args:
+        arguments: An instance of LossArguments.
+
+    Raises:
+        ValueError: If a flag belongs to an option that is not used, or if an option refuses its values.
+
+    Example:
+        >>> make_options(LossArguments(focal_margin=0.2))
+        [FocalMargin(margin=0.2)]
+    """
     options: list[Any] = []
     for option, flags in _FLAGS.items():
         name, given = option_name(option), given_values(arguments, flags)

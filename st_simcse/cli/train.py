@@ -6,8 +6,8 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from st_simcse.losses import OPTIONS, SimCSELoss
 from st_simcse.losses.options import option_name
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.lora import adapters, check_peft, merge_lora
-from st_simcse.models.modeling import build_model
+from st_simcse.models.modeling import build_model, check_length
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.training.model_card import own_card, shown_command
 from st_simcse.training.resumable_trainer import to_evaluate
@@ -152,7 +152,9 @@ def _train_once(
     dataset = _training_data(source, data_args, args.seed)
     during_training = _during_training(evaluators[:1] if has_dev else [], data_args, args)
     model = _model(model_args, "cpu" if args.use_cpu else None)
-    _check_length(model, args.max_length)
+    if args.max_length is not None:
+        with named_options(max_length="--max_seq_length"):
+            check_length("max_length", args.max_length, model)
     whitening = Whitening(model, dataset, model_args, args)
     results = {"before": spearman(evaluators, to_evaluate(model, args))} if before and whitening.is_before else {}
     whitening.before_training()
@@ -162,15 +164,17 @@ def _train_once(
         loss = make_loss(model, len(dataset.column_names), loss_args)
         dataset = _with_teacher(dataset, loss, data_args.teacher or [], args.device)
     if has_dev:
-        _keep_the_best(args, dataset, f"eval_{evaluators[0].name}_spearman_cosine")
-    trainer = (BaselineTrainer if baseline else SimCSETrainer)(
-        model=model,
-        args=args,
-        train_dataset=dataset,
-        loss=loss,
-        evaluator=during_training or None,
-        callbacks=[stop := StopOnSignal(), *callbacks],
-    )
+        _keep_the_best(args, dataset, _metrics(during_training))
+    stop = StopOnSignal()
+    with _missing_packages_are_named(args.report_to):
+        trainer = (BaselineTrainer if baseline else SimCSETrainer)(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            loss=loss,
+            evaluator=during_training or None,
+            callbacks=[stop, *callbacks],
+        )
     if not baseline:
         own_card(model).command = shown_command(["st-simcse", "train", *argv])
     if before and not results:
@@ -194,6 +198,18 @@ def _train_once(
         if data_args.alignment_uniformity:
             _draw_path(model_args.pooling, trainer)
     return results
+
+
+@contextmanager
+def _missing_packages_are_named(report_to: Any) -> Iterator[None]:
+    """Turns the error of transformers for a missing package of ``--report_to`` into one that names the option."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "installed" not in str(error):
+            raise
+        names = " ".join([report_to] if isinstance(report_to, str) else report_to)
+        raise ImportError(f"--report_to {names}: {error} Install it, or pass --report_to none") from error
 
 
 def _train_source(data_args: DataArguments, args: SimCSETrainingArguments) -> str | HubDataset:
@@ -234,20 +250,21 @@ def _during_training(
 
 def _model(args: ModelArguments, device: str | None) -> SentenceTransformer:
     """Builds the model to train from the options."""
-    model = build_model(
-        args.model_name_or_path,
-        pooling_mode(args.pooling),
-        args.model_max_length,
-        args.dense,
-        device=device,
-        layers=args.layers,
-        dropout=args.dropout,
-        bidirectional=args.bidirectional,
-        lora=_lora(args),
-        dtype=args.dtype,
-        prompts=_model_prompts(args),
-        default_prompt_name=args.default_prompt_name,
-    )
+    with named_options(max_seq_length="--model_max_length"):
+        model = build_model(
+            args.model_name_or_path,
+            pooling_mode(args.pooling),
+            args.model_max_length,
+            args.dense,
+            device=device,
+            layers=args.layers,
+            dropout=args.dropout,
+            bidirectional=args.bidirectional,
+            lora=_lora(args),
+            dtype=args.dtype,
+            prompts=_model_prompts(args),
+            default_prompt_name=args.default_prompt_name,
+        )
     if args.include_prompt is not None:
         model.set_pooling_include_prompt(args.include_prompt)
     return model
@@ -293,28 +310,11 @@ def _model_prompts(args: ModelArguments) -> dict[str, str] | None:
     return prompts
 
 
-def _check_length(model: SentenceTransformer, in_training: int | None) -> None:
-    special = model.tokenizer.num_special_tokens_to_add(False)
-    for option, length in (("max_seq_length", in_training), ("model_max_length", model.max_seq_length)):
-        if length is not None and length <= special:
-            raise ValueError(
-                f"--{option} {length} leaves no room for text, because the tokenizer adds {special} tokens of its own: "
-                f"pass at least {special + 1}"
-            )
-
-
 def _with_teacher(
     dataset: Dataset | IterableDataset, loss: SimCSELoss, names: list[str], device: torch.device
 ) -> Dataset | IterableDataset:
     """Adds the embeddings of the teachers to the data. Without teachers, the data stays as it is."""
-    guided = [option for option in loss.options if getattr(option, "needs_teacher", False)]
-    if guided and not names:
-        raise ValueError(
-            f"--{option_name(guided[0])} needs a teacher: pass --teacher with the name or folder of a model"
-        )
-    if names and not guided:
-        flags = [f"--{option_name(option)}" for option in OPTIONS if getattr(option, "needs_teacher", False)]
-        raise ValueError(f"--teacher is used by {' and '.join(flags)} only: pass one of them too, or leave it out")
+    check_teacher(loss.options, names)
     if names and not isinstance(dataset, Dataset):
         raise ValueError(
             "--teacher embeds all training data before training and cannot be used with --streaming: leave one out"
@@ -322,7 +322,32 @@ def _with_teacher(
     return add_teacher_embeddings(dataset, [load_model(name).to(device) for name in names]) if names else dataset
 
 
-def _keep_the_best(args: SimCSETrainingArguments, dataset: Dataset | IterableDataset, metric: str) -> None:
+def check_teacher(options: Sequence[Any], names: Sequence[str]) -> None:
+    """Raises ValueError if options need a teacher and none is named, or the other way round."""
+    guided = [option for option in options if getattr(option, "needs_teacher", False)]
+    if guided and not names:
+        raise ValueError(
+            f"--{option_name(guided[0])} needs a teacher: pass --teacher with the name or folder of a model"
+        )
+    if names and not guided:
+        flags = [f"--{option_name(option)}" for option in OPTIONS if getattr(option, "needs_teacher", False)]
+        raise ValueError(f"--teacher is used by {' and '.join(flags)} only: pass one of them too, or leave it out")
+
+
+def _metrics(evaluators: Sequence[Any]) -> dict[str, bool]:
+    """Returns the metrics that can choose the best checkpoint, the default first, and whether higher is better."""
+    found: dict[str, bool] = {}
+    for evaluator in evaluators:
+        if isinstance(evaluator, AlignmentUniformityEvaluator):
+            found |= dict.fromkeys((f"{evaluator.name}_alignment", f"{evaluator.name}_uniformity"), False)
+        else:
+            found |= dict.fromkeys((f"{evaluator.name}_spearman_cosine", f"{evaluator.name}_pearson_cosine"), True)
+    return {f"eval_{name}": is_higher for name, is_higher in found.items()}
+
+
+def _keep_the_best(
+    args: SimCSETrainingArguments, dataset: Dataset | IterableDataset, metrics: Mapping[str, bool]
+) -> None:
     """Sets the arguments so that training evaluates, saves at each evaluation, and loads the best checkpoint."""
     evaluate, save = IntervalStrategy(args.eval_strategy).value, SaveStrategy(args.save_strategy).value
     if evaluate == "no":
@@ -349,8 +374,16 @@ def _keep_the_best(args: SimCSETrainingArguments, dataset: Dataset | IterableDat
             "--eval_steps"
         )
     args.load_best_model_at_end = True
-    if args.metric_for_best_model in (None, "loss"):  # there is no eval_dataset to compute a loss on
-        args.metric_for_best_model, args.greater_is_better = metric, True
+    metric = args.metric_for_best_model or "loss"
+    if metric == "loss":  # there is no eval_dataset to compute a loss on
+        metric = next(iter(metrics))
+    metric = f"eval_{metric.removeprefix('eval_')}"
+    if metric not in metrics:
+        raise ValueError(
+            f"--metric_for_best_model {args.metric_for_best_model}: the dev pairs are not measured by it; choose from "
+            f"{', '.join(metrics)}"
+        )
+    args.metric_for_best_model, args.greater_is_better = metric, metrics[metric]
 
 
 def _eval_steps(args: SimCSETrainingArguments, dataset: Any) -> float:

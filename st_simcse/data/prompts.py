@@ -27,7 +27,7 @@ def check_prompts(prompts: Any, model: SentenceTransformer, max_length: int | No
         names: The names of the columns and datasets of the training data. Empty if they are not known.
 
     Raises:
-        ValueError: If there is no such column or dataset, or if a prompt leaves no room for the text.
+        ValueError: If there is no such column or dataset, or if a prompt is not a text or leaves no room for the text.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -41,6 +41,8 @@ def check_prompts(prompts: Any, model: SentenceTransformer, max_length: int | No
             f"there is no column or dataset {', '.join(unknown)} for a prompt: the data has {', '.join(names)}"
         )
     used = dict.fromkeys(_texts(prompts))
+    if others := [prompt for prompt in used if not isinstance(prompt, str)]:
+        raise ValueError(f"prompts (--prompts) must be texts, or texts by column or dataset, got {others[0]!r}")
     for prompt in used if isinstance(unwrapped(model)[0], Transformer) else ():
         limit = max_length or model.max_seq_length
         options: dict[str, Any] = {} if max_length is None else {"max_length": max_length}

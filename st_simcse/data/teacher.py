@@ -25,6 +25,7 @@ LABEL = "label"
 ROWS = 10_000
 # The label columns of ST's data collator.
 _LABELS = ("label", "labels", "score", "scores")
+_TEXTS = (Value("string"), Value("large_string"))
 
 
 def add_teacher_embeddings(
@@ -54,8 +55,8 @@ def add_teacher_embeddings(
         embeddings belong to.
 
     Raises:
-        ValueError: If the dataset is a stream or already has labels, if there is no teacher, if the weights do not fit,
-            or if the embedding of a text is zero or not finite.
+        ValueError: If the dataset is a stream, already has labels or has columns that are not texts, if there is no
+            teacher, if the weights do not fit, or if the embedding of a text is zero or not finite.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -77,6 +78,11 @@ def add_teacher_embeddings(
         raise ValueError(
             f"got {len(teachers)} teacher(s) and the weights {weights}: pass at least one teacher, and one positive "
             "weight for each"
+        )
+    if others := [name for name, feature in dataset.features.items() if feature not in _TEXTS]:
+        raise ValueError(
+            f"a teacher embeds texts, but the column {others[0]!r} is {dataset.features[others[0]]}: put lists of hard "
+            "negatives into columns of texts negative_1, negative_2, ..., and remove other columns with remove_columns"
         )
     columns = dataset.column_names
     scales = [math.sqrt(weight / sum(weights)) for weight in weights]

@@ -113,8 +113,9 @@ class TransferEvaluator(RecordingEvaluator):
         write_csv: Whether to append the metrics to ``transfer_{name}_results.csv`` in the output folder.
 
     Raises:
-        ValueError: If the mode is unknown, if the splits have other names, if a class occurs only outside of the
-            training data, if there is only one class, or if a class has too few examples for the folds.
+        ValueError: If the mode is unknown, if the splits have other names, if a split is empty, if examples have
+            different numbers of texts, if a class occurs only outside of the training data, if there is only one class,
+            or if a class has too few examples for the folds.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -150,6 +151,13 @@ class TransferEvaluator(RecordingEvaluator):
         training = next(iter(self.splits.values())) if len(self.splits) == 1 else self.splits["train"]
         counts = Counter(label for _, label in training)
         for split, rows in self.splits.items():
+            if not rows:
+                raise ValueError(f"{self.name}: {split} has no examples")
+            if len(numbers := sorted({len(texts) for texts, _ in rows})) > 1:
+                raise ValueError(
+                    f"{self.name}: the examples of {split} have {' or '.join(map(str, numbers))} texts, but all need "
+                    "the same number"
+                )
             if unknown := {label for _, label in rows} - counts.keys():
                 raise ValueError(f"{self.name}: {split} has the class {min(unknown)}, but no training example has it")
         if len(counts) < 2:

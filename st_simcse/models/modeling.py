@@ -36,7 +36,7 @@ from st_simcse.models.pickling import make_picklable
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["build_model", "load_pooled"]
+__all__ = ["build_model", "check_length", "load_pooled"]
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def build_model(
             - ``layers`` is out of range, or removes layers that the model's saved pooling averages.
             - The architecture ignores ``bidirectional``.
             - ``lora`` is passed for a model that has an adapter.
-            - ``max_seq_length`` is below 1.
+            - ``max_seq_length`` leaves no room for text.
             - ``dropout`` is outside [0, 1), or also in ``config_kwargs``.
             - A pickle contains more than tensors.
             - A checkpoint of the original SimCSE code does not reveal its pooler, and neither ``supervised`` nor
@@ -423,13 +423,40 @@ def _kinds(modules: Iterable[nn.Module]) -> str:
     return ", ".join(f"{kind} ({mode})" if mode else kind for kind, mode in modes)
 
 
+def check_length(name: str, length: int, model: SentenceTransformer) -> None:
+    """Checks that a maximum number of tokens leaves room for text besides the tokens that the tokenizer adds.
+
+    Args:
+        name: The name of the argument, for the message.
+        length: The maximum number of tokens.
+        model: The model whose tokenizer is used.
+
+    Raises:
+        ValueError: If there is no room.
+
+    Example:
+        >>> from st_simcse.demo import tiny_model
+        >>> check_length("max_length", 2, tiny_model(["Two dogs run."]))
+        Traceback (most recent call last):
+        ...
+        ValueError: max_length=2 leaves no room for text, because the tokenizer adds 2 tokens of its own: pass at ...
+    """
+    count = getattr(model.tokenizer, "num_special_tokens_to_add", None)
+    special = count(False) if count else 0
+    if length <= special:
+        raise ValueError(
+            f"{name}={length} leaves no room for text, because the tokenizer adds {special} tokens of its own: pass at "
+            f"least {special + 1}"
+        )
+
+
 def _set_length(model: SentenceTransformer, asked: int | None, was_saved: bool) -> None:
     if not isinstance(model[0], Transformer):
         if asked is not None:
             raise ValueError(f"max_seq_length needs a transformer, but this model has {_kinds(model)}: omit it")
         return
-    if asked is not None and asked < 1:
-        raise ValueError(f"max_seq_length must be at least 1, got {asked}")
+    if asked is not None:
+        check_length("max_seq_length", asked, model)
     saved = model.max_seq_length
     longest = _positions(model[0].model, of_config=asked is not None)
     length = asked or (saved if was_saved else min(128, saved or 128))

@@ -67,7 +67,7 @@ def last_complete_checkpoint(folder: str | Path) -> str:
 
 
 def rotate(newest: Path, best: str | None, limit: int | None) -> None:
-    """Deletes checkpoints until ``limit`` are left, but never the newest or the best. 0 or None deletes nothing.
+    """Deletes checkpoints until ``limit`` are left, but never the newest or the best. None, 0 and -1 delete nothing.
 
     Checkpoints of later steps, which an earlier run left behind, are deleted first, and then those of the lowest steps.
     Transformers sorts by the dates of the files instead.
@@ -76,7 +76,7 @@ def rotate(newest: Path, best: str | None, limit: int | None) -> None:
         checkpoint_folders(newest.parent), key=lambda path: (step_of(path) <= step_of(newest), step_of(path))
     )
     removable = [path for path in order if path != newest and str(path) != str(Path(best or ""))]
-    for path in removable[: max(0, len(order) - limit) if limit else 0]:
+    for path in removable[: max(0, len(order) - limit) if limit and limit > 0 else 0]:
         # Renamed first, so that a program killed here does not leave an incomplete checkpoint under this name.
         aside = path.with_name(UNFINISHED)
         aside.mkdir(exist_ok=True)

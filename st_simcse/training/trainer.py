@@ -13,6 +13,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset, IterableDataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.data_collator import BaseDataCollator
+from sentence_transformers.base.sampler import BatchSamplers
 from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler, ConcatDataset
 from transformers.trainer_utils import TrainOutput
@@ -39,7 +40,13 @@ from st_simcse.training.run_folder import check_writable
 from st_simcse.training.samplers import EvenBatchSampler, RoundSampler
 from st_simcse.training.sharding import check_shardable
 from st_simcse.training.start_average import StartAverage, check_start_weight
-from st_simcse.training.trainable import check_negatives, check_pair_names, constant_columns
+from st_simcse.training.trainable import (
+    check_batches,
+    check_known,
+    check_negatives,
+    check_pair_names,
+    constant_columns,
+)
 from st_simcse.training.training_arguments import SimCSETrainingArguments, limit_training_length
 
 __all__ = ["SimCSETrainer"]
@@ -163,7 +170,8 @@ class SimCSETrainer(ResumableTrainer):
         FileNotFoundError: If training with a projection head resumes from a checkpoint without one.
         OSError: If nothing can be written to ``output_dir``. This is checked before training.
         ValueError: If a name is passed instead of a model, data, arguments or an evaluator.
-            If a row or a column has no texts, or if no row of a batch has a negative.
+            If a row or a column has no texts, if no row of a batch has a negative, if all batches would be dropped, or
+            if the tokenizer knows none of the texts.
             If a dataset lacks the embeddings of a teacher that an option of its loss needs.
             If no weight of the model is trained, or if the optimizer does not have all weights of the loss (in
             ``train``).
@@ -228,6 +236,8 @@ class SimCSETrainer(ResumableTrainer):
         check_start_weight(self._start_weight, self.model, self.accelerator.state, self.model_init is not None)
         self._take_lists_of_negatives()
         check_negatives(self._losses(), self._text_columns(), constant, args)
+        check_batches(self.train_dataset, args)
+        check_known(self.train_dataset, self._text_columns(), self.model)
         max_length = getattr(self.args, "max_length", None)
         check_prompts(
             self.args.prompts,
@@ -297,6 +307,11 @@ class SimCSETrainer(ResumableTrainer):
                 if getattr(option, "needs_teacher", False)
             }
             columns = getattr(dataset, "column_names", None)
+            if needing and self.args.batch_sampler == BatchSamplers.GROUP_BY_LABEL:
+                raise ValueError(
+                    "batch_sampler='group_by_label' groups rows by classes, but the column label has the embeddings of "
+                    f"a teacher, which {' and '.join(sorted(needing))} needs. Leave batch_sampler out."
+                )
             if needing and columns and labels.isdisjoint(columns):
                 raise ValueError(
                     f"{' and '.join(sorted(needing))} needs the embeddings of a teacher, but {argument} has no column "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from sentence_transformers.base.sampler import BatchSamplers
 
 from st_simcse.data.batching import LengthGroupedBatchSampler
 from st_simcse.data.views import VIEWS
+from st_simcse.models.modeling import check_length
 from st_simcse.models.precision import computes_in_bf16
 
 __all__ = ["SimCSETrainingArguments", "limit_training_length"]
@@ -29,8 +31,8 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
             from Ampere on, and CPUs with AVX512-bf16 or AMX), and a message is logged. If False, training uses float32.
         per_device_eval_batch_size: The number of rows in an evaluation batch, which are the negatives of ``eval_loss``.
             If None, it is the training batch size, so the training and evaluation losses can be compared.
-        save_total_limit: The maximum number of checkpoints to keep, including the last and the best. If 0 or None, all
-            checkpoints are kept.
+        save_total_limit: The maximum number of checkpoints to keep, including the last and the best. 0, -1 and None
+            keep all.
         max_length: The maximum number of tokens of a text during training. The default of 32 is from the authors'
             scripts. If None, training reads as many tokens as the model. The limit does not change the model itself,
             neither for evaluation nor when it is saved. SentenceTransformerTrainer also respects this argument.
@@ -46,7 +48,8 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         resume_with_changes: Whether to resume from a checkpoint if the data, objective or settings have changed.
 
     Raises:
-        ValueError: If ``group_by_length`` is combined with another ``batch_sampler``.
+        ValueError: If ``group_by_length`` is combined with another ``batch_sampler``, if a number of rows or steps is
+            below 1, if a dictionary is not valid JSON, or if ``neftune_noise_alpha`` is passed.
 
     Example:
         >>> SimCSETrainingArguments(bf16=False, tokenize_once=True).learning_rate
@@ -126,9 +129,28 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
                     "only one of them."
                 )
             self.batch_sampler = LengthGroupedBatchSampler
+        self._check()
         # With several processes, ST drops the last batches, whose sizes may differ. SimCSETrainer spreads them evenly.
         self.drops_last_batches = self.dataloader_drop_last
         super().__post_init__()
+
+    def _check(self) -> None:
+        """Refuses values on which transformers would fail later, or with a message that does not name the argument."""
+        for name in ("prompts", "router_mapping", "learning_rate_mapping"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value.lstrip().startswith("{"):
+                try:
+                    json.loads(value)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{name} (--{name}) {value} is not valid JSON: {error}") from None
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} (--{name}) must be at least 1, got {getattr(self, name)}")
+        if self.neftune_noise_alpha is not None:
+            raise ValueError(
+                "neftune_noise_alpha (--neftune_noise_alpha) does not work, because a SentenceTransformer has no "
+                "get_input_embeddings, to which transformers would add the noise. Leave it out."
+            )
 
     @property
     def eval_batch_size(self) -> int:
@@ -144,11 +166,11 @@ def limit_training_length(args: SentenceTransformerTrainingArguments, model: Sen
     """Logs whether ``max_length`` truncates texts, and lowers it to the maximum length of the model.
 
     Raises:
-        ValueError: If ``max_length`` is below 1.
+        ValueError: If ``max_length`` leaves no room for text.
     """
     length, reads = getattr(args, "max_length", None), model.max_seq_length
-    if isinstance(length, int) and length < 1:
-        raise ValueError(f"max_length (--max_seq_length) must be at least 1, got {length}")
+    if isinstance(length, int):
+        check_length("max_length", length, model)
     if not isinstance(length, int) or not isinstance(reads, int) or length == reads:
         return
     if length < reads:

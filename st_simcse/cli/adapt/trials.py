@@ -176,10 +176,12 @@ def train_final(task: Task, plan: Plan, candidate: Candidate) -> dict[str, list[
     """Trains and measures the recipe on all texts. Its model stays in the folder until it is saved."""
     once = comparison(task, plan, [candidate], 1, "corpus", "final")
     run = final_run(once, candidate)
-    if not run.model.exists() and not task.model.exists():
+    is_saved = task.model.exists()
+    if not run.model.exists() and not is_saved:
         run.file.unlink(missing_ok=True)  # these are numbers of a model that no longer exists
     with tqdm(total=1, desc=f"{candidate.name}, on all texts", unit="run") as bar:
-        numbers, failures = train_all(once, lambda runs: _watched(runs, bar), bar.write, execute=in_this_process)
+        say = (lambda line: None) if is_saved else bar.write  # compare would say that the run's model was not kept
+        numbers, failures = train_all(once, lambda runs: _watched(runs, bar), say, execute=in_this_process)
     if failures:
         raise ValueError(f"the training on all texts failed: {failures[candidate.name]}")
     return numbers[candidate.name]
