@@ -135,7 +135,7 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
         super().__post_init__()
 
     def _check(self) -> None:
-        """Refuses values on which transformers would fail later, or with a message that does not name the argument."""
+        """Refuses values that transformers would fail on later, or without the name of the argument in its message."""
         for name in ("prompts", "router_mapping", "learning_rate_mapping"):
             value = getattr(self, name)
             if isinstance(value, str) and value.lstrip().startswith("{"):
@@ -148,8 +148,8 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
                 raise ValueError(f"{name} (--{name}) must be at least 1, got {getattr(self, name)}")
         if self.neftune_noise_alpha is not None:
             raise ValueError(
-                "neftune_noise_alpha (--neftune_noise_alpha) does not work, because a SentenceTransformer has no "
-                "get_input_embeddings, to which transformers would add the noise. Leave it out."
+                "neftune_noise_alpha (--neftune_noise_alpha) does not work, because transformers calls "
+                "get_input_embeddings, and a SentenceTransformer has no such method. Leave it out."
             )
 
     @property
