@@ -1,4 +1,4 @@
-"""Measures every ratio of docs/measured.md: python benchmarks/run.py --model MODEL --corpus wiki_sentences.txt
+"""Measures speed and memory of training: python benchmarks/run.py --model MODEL --corpus wiki_sentences.txt
 
 The measurements to compare run in turn, each in its own process, and the script prints the medians of their ratios. It
 takes about half an hour on two cores. The plot needs the extra "plots" (matplotlib).

@@ -1,6 +1,6 @@
 """Measures whitening without training or after it, for several powers and numbers of dimensions, on one data set.
 
-Each text is embedded once. This command makes a table of docs/recipes.md:
+Each text is embedded once. This command makes a table of docs/choosing.md:
 
 python benchmarks/whitening.py --model_name_or_path MODEL --pooling cls --model_max_length 32 --train_file wiki_2560.txt
 --dev_file STSB-dev.tsv --test_file STSB-test.tsv --sts_dir sts

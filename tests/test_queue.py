@@ -243,6 +243,18 @@ def test_a_resumed_run_has_the_queue_of_an_undisturbed_one(sentences, tmp_path):
     assert not any("queue" in name for name, _ in saved.named_parameters())
 
 
+def test_the_queue_of_a_copied_loss_follows_the_copied_model(model, sentences):
+    loss = copy.deepcopy(UnsupSimCSELoss(model, options=[MomentumQueue(8, momentum=0.75)]))
+    queue = loss.sources["momentum_queue"]
+    loss([loss.model.preprocess(sentences[:4])]).backward()
+    before = next(loss.model.parameters()).detach().clone()
+    torch.optim.SGD(loss.parameters(), lr=1.0).step()
+    after = next(loss.model.parameters()).detach()
+    assert not torch.equal(before, after)
+    assert torch.allclose(next(queue.encoder.parameters()), 0.75 * before + 0.25 * after, atol=1e-6)
+    assert queue.train() is queue
+
+
 @pytest.mark.parametrize("options", [{"size": 0}, {"size": 2.5}, {"size": "4"}, {"size": 4, "momentum": 1.5}])
 def test_bad_options(options):
     with pytest.raises(ValueError, match="MomentumQueue needs (an integer size|a finite momentum) of at least"):

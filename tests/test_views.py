@@ -265,8 +265,11 @@ def test_a_length_without_room_for_the_text_is_refused(model, sentences, tmp_pat
             arguments = SimCSETrainingArguments(
                 str(tmp_path), max_length=length, views="token_cutoff", tokenize_once=once, bf16=False
             )
-            with pytest.raises(ValueError, match=rf"views of {length} tokens .* raise max_length .* to 3 or more"):
+            with pytest.raises(ValueError, match=rf"max_length={length} leaves no room for text, .* pass at least 3"):
                 SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model))
+            collator = SentenceTransformerDataCollator(model.preprocess, max_length=length)
+            with pytest.raises(ValueError, match=rf"views of {length} tokens .* raise max_length .* to 3 or more"):
+                view_collator(model, collator, "token_cutoff", seed=0)
         arguments.max_length = 3
         batch = next(iter(SimCSETrainer(model, arguments, data, loss=UnsupSimCSELoss(model)).get_train_dataloader()))
         for name in ("first", "second"):

@@ -430,7 +430,14 @@ def pair_evaluators(args: DataArguments) -> list[EmbeddingSimilarityEvaluator]:
 def _evaluator(source: str | HubDataset, args: DataArguments, name: Literal["dev", "test"]) -> Any:
     options = file_options(vars(args), f"{name}_") | {"split": _split(source, args, name)}
     with named_options(**file_flags(vars(args), f"{name}_")):
-        return load_sts(source, **options)
+        evaluator = load_sts(source, **options)
+    scores = evaluator.scores
+    if len(set(scores)) < 2:
+        raise ValueError(
+            f"{source}: all scores are {scores[0]:g} ({len(scores)} in total), so no similarities correlate with them: "
+            "use pairs with different scores"
+        )
+    return evaluator
 
 
 def _split(source: str | HubDataset, args: DataArguments, name: str) -> str | None:

@@ -100,10 +100,10 @@ def load_sts(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a column is missing, a score is not a number, the file is empty, or the rows belong to several
-            splits and ``split`` is None. The message names file, line and column. Also if all scores are equal, or if
-            they look like classes. The latter is the case for a ``ClassLabel``, except with ascending numbers or two
-            names like ``not_equivalent, equivalent``, and for a column ``label`` with only 0, 1 and 2 that ``columns``
-            does not name.
+            splits and ``split`` is None. The message names file, line and column. Also if the scores look like
+            classes. This is the case for a ``ClassLabel``, except with ascending numbers or two names like
+            ``not_equivalent, equivalent``, and for a column ``label`` with only 0, 1 and 2 that ``columns`` does not
+            name.
 
     Example:
         >>> from pathlib import Path
@@ -134,20 +134,12 @@ def evaluator_name(filename: Name, name: str | None) -> str:
 
 
 def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs: Any) -> EmbeddingSimilarityEvaluator:
-    """Returns an evaluator with the (sentence1, sentence2, score) records of a reader.
-
-    Raises:
-        ValueError: As :func:`load_sts`.
-    """
-    sentences1, sentences2, words = zip(*reader._read(filename), strict=True)
-    scores = [float(word) for word in words]
-    if len(set(scores)) < 2:
-        raise ValueError(
-            f"{filename}: all scores are {words[0]} ({len(scores)} in total), so they have no correlation with the "
-            "similarities: use pairs with different scores"
-        )
+    """Returns an evaluator with the (sentence1, sentence2, score) records of a reader."""
+    sentences1, sentences2, scores = zip(*reader._read(filename), strict=True)
     options: dict[str, Any] = {"batch_size": 64, "main_similarity": "cosine"} | evaluator_kwargs
-    return EmbeddingSimilarityEvaluator(list(sentences1), list(sentences2), scores, name=name, **options)
+    return EmbeddingSimilarityEvaluator(
+        list(sentences1), list(sentences2), [float(score) for score in scores], name=name, **options
+    )
 
 
 def check_score(path: FileOrDataset, line: int, column: Column, score: str) -> None:

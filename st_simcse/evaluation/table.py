@@ -49,7 +49,7 @@ def check_defined(rows: Mapping[str, Mapping[str, float]]) -> None:
         >>> check_defined({"collapsed": {"STS-B": math.nan}})
         Traceback (most recent call last):
         ...
-        ValueError: no score for collapsed on STS-B: the embeddings contain NaN, or all similarities are equal
+        ValueError: no score for collapsed on STS-B: the embeddings contain NaN, or all similarities or ...
     """
     undefined = [
         f"{name} on {', '.join(columns)}"
@@ -58,7 +58,8 @@ def check_defined(rows: Mapping[str, Mapping[str, float]]) -> None:
     ]
     if undefined:
         raise ValueError(
-            f"no score for {'; '.join(undefined)}: the embeddings contain NaN, or all similarities are equal"
+            f"no score for {'; '.join(undefined)}: the embeddings contain NaN, or all similarities or all gold scores "
+            "are equal"
         )
 
 
