@@ -603,7 +603,7 @@ def test_a_path_of_windows_is_no_name_on_the_hub(name):
 
 FLAG_ROWS = [
     {
-        "query": f"query {row}",
+        "query": f"query guitar {row}",
         "pos": [f"positive {row}", f"other positive {row}"],
         "neg": [f"negative {row}", f"other negative {row}"],
         "pos_scores": [0.9, 0.8],
@@ -614,11 +614,11 @@ FLAG_ROWS = [
     for row in range(4)
 ]
 FLAG_RECORDS = [
-    (f"query {row}", f"{positive} {row}", f"negative {row}", f"other negative {row}")
+    (f"query guitar {row}", f"{positive} {row}", f"negative {row}", f"other negative {row}")
     for row in range(4)
     for positive in ("positive", "other positive")
 ]
-TRIPLETS = [(f"anchor {row}", f"positive {row}", f"negative {row}") for row in range(4)]
+TRIPLETS = [(f"anchor guitar {row}", f"positive {row}", f"negative {row}") for row in range(4)]
 
 
 @pytest.mark.slow

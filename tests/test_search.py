@@ -234,7 +234,8 @@ def test_what_kill_9_interrupted_goes_on(tmp_path, tiny_bert, sentences, embedde
     monkeypatch.setattr(search, "CHUNK_SIZE", 3)
     corpus, more, first, second = (tmp_path / name for name in ("corpus.txt", "more.txt", "first", "second"))
     corpus.write_text("\n".join(sentences))
-    more.write_text("\n".join(sentences[::-1][:5]))
+    others = [f"{sentence[:-1]} again." for sentence in sentences[:5]]
+    more.write_text("\n".join(others))
     words = [sys.executable, "-c", KILLED, tiny_bert, *map(str, (corpus, more, first, second))]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
@@ -252,7 +253,7 @@ def test_what_kill_9_interrupted_goes_on(tmp_path, tiny_bert, sentences, embedde
         Searcher.load(second, tiny_bert).add_to_index(corpus)
     added = Searcher.load(second, tiny_bert)
     added.add_to_index(more)
-    assert embedded[5:] == sentences[::-1][3:5]
+    assert embedded[5:] == others[3:]
 
     whole = Searcher(tiny_bert)
     whole.build_index(corpus)

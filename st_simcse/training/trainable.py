@@ -121,14 +121,14 @@ def check_known(data: Any, texts: Mapping[str, Sequence[str]], model: SentenceTr
     for name, dataset in (data if isinstance(data, Mapping) else {"": data}).items():
         if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom" or not texts.get(name):
             continue
-        column = texts[name][0]
-        sample = dataset.select_columns(column).select(range(0, len(dataset), -(-len(dataset) // SAMPLE) or 1))[column]
-        some = [text for text in sample if isinstance(text, str)]
+        columns = dataset.select_columns(list(texts[name]))
+        sample = columns.select(range(0, len(dataset), -(-len(dataset) // SAMPLE) or 1))
+        some = [text for row in sample for text in row.values() if isinstance(text, str)]
         if some and len(rows_unknown(model, some)) == len(some):
             raise ValueError(
-                f"The model's tokenizer does not know any word or character of {len(some)} texts of the column "
-                f"{column!r}, such as {some[0][:50]!r}, so the model cannot tell them apart. Choose a model for this "
-                "language, or check the encoding of the file."
+                f"The model's tokenizer does not know any word or character of {len(some)} texts of the training data, "
+                f"such as {some[0][:50]!r}, so the model cannot tell them apart. Choose a model for this language, or "
+                "check the encoding of the file."
             )
 
 
