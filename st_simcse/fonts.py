@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.text import Text
 
 __all__ = ["boxes_are_no_warnings", "choose_fonts"]
-
-logger = logging.getLogger(__name__)
 
 
 def choose_fonts(texts: Iterable[Text]) -> set[str]:
@@ -40,12 +37,13 @@ def choose_fonts(texts: Iterable[Text]) -> set[str]:
     lacking = {character for character in written if not own.get_char_index(ord(character))}
     families = []
     while lacking:
+        covered = {name: lacking & characters for name, characters in _other_fonts().items()}
         # The font with the most characters, because a text in several fonts looks uneven.
-        best = max(_other_fonts(), key=lambda name: _count(name, lacking), default="")
-        if not best or not _count(best, lacking):
+        best = max(covered, key=lambda name: len(covered[name]), default="")
+        if not best or not covered[best]:
             break
         families.append(best)
-        lacking -= {character for character in lacking if _other_fonts()[best].get_char_index(ord(character))}
+        lacking -= covered[best]
     if families:
         for text in texts:
             text.set_fontfamily([*rcParams["font.family"], *families])
@@ -60,14 +58,11 @@ def boxes_are_no_warnings() -> Iterator[None]:
         yield
 
 
-def _count(name: str, characters: set[str]) -> int:
-    return sum(1 for character in characters if _other_fonts()[name].get_char_index(ord(character)))
-
-
 @cache
-def _other_fonts() -> dict[str, Any]:
-    """Returns the upright fonts of the system by name, also those installed since matplotlib last looked."""
-    from matplotlib.font_manager import findSystemFonts, fontManager, get_font
+def _other_fonts() -> dict[str, frozenset[str]]:
+    """Returns the characters of the upright fonts of the system, also of those installed since matplotlib looked."""
+    from matplotlib.font_manager import findSystemFonts, fontManager
+    from matplotlib.ft2font import FT2Font
 
     known = {entry.fname for entry in fontManager.ttflist}
     for path in set(findSystemFonts()) - known:
@@ -75,11 +70,13 @@ def _other_fonts() -> dict[str, Any]:
             fontManager.addfont(path)
         except (RuntimeError, ValueError, OSError):  # fonts that matplotlib cannot read, such as coloured emoji
             continue
-    fonts: dict[str, Any] = {}
+    fonts: dict[str, frozenset[str]] = {}
     for entry in fontManager.ttflist:
-        if entry.style == "normal" and str(entry.weight) in ("400", "normal", "regular") and "Resort" not in entry.name:
-            try:
-                fonts.setdefault(entry.name, get_font(entry.fname))
-            except (RuntimeError, ValueError, OSError):
-                continue
+        is_upright = entry.style == "normal" and str(entry.weight) in ("400", "normal", "regular")
+        if entry.name in fonts or not is_upright or "Resort" in entry.name:  # a font of boxes for all characters
+            continue
+        try:
+            fonts[entry.name] = frozenset(map(chr, FT2Font(entry.fname).get_charmap()))
+        except (RuntimeError, ValueError, OSError):
+            continue
     return fonts

@@ -569,9 +569,7 @@ def test_a_package_that_report_to_needs_is_named(tmp_path, tiny_bert, sentences)
 def test_texts_that_the_tokenizer_does_not_know_are_refused(tmp_path, tiny_bert):
     """All of them are the same unknown tokens, so no row would have a negative."""
     (tmp_path / "a.txt").write_text("\n".join(chr(0x4E00 + row) * (row % 5 + 1) for row in range(600)))
-    with pytest.raises(
-        ValueError, match="does not know any word .* of 200 texts of the training data, such as '一'"
-    ):
+    with pytest.raises(ValueError, match="does not know any word .* of 200 texts of the training data, such as '一'"):
         _train(tmp_path, tiny_bert, tmp_path / "a.txt")
 
 

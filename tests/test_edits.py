@@ -69,7 +69,8 @@ def test_edits_can_stand_in_any_order():
         (lambda: AngularMargin(2.0), "AngularMargin needs a finite margin of at least 0 and below 1.57"),
         (lambda: HardnessWeighting(-1.0), "at least 0, got -1.0"),
         (lambda: HardnessWeighting(1.0, "easy"), "unknown hardness mode 'easy'"),
-        (lambda: OwnNegativeWeight(math.inf), "pass its exponential"),
+        (lambda: OwnNegativeWeight("1"), "needs a finite weight of at least 0, got '1'"),
+        (lambda: OwnNegativeWeight(math.inf), "OwnNegativeWeight needs a finite weight of at least 0, got inf"),
     ],
 )
 def test_values_out_of_range(make, message):

@@ -262,7 +262,7 @@ ROW = torch.ones(2, 4)
         (lambda: contrast(ROW, ROW, temperature=-1), "temperature must be a positive number"),
         (lambda: contrast(ROW, ROW, temperature=math.inf), "temperature must be a positive number"),
         (lambda: contrast(ROW, ROW, temperature=math.nan), "temperature must be a positive number"),
-        (lambda: contrast(ROW, ROW, ROW, weight=-0.5), "pass its exponential"),
+        (lambda: contrast(ROW, ROW, ROW, weight=-0.5), "needs a finite weight of at least 0, got -0.5"),
         (lambda: contrast(ROW, torch.tensor([[1.0] * 4, [math.nan] * 4])), r"positives .* row\(s\) \[1\] of 2"),
         (lambda: contrast(torch.tensor([[math.inf] * 4, [1.0] * 4]), ROW), r"anchors .* row\(s\) \[0\] of 2"),
         (lambda: contrast(torch.full((2, 4), math.nan), ROW), r"anchors .* row\(s\) \[0, 1\] of 2"),

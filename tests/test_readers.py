@@ -1101,7 +1101,7 @@ def test_labels_of_other_names(tmp_path):
     source = HubDataset(str(tmp_path))
     with pytest.raises(ValueError, match="row 1: unknown label 'not_entailment'; expected entail.*pass labels="):
         NLIReader().get_examples(source)
-    named = {"not_entailment": "contradiction", "unsure": "neutral"}
+    named = {"not_entailment": "contradiction", "unsure": -1}
     assert _texts(NLIReader(labels=named), source) == [["P", "E", "C"]]
     path = _write(tmp_path, "a.csv", "premise,hypothesis,label\nP,E,entailment\nP,C,not_entailment\n")
     assert _texts(NLIReader(labels=named), path) == [["P", "E", "C"]]

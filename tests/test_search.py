@@ -652,10 +652,11 @@ def test_a_query_near_empty_cells_finds_as_much_as_any_other(tmp_path):
 
 def test_settings_of_indexes_are_checked_and_faiss_is_named_where_it_lacks(model, sentences, tmp_path, monkeypatch):
     for make, message in [
-        (lambda: IVFIndex(0), "cells must be at least 1, got 0"),
-        (lambda: IVFIndex(probes=-1), "probes must be at least 1, got -1"),
+        (lambda: IVFIndex(0), "cells must be an integer of at least 1, got 0"),
+        (lambda: IVFIndex("10"), "cells must be an integer of at least 1, got '10'"),
+        (lambda: IVFIndex(probes=-1), "probes must be an integer of at least 1, got -1"),
         (lambda: HNSWIndex(1), "links must be at least 2"),
-        (lambda: HNSWIndex(breadth=0), "breadth must be at least 1, got 0"),
+        (lambda: HNSWIndex(breadth=0), "breadth must be an integer of at least 1, got 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             make()
@@ -799,6 +800,7 @@ def test_encode_goes_on_after_it_was_killed_while_it_cleaned_up(tmp_path, tiny_b
         {"index": {"kind": "exact", "links": 3}},
         {"index": {"kind": []}},
         {"index": {"kind": "hnsw"}},
+        {"index": {"kind": "ivf", "cells": "10", "probes": 1}},
     ],
 )
 def test_descriptions_of_another_shape_are_refused(tmp_path, model, sentences, changes):

@@ -115,6 +115,8 @@ def test_the_teachers_embeddings_are_added_once(sentences, monkeypatch):
         model.similarity(*(model.encode(texts) for texts in (sentences, sentences[::-1]))) for model in (teacher, other)
     ]
     assert torch.allclose(similarities, 0.75 * parts[0] + 0.25 * parts[1], atol=1e-5)
+    with pytest.raises(ValueError, match="teacher is the name 'a/b': pass the model, SentenceTransformer.'a/b'"):
+        add_teacher_embeddings(pairs, "a/b")
     with pytest.raises(ValueError, match="read the data without streaming"):
         add_teacher_embeddings(pairs.to_iterable_dataset(), teacher)
     with pytest.raises(ValueError, match="already has labels: remove the column label"):

@@ -167,6 +167,7 @@ def test_a_list_trains_as_its_dataset_does(model, sentences, tmp_path):
             ValueError,
             "expected the folder of a model or its name .* type SentenceTransformer",
         ),
+        (lambda m: SimCSETrainer(m, None, None, None, None, "a.tsv"), ValueError, r"load_sts\('a.tsv'\)"),
         (lambda m: SimCSETrainer(m, evaluator="a.tsv"), ValueError, r"evaluator is 'a.tsv'. .* load_sts\('a.tsv'\)"),
     ],
 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from st_simcse.cli.files import table_arguments
 from st_simcse.cli.libraries import import_libraries
+from st_simcse.cli.output import no_warnings
 from st_simcse.cli.parsing import check_inputs, check_outputs, check_seeds, option_of, parse_known
 from st_simcse.cli.train_options import check_words
 from st_simcse.recipes import parse_recipe, read_recipes, split_baseline
@@ -287,13 +288,11 @@ def _check_words(recipes: dict[str, list[str]], common: list[str], needs_data: b
 @contextmanager
 def _said_of(recipe: str) -> Iterator[None]:
     """Adds the name of the recipe to errors, and hides warnings, because the runs show them again."""
-    logging.disable(logging.WARNING)
     try:
-        yield
+        with no_warnings():
+            yield
     except (SystemExit, ValueError) as error:
         raise SystemExit(f"st-simcse compare: recipe {recipe!r}: {error}") from error
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bool) -> None:

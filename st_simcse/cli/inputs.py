@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,8 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from st_simcse.cli import train
+from st_simcse.cli.output import no_warnings
+from st_simcse.models.model_files import full_name
 from st_simcse.recipes import split_baseline
 
 Kind = Literal["model", "dataset", "file"]
@@ -34,11 +35,8 @@ def identities(options: Sequence[str], tests: dict[str, Any]) -> dict[str, str |
 
 
 def _named(options: Sequence[str], tests: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
-    logging.disable(logging.WARNING)  # the run itself logs the same warnings
-    try:
+    with no_warnings():  # the run itself logs the same ones
         model_args, data_args, _, _ = train.parse_train(split_baseline(options)[1])
-    finally:
-        logging.disable(logging.NOTSET)
     yield from (("model", name) for name in (model_args.model_name_or_path, *(data_args.teacher or [])))
     for split in ("train", "dev", "test"):
         for kind in ("file", "dataset"):
@@ -61,6 +59,7 @@ def _digest(path: Path) -> str:
 def _commit(name: str, kind: Kind) -> str | None:
     if kind == "file":
         return None  # there is no such file, and the run reports it
+    name = full_name(name) if kind == "model" else name
     try:
         return HfApi().repo_info(name, repo_type=kind, timeout=10).sha
     except Exception:  # no network, offline mode or an unknown name: the run reports it

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
-__all__ = ["MessageHandler", "printable"]
+__all__ = ["MessageHandler", "no_warnings", "printable"]
 
 # Terminals act on some of them: a text could clear the screen, set the title, or enter commands.
 _CONTROL_CHARACTERS = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
@@ -26,6 +28,23 @@ def printable(text: str, lines: bool = False) -> str:
         red: \u001b[31m
     """
     return text.translate(_WITHOUT_LINES if lines else _CONTROL_CHARACTERS)
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Hides log messages up to warnings in the ``with`` block.
+
+    Example:
+        >>> with no_warnings():
+        ...     logging.getLogger("st_simcse").isEnabledFor(logging.WARNING)
+        False
+    """
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class MessageHandler(logging.Handler):

@@ -32,6 +32,7 @@ from st_simcse.cli import train
 from st_simcse.cli.baselines import BASELINES
 from st_simcse.cli.files import check_has_file, file_flags, file_options
 from st_simcse.cli.inputs import identities
+from st_simcse.cli.output import no_warnings
 from st_simcse.cli.parsing import named_options
 from st_simcse.evaluation import check_defined, load_classes, load_retrieval, sts_evaluators, transfer_evaluators
 from st_simcse.models.checkpoints import load_model
@@ -200,13 +201,8 @@ def measured(
 @contextmanager
 def silence() -> Iterator[None]:
     """Hides progress bars, output and warnings. The caller shows errors."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-            yield
-    finally:
-        logging.disable(before)
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), no_warnings():
+        yield
 
 
 def changed_inputs(first: dict[str, str | None], second: dict[str, str | None]) -> list[str]:

@@ -504,7 +504,7 @@ def _labels(words: list[str] | None) -> list[str] | dict[str | int, str] | None:
 def _format_of(source: HubDataset, columns: list[int | str] | None) -> str:
     if columns:
         return "sentences" if len(columns) == 1 else "triplets"
-    found = list(next(iter(source.load())))
+    found = list(next(iter(source.load()), {}))
     for name, reader in READERS.items():
         if reader.usual_columns(found):
             return name

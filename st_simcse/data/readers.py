@@ -203,11 +203,12 @@ class NLIReader(Reader, kind="nli"):
         self, *others: Any, labels: Sequence[str] | Mapping[str | int, str] | None = None, **options: Any
     ) -> None:
         super().__init__(*others, **options)
-        given: dict[Any, str] = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels or ()))
-        if isinstance(labels, str) or not all(str(meaning).lower() in NLI_LABELS for meaning in given.values()):
+        pairs = labels.items() if isinstance(labels, Mapping) else enumerate(labels or ())
+        given = {str(label): str(meaning).lower() for label, meaning in pairs}
+        if isinstance(labels, str) or not all(meaning in NLI_LABELS for meaning in given.values()):
             raise ValueError(f"labels= must be entailment, neutral, contradiction, or - for no label, got {labels!r}")
         self._meanings: dict[str, str] = {}
-        self._given = {_spelled(str(label)): NLI_LABELS[meaning.lower()] for label, meaning in given.items()}
+        self._given = {_spelled(label): NLI_LABELS[meaning] for label, meaning in given.items()}
 
     def _records(self, path: FileOrDataset) -> Iterator[Record]:
         premises: dict[str, dict[str, list[str]]] = {}

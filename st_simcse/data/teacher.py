@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import normalize_embeddings
 from torch import Tensor
 
+from st_simcse.data.training_data import LABEL_COLUMNS
 from st_simcse.models.fast_encode import fast_encode
 from st_simcse.objective import normalize
 
@@ -23,8 +25,6 @@ __all__ = ["LABEL", "add_teacher_embeddings", "check_teacher_columns", "teacher_
 LABEL = "label"
 # The number of rows that are sorted by length and embedded together.
 ROWS = 10_000
-# The label columns of ST's data collator.
-_LABELS = ("label", "labels", "score", "scores")
 _TEXTS = (Value("string"), Value("large_string"))
 
 
@@ -65,6 +65,8 @@ def add_teacher_embeddings(
         >>> dataset.column_names, len(dataset[0]["label"])
         (['sentence', 'label'], 32)
     """
+    if isinstance(teacher, (str, os.PathLike)):
+        raise ValueError(f"teacher is the name {str(teacher)!r}: pass the model, SentenceTransformer({str(teacher)!r})")
     teachers = [fast_encode(one) for one in ([teacher] if isinstance(teacher, SentenceTransformer) else teacher)]
     weights = [1.0] * len(teachers) if weights is None else list(weights)
     if not isinstance(dataset, Dataset):
@@ -72,7 +74,7 @@ def add_teacher_embeddings(
             "a teacher's embeddings are computed before training and need a datasets.Dataset, got "
             f"{type(dataset).__name__}: read the data without streaming"
         )
-    if labels := [name for name in dataset.column_names if name in _LABELS]:
+    if labels := [name for name in dataset.column_names if name in LABEL_COLUMNS]:
         raise ValueError(f"the dataset already has labels: remove the column {labels[0]} with remove_columns")
     if not teachers or len(weights) != len(teachers) or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(
@@ -142,7 +144,7 @@ def check_teacher_columns(*datasets: Any) -> None:
         if not (record := getattr(feature, "id", None)):
             continue
         embedded: list[str] = json.loads(record)
-        texts = [name for name in dataset.column_names if name not in (*_LABELS, "dataset_name")]
+        texts = [name for name in dataset.column_names if name not in (*LABEL_COLUMNS, "dataset_name")]
         if embedded != texts:
             raise ValueError(
                 f"the labels are a teacher's embeddings of {', '.join(embedded)}, but the data has {', '.join(texts)}: "

@@ -195,7 +195,7 @@ def _begin_alike(one: list[int], other: list[int]) -> int:
 
 
 def _keys(ids: list[list[int]]) -> torch.Tensor:
-    flat = torch.tensor([token for row in ids for token in row])
+    flat = torch.tensor([token for row in ids for token in row], dtype=torch.int64)
     offsets = torch.tensor([0, *accumulate(len(row) for row in ids)][:-1])
     keys = text_keys({"input_ids": flat, "offsets": offsets})
     assert keys is not None

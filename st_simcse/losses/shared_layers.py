@@ -51,13 +51,17 @@ class SharedLayers(EncoderOption):
     """
 
     layers: float = field(
-        metadata={"help": "Lower layers that both views share: their number, or below 1 their share of all layers."}
+        metadata={
+            "help": "Lower layers that both views share: their number, or below 1 their share of all layers.",
+            "above": 0,
+        }
     )
     # Different texts can share nothing, and in a shared layer the two views are equal.
     incompatible: ClassVar[frozenset[str]] = frozenset({"SupSimCSELoss", "AdaptiveLayerLoss", "views"})
 
     def __post_init__(self) -> None:
-        if not (0 < self.layers < 1 or (self.layers >= 1 and self.layers % 1 == 0)):
+        super().__post_init__()
+        if self.layers > 1 and self.layers % 1:
             raise ValueError(
                 f"the number of shared layers must be an integer of at least 1 or a share between 0 and 1, got "
                 f"{self.layers}. To share none, omit the option."

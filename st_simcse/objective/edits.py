@@ -85,7 +85,7 @@ class SimilarityThreshold(Bounded):
 
 
 @dataclass(frozen=True)
-class OwnNegativeWeight:
+class OwnNegativeWeight(Bounded):
     """A weight α for a row's own hard negatives in its softmax: log(α) is added to their logits (SimCSE, section 6.3).
 
     ``--hard_negative_weight`` of princeton-nlp/SimCSE is this logarithm: its 0 is a weight of 1 here.
@@ -94,7 +94,7 @@ class OwnNegativeWeight:
         weight: α ≥ 0. A weight of 0 excludes them.
 
     Raises:
-        ValueError: If the weight is negative or not finite.
+        ValueError: If the weight is no number, negative or not finite.
 
     Example:
         >>> from st_simcse.objective import Problem, row_losses
@@ -103,15 +103,13 @@ class OwnNegativeWeight:
         tensor([0., 0.])
     """
 
-    weight: float = field(metadata={"help": "Weight of a row's own hard negatives."})
+    weight: float = field(
+        metadata={
+            "help": "Weight α of a row's own hard negatives. The argument of princeton-nlp/SimCSE is log(α).",
+            "least": 0,
+        }
+    )
     incompatible: ClassVar[frozenset[str]] = frozenset({"UnsupSimCSELoss"})  # it has no hard negatives
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(
-                f"the weight is the factor α of a row's own hard negatives and must be at least 0, got {self.weight} "
-                "(the argument of princeton-nlp/SimCSE is log(α): pass its exponential)"
-            )
 
     def __call__(self, logits: Tensor, tile: Tile) -> Tensor:
         log_weight = math.log(self.weight) if self.weight else -math.inf

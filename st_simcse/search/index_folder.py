@@ -260,7 +260,9 @@ def _is_description(value: Any) -> bool:
         if not (isinstance(part, dict) and isinstance(part.get("rows"), int) and isinstance(part.get("digest"), str)):
             return False
     kind = INDEXES.get(str(index.get("kind"))) if isinstance(index, dict) else None
-    return kind is not None and index.keys() == {"kind", *(option.name for option in fields(kind))}
+    if kind is None or index.keys() != {"kind", *(option.name for option in fields(kind))}:
+        return False
+    return all(value is None or isinstance(value, int) for name, value in index.items() if name != "kind")
 
 
 def _table(place: Path, rows: int) -> Dataset:

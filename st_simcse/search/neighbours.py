@@ -192,5 +192,5 @@ def _faiss() -> Any:
 def _check(index: IVFIndex | HNSWIndex) -> None:
     _faiss()
     for name, value in vars(index).items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")

@@ -333,9 +333,9 @@ class Searcher:
         return self._encoder.compute if isinstance(self._encoder, FastModel) else "auto"
 
     def _precision(self, device: str | list[str] | None) -> str:
-        """Returns the precision that embeddings are computed in on this device. A list of devices uses no autocast."""
+        """Returns the precision that embeddings are computed in on this device. Several devices use no autocast."""
         weights = self.model.dtype
-        if isinstance(device, list):
+        if isinstance(device, list) or not isinstance(self._encoder, FastModel):
             return str(weights).removeprefix("torch.")
         return resolved(self._asked_precision, torch.device(device or self.model.device), weights)
 

@@ -206,14 +206,16 @@ class SimCSETrainer(ResumableTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         loss: Any = None,
+        evaluator: Any = None,
+        data_collator: Any = None,
         *others: Any,
         **options: Any,
     ) -> None:
         args = SimCSETrainingArguments("tmp_trainer") if args is None else args
-        _check_types(model, args, loss, options.get("evaluator"))
+        _check_types(model, args, loss, evaluator)
         train_dataset = as_dataset(train_dataset, "train_dataset")
         eval_dataset = as_dataset(eval_dataset, "eval_dataset")
-        labels = getattr(options.get("data_collator"), "valid_label_columns", LABEL_COLUMNS)
+        labels = getattr(data_collator, "valid_label_columns", LABEL_COLUMNS)
         check_texts(train_dataset, "train_dataset", labels)
         check_texts(eval_dataset, "eval_dataset", labels)
         if args.output_dir:
@@ -229,7 +231,7 @@ class SimCSETrainer(ResumableTrainer):
         constant = constant_columns(train_dataset)
         self._given_loss = loss
         self._given_data = train_dataset if tokenize_once else None
-        super().__init__(model, args, train_dataset, eval_dataset, loss, *others, **options)
+        super().__init__(model, args, train_dataset, eval_dataset, loss, evaluator, data_collator, *others, **options)
         _warn_of_half_precision(self.model)
         check_shardable(args, self.accelerator.state, self._losses().values(), self.model)
         self._start_weight: float = getattr(args, "start_weight", 0.0)
