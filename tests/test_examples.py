@@ -43,7 +43,7 @@ def _head(path, folder, rows, step=1):
 
 def _improves(script, model, train_file, dev_file, tmp_path):
     before = _scores(str(load_sts(dev_file)(build_model(model, pooling="cls"))))[-1]
-    options = ["--model", model, "--train_file", train_file, "--dev_file", dev_file, "--max_steps", 6]
+    options = ["--model", model, "--train_file", train_file, "--dev_file", dev_file, "--max_steps", 4]
     output = _run(tmp_path, script, *options, "--output", tmp_path / "out")
     assert 0.5 < before < _scores(output)[-1] < 1
     assert (tmp_path / "out" / "modules.json").exists()

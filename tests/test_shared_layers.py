@@ -184,9 +184,7 @@ def test_a_share_of_six_layers(layers, shared):
 
 @pytest.mark.parametrize("layers", [0, -1, 1.5, float("nan"), float("inf"), "0.5"])
 def test_neither_a_number_nor_a_share(layers):
-    with pytest.raises(
-        ValueError, match="an integer of at least 1 or a share|a finite layers above 0"
-    ):
+    with pytest.raises(ValueError, match="an integer of at least 1 or a share|a finite layers above 0"):
         SharedLayers(layers)
 
 
