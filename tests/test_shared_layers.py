@@ -195,6 +195,9 @@ def test_what_cannot_be_shared_is_refused(three_layers, make, static_model, tiny
             UnsupSimCSELoss(model, options=[SharedLayers(number)])
     with pytest.raises(ValueError, match="mini_batch_size must be even, got 3"):
         UnsupSimCSELoss(model, options=[SharedLayers(1)], mini_batch_size=3)
+    head = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.BatchNorm1d(16))
+    with pytest.raises(ValueError, match="the projection head has batch normalization"):
+        UnsupSimCSELoss(model, options=[SharedLayers(1)], mini_batch_size=2, projection_head=head)
     for other in (make("albert"), static_model):
         with pytest.raises(ValueError, match="layers are one list, but .* has 0 such lists"):
             UnsupSimCSELoss(other, options=[SharedLayers(1)])
