@@ -543,7 +543,7 @@ def test_wrong_number_of_columns(model, sentences, loss, columns, message):
 def test_bad_options(model, loss, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         loss(model, **options)
-    with pytest.raises(ValueError, match="own hard negatives and must be at least 0"):
+    with pytest.raises(ValueError, match="a finite weight of at least 0"):
         loss(model, options=[OwnNegativeWeight(-1)])
     with pytest.raises(ValueError, match="contains FocalMargin more than once"):
         loss(model, options=[FocalMargin(0.1), SimilarityThreshold(0.9), FocalMargin(0.2)])

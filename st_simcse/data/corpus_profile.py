@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median_low
 
 __all__ = ["CorpusProfile", "profile_corpus"]
 
@@ -89,8 +90,8 @@ def profile_corpus(texts: Iterable[str]) -> CorpusProfile:
     return CorpusProfile(
         texts=count,
         duplicates=count - len(seen),
-        characters=_median(lengths),
-        words=_median(words),
+        characters=median_low(lengths.elements()),
+        words=median_low(words.elements()),
         paragraph_share=paragraphs / count,
         script=_script(characters),
     )
@@ -99,16 +100,6 @@ def profile_corpus(texts: Iterable[str]) -> CorpusProfile:
 def _sentences(text: str) -> int:
     """Returns the number of sentences, counting only those with a letter."""
     return sum(any(map(str.isalpha, piece)) for piece in _END.split(text))
-
-
-def _median(counts: Counter[int]) -> int:
-    """Returns the median of the counted values, and the lower one if two are in the middle."""
-    half, below = (counts.total() + 1) // 2, 0
-    for value in sorted(counts):
-        below += counts[value]
-        if below >= half:
-            return value
-    raise AssertionError("no values to take the median of")
 
 
 def _script(characters: Counter[str]) -> str:

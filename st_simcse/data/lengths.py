@@ -19,6 +19,7 @@ __all__ = [
     "count_longer",
     "reading_at_most",
     "rows_unknown",
+    "spaced",
     "texts_without_tokens",
     "warn_of_cut_texts",
     "warn_of_cut_training_texts",
@@ -146,7 +147,7 @@ def warn_of_cut_texts(
     limit = _limit(model)
     if limit is None:
         return
-    some = _take(texts, _sample(len(texts)))
+    some = _take(texts, spaced(len(texts), SAMPLE))
     longer = count_longer(model, some, limit, prompt=_prompt(model, prompt_names), **options)
     _warn(longer, len(some), len(texts), f"{limit} tokens that the model reads (max_seq_length)")
 
@@ -176,7 +177,7 @@ def warn_of_cut_training_texts(
         if not isinstance(dataset, Dataset):
             continue
         labels = [column for column in dataset.column_names if column in collator.valid_label_columns]
-        texts = dataset.remove_columns(labels).select(_sample(len(dataset)))
+        texts = dataset.remove_columns(labels).select(spaced(len(dataset), SAMPLE))
         for batch in texts.iter(BATCH):
             rows = [dict(zip(batch, cells, strict=True)) for cells in zip(*batch.values(), strict=True)]
             found = counting([row if name is None else {"dataset_name": name, **row} for row in rows])
@@ -230,9 +231,14 @@ def _limit(model: SentenceTransformer) -> int | None:
     return limit if isinstance(limit, int) and limit < 2**31 else None
 
 
-def _sample(rows: int) -> range:
-    """Returns all rows, or at most ``SAMPLE`` evenly spaced rows."""
-    return range(rows) if rows <= SAMPLE else range(0, rows, -(-rows // SAMPLE))
+def spaced(rows: int, most: int) -> range:
+    """Returns all rows, or at most ``most`` evenly spaced ones.
+
+    Example:
+        >>> list(spaced(3, 5)), list(spaced(11, 5))
+        ([0, 1, 2], [0, 3, 6, 9])
+    """
+    return range(0, rows, max(1, -(-rows // most)))
 
 
 def _warn(longer: int, counted: int, total: int, limit: str) -> None:

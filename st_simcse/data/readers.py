@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset
+
 from st_simcse.data.formats import AS_LINES, LACKING, Column, FileOrDataset, FormatOptions, place
 from st_simcse.data.reader import READERS, Reader, Record, cell_text
 from st_simcse.data.remedies import DataError
@@ -27,6 +29,17 @@ NLI_LABELS = {
     **dict.fromkeys(("-", "-1"), "without a gold label"),
 }
 _FLOAT = re.compile(r"^(-?\d+)\.0$")
+
+
+def texts_of(dataset: Dataset) -> Iterator[str]:
+    """Yields the texts of a data set that SentenceReader made, read in batches to save memory.
+
+    Example:
+        >>> list(texts_of(Dataset.from_dict({"sentence": ["Two dogs run.", "A cat sleeps."]})))
+        ['Two dogs run.', 'A cat sleeps.']
+    """
+    for rows in dataset.iter(1000):
+        yield from rows["sentence"]
 
 
 class SentenceReader(Reader, kind="sentences"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from sentence_transformers import SentenceTransformer
@@ -13,6 +14,7 @@ from sentence_transformers.sentence_transformer.evaluation import SequentialEval
 from st_simcse.data.formats import Column, FileFormat, FormatOptions
 from st_simcse.data.scored_pairs import STSReader, sts_evaluator
 from st_simcse.data.senteval import STS_DEV_ROWS, STS_ROWS, SentEvalReader, check_rows, senteval_tasks
+from st_simcse.evaluation.table import with_average
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -112,7 +114,7 @@ def sts_evaluators(
         rows = (STS_DEV_ROWS if dev else STS_ROWS)[task]
         check_rows(path, len(evaluator.scores), (rows,), allow_partial)
         evaluators.append(evaluator)
-    return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
+    return SequentialEvaluator(evaluators, main_score_function=fmean)
 
 
 def _senteval_reader(
@@ -138,7 +140,7 @@ def sts_scores(results: Mapping[str, float]) -> dict[str, float]:
         50.0
     """
     scores = {task: 100 * results[key] for task in STS_TASKS if (key := f"{task}_spearman_cosine") in results}
-    return scores | {"Avg.": sum(scores.values()) / len(scores)}
+    return with_average(scores)
 
 
 def mteb_scores(model: SentenceTransformer, language: str = "eng") -> dict[str, float]:
@@ -171,4 +173,4 @@ def mteb_scores(model: SentenceTransformer, language: str = "eng") -> dict[str, 
         tasks = [task for task in benchmark.tasks if task.metadata.name in names.values()]
     results = {result.task_name: result for result in mteb.evaluate(model, tasks, cache=None).task_results}
     scores = {task: 100 * results[name].get_score() for task, name in names.items()}
-    return scores | {"Avg.": sum(scores.values()) / len(scores)}
+    return with_average(scores)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def sts_zh_evaluators(
         limit = max_length or (128 if task == "PAWSX" else 64)
         texts = pairs.sentences1, pairs.sentences2, pairs.scores
         evaluators.append(CutEvaluator(*texts, limit, name=pairs.name, batch_size=batch_size, main_similarity="cosine"))
-    return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
+    return SequentialEvaluator(evaluators, main_score_function=fmean)
 
 
 def _paths(folder: Path, tasks: Sequence[str] | None, splits: Sequence[str] | None) -> dict[tuple[str, str], Path]:

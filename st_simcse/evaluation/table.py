@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 
 __all__ = ["append_row", "check_defined", "format_table"]
 
@@ -33,6 +34,16 @@ def format_table(rows: Mapping[str, Mapping[str, float | str]], corner: str = "m
         for name, row in rows.items()
     ]
     return "\n".join("| " + " | ".join(map(_one_line, row)) + " |" for row in cells)
+
+
+def with_average(scores: Mapping[str, float]) -> dict[str, float]:
+    """Returns a row of a table with its average as the last column.
+
+    Example:
+        >>> with_average({"MR": 62.5, "CR": 87.5})
+        {'MR': 62.5, 'CR': 87.5, 'Avg.': 75.0}
+    """
+    return {**scores, "Avg.": fmean(scores.values())}
 
 
 def _one_line(cell: str) -> str:

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -17,15 +18,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedKFold, cross_validate
 
-from st_simcse.data.senteval import Example, transfer_examples
+from st_simcse.data.senteval import TRANSFER_FILES, Example, transfer_examples
 from st_simcse.evaluation.base import RecordingEvaluator
+from st_simcse.evaluation.table import with_average
 
 __all__ = ["TRANSFER_TASKS", "Mode", "TransferEvaluator", "transfer_evaluators", "transfer_scores"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Mode = Literal["test", "fasttest", "dev"]
 
-TRANSFER_TASKS = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
+TRANSFER_TASKS = tuple(TRANSFER_FILES)
 # The "kfold" of the modes in princeton-nlp/SimCSE's evaluation.py.
 FOLDS: dict[Mode, int] = {"test": 10, "fasttest": 5, "dev": 5}
 # SentEval's values of scikit-learn's C, the inverse regularization strength. Tasks with train but no dev have others.
@@ -71,7 +73,7 @@ def transfer_evaluators(
         raise ValueError(f"there is no transfer task {', '.join(unknown)}: choose from {', '.join(TRANSFER_TASKS)}")
     examples = {task: transfer_examples(folder, task, allow_partial) for task in tasks}
     evaluators = [TransferEvaluator(splits, task, mode, batch_size, seed) for task, splits in examples.items()]
-    return SequentialEvaluator(evaluators, main_score_function=lambda scores: sum(scores) / len(scores))
+    return SequentialEvaluator(evaluators, main_score_function=fmean)
 
 
 def transfer_scores(results: Mapping[str, float], mode: Mode = "test") -> dict[str, float]:
@@ -83,7 +85,7 @@ def transfer_scores(results: Mapping[str, float], mode: Mode = "test") -> dict[s
     """
     metric = "dev_accuracy" if mode == "dev" else "accuracy"
     scores = {task: 100 * results[key] for task in TRANSFER_TASKS if (key := f"{task}_{metric}") in results}
-    return scores | {"Avg.": sum(scores.values()) / len(scores)}
+    return with_average(scores)
 
 
 class TransferEvaluator(RecordingEvaluator):

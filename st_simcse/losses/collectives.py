@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from sentence_transformers.util import all_gather
+from sentence_transformers.util import all_gather, get_world_size
 from torch import Tensor, nn
 
 from st_simcse.losses.own_weights import own_parameters
@@ -22,18 +22,12 @@ __all__ = [
     "gather_rows",
     "gradients_are_averaged",
     "is_distributed",
-    "world_size",
 ]
 
 
 def is_distributed() -> bool:
     """Returns whether there are several processes."""
-    return world_size() > 1
-
-
-def world_size() -> int:
-    """Returns the number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return get_world_size() > 1
 
 
 def any_process(flag: bool) -> bool:

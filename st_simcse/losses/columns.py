@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from sentence_transformers.util import get_world_size
 from torch import Tensor
 
-from st_simcse.losses.collectives import gather_rows, world_size
+from st_simcse.losses.collectives import gather_rows
 from st_simcse.objective import Batch
 
 __all__ = ["Columns"]
@@ -41,7 +42,7 @@ class Columns:
         if gather_across_devices:
             columns, rows = self._gathered()
             # The mean over processes gives each the same weight, however many rows it has.
-            share = (rows.stop - rows.start) * world_size() / len(columns.embeddings[0])
+            share = (rows.stop - rows.start) * get_world_size() / len(columns.embeddings[0])
         anchors, positives, *negatives = _negatives_together(columns.embeddings)
         keys = columns.keys and _negatives_together(columns.keys)
         if keys is not None and shared:

@@ -7,14 +7,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from st_simcse.losses.dropout_free import DropoutFreeNegatives
 from st_simcse.losses.options import TermOption
 
 __all__ = ["DimensionContrast"]
-
-# The epsilon of batch normalization.
-EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,10 @@ class DimensionContrast(TermOption):
     citation: ClassVar[str] = DropoutFreeNegatives.citation
 
     def from_embeddings(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
-        first, second = (_standardized(column) for column in columns[:2])
-        with torch.autocast(first.device.type, enabled=False):
-            logits = first.T @ second / (len(first) * self.temperature)
+        columns = [column.to(torch.promote_types(column.dtype, torch.float32)).T for column in columns[:2]]
+        rows = columns[0].shape[1]
+        with torch.autocast(columns[0].device.type, enabled=False):
+            # Each dimension is a row here, so this standardizes it over the batch, with the epsilon of the authors.
+            first, second = (F.layer_norm(column, [rows]) for column in columns)
+            logits = first @ second.T / (rows * self.temperature)
         return (logits.logsumexp(1) - logits.diagonal()).mean()
-
-
-def _standardized(column: Tensor) -> Tensor:
-    column = column.to(torch.promote_types(column.dtype, torch.float32))
-    centred = column - column.mean(0)
-    return centred * (centred.square().mean(0) + EPSILON).rsqrt()

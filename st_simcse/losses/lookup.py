@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import has_compiled_regions, is_compiled_module
+from accelerate.utils import has_compiled_regions
 from torch import Tensor, nn
 
 from st_simcse.models.unwrapping import unwrapped
@@ -59,7 +59,7 @@ def looked_up_once(model: nn.Module, token_ids: Tensor) -> Iterator[None]:
 
 def _trained_table(model: nn.Module) -> nn.Embedding | None:
     is_compiled = any(part._compiled_call_impl is not None for part in model.modules())
-    if is_compiled or is_compiled_module(model) or has_compiled_regions(model):
+    if is_compiled or has_compiled_regions(model):
         return None
     transformer = unwrapped(model).transformers_model
     try:

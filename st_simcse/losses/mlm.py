@@ -73,7 +73,7 @@ class _MaskedLanguageModel(Term):
         try:
             # The transformer was loaded from there, so nothing needs to be downloaded.
             whole, loaded = AutoModelForMaskedLM.from_pretrained(
-                transformer.config._name_or_path,
+                transformer.config.name_or_path,
                 local_files_only=True,
                 dtype=transformer.dtype,
                 output_loading_info=True,

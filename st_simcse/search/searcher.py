@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypedDict, overload
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from st_simcse.data.hub_dataset import HubDataset
 from st_simcse.data.lengths import rows_unknown, texts_without_tokens, warn_of_cut_texts
-from st_simcse.data.readers import SentenceReader
+from st_simcse.data.readers import SentenceReader, texts_of
 from st_simcse.data.training_data import check_texts
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.fast_encode import FastModel, fast_encode, fast_encode_own
@@ -462,12 +462,12 @@ class _Corpus(NamedTuple):
         if sentences.column_names != ["sentence"]:
             raise ValueError(f"Expected a Dataset with the single column 'sentence', got {sentences.column_names}")
         check_texts(sentences, "the corpus", [])
-        return cls(sentences, text_digest(_texts(sentences)))
+        return cls(sentences, text_digest(texts_of(sentences)))
 
     def without(self, known: Dataset) -> _Corpus:
         """Returns the sentences that are not among known ones, and logs how many are left out."""
-        seen = {hash(text) for text in _texts(known)}  # hashes, because the texts could fill the memory
-        rows = [row for row, text in enumerate(_texts(self.sentences)) if hash(text) not in seen]
+        seen = {hash(text) for text in texts_of(known)}  # hashes, because the texts could fill the memory
+        rows = [row for row, text in enumerate(texts_of(self.sentences)) if hash(text) not in seen]
         if len(rows) == len(self.sentences):
             return self
         logger.warning(
@@ -475,13 +475,7 @@ class _Corpus(NamedTuple):
             *(f"{len(self.sentences) - len(rows):,}", f"{len(self.sentences):,}"),
         )
         new = self.sentences.select(rows)
-        return _Corpus(new, text_digest(_texts(new)))
-
-
-def _texts(sentences: Dataset) -> Iterator[str]:
-    """Yields the texts, read in batches to save memory."""
-    for batch in sentences.iter(1000):
-        yield from batch["sentence"]
+        return _Corpus(new, text_digest(texts_of(new)))
 
 
 def _unit(embeddings: Any) -> np.ndarray:

@@ -17,6 +17,7 @@ from sentence_transformers.sentence_transformer.model_card import (
     SentenceTransformerModelCardData,
 )
 
+from st_simcse.evaluation import format_table
 from st_simcse.training.run_folder import step_of
 
 __all__ = ["ModelCardCallback", "SimCSEModelCardData", "shown_command", "shown_value"]
@@ -77,9 +78,8 @@ class SimCSEModelCardData(SentenceTransformerModelCardData):
         parts = ["## How it was made", made]
         before, after = _scores(self.results_before), _scores(self.eval_results_dict or {})
         if after:
-            rows = [("measured", "before", "after"), ("---", "---", "---")]
-            rows += [(name, f"{before[name]:.2f}" if name in before else "", f"{after[name]:.2f}") for name in after]
-            parts.append("\n".join(f"| {' | '.join(map(_one_line, row))} |" for row in rows))
+            rows = {_one_line(name): {"before": before.get(name, ""), "after": after[name]} for name in after}
+            parts.append(format_table(rows, "measured"))
         return "\n\n".join(parts)
 
 

@@ -84,14 +84,13 @@ def rotate(newest: Path, best: str | None, limit: int | None) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def publish(checkpoint: Path) -> Path:
+def publish(checkpoint: Path) -> None:
     """Moves a complete checkpoint out of the folder UNFINISHED, and replaces an earlier checkpoint of that step."""
     aside, target = checkpoint.parent, checkpoint.parent.with_name(checkpoint.name)
     if target.exists():
         target.rename(aside / f"old-{target.name}")
     checkpoint.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
-    return target
 
 
 def check_writable(folder: str | Path) -> None:

@@ -12,18 +12,17 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
-from st_simcse.data.lengths import rows_unknown
+from st_simcse.data.lengths import rows_unknown, spaced
 from st_simcse.losses import MomentumQueue, SimCSELoss
 from st_simcse.losses.own_weights import own_parameters
 from st_simcse.losses.simcse import simcse_losses
 
 __all__ = [
-    "check_batches",
-    "check_known",
     "check_model",
     "check_negatives",
     "check_optimizer",
     "check_pair_names",
+    "check_rows",
     "constant_columns",
 ]
 
@@ -90,46 +89,42 @@ def _constant(dataset: Dataset) -> dict[str, str]:
     return constant
 
 
-def check_batches(data: Any, args: Any) -> None:
-    """Checks that each dataset has a batch if incomplete batches are dropped.
-
-    Raises:
-        ValueError: If a dataset has fewer rows than a batch, so training would use none of them.
-    """
-    if not getattr(args, "drops_last_batches", args.dataloader_drop_last):
-        return
-    for name, dataset in (data if isinstance(data, Mapping) else {"": data}).items():
-        if isinstance(dataset, Dataset) and len(dataset) < args.train_batch_size:
-            raise ValueError(
-                f"dataloader_drop_last (--dataloader_drop_last) drops all {len(dataset)} rows of train_dataset"
-                f"{f'[{name!r}]' * bool(name)}, because a batch has {args.train_batch_size}. Leave it out, or lower "
-                "per_device_train_batch_size (--per_device_train_batch_size)."
-            )
-
-
-def check_known(data: Any, texts: Mapping[str, Sequence[str]], model: SentenceTransformer) -> None:
-    """Checks that the tokenizer knows some of the texts. A sample of each dataset shows it.
+def check_rows(data: Any, texts: Mapping[str, Sequence[str]], model: SentenceTransformer, args: Any) -> None:
+    """Checks that each dataset has rows that training uses, and texts that the model can tell apart.
 
     Args:
         data: The training data, a dataset or several by name. Streams are not checked.
         texts: The names of the text columns by dataset.
         model: The model to train.
+        args: The training arguments.
 
     Raises:
-        ValueError: If all texts consist of unknown tokens, so the model cannot tell them apart.
+        ValueError: If incomplete batches are dropped and a dataset has fewer rows than a batch. If the tokenizer knows
+            none of the texts, which a sample shows.
     """
+    drops = getattr(args, "drops_last_batches", args.dataloader_drop_last)
     for name, dataset in (data if isinstance(data, Mapping) else {"": data}).items():
-        if not isinstance(dataset, Dataset) or dataset.format["type"] == "custom" or not texts.get(name):
+        if not isinstance(dataset, Dataset):
             continue
-        columns = dataset.select_columns(list(texts[name]))
-        sample = columns.select(range(0, len(dataset), -(-len(dataset) // SAMPLE) or 1))
-        some = [text for row in sample for text in row.values() if isinstance(text, str)]
-        if some and len(rows_unknown(model, some)) == len(some):
+        if drops and len(dataset) < args.train_batch_size:
             raise ValueError(
-                f"The model's tokenizer does not know any word or character of {len(some)} texts of the training data, "
-                f"such as {some[0][:50]!r}, so the model cannot tell them apart. Choose a model for this language, or "
-                "check the encoding of the file."
+                f"dataloader_drop_last (--dataloader_drop_last) drops all {len(dataset)} rows of train_dataset"
+                f"{f'[{name!r}]' * bool(name)}, because a batch has {args.train_batch_size}. Leave it out, or lower "
+                "per_device_train_batch_size (--per_device_train_batch_size)."
             )
+        if dataset.format["type"] != "custom" and texts.get(name):
+            columns = dataset.select_columns(list(texts[name]))
+            _check_known([*columns.select(spaced(len(dataset), SAMPLE))], model)
+
+
+def _check_known(rows: Sequence[Mapping[str, Any]], model: SentenceTransformer) -> None:
+    some = [text for row in rows for text in row.values() if isinstance(text, str)]
+    if some and len(rows_unknown(model, some)) == len(some):
+        raise ValueError(
+            f"The model's tokenizer does not know any word or character of {len(some)} texts of the training data, "
+            f"such as {some[0][:50]!r}, so the model cannot tell them apart. Choose a model for this language, or "
+            "check the encoding of the file."
+        )
 
 
 def check_negatives(

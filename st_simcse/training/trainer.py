@@ -40,13 +40,7 @@ from st_simcse.training.run_folder import check_writable
 from st_simcse.training.samplers import EvenBatchSampler, RoundSampler
 from st_simcse.training.sharding import check_shardable
 from st_simcse.training.start_average import StartAverage, check_start_weight
-from st_simcse.training.trainable import (
-    check_batches,
-    check_known,
-    check_negatives,
-    check_pair_names,
-    constant_columns,
-)
+from st_simcse.training.trainable import check_negatives, check_pair_names, check_rows, constant_columns
 from st_simcse.training.training_arguments import SimCSETrainingArguments, limit_training_length
 
 __all__ = ["SimCSETrainer"]
@@ -238,8 +232,7 @@ class SimCSETrainer(ResumableTrainer):
         check_start_weight(self._start_weight, self.model, self.accelerator.state, self.model_init is not None)
         self._take_lists_of_negatives()
         check_negatives(self._losses(), self._text_columns(), constant, args)
-        check_batches(self.train_dataset, args)
-        check_known(self.train_dataset, self._text_columns(), self.model)
+        check_rows(self.train_dataset, self._text_columns(), self.model, args)
         max_length = getattr(self.args, "max_length", None)
         check_prompts(
             self.args.prompts,

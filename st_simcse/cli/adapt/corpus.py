@@ -10,16 +10,10 @@ from pathlib import Path
 from datasets import Dataset
 
 from st_simcse.cli.adapt.task import Task
-from st_simcse.data.readers import SentenceReader
+from st_simcse.data.readers import SentenceReader, texts_of
 
 BATCH = 64
 LEAST_TEXTS = 2 * BATCH
-
-
-def texts_of(dataset: Dataset) -> Iterator[str]:
-    """Yields the texts of a data set that SentenceReader made."""
-    for rows in dataset.iter(1000):
-        yield from rows["sentence"]
 
 
 def write_corpus(task: Task, texts: Dataset, measured: set[str]) -> tuple[Dataset, int]:

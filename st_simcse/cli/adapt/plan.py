@@ -17,13 +17,14 @@ from tqdm import tqdm
 from st_simcse.budget import Pace, Share, share_budget
 from st_simcse.choice import Kind
 from st_simcse.cli import train
-from st_simcse.cli.adapt.corpus import BATCH, sample, texts_of, write, write_corpus
+from st_simcse.cli.adapt.corpus import BATCH, sample, write, write_corpus
 from st_simcse.cli.adapt.task import PICTURED, Plan, Task, describe
 from st_simcse.cli.adapt.timing import STEPS, encoding_seconds, step_seconds
 from st_simcse.cli.inputs import identities
 from st_simcse.cli.runs import changed_inputs, measures
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
 from st_simcse.data.lengths import count_longer
+from st_simcse.data.readers import texts_of
 from st_simcse.evaluation import KNNEvaluator
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.model_profile import ModelProfile, profile_model

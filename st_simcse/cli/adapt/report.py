@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from st_simcse.choice import noise
-from st_simcse.cli.adapt.corpus import texts_of
 from st_simcse.cli.adapt.task import PICTURED, Plan, Task, describe
 from st_simcse.cli.adapt.trials import Outcome, Trials, final_command
 from st_simcse.cli.compare import as_cells, plot_numbers
-from st_simcse.data.readers import SentenceReader
+from st_simcse.data.readers import SentenceReader, texts_of
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.fast_encode import fast_encode
 from st_simcse.plots import name_clusters, plot_map, plot_similarities

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from itertools import pairwise
+from statistics import median_high
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -58,5 +60,4 @@ def step_seconds(task: Task, length: int, candidate: Candidate, texts: list[str]
             train.run([*argv, "--output_dir", folder], callbacks=[clock], before=False)
     finally:
         file.unlink()
-    steps = sorted(end - begin for begin, end in zip(clock.ends, clock.ends[1:], strict=False))
-    return steps[len(steps) // 2]
+    return median_high(end - begin for begin, end in pairwise(clock.ends))

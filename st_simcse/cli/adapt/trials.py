@@ -14,12 +14,11 @@ from tqdm import tqdm
 
 from st_simcse.choice import choose, noise
 from st_simcse.cli import train
-from st_simcse.cli.adapt.corpus import texts_of
 from st_simcse.cli.adapt.task import Plan, Task
 from st_simcse.cli.compare import Comparison, Numbers, train_all
 from st_simcse.cli.inputs import identities
 from st_simcse.cli.runs import Result, Run, in_this_process, measured, write_result
-from st_simcse.data.readers import SentenceReader
+from st_simcse.data.readers import SentenceReader, texts_of
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.embed_once import embed_once
 from st_simcse.models.whitening import whiten
