@@ -117,8 +117,10 @@ def _average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
     A parameter without a gradient in every process keeps none. Optimizers then skip it, as they do in a single process.
     """
+    if not is_distributed():
+        return
     parameters = list(parameters)
-    if not is_distributed() or not parameters:
+    if not parameters:
         return
     used = torch.tensor([parameter.grad is not None for parameter in parameters], device=parameters[0].device).int()
     dist.all_reduce(used, op=dist.ReduceOp.MAX)

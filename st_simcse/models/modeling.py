@@ -32,6 +32,7 @@ from st_simcse.models.lora import adapters, add_lora, check_peft, restore_adapte
 from st_simcse.models.model_files import cached_file, full_name, weights_file
 from st_simcse.models.original import MLP_NAMES, recognise, trained_dense
 from st_simcse.models.pickling import make_picklable
+from st_simcse.models.precision import HALF
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -300,7 +301,7 @@ def _asks_for_precision(options: dict[str, Any]) -> bool:
 
 def _set_float32(model: SentenceTransformer, name: str | os.PathLike[str]) -> None:
     saved = model.dtype
-    if saved in (torch.bfloat16, torch.float16):
+    if saved in HALF:
         model.float()
         precision = str(saved).removeprefix("torch.")
         logger.warning(

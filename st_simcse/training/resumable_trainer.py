@@ -114,7 +114,7 @@ class ResumableTrainer(SentenceTransformerTrainer):
         if self._fsdp:
             if not isinstance(self.model, FSDPModule):
                 self._without_weights = without_weights(self.model)
-            self._unsharded_weights = UnshardedWeights(self._loss_parameters())
+            self._unsharded_weights = UnshardedWeights(list(self._loss_parameters()))
             self._unsharded_weights.take_out(optimizer)
         return optimizer
 
@@ -459,8 +459,9 @@ class ResumableTrainer(SentenceTransformerTrainer):
     def _own_buffers_name(self) -> str:
         return LOSS_WEIGHTS_NAME.replace(".", f"_{self.args.process_index}.")
 
-    def _loss_parameters(self) -> list[torch.nn.Parameter]:
-        return [weight for loss in self._losses().values() for weight in own_parameters(loss, self.model)]
+    def _loss_parameters(self) -> Iterator[torch.nn.Parameter]:
+        for loss in self._losses().values():
+            yield from own_parameters(loss, self.model)
 
     def _losses(self) -> dict[str, torch.nn.Module]:
         return self.loss if isinstance(self.loss, dict) else {"": self.loss}

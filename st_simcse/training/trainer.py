@@ -32,6 +32,7 @@ from st_simcse.losses.options import check_compatible
 from st_simcse.losses.own_weights import own_weights
 from st_simcse.losses.simcse import simcse_losses
 from st_simcse.losses.st_internals import chunked_outputs
+from st_simcse.models.precision import HALF
 from st_simcse.training.loss_synchronizer import LossSynchronizer
 from st_simcse.training.model_card import ModelCardCallback
 from st_simcse.training.negatives import NegativesCollator, check_lists, list_columns, longest_list
@@ -130,7 +131,7 @@ def _warn_of_half_precision(model: torch.nn.Module) -> None:
     half = {
         str(weight.dtype).removeprefix("torch.")
         for weight in model.parameters()
-        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16)
+        if weight.requires_grad and weight.dtype in HALF
     }
     if half:
         logger.warning(
