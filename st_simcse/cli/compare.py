@@ -135,6 +135,16 @@ class Comparison:
     common: list[str]
     tests: dict[str, Any]
 
+    def runs(self, is_quiet: bool = False) -> list[Run]:
+        """Returns the runs of all recipes, seed by seed."""
+        from st_simcse.cli.runs import Run
+
+        return [
+            Run(recipe, seed, [*self.common, *words], self.tests, self.args.output_dir, is_quiet)
+            for seed in self.args.seeds
+            for recipe, words in self.recipes.items()
+        ]
+
 
 def run(argv: Sequence[str]) -> Numbers:
     """Trains the recipes that have no results yet, and prints the table.
@@ -224,14 +234,9 @@ def train_all(
     Raises:
         ValueError: If the folder has results of other options, data or models, or if inputs changed during the runs.
     """
-    from st_simcse.cli.runs import Run, in_a_process
+    from st_simcse.cli.runs import in_a_process
 
-    args, execute = comparison.args, execute or in_a_process
-    runs = [
-        Run(recipe, seed, [*comparison.common, *words], comparison.tests, args.output_dir, is_quiet)
-        for seed in args.seeds
-        for recipe, words in comparison.recipes.items()
-    ]
+    args, execute, runs = comparison.args, execute or in_a_process, comparison.runs(is_quiet)
     results = _found(runs, args.redo)
     failures: dict[str, str] = {}
     for number, one in enumerate(progress(runs)):

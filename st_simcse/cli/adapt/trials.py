@@ -30,7 +30,6 @@ from st_simcse.training.run_folder import UNFINISHED
 logger = logging.getLogger(__name__)
 
 CARD_SECTION = "How it was chosen"
-FINAL_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _scores(plan: Plan, trials: Trials) -> dict[str, list[float]]:
 def train_final(task: Task, plan: Plan, candidate: Candidate) -> dict[str, list[float]]:
     """Trains and measures the recipe on all texts. Its model stays in the folder until it is saved."""
     once = comparison(task, plan, [candidate], 1, "corpus", "final")
-    run = final_run(once, candidate)
+    (run,) = once.runs()
     is_saved = task.model.exists()
     if not run.model.exists() and not is_saved:
         run.file.unlink(missing_ok=True)  # these are numbers of a model that no longer exists
@@ -186,16 +185,16 @@ def train_final(task: Task, plan: Plan, candidate: Candidate) -> dict[str, list[
     return numbers[candidate.name]
 
 
-def final_run(once: Comparison, candidate: Candidate) -> Run:
-    """Makes the run of the recipe on all texts."""
-    return Run(candidate.name, FINAL_SEED, [*once.common, *candidate.words], once.tests, once.args.output_dir)
+def final_run(task: Task, plan: Plan, candidate: Candidate) -> Run:
+    """Returns the run of the recipe on all texts."""
+    (run,) = comparison(task, plan, [candidate], 1, "corpus", "final").runs()
+    return run
 
 
 def final_command(task: Task, plan: Plan, name: str) -> list[str]:
     """Returns the ``st-simcse train`` command that trains the saved model again, as a list of arguments."""
-    candidate = plan.candidate(name)
-    once = comparison(task, plan, [candidate], 1, "corpus", "final")
-    options = [*final_run(once, candidate).options, "--seed", str(FINAL_SEED)]
+    run = final_run(task, plan, plan.candidate(name))
+    options = [*run.options, "--seed", str(run.seed)]
     return ["st-simcse", "train", *options, "--output_dir", f"{task.model}-again"]
 
 
@@ -206,10 +205,9 @@ def save_model(task: Task, plan: Plan, outcome: Outcome) -> None:
     if outcome.name == BEFORE:
         made = task.folder / UNFINISHED / "model"
         load_model(task.args.model_name_or_path, task.pooling).save_pretrained(str(made))
-        shutil.rmtree(task.folder / "final" / outcome.tried / f"seed-{FINAL_SEED}", ignore_errors=True)
+        shutil.rmtree(final_run(task, plan, plan.candidate(outcome.tried)).model, ignore_errors=True)
     else:
-        candidate = plan.candidate(outcome.name)
-        made = final_run(comparison(task, plan, [candidate], 1, "corpus", "final"), candidate).model
+        made = final_run(task, plan, plan.candidate(outcome.name)).model
     card = made / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else ""
     section = as_markdown(CARD_SECTION, [Paragraph(outcome.why), Command(shown_command(task.command))])
