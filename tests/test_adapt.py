@@ -451,6 +451,7 @@ def test_checkpoints_are_saved_where_scored_pairs_choose_among_them(corpus, made
         assert ("--save_strategy no" not in " ".join(options)) == saves
 
 
+@pytest.mark.slow
 def test_the_costs_that_are_told(corpus, made_up, monkeypatch, capsys):
     """By hand: a text takes a tenth of a second, a step a second."""
     _, pairs = corpus
@@ -560,6 +561,7 @@ def test_where_nothing_wins_the_model_stays_as_it_was(corpus, made_up, capsys):
     assert "--output_dir out" not in card
 
 
+@pytest.mark.slow
 def test_a_winner_that_is_no_gain_on_all_texts_is_not_saved(corpus, made_up):
     scores, done = made_up
     scores |= {"simcse": 60.0, ("final", "simcse"): 50.0}

@@ -141,6 +141,7 @@ def test_waits_are_told_with_their_place(benchmark, monkeypatch):
     assert modes == ["warn", "default"]
 
 
+@pytest.mark.slow
 def test_whole_run(benchmark, monkeypatch, capsys, tmp_path, sentences, generated):
     """Each of the three trains, and the table has the dev score of each saved model."""
     whole_run = benchmark("whole_run")

@@ -253,6 +253,7 @@ def test_pictures_are_fit_to_publish(tmp_path, drawn):
 ODD = ["_base", "$\\frac$ and $", "cost $5_6$", "a\\$b", "__"]
 
 
+@pytest.mark.slow
 def test_names_are_drawn_as_they_are_written(tmp_path, drawn):
     """No mathematics, and none left out of the legend."""
     history = [{"uniformity": -3.0, "alignment": 0.1}]

@@ -608,6 +608,7 @@ def _recall(searcher, queries, exact):
     return np.mean([len(a & b) / len(b) for a, b in zip(_rows(searcher, queries), exact, strict=True)])
 
 
+@pytest.mark.slow
 def test_indexes_of_faiss_find_what_the_exact_search_finds(tmp_path, embedded):
     texts = list(dict.fromkeys(generate_corpus(1000).sentences))
     corpus, more, queries = texts[:700], texts[700:900], texts[900:]

@@ -142,6 +142,7 @@ def test_other_errors_of_a_loss_stay_as_they_are(sentences, tmp_path):
         SimCSETrainer(model, arguments, dataset, loss=SupSimCSELoss(model)).train()
 
 
+@pytest.mark.slow
 def test_a_plain_trainers_checkpoint_resumes_with_a_warning(sentences, tmp_path, caplog):
     _trainer(sentences, tmp_path / "plain", SentenceTransformerTrainer, head=False).train()
     whole = _trainer(sentences, tmp_path / "whole", head=False)
@@ -453,6 +454,7 @@ def test_a_search_has_trials_of_its_own_and_training_goes_on_after_it(sentences,
     assert searching.evaluate()["eval_loss"] == values[-1]
 
 
+@pytest.mark.slow
 def test_a_decoder_whose_configuration_names_no_padding_token_resumes(sentences, tiny_bert, tmp_path):
     size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     torch.manual_seed(0)
@@ -584,6 +586,7 @@ def test_an_evaluation_leaves_the_random_state_of_every_accelerator(sentences, t
     assert states[kind] == ("of training" if kind != "cpu" else "of the evaluation")
 
 
+@pytest.mark.slow
 def test_batches_shrink_until_they_fit(sentences, tmp_path, caplog):
     """Down to 3 rows, where 8 were asked for; trained and resumed as if 3 had been."""
 
