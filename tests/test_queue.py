@@ -255,6 +255,17 @@ def test_the_queue_of_a_copied_loss_follows_the_copied_model(model, sentences):
     assert queue.train() is queue
 
 
+def test_a_model_of_one_module_has_a_queue(static_model, sentences):
+    model = SentenceTransformer(modules=[static_model[0]], device="cpu")
+    loss = SupSimCSELoss(model, options=[MomentumQueue(8)])
+    loss([model.preprocess(sentences), model.preprocess(sentences[::-1])]).backward()
+    assert torch.allclose(
+        loss.sources["momentum_queue"].negatives()[0],
+        model(model.preprocess(sentences[::-1]))["sentence_embedding"],
+        atol=1e-6,
+    )
+
+
 @pytest.mark.parametrize("options", [{"size": 0}, {"size": 2.5}, {"size": "4"}, {"size": 4, "momentum": 1.5}])
 def test_bad_options(options):
     with pytest.raises(ValueError, match="MomentumQueue needs (an integer size|a finite momentum) of at least"):
