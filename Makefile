@@ -25,7 +25,7 @@ test: checks
 	.venv/bin/pytest -n auto --dist worksteal
 
 test-all: checks
-	@echo 'Now all tests: ten minutes on two cores, and four more with real data. Without it, its tests are skipped; the'
+	@echo 'Now all tests: 12 to 19 minutes on two cores, and five more with real data. Without it, its tests are skipped; the'
 	@echo 'end says which, why, and what fetches it.'
 	.venv/bin/pytest -n auto --dist worksteal -m ''
 
