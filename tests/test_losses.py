@@ -255,6 +255,16 @@ def test_dropout_is_in_the_positive_pairs_alone(model, static_model, sentences, 
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
+def test_dropout_free_negatives_are_the_first_views(model, sentences):
+    loss, seen = UnsupSimCSELoss(model.eval(), options=[DropoutFreeNegatives()]), []
+    original = loss.compute_loss_from_embeddings
+    loss.compute_loss_from_embeddings = lambda columns, *rest: seen.extend(columns) or original(columns, *rest)
+    loss(_features(model, sentences, sentences[::-1]))
+    first, second, dropout_free = seen
+    assert torch.allclose(dropout_free, first, atol=1e-5)
+    assert not torch.allclose(dropout_free, second, atol=1e-2)
+
+
 def test_dropout_free_negatives_in_mini_batches_are_refused(model):
     with pytest.raises(ValueError, match="DropoutFreeNegatives cannot be combined with mini_batch_size"):
         UnsupSimCSELoss(model, mini_batch_size=3, options=[DropoutFreeNegatives()])
