@@ -265,6 +265,19 @@ def test_dropout_free_negatives_are_the_first_views(model, sentences):
     assert not torch.allclose(dropout_free, second, atol=1e-2)
 
 
+def test_cached_gradients_are_not_rounded(model, sentences):
+    """The backward pass from the loss to the embeddings is in float32, whatever the precision around it."""
+    gradients = []
+    for mini_batch_size in (None, 3):
+        loss = UnsupSimCSELoss(model.eval(), mini_batch_size=mini_batch_size, options=[DimensionContrast(10.0)])
+        model.zero_grad()
+        terms = loss(_features(model, sentences, sentences[::-1]))
+        (sum(terms.values()) if isinstance(terms, dict) else terms).backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]))
+    exact, cached = gradients
+    assert (exact - cached).norm() < 1e-4 * exact.norm()
+
+
 def test_dropout_free_negatives_in_mini_batches_are_refused(model):
     with pytest.raises(ValueError, match="DropoutFreeNegatives cannot be combined with mini_batch_size"):
         UnsupSimCSELoss(model, mini_batch_size=3, options=[DropoutFreeNegatives()])
