@@ -203,7 +203,7 @@ def parse_comparison(argv: Sequence[str], needs_data: bool = True) -> Comparison
     from st_simcse.cli.runs import measures
 
     has_dev = any(measure.split == "dev" for measure in measures(tests))
-    _check_options(recipes, common, has_dev or not needs_data)
+    _check_options(recipes, common, has_dev, needs_data)
     return Comparison(args, recipes, common, tests)
 
 
@@ -300,7 +300,7 @@ def _said_of(recipe: str) -> Iterator[None]:
         raise SystemExit(f"st-simcse compare: recipe {recipe!r}: {error}") from error
 
 
-def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bool) -> None:
+def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bool, needs_data: bool) -> None:
     """Checks the recipes as far as possible before any of them is trained."""
     from st_simcse.cli import train
     from st_simcse.cli.baselines import check_baseline
@@ -319,12 +319,18 @@ def _check_options(recipes: dict[str, list[str]], common: list[str], has_dev: bo
                 check_baseline(baseline, words, data_args, training_args)
             else:
                 train.check_teacher(make_options(loss_args), data_args.teacher or [])
-        if not (has_dev or data_args.dev_file or data_args.dev_dataset):
+        if needs_data and not (has_dev or data_args.dev_file or data_args.dev_dataset):
             raise ValueError(
                 "compare needs dev data to compare the recipes on: pass --dev_file or --dev_dataset with scored pairs, "
                 "--knn_dev_file or --retrieval_dev_file"
             )
-    for evaluator in train.pair_evaluators(data_args):  # the pairs are the same for all recipes
+    if needs_data:
+        check_names(train.pair_evaluators(data_args))  # the pairs are the same for all recipes
+
+
+def check_names(evaluators: Iterable[Any]) -> None:
+    """Raises ValueError if an evaluator has the name of a column that the table has besides."""
+    for evaluator in evaluators:
         if evaluator.name in (*COSTS, AVERAGE):
             raise ValueError(
                 f"the table of the results has a column {evaluator.name!r} of its own, so no data can have this name: "

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import normalize_embeddings
 from torch import Tensor
 
-from st_simcse.data.training_data import LABEL_COLUMNS
+from st_simcse.data.training_data import LABEL_COLUMNS, TEXT_TYPES
 from st_simcse.models.fast_encode import fast_encode
 from st_simcse.objective import normalize
 
@@ -25,7 +25,6 @@ __all__ = ["LABEL", "add_teacher_embeddings", "check_teacher_columns", "teacher_
 LABEL = "label"
 # The number of rows that are sorted by length and embedded together.
 ROWS = 10_000
-_TEXTS = (Value("string"), Value("large_string"))
 
 
 def add_teacher_embeddings(
@@ -81,7 +80,9 @@ def add_teacher_embeddings(
             f"got {len(teachers)} teacher(s) and the weights {weights}: pass at least one teacher, and one positive "
             "weight for each"
         )
-    if others := [name for name, feature in dataset.features.items() if feature not in _TEXTS]:
+    if others := [
+        name for name, feature in dataset.features.items() if getattr(feature, "dtype", None) not in TEXT_TYPES
+    ]:
         raise ValueError(
             f"a teacher embeds texts, but the column {others[0]!r} is {dataset.features[others[0]]}: put lists of hard "
             "negatives into columns of texts negative_1, negative_2, ..., and remove other columns with remove_columns"

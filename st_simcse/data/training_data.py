@@ -15,10 +15,12 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 
 from st_simcse.data.readers import TripletReader
 
-__all__ = ["LABEL_COLUMNS", "as_dataset", "check_texts"]
+__all__ = ["LABEL_COLUMNS", "TEXT_TYPES", "as_dataset", "check_texts"]
 
 # The label columns of ST's data collator.
 LABEL_COLUMNS: list[str] = SentenceTransformerDataCollator(preprocess_fn=dict).valid_label_columns
+# The types of Arrow columns of texts.
+TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 def as_dataset(data: Any, argument: str) -> Any:
@@ -149,7 +151,7 @@ def check_texts(data: Any, argument: str, label_columns: Collection[str]) -> Non
         inner = getattr(feature, "feature", feature)  # of a list
         if name in label_columns or not isinstance(inner, Value):
             continue
-        if inner.dtype not in ("string", "large_string", "string_view", "null"):
+        if inner.dtype not in (*TEXT_TYPES, "null"):
             kind = "values" if inner is feature else "lists"
             raise ValueError(
                 f"{argument}, column {name!r}: expected texts, found {inner.dtype} {kind}: remove the column with "

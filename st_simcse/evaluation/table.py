@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
-__all__ = ["append_row", "check_defined", "format_table"]
+__all__ = ["append_row", "check_defined", "format_table", "with_average"]
 
 
 def format_table(rows: Mapping[str, Mapping[str, float | str]], corner: str = "model") -> str:

@@ -20,23 +20,27 @@ def computes_in_bf16(use_cpu: bool) -> bool:
     return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def resolved(precision: Precision, device: torch.device, weights: torch.dtype | None) -> str:
-    """Returns the precision that models on the device compute in: ``auto`` is bfloat16, or that of the weights.
+def resolved(precision: Precision, device: torch.device | None, weights: torch.dtype | None) -> str:
+    """Returns the precision that models compute in: ``auto`` is bfloat16 where it is faster, or that of the weights.
 
     Args:
         precision: As in :func:`computing_in`.
-        device: As in :func:`computing_in`.
+        device: As in :func:`computing_in`, or None if autocast is not used.
         weights: As in :func:`computing_in`.
 
     Example:
-        >>> resolved("auto", torch.device("cpu"), torch.float16), resolved("float32", torch.device("cpu"), None)
+        >>> resolved("auto", torch.device("cpu"), torch.float16), resolved("float32", None, None)
         ('float16', 'float32')
     """
     if precision != "auto":
         return precision
-    is_known = device.type in ("cpu", "cuda") and weights == torch.float32
-    is_faster = is_known and computes_in_bf16(use_cpu=device.type == "cpu")
+    is_faster = device is not None and _is_faster_in_bf16(device, weights)
     return "bfloat16" if is_faster else str(weights or torch.float32).removeprefix("torch.")
+
+
+def _is_faster_in_bf16(device: torch.device, weights: torch.dtype | None) -> bool:
+    is_known = device.type in ("cpu", "cuda") and weights == torch.float32
+    return is_known and computes_in_bf16(use_cpu=device.type == "cpu")
 
 
 def computing_in(
@@ -58,7 +62,7 @@ def computing_in(
     if precision == "float32":
         has_autocast = torch.amp.is_autocast_available(device.type)
         return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
-    name = resolved(precision, device, weights)
-    if precision == "auto" and (weights is None or name == str(weights).removeprefix("torch.")):
-        return nullcontext()
-    return torch.autocast(device.type, getattr(torch, name))
+    if precision == "auto":
+        is_faster = _is_faster_in_bf16(device, weights)
+        return torch.autocast(device.type, torch.bfloat16) if is_faster else nullcontext()
+    return torch.autocast(device.type, getattr(torch, precision))

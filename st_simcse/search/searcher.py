@@ -333,11 +333,11 @@ class Searcher:
         return self._encoder.compute if isinstance(self._encoder, FastModel) else "auto"
 
     def _precision(self, device: str | list[str] | None) -> str:
-        """Returns the precision that embeddings are computed in on this device. Several devices use no autocast."""
-        weights = self.model.dtype
+        """Returns the precision that embeddings are computed in on this device."""
+        # Several processes use no autocast, and neither do models with their own encode.
         if isinstance(device, list) or not isinstance(self._encoder, FastModel):
-            return str(weights).removeprefix("torch.")
-        return resolved(self._asked_precision, torch.device(device or self.model.device), weights)
+            return resolved(self._asked_precision, None, self.model.dtype)
+        return resolved(self._asked_precision, torch.device(device or self.model.device), self.model.dtype)
 
     def _check_tokens(self, what: str, texts: Sequence[str] | Dataset, **options: Any) -> None:
         """Raises ValueError if texts have no tokens. The message names the first of them."""
@@ -421,11 +421,11 @@ def cached_searcher(
         'Two dogs run.'
     """
     found, made_by = _Corpus.of(corpus), fingerprint(model)
-    precision = [model.compute] if isinstance(model, FastModel) and model.compute != "auto" else []
+    searcher = Searcher(model)
+    precision = [] if searcher._asked_precision == "auto" else [searcher._asked_precision]
     name = text_digest([made_by, found.digest, *precision])
     folder = Path(cache_dir or cached_assets_path("st_simcse", "embeddings"), name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # only accessible to the user
-    searcher = Searcher(model)
     searcher._build(found, made_by, IndexFolder(folder), ExactIndex())
     return searcher
 

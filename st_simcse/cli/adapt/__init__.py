@@ -111,7 +111,7 @@ def run(argv: Sequence[str]) -> str:
             plan = make_plan(task)
             trials = run_trials(task, plan)
             outcome = decide(task, plan, trials)
-            save_model(task, plan, outcome)
+            save_model(task, outcome)
             write_report(task, plan, trials, outcome)
         except KeyboardInterrupt:
             print("The finished runs are kept. Run the same command again to continue.")

@@ -20,6 +20,7 @@ from st_simcse.cli import train
 from st_simcse.cli.adapt.corpus import BATCH, sample, write, write_corpus
 from st_simcse.cli.adapt.task import PICTURED, Plan, Task, describe
 from st_simcse.cli.adapt.timing import STEPS, encoding_seconds, step_seconds
+from st_simcse.cli.compare import check_names
 from st_simcse.cli.inputs import identities
 from st_simcse.cli.runs import changed_inputs, measures
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
@@ -208,6 +209,7 @@ def _measured(task: Task) -> tuple[dict[str, tuple[Kind, int]], set[str]]:
     comparison = task.comparison(task.model_words, [Candidate(BEFORE, "")])
     data_args = train.parse_train(comparison.common)[1]
     pairs: list[Any] = [*train.pair_evaluators(data_args)]
+    check_names(pairs)
     has_dev = bool(data_args.dev_file or data_args.dev_dataset)
     found = measures(comparison.tests)
     dev = {evaluator.name: evaluator for evaluator in pairs[:has_dev]}

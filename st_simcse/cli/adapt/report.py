@@ -35,7 +35,7 @@ def write_report(task: Task, plan: Plan, trials: Trials, outcome: Outcome) -> No
         *_recipes(plan, trials),
         *_table(plan, trials, outcome),
         *_pictures(task, trials, outcome),
-        *_commands(task, plan, outcome),
+        *_commands(task, outcome),
     ]
     for name, text in (
         ("report.md", as_markdown(TITLE, blocks, task.folder)),
@@ -59,9 +59,9 @@ def _recipes(plan: Plan, trials: Trials) -> list[Block]:
 def _table(plan: Plan, trials: Trials, outcome: Outcome) -> list[Block]:
     rows = as_cells(trials.numbers)
     chosen = outcome.name
-    if outcome.final:
-        rows |= as_cells({outcome.tried + FINAL: outcome.final})
-        chosen += FINAL if outcome.name == outcome.tried else ""
+    if outcome.run:
+        rows |= as_cells({outcome.run.recipe + FINAL: outcome.final})
+        chosen += FINAL if outcome.name == outcome.run.recipe else ""
     if not rows:
         return []
     told = "Mean and standard deviation over seeds, × 100 except for costs. The row of the saved model is in bold. "
@@ -132,13 +132,13 @@ def _halves(text: str) -> tuple[str, str]:
     return joined.join(parts[:middle]), joined.join(parts[middle:])
 
 
-def _commands(task: Task, plan: Plan, outcome: Outcome) -> list[Block]:
+def _commands(task: Task, outcome: Outcome) -> list[Block]:
     blocks: list[Block] = [
         Heading("How to repeat this"),
         Paragraph("This command repeats all steps if you give it another folder:"),
         Command(shlex.join(task.command)),
     ]
-    if outcome.name != BEFORE:
+    if outcome.name != BEFORE and outcome.run:
         blocks.append(Paragraph("This command trains the saved model again, on the texts that adapt wrote:"))
-        blocks.append(Command(shlex.join(final_command(task, plan, outcome.name))))
+        blocks.append(Command(shlex.join(final_command(task, outcome.run))))
     return blocks

@@ -48,13 +48,13 @@ class Outcome:
         name: The recipe of the saved model.
         why: The reasons, in a few sentences.
         final: The numbers of the recipe that was trained on all texts, whether or not it is saved.
-        tried: The name of that recipe.
+        run: The run of that recipe. None if no recipe was trained on all texts.
     """
 
     name: str
     why: str
     final: dict[str, list[float]]
-    tried: str
+    run: Run | None = None
 
 
 class Untrained:
@@ -137,13 +137,13 @@ def decide(task: Task, plan: Plan, trials: Trials) -> Outcome:
     choice = choose(selected, BEFORE, noise(plan.dev.values()))
     name, why = choice.name, choice.why
     if name == BEFORE:
-        return Outcome(BEFORE, f"{why} The original model is saved.", {}, BEFORE)
-    final = train_final(task, plan, plan.candidate(name))
+        return Outcome(BEFORE, f"{why} The original model is saved.", {})
+    final, run = train_final(task, plan, plan.candidate(name))
     before, after = selected[BEFORE][0], next(iter(final.values()))[0]
     told = f"{why} Trained on all texts, it scores {after:.2f}, and the original model {before:.2f}"
     if after <= before:
-        return Outcome(BEFORE, f"{told}. This is no gain, so the original model is saved.", final, name)
-    return Outcome(name, f"{told}.", final, name)
+        return Outcome(BEFORE, f"{told}. This is no gain, so the original model is saved.", final, run)
+    return Outcome(name, f"{told}.", final, run)
 
 
 def _decide_without_dev(task: Task, plan: Plan) -> Outcome:
@@ -151,13 +151,13 @@ def _decide_without_dev(task: Task, plan: Plan) -> Outcome:
     name = safest(plan.model)
     if name in plan.left_out:
         why += f" {name} was the safest in our measurements, but {plan.left_out[name]}, so the original model is saved."
-        return Outcome(BEFORE, why, {}, BEFORE)
+        return Outcome(BEFORE, why, {})
     if name == BEFORE:
         why += " The original model was the safest in our measurements, so it is saved unchanged."
-        return Outcome(BEFORE, why, {}, BEFORE)
-    final = train_final(task, plan, plan.candidate(name))
+        return Outcome(BEFORE, why, {})
+    final, run = train_final(task, plan, plan.candidate(name))
     return Outcome(
-        name, f"{why} {name} was the safest in our measurements. It was fitted to all texts and saved.", final, name
+        name, f"{why} {name} was the safest in our measurements. It was fitted to all texts and saved.", final, run
     )
 
 
@@ -170,8 +170,11 @@ def _scores(plan: Plan, trials: Trials) -> dict[str, list[float]]:
     return found
 
 
-def train_final(task: Task, plan: Plan, candidate: Candidate) -> dict[str, list[float]]:
-    """Trains and measures the recipe on all texts. Its model stays in the folder until it is saved."""
+def train_final(task: Task, plan: Plan, candidate: Candidate) -> tuple[dict[str, list[float]], Run]:
+    """Trains and measures the recipe on all texts, and returns its numbers and run.
+
+    Its model stays in the folder of the run until it is saved.
+    """
     once = comparison(task, plan, [candidate], 1, "corpus", "final")
     (run,) = once.runs()
     is_saved = task.model.exists()
@@ -182,32 +185,25 @@ def train_final(task: Task, plan: Plan, candidate: Candidate) -> dict[str, list[
         numbers, failures = train_all(once, lambda runs: _watched(runs, bar), say, execute=in_this_process)
     if failures:
         raise ValueError(f"the training on all texts failed: {failures[candidate.name]}")
-    return numbers[candidate.name]
+    return numbers[candidate.name], run
 
 
-def final_run(task: Task, plan: Plan, candidate: Candidate) -> Run:
-    """Returns the run of the recipe on all texts."""
-    (run,) = comparison(task, plan, [candidate], 1, "corpus", "final").runs()
-    return run
-
-
-def final_command(task: Task, plan: Plan, name: str) -> list[str]:
+def final_command(task: Task, run: Run) -> list[str]:
     """Returns the ``st-simcse train`` command that trains the saved model again, as a list of arguments."""
-    run = final_run(task, plan, plan.candidate(name))
-    options = [*run.options, "--seed", str(run.seed)]
-    return ["st-simcse", "train", *options, "--output_dir", f"{task.model}-again"]
+    return ["st-simcse", "train", *run.options, "--seed", str(run.seed), "--output_dir", f"{task.model}-again"]
 
 
-def save_model(task: Task, plan: Plan, outcome: Outcome) -> None:
+def save_model(task: Task, outcome: Outcome) -> None:
     """Moves the complete model to its folder, with a model card that says how it was chosen."""
     if task.model.exists():
         return
-    if outcome.name == BEFORE:
+    if outcome.name != BEFORE and outcome.run:
+        made = outcome.run.model
+    else:
         made = task.folder / UNFINISHED / "model"
         load_model(task.args.model_name_or_path, task.pooling).save_pretrained(str(made))
-        shutil.rmtree(final_run(task, plan, plan.candidate(outcome.tried)).model, ignore_errors=True)
-    else:
-        made = final_run(task, plan, plan.candidate(outcome.name)).model
+        if outcome.run:
+            shutil.rmtree(outcome.run.model, ignore_errors=True)
     card = made / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else ""
     section = as_markdown(CARD_SECTION, [Paragraph(outcome.why), Command(shown_command(task.command))])
