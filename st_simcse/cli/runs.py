@@ -116,16 +116,16 @@ def _kept(run: Run, result: Result | None, keep_model: bool) -> Result:
             shutil.rmtree(checkpoint)
     else:
         shutil.rmtree(run.model)
-    write_result(run, result)
+    write_json(run.file, result)
     return result
 
 
-def write_result(run: Run, result: Result) -> None:
-    """Writes the result to its file, completely or not at all."""
-    run.file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = run.file.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(run.file)
+def write_json(file: Path, value: Any) -> None:
+    """Writes the value to the file, completely or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(file)
 
 
 def _begin() -> None:

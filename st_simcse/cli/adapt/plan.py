@@ -22,7 +22,7 @@ from st_simcse.cli.adapt.task import PICTURED, Plan, Task, describe
 from st_simcse.cli.adapt.timing import STEPS, encoding_seconds, step_seconds
 from st_simcse.cli.compare import check_names
 from st_simcse.cli.inputs import identities
-from st_simcse.cli.runs import changed_inputs, measures
+from st_simcse.cli.runs import changed_inputs, measures, write_json
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
 from st_simcse.data.lengths import count_longer
 from st_simcse.data.readers import texts_of
@@ -67,9 +67,7 @@ def make_plan(task: Task) -> Plan:
         _check_same(file, plan, task.options, inputs)
     else:
         plan = _new_plan(task, inputs)
-        unfinished = file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(asdict(plan), indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        write_json(file, asdict(plan))
     print(describe(plan))
     return plan
 
@@ -122,19 +120,19 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
     some = list(sample(left, min(len(left), STEPS * BATCH)))
     length = training_length(lambda limit: count_longer(model, some, limit) / len(some), kind.reads)
     plan = Plan(
-        task.options,
-        inputs,
-        corpus,
-        kind,
-        length,
-        len(left),
-        without,
-        dev,
-        candidates,
-        left_out,
-        Share(0, 1, 0),
-        0,
-        {},
+        options=task.options,
+        inputs=inputs,
+        corpus=corpus,
+        model=kind,
+        length=length,
+        texts=len(left),
+        measured=without,
+        dev=dev,
+        candidates=candidates,
+        left_out=left_out,
+        share=Share(0, 1, 0),
+        whitening_rows=0,
+        seconds={},
     )
     plan = _with_trials(task, plan, model, left, some, measured) if dev else _without_trials(plan)
     for name, reason in plan.left_out.items():

@@ -17,7 +17,7 @@ from st_simcse.cli import train
 from st_simcse.cli.adapt.task import Plan, Task
 from st_simcse.cli.compare import Comparison, Numbers, train_all
 from st_simcse.cli.inputs import identities
-from st_simcse.cli.runs import Result, Run, in_this_process, measured, write_result
+from st_simcse.cli.runs import Result, Run, in_this_process, measured, write_json
 from st_simcse.data.readers import SentenceReader, texts_of
 from st_simcse.models.checkpoints import load_model
 from st_simcse.models.embed_once import embed_once
@@ -77,7 +77,7 @@ class Untrained:
             whiten(model, texts_of(SentenceReader().get_dataset(str(data_args.train_file))), model_args.whiten_power)
         correlations = train.spearman(train.pair_evaluators(data_args), model)
         result = measured(run, model, correlations, {"seconds": 0.0, "CPU seconds": 0.0}, inputs)
-        write_result(run, result)
+        write_json(run.file, result)
         return result
 
 
