@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from st_simcse.data.corpus_profile import CorpusProfile
+from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
 from st_simcse.models.model_profile import ModelProfile
 from st_simcse.presets import PRESETS
 
-__all__ = ["BEFORE", "Candidate", "safest", "shortlist", "training_length"]
+__all__ = ["BEFORE", "Candidate", "safest", "shortlist", "start_model", "training_length"]
 
 BEFORE = "before"
 HALF = "whitened-0.5"
 LENGTHS = (32, 64, 128, 256)
+# Words that are frequent in English and rare in other languages. Dutch, for example, has "of" and "is" too.
+_ENGLISH = frozenset({"the", "and", "to", "with", "for", "that"})
+_LEAST_ENGLISH = 0.05
+_KANA = re.compile("[\u3040-\u30ff]")
 # The options of presets that depend on the data and the model. The adapt command sets them itself.
 _FOUND = {"model_name_or_path", "pooling", "teacher", "layers", "max_seq_length", "num_train_epochs"}
 
@@ -102,6 +107,23 @@ def shortlist(corpus: CorpusProfile, model: ModelProfile, teachers: Sequence[str
     if teachers:
         found.append(_taught(model, teachers))
     return [*found, _whitened_and_trained(corpus, model)]
+
+
+def start_model(texts: Sequence[str]) -> str:
+    """Returns the name of a small model on the hub for the language of the texts: Chinese, English or another.
+
+    Example:
+        >>> start_model(["Two dogs run to the park."])
+        'sentence-transformers/all-MiniLM-L6-v2'
+    """
+    # Japanese titles may have more Han characters than kana.
+    japanese = sum(_KANA.search(text) is not None for text in texts)
+    if profile_corpus(texts).script == "Han" and japanese < len(texts) / 10:
+        return "BAAI/bge-small-zh-v1.5"
+    words = [word for text in texts for word in text.lower().split()]
+    if sum(word in _ENGLISH for word in words) >= _LEAST_ENGLISH * len(words):
+        return "sentence-transformers/all-MiniLM-L6-v2"
+    return "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
 
 
 def safest(model: ModelProfile) -> str:

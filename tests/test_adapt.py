@@ -32,7 +32,7 @@ from st_simcse.evaluation import STS_TASKS, TRANSFER_TASKS
 from st_simcse.models.embed_once import embed_once
 from st_simcse.models.model_profile import ModelProfile, profile_model
 from st_simcse.report import Command, Heading, Paragraph, Picture, Table, as_html, as_markdown
-from st_simcse.shortlist import safest, shortlist, training_length
+from st_simcse.shortlist import safest, shortlist, start_model, training_length
 
 SENTENCES = CorpusProfile(1000, 0, 80, 14, 0.02, "Latin")
 PARAGRAPHS = CorpusProfile(1000, 0, 300, 50, 0.9, "Latin")
@@ -64,6 +64,28 @@ BARE = ModelProfile(is_pooled=False, has_dropout=True, is_whitened=False, width=
 )
 def test_what_a_corpus_is(texts, expected):
     assert profile_corpus(iter(texts)) == expected
+
+
+ENGLISH, CHINESE = "sentence-transformers/all-MiniLM-L6-v2", "BAAI/bge-small-zh-v1.5"
+OTHER = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
+
+
+@pytest.mark.parametrize(
+    ("texts", "name"),
+    [
+        (["Stocks fall for the third day.", "Nintendo to launch a new console"], ENGLISH),
+        (["A man is playing a flute with two friends."], ENGLISH),
+        (["苹果公司发布iPhone新品", "两只狗在公园里跑。"], CHINESE),
+        (["犬が公園で走る。", "東京大学入学試験"], OTHER),
+        (["Der Hund läuft durch den Park.", "Zwei Männer spielen im Garten Fußball."], OTHER),
+        (["Le chien court dans le parc avec un ballon.", "Deux hommes jouent au football."], OTHER),
+        (["De hond is in het park, of in de tuin van de buren, zei hij."], OTHER),
+        (["Собака бежит по парку."], OTHER),
+        (["123"], OTHER),
+    ],
+)
+def test_the_language_chooses_the_start_model(texts, name):
+    assert start_model(texts) == name
 
 
 def test_paragraphs_are_a_quarter_of_the_texts():
@@ -731,6 +753,20 @@ def test_texts_may_hold_anything(corpus, made_up):
     Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     adapt.run([*WORDS, "--corpus", "texts.jsonl", "--column", "text"])
     assert _jsonl("corpus") == texts
+
+
+def test_without_a_model_the_texts_choose_it(corpus, made_up, capsys):
+    Path(ENGLISH).parent.mkdir()
+    Path("model").rename(ENGLISH)
+    words = WORDS[2:]
+    adapt.run(words)
+    assert f"start model: {ENGLISH}, by the language" in capsys.readouterr().out
+    assert json.loads(Path("out/plan.json").read_text())["options"]["model_name_or_path"] == ENGLISH
+    made_up[1].clear()
+    adapt.run(["--model_name_or_path", ENGLISH, *words])  # the same run, which is finished
+    assert not made_up[1]
+    with pytest.raises(ValueError, match="pass either --corpus with a file, or --dataset"):
+        adapt.run([word for word in words if word not in ("--corpus", "texts.txt")])
 
 
 def test_a_corpus_may_be_a_data_set(corpus, made_up):

@@ -71,9 +71,11 @@ def test_chinese(pretrained, tmp_path):
         f"{''.join(one)}。\t在{other[1]}，{other[0]}{other[2]}。\t{sum(map(str.__eq__, one, other))}"
         for one, other in pairs
     ]
-    for split in ("dev", "test"):
-        (tmp_path / f"STSB-{split}.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
-    files = ["--dev_file", tmp_path / "STSB-dev.tsv", "--test_file", tmp_path / "STSB-test.tsv"]
+    files = []
+    for split in ("train", "valid", "test"):  # in the layout of senteval_cn, without a header
+        file = tmp_path / f"STS-B.{split}.data"
+        file.write_text("\n".join(rows))
+        files += [f"--{split}_file".replace("valid", "dev"), file]
     before, after = _scores(_run(tmp_path, "chinese.py", "--model", pretrained, *files, "--max_steps", 3))
     assert 0.1 < before != after < 1
 

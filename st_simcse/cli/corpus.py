@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from st_simcse.cli.files import FileArguments, file_flags, file_options
 from st_simcse.cli.parsing import PRECISION, Precision, check_inputs, check_positive, named_options
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from st_simcse.data.hub_dataset import HubDataset
+    from st_simcse.data.readers import SentenceReader
 
 __all__ = ["CorpusArguments", "EmbedArguments"]
 
@@ -60,14 +62,22 @@ class CorpusArguments(FileArguments):
         Raises:
             ValueError: If :meth:`check` or the reader refuses the source.
         """
+        with named_options(**file_flags(vars(self))):
+            return self._reader(drop_duplicates=drop_duplicates).get_dataset(self.source())
+
+    def first(self, rows: int) -> list[str]:
+        """Reads the first sentences only. The errors are those of :meth:`read`."""
+        with named_options(**file_flags(vars(self))):
+            return [text for (text,) in islice(self._reader().read(self.source()), rows)]
+
+    def _reader(self, **options: Any) -> SentenceReader:
         from st_simcse.data.readers import SentenceReader
 
-        source = self.source()
-        options = file_options(vars(self))
+        self.check()
+        options |= file_options(vars(self))
         if self.corpus is None:  # HubDataset already names the split
             options.pop("split", None)
-        with named_options(**file_flags(vars(self))):
-            return SentenceReader(drop_duplicates=drop_duplicates, **options).get_dataset(source)
+        return SentenceReader(**options)
 
 
 @dataclass

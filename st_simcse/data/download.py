@@ -173,7 +173,7 @@ def _count(path: Path) -> int:
         reader: Reader = STSReader(delimiter="\t")
     else:
         reader = {".txt": SentenceReader, ".csv": TripletReader}[path.suffix]()
-    return sum(1 for _ in reader._read(path)) + sum(reader.skipped.values())
+    return sum(1 for _ in reader.read(path)) + sum(reader.skipped.values())
 
 
 def _check_senteval(folder: Path, remedy: str) -> int:
@@ -184,7 +184,7 @@ def _check_senteval(folder: Path, remedy: str) -> int:
     """
     total = 0
     for task, path in senteval_tasks(folder).items():
-        check_rows(path, rows := sum(1 for _ in SentEvalReader()._read(path)), (STS_ROWS[task],), remedy=remedy)
+        check_rows(path, rows := sum(1 for _ in SentEvalReader().read(path)), (STS_ROWS[task],), remedy=remedy)
         total += rows
     return total + sum(
         len(examples) for task in TRANSFER_FILES for examples in transfer_examples(folder, task, remedy=remedy).values()

@@ -141,7 +141,7 @@ class Reader:
         """
         return [
             InputExample(guid=f"{Path(str(filename)).name}-{index}", texts=list(self._texts(record)))
-            for index, record in enumerate(islice(self._read(filename), max_examples or None))
+            for index, record in enumerate(islice(self.read(filename), max_examples or None))
         ]
 
     def get_dataset(self, filename: Name) -> Dataset:
@@ -184,7 +184,7 @@ class Reader:
             raise FileNotFoundError(f"these files do not exist: {', '.join(missing)}")
         if pipes := [name for name, path in paths.items() if path.is_fifo()]:
             raise ValueError(f"{', '.join(pipes)}: a pipe can be read only once; use get_dataset")
-        columns = {str(name): list(self._names(len(next(self._read(name))))) for name in filenames}
+        columns = {str(name): list(self._names(len(next(self.read(name))))) for name in filenames}
         names = columns[str(filenames[0])]
         if any(other != names for other in columns.values()):
             raise ValueError(
@@ -200,14 +200,20 @@ class Reader:
 
     def _read_dicts(self, filenames: list[Name]) -> Iterator[dict[str, str]]:
         for filename in filenames:
-            for record in self._read(filename):
+            for record in self.read(filename):
                 yield dict(zip(self._names(len(record)), record, strict=True))
 
-    def _read(self, filename: Name) -> Iterator[Record]:
-        """Yields the records of a file. Counts skipped rows and logs them at the end.
+    def read(self, filename: Name) -> Iterator[Record]:
+        """Yields the records of a file, each a tuple of texts. Counts skipped rows and logs them at the end.
 
-        Raises:
-            ValueError: If there is no record.
+        Args:
+            filename: As in :meth:`get_examples`, which lists the errors too.
+
+        Example:
+            >>> _ = Path("pairs.csv").write_text("anchor,positive\\nTwo dogs run.,Dogs are running.\\n")
+            >>> from st_simcse import TripletReader
+            >>> list(TripletReader().read("pairs.csv"))
+            [('Two dogs run.', 'Dogs are running.')]
         """
         check_name(filename)
         path = filename if isinstance(filename, HubDataset) else Path(self.dataset_folder, filename)

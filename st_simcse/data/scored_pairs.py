@@ -135,7 +135,7 @@ def evaluator_name(filename: Name, name: str | None) -> str:
 
 def sts_evaluator(reader: Reader, filename: Name, name: str, **evaluator_kwargs: Any) -> EmbeddingSimilarityEvaluator:
     """Returns an evaluator with the (sentence1, sentence2, score) records of a reader."""
-    sentences1, sentences2, scores = zip(*reader._read(filename), strict=True)
+    sentences1, sentences2, scores = zip(*reader.read(filename), strict=True)
     options: dict[str, Any] = {"batch_size": 64, "main_similarity": "cosine"} | evaluator_kwargs
     return EmbeddingSimilarityEvaluator(
         list(sentences1), list(sentences2), [float(score) for score in scores], name=name, **options

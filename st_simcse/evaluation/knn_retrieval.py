@@ -123,7 +123,7 @@ def load_classes(
         >>> load_classes("pets.csv", k=1).classes
         ['dog', 'cat', 'dog']
     """
-    texts, classes = zip(*_ClassReader(columns=columns, split=split, **how)._read(filename), strict=True)
+    texts, classes = zip(*_ClassReader(columns=columns, split=split, **how).read(filename), strict=True)
     if len(texts) <= k:
         problem = f"{filename}: {len(texts)} text(s) are too few to have {k} neighbours each"
         raise DataError(problem, f"pass more than {k} texts", "pass a smaller k=")
@@ -166,7 +166,7 @@ def load_retrieval(
     """
     how, evaluator_kwargs = split_options(options)
     relevant: dict[str, set[str]] = {}
-    for query, document in _QueryReader(columns=columns, split=split, **how)._read(filename):
+    for query, document in _QueryReader(columns=columns, split=split, **how).read(filename):
         relevant.setdefault(query, set()).add(document)
     documents: dict[str, Any] = {document: document for found in relevant.values() for document in sorted(found)}
     defaults: dict[str, Any] = {"batch_size": 64, "name": evaluator_name(filename, name)}

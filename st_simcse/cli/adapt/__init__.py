@@ -13,13 +13,20 @@ from st_simcse.cli.files import table_arguments
 from st_simcse.cli.libraries import import_libraries
 from st_simcse.cli.parsing import Pooling, check_inputs, parse
 
+# The number of texts that the language is recognized by.
+SAMPLE = 1000
+
 
 @dataclass
 class AdaptArguments:
-    model_name_or_path: str = field(
-        metadata={"help": "Folder of the model to adapt, or its name on the Hugging Face hub."}
-    )
     output_dir: str = field(metadata={"help": "Folder for the model, the report and all trials."})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the model to adapt, or its name on the Hugging Face hub. Defaults to a small model for "
+            "the language of the texts."
+        },
+    )
     pooling: Pooling = field(
         default="as saved",
         metadata={"help": "Pooling to use instead of the model's own. With 'as saved', a bare transformer gets cls."},
@@ -82,8 +89,7 @@ def run(argv: Sequence[str]) -> str:
         "adapt",
         argv,
         *(AdaptArguments, CorpusArguments, *MEASURED),
-        example="st-simcse adapt --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 --corpus texts.txt "
-        "--dev_file pairs.tsv --output_dir adapted",
+        example="st-simcse adapt --corpus texts.txt --dev_file pairs.tsv --output_dir adapted",
     )
     corpus.check()
     for group in measured:
@@ -95,8 +101,12 @@ def run(argv: Sequence[str]) -> str:
     from st_simcse.cli.adapt.report import write_report
     from st_simcse.cli.adapt.task import Task
     from st_simcse.cli.adapt.trials import decide, run_trials, save_model
+    from st_simcse.shortlist import start_model
     from st_simcse.training.run_folder import sole_run
 
+    if args.model_name_or_path is None:
+        args.model_name_or_path = start_model(corpus.first(SAMPLE))
+        print(f"start model: {args.model_name_or_path}, by the language of the texts (or pass --model_name_or_path)")
     task = Task(
         args,
         corpus,
