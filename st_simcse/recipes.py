@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import re
 import shlex
@@ -15,7 +14,6 @@ import yaml
 
 __all__ = ["parse_recipe", "read_recipes", "split_baseline"]
 
-logger = logging.getLogger(__name__)
 
 NULL = "tag:yaml.org,2002:null"
 
@@ -70,7 +68,7 @@ def parse_recipe(text: str) -> tuple[str, list[str]]:
 
 
 def split_baseline(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Splits ``--baseline`` (formerly ``--peer``), which is not an option of train, from the other words.
+    """Splits ``--baseline``, which is not an option of train, from the other words.
 
     Returns:
         The value of ``--baseline``, or None, and the other words.
@@ -84,11 +82,8 @@ def split_baseline(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="st-simcse compare")
     parser.add_argument("--baseline")
-    parser.add_argument("--peer")
     found, others = parser.parse_known_args(list(words))
-    if found.peer is not None:
-        logger.warning("--peer has been renamed. Use --baseline instead.")
-    return found.baseline or found.peer, others
+    return found.baseline, others
 
 
 def _checked(name: str, where: str) -> str:

@@ -107,8 +107,9 @@ def check_gradients():
     print("gradients equal")
 
 
-def _trained(folder, batch, trainer=SimCSETrainer, seen=None, **options):
+def _trained(folder, batch, trainer=SimCSETrainer, seen=None, gradient=1.0, **options):
     model = without_dropout(build_model(os.environ["TINY_BERT"], pooling="mean", device="cpu"))
+    model[0].model.embeddings.word_embeddings.weight.register_hook(lambda own: gradient * own)
     torch.manual_seed(int(os.environ.get("RANK", 0)))  # heads begin differently
     loss = UnsupSimCSELoss(model, projection_head=True, gather_across_devices=True)
     if seen is not None:
@@ -151,6 +152,8 @@ def check_training():
             assert torch.equal(parameter, other), name
         with pytest.raises(ValueError, match="Train with SimCSETrainer"):
             _trained(folder, 4, trainer=SentenceTransformerTrainer)
+        with pytest.raises(ValueError, match="The gradient of step 1 is NaN or infinite. Training stopped"):
+            _trained(folder, 4, gradient=float("nan"))
     if rank == 0:
         torch.save(
             {name.replace("module.", ""): p.detach() for name, p in loss.named_parameters()}, os.environ["WEIGHTS"]

@@ -444,7 +444,7 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
         (
             [0, 1, 2],
             ["--dataloader_drop_last", "true"],
-            r"drops all 3 rows of train_dataset, because a batch has 64. Leave it out, or lower",
+            r"drops all 3 rows of train_dataset, because a step needs 64. Leave it out, or lower",
         ),
         (
             [0, 1, 2],
@@ -457,6 +457,8 @@ def test_options_of_the_losses(tmp_path, tiny_bert, sentences, monkeypatch):
             r"--per_device_train_batch_size\) must be at least 1, got 0",
         ),
         ([0, 1, 2], ["--neftune_noise_alpha", "5"], "does not work, .* Leave it out"),
+        ([0, 1, 2], ["--label_smoothing_factor", "0.1"], "has no effect, .* Leave it out"),
+        ([0, 1, 2], ["--train_sampling_strategy", "sequential"], "has no effect, .* or pass group_by_length=True"),
         ([0, 1, 2], ["--prompts", "{bad"], r"--prompts\) \{bad is not valid JSON"),
         ([0, 1, 2], ["--prompts", '{"sentence": 3}'], r"prompts \(--prompts\) must be texts, .* got 3"),
     ],

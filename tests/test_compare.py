@@ -19,12 +19,21 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import set_seed
 
-from st_simcse import HubDataset, KNNEvaluator, SimCSETrainer, build_model, load_classes, load_retrieval, load_sts
+from st_simcse import (
+    HubDataset,
+    KNNEvaluator,
+    SimCSETrainer,
+    SimCSETrainingArguments,
+    build_model,
+    load_classes,
+    load_retrieval,
+    load_sts,
+)
 from st_simcse.cli import compare, runs, train
-from st_simcse.cli.baselines import BASELINES
+from st_simcse.cli.baselines import BASELINES, BaselineTrainer
 from st_simcse.cli.inputs import identities
 from st_simcse.demo import tiny_model
-from st_simcse.recipes import read_recipes, split_baseline
+from st_simcse.recipes import read_recipes
 
 
 @pytest.fixture
@@ -301,11 +310,22 @@ def test_a_damaged_result_file_is_named(words, trained, text):
         result.pop(text)
     whole = {"inputs": result, "other seed": result | {"seed": 1}}
     file.write_text(json.dumps(whole[text]) if text in whole else text)
-    reason = {"inputs": "an older version wrote it", "other seed": "it belongs to the recipe 'a' with the seed 1"}
+    reason = {
+        "inputs": "damaged: expected an object",
+        "other seed": "it belongs to the recipe 'a' with the seed 1",
+    }
     with pytest.raises(ValueError, match=rf"out/a/seed-0.json \({reason.get(text, 'damaged: ')}.* --redo"):
         compare.run(words)
     assert compare.run([*words, "--redo"]).keys() == numbers.keys()
     assert trained == [("a", 0)] * 2
+
+
+def test_baselines_read_no_more_tokens_than_the_model(tiny_bert, sentences, tmp_path):
+    model = build_model(tiny_bert, "mean", device="cpu")
+    args = SimCSETrainingArguments(str(tmp_path), max_length=1_000, report_to="none", use_cpu=True)
+    data = Dataset.from_dict({"a": sentences, "b": sentences})
+    trainer = BaselineTrainer(model, args, data, loss=MultipleNegativesRankingLoss(model))
+    assert trainer.data_collator.max_length == model.max_seq_length < 1_000
 
 
 @pytest.mark.slow
@@ -342,11 +362,6 @@ def test_sts_recipe_is_the_one_that_its_users_write(words, sentences, tiny_bert)
     saved = SentenceTransformer("out", device="cpu")
     for name, weight in saved.state_dict().items():
         torch.testing.assert_close(weight, model.state_dict()[name])
-
-
-def test_the_former_name_of_baseline_works_with_a_note(caplog):
-    assert split_baseline(["--peer", "ct", "--symmetric"]) == ("ct", ["--symmetric"])
-    assert "--peer has been renamed. Use --baseline" in caplog.text
 
 
 def test_baselines_pair_and_damage_sentences_as_their_papers_do(model, tiny_bert):

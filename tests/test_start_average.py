@@ -1,10 +1,13 @@
 """Averages of the weights before and after a training, against the trained weights of the same run without them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
 from conftest import SENTENCES
 from st_simcse import SimCSETrainer, SimCSETrainingArguments, UnsupSimCSELoss
@@ -35,6 +38,22 @@ def _trained(folder, resume=False, **options):
 
 def _weights(model):
     return {name: weight.detach().numpy().astype(np.float64) for name, weight in model.named_parameters()}
+
+
+def test_the_model_card_has_no_scores_of_weights_that_are_not_saved(tmp_path):
+    pairs = EmbeddingSimilarityEvaluator(TEXTS[:4], TEXTS[4:8], [0.1, 0.2, 0.3, 0.4], name="dev")
+    cards = {}
+    for weight in (0.0, 0.5):
+        model = tiny_model(TEXTS, width=32)
+        arguments = SimCSETrainingArguments(
+            str(tmp_path), max_steps=1, eval_strategy="steps", start_weight=weight, report_to="none"
+        )
+        trainer = SimCSETrainer(model, arguments, Dataset.from_dict({"sentence": TEXTS}), evaluator=pairs)
+        trainer.train()
+        trainer.save_model()
+        cards[weight] = Path(tmp_path, "README.md").read_text()
+    assert "### Metrics" in cards[0.0]
+    assert "### Metrics" not in cards[0.5]
 
 
 @pytest.mark.slow

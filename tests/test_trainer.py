@@ -396,6 +396,28 @@ def test_accelerates_own_ways_of_dealing_out_are_refused(sentences, tmp_path, mo
             SimCSETrainer(tiny_model(sentences), arguments, Dataset.from_dict({"sentence": sentences}))
 
 
+def test_rows_for_half_of_the_processes_are_refused_if_incomplete_batches_are_dropped(sentences, tmp_path, monkeypatch):
+    monkeypatch.setattr(Arguments, "world_size", 2)
+    options = {"per_device_train_batch_size": 8, "dataloader_drop_last": True, "use_cpu": True}
+    with pytest.raises(ValueError, match="drops all 8 rows of train_dataset, because a step needs 16"):
+        SimCSETrainer(
+            tiny_model(sentences), Arguments(str(tmp_path), **options), Dataset.from_dict({"sentence": sentences})
+        )
+
+
+@pytest.mark.parametrize("sampler", [{"group_by_length": True}, {"batch_sampler": "no_duplicates"}])
+def test_data_seed_is_the_seed_of_the_order_alone(sentences, tmp_path, sampler):
+    """The order is that of a run whose general seed is this number."""
+
+    def order(**seeds):
+        options = {"per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True, **sampler, **seeds}
+        data = Dataset.from_dict({"sentence": sentences})
+        trainer = SimCSETrainer(tiny_model(sentences), SimCSETrainingArguments(str(tmp_path), **options), data)
+        return [batch["sentence_input_ids"].tolist() for batch in trainer.get_train_dataloader()]
+
+    assert order(seed=1, data_seed=7) == order(seed=7) != order(seed=1)
+
+
 class _Study:
     """As much of optuna's study as transformers uses, over given values."""
 
@@ -862,7 +884,3 @@ def test_a_run_with_another_start_weight_does_not_resume(sentences, tmp_path):
     checkpoint = tmp_path / "checkpoint-1"
     with pytest.raises(ValueError, match=r"arguments.start_weight: 0.5 -> 0.0"):
         trainer(0.0).train(resume_from_checkpoint=str(checkpoint))
-    record = json.loads((checkpoint / "simcse_run.json").read_text())
-    del record["run"]["arguments"]["start_weight"]  # as earlier versions
-    (checkpoint / "simcse_run.json").write_text(json.dumps(record))
-    trainer(0.0).train(resume_from_checkpoint=str(checkpoint))

@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.data_collator import BaseDataCollator
 from sentence_transformers.sentence_transformer.losses import (
     ContrastiveTensionLoss,
     ContrastiveTensionLossInBatchNegatives,
@@ -29,6 +34,7 @@ from st_simcse.cli.train_options import EXAMPLE, with_preset
 from st_simcse.losses import MaskedLanguageModel
 from st_simcse.models.checkpoints import load_model
 from st_simcse.training.model_card import ModelCardCallback
+from st_simcse.training.training_arguments import limit_training_length
 
 __all__ = ["BASELINES", "Baseline", "BaselineTrainer", "check_baseline"]
 
@@ -37,6 +43,12 @@ class BaselineTrainer(SentenceTransformerTrainer):
     """ST's trainer with the model card of this package, which shows no texts of the training data."""
 
     model_card_callback_class = ModelCardCallback
+
+    def get_data_collator(
+        self, model: SentenceTransformer, args: SentenceTransformerTrainingArguments, *others: Any, **options: Any
+    ) -> BaseDataCollator:
+        limit_training_length(args, model)
+        return super().get_data_collator(model, args, *others, **options)
 
 
 Baseline = Callable[[SentenceTransformer, Dataset, list[str], Any], tuple[Dataset, nn.Module]]

@@ -74,10 +74,8 @@ class MeasureArguments:
     senteval_dir: str | None = field(
         default=None, metadata={"help": "Folder of SentEval's data, to report the average of the seven transfer tasks."}
     )
-    # None instead of False, to match the results of earlier versions.
-    allow_partial: bool | None = field(
-        default=None,
-        metadata={"help": "Allow data sets that are smaller than the released ones.", "nargs": "?", "const": True},
+    allow_partial: bool = field(
+        default=False, metadata={"help": "Allow data sets that are smaller than the released ones."}
     )
     knn_dev_file: str | None = field(
         default=None,
@@ -364,16 +362,10 @@ def _check_same(one: Run, result: Result) -> None:
     from st_simcse.cli.inputs import identities
     from st_simcse.cli.runs import changed_inputs
 
-    tests = {
-        **dict.fromkeys(one.tests),
-        **result["tests"],
-    }  # an older version does not have all names; those were not given
     if (result["recipe"], result["seed"]) != (one.recipe, one.seed):
         raise ValueError(f"it belongs to the recipe {result['recipe']!r} with the seed {result['seed']}")
-    if (result["options"], tests) != (one.options, one.tests):
+    if (result["options"], result["tests"]) != (one.options, one.tests):
         raise ValueError(f"its options were {shlex.join(result['options'])}")
-    if "inputs" not in result:
-        raise ValueError("an older version wrote it, without a record of the data and the model")
     if changed := changed_inputs(result["inputs"], identities(one.options, one.tests)):
         raise ValueError(f"changed since then: {', '.join(changed)}")
 
@@ -387,7 +379,7 @@ def _check_inputs(results: list[Result]) -> None:
         if changed := changed_inputs(known, result["inputs"]):
             raise ValueError(
                 f"{', '.join(changed)} changed between two runs (one is {result['recipe']}, seed {result['seed']}), so "
-                "their numbers cannot be compared: pass --redo to repeat the runs that used an older version"
+                "their numbers cannot be compared: pass --redo to repeat the earlier runs"
             )
         known |= {name: value for name, value in result["inputs"].items() if value is not None}
 

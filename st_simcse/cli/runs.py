@@ -75,14 +75,19 @@ def read_result(file: Path) -> Result:
         result = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"damaged: {error}") from error
-    shapes = {"recipe": str, "seed": int, "options": list, "tests": dict, "dev": dict, "test": dict, "cost": dict}
+    shapes = {
+        "recipe": str,
+        "seed": int,
+        "options": list,
+        **dict.fromkeys(("tests", "inputs", "dev", "test", "cost"), dict),
+    }
     if not isinstance(result, dict) or not all(isinstance(result.get(name), kind) for name, kind in shapes.items()):
         raise ValueError(f"damaged: expected an object with {', '.join(shapes)}")
     numbers = [*result["dev"].values(), *result["test"].values(), *result["cost"].values()]
     if not all(isinstance(number, (int, float)) for number in numbers) or not result["cost"]:
         raise ValueError("damaged: expected numbers in dev, test and cost")
-    if not isinstance(result.get("inputs", {}), dict) or not all(isinstance(word, str) for word in result["options"]):
-        raise ValueError("damaged: expected options as a list of words, and inputs by name")
+    if not all(isinstance(word, str) for word in result["options"]):
+        raise ValueError("damaged: expected options as a list of words")
     return result
 
 
@@ -247,7 +252,7 @@ def measures(tests: dict[str, Any]) -> list[Measure]:
                 with named_options(**flags, split=f"--{kind}_{split}_split"):
                     found.append(Measure(f"{kind} {split}", split, load(file, f"{kind} {split}", **options)))
     check_has_file(tests, "sts_", "--sts_dir", has_file=bool(tests["sts_dir"]))
-    partial = bool(tests["allow_partial"])
+    partial = tests["allow_partial"]
     with named_options(**file_flags(tests, "sts_"), allow_partial="--allow_partial"):
         if folder := tests["sts_dir"]:
             evaluator = sts_evaluators(folder, allow_partial=partial, **file_options(tests, "sts_"))

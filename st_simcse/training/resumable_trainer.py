@@ -233,6 +233,9 @@ class ResumableTrainer(SentenceTransformerTrainer):
         folder = Path(self._get_output_dir(trial=trial))
         path = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         written = folder / UNFINISHED / path.name
+        best = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best.is_dir():  # transformers looks for it in another folder, or remembers where it was before it was moved
+            self.state.best_model_checkpoint = str(best)
         self._unfinished = str(written.parent)
         try:
             super()._save_checkpoint(model, trial)

@@ -42,8 +42,6 @@ ARGUMENTS = (
     *("prompts", "router_mapping", "max_length", "views", "neftune_noise_alpha", "start_weight"),
     *("full_determinism", "ignore_data_skip"),
 )
-# The values of arguments that ST's arguments and the records of earlier versions do not have.
-DEFAULTS = {"start_weight": 0.0}
 
 
 def describe_run(
@@ -70,7 +68,7 @@ def describe_run(
             "data": _describe_data(data),
             "model": _describe_model(model),
             "objective": objective,
-            "arguments": {name: getattr(args, name, DEFAULTS.get(name)) for name in ARGUMENTS},
+            "arguments": {name: getattr(args, name, None) for name in ARGUMENTS},
         }
     )
 
@@ -165,7 +163,6 @@ def _read_record(checkpoint: Path) -> dict[str, Any] | None:
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        record["run"]["arguments"] = DEFAULTS | record["run"]["arguments"]
         return {"run": record["run"], "files": record["files"], "positions": record.get("positions")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read and is probably damaged ({error})") from error

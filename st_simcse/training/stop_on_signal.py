@@ -54,6 +54,13 @@ class StopOnSignal(TrainerCallback):
         if any_process(self.requested):
             control.should_save = control.should_training_stop = True
             self.has_stopped = state.global_step < state.max_steps
+            if self.has_stopped and args.save_total_limit == 1:
+                args.save_total_limit = 2  # with 1, transformers would keep only the best checkpoint
+
+    def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        # Transformers also ends the epoch that was cut off. A run that was not interrupted does not evaluate there.
+        if self.has_stopped and state.epoch % 1:
+            control.should_evaluate = control.should_save = False
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

@@ -99,17 +99,19 @@ def check_rows(data: Any, texts: Mapping[str, Sequence[str]], model: SentenceTra
         args: The training arguments.
 
     Raises:
-        ValueError: If incomplete batches are dropped and a dataset has fewer rows than a batch. If the tokenizer knows
+        ValueError: If incomplete batches are dropped and a dataset has fewer rows than a step of all
+            processes. If the tokenizer knows
             none of the texts, which a sample shows.
     """
     drops = getattr(args, "drops_last_batches", args.dataloader_drop_last)
     for name, dataset in (data if isinstance(data, Mapping) else {"": data}).items():
         if not isinstance(dataset, Dataset):
             continue
-        if drops and len(dataset) < args.train_batch_size:
+        rows = args.train_batch_size * args.world_size
+        if drops and len(dataset) < rows:
             raise ValueError(
                 f"dataloader_drop_last (--dataloader_drop_last) drops all {len(dataset)} rows of train_dataset"
-                f"{f'[{name!r}]' * bool(name)}, because a batch has {args.train_batch_size}. Leave it out, or lower "
+                f"{f'[{name!r}]' * bool(name)}, because a step needs {rows}. Leave it out, or lower "
                 "per_device_train_batch_size (--per_device_train_batch_size)."
             )
         if dataset.format["type"] != "custom" and texts.get(name):

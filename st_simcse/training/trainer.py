@@ -34,7 +34,7 @@ from st_simcse.losses.simcse import simcse_losses
 from st_simcse.losses.st_internals import chunked_outputs
 from st_simcse.models.precision import HALF
 from st_simcse.training.loss_synchronizer import LossSynchronizer
-from st_simcse.training.model_card import ModelCardCallback
+from st_simcse.training.model_card import ModelCardCallback, own_card
 from st_simcse.training.negatives import NegativesCollator, check_lists, list_columns, longest_list
 from st_simcse.training.resumable_trainer import ResumableTrainer
 from st_simcse.training.run_folder import check_writable
@@ -262,6 +262,7 @@ class SimCSETrainer(ResumableTrainer):
         output = super().train(*args, **options)
         if average:
             average.apply(self.model)
+            own_card(self.model).eval_results_dict = {}  # the results of the weights before the average
         return output
 
     def _check_data_collator(self, needs: str) -> None:
@@ -415,10 +416,15 @@ class SimCSETrainer(ResumableTrainer):
                 check_compatible(inner.options, "views")
         return loss
 
+    def _data_seed(self) -> dict[str, int]:
+        """Returns the seed of the batch samplers if it is not the general one. ST does not read ``data_seed``."""
+        return {} if self.args.data_seed is None else {"seed": self.args.data_seed}
+
     def get_batch_sampler(
         self, dataset: Dataset, batch_size: int, drop_last: bool, **kwargs: Any
     ) -> BatchSampler | None:
         processes = self.args.world_size
+        kwargs |= self._data_seed()
         if processes == 1:
             return super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)
         drop_last = getattr(self.args, "drops_last_batches", drop_last)
@@ -429,6 +435,7 @@ class SimCSETrainer(ResumableTrainer):
         self, dataset: ConcatDataset[Any], batch_samplers: list[Any], **kwargs: Any
     ) -> BatchSampler:
         processes = self.args.world_size
+        kwargs |= self._data_seed()
         if processes == 1:
             return super().get_multi_dataset_batch_sampler(dataset, batch_samplers, **kwargs)
         # ST's sampler draws from rounds, so all processes use the same dataset in a step.
@@ -538,7 +545,8 @@ class SimCSETrainer(ResumableTrainer):
         """Returns the loss terms of the last batch whose gradients are not finite, if the loss has named terms."""
         inputs: Any = self._prepare_inputs(self._step_inputs)
         loss = self.loss[inputs.pop("dataset_name")] if isinstance(self.loss, dict) else self.loss
-        with self.compute_loss_context_manager():
+        # The gradients are only looked at, so the processes need not average them.
+        with averaged_gradients([], now=False), self.compute_loss_context_manager():
             summands = loss(*self.collect_features(inputs))
         weights = [weight for weight in (*self.model.parameters(), *self._loss_parameters()) if weight.requires_grad]
         found = []

@@ -151,6 +151,17 @@ class SimCSETrainingArguments(SentenceTransformerTrainingArguments):
                 "neftune_noise_alpha (--neftune_noise_alpha) does not work, because transformers calls "
                 "get_input_embeddings, and a SentenceTransformer has no such method. Leave it out."
             )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "label_smoothing_factor (--label_smoothing_factor) has no effect, because sentence-transformers "
+                "computes the loss itself. Leave it out."
+            )
+        if getattr(self, "train_sampling_strategy", "random") != "random":  # not in all versions
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} (--train_sampling_strategy) has no effect, "
+                "because sentence-transformers forms the batches. Leave it out, or pass group_by_length=True "
+                "(--group_by_length) or a batch_sampler."
+            )
 
     @property
     def eval_batch_size(self) -> int:
