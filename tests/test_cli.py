@@ -514,6 +514,7 @@ def test_a_queue_has_negatives_for_batches_of_one(tmp_path, tiny_bert, sentences
         (["--eval_strategy", "epoch"], ("epoch", None, "epoch", None)),
         (["--save_strategy", "epoch"], ("epoch", None, "epoch", None)),
         (["--eval_steps", "1", "--save_steps", "2"], ("steps", 1, "steps", 2)),
+        (["--eval_steps", "1", "--save_steps", "500"], ("steps", 1, "steps", 500)),  # also if it is the default
         (["--eval_steps", "1", "--save_strategy", "best"], ("steps", 1, "best", None)),
     ],
 )

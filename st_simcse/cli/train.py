@@ -22,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from st_simcse.cli.baselines import Baseline, BaselineTrainer
 from st_simcse.cli.files import check_has_file, file_flags, file_options
 from st_simcse.cli.loss import LossArguments, make_loss
-from st_simcse.cli.parsing import check_seeds, named_options, parse, parse_columns, pooling_mode
+from st_simcse.cli.parsing import check_seeds, named_options, option_of, parse, parse_columns, pooling_mode
 from st_simcse.cli.train_options import EXAMPLE, DataArguments, ModelArguments, check_data, with_preset
 from st_simcse.cli.views import ViewArguments, make_view
 from st_simcse.cli.whiten import Whitening
@@ -164,7 +164,8 @@ def _train_once(
         loss = make_loss(model, len(dataset.column_names), loss_args)
         dataset = _with_teacher(dataset, loss, data_args.teacher or [], args.device)
     if has_dev:
-        _keep_the_best(args, dataset, _metrics(during_training))
+        saves = "save_steps" in map(option_of, with_preset(argv))
+        _keep_the_best(args, dataset, _metrics(during_training), saves)
     stop = StopOnSignal()
     with _missing_packages_are_named(args.report_to):
         trainer = (BaselineTrainer if baseline else SimCSETrainer)(
@@ -346,14 +347,17 @@ def _metrics(evaluators: Sequence[Any]) -> dict[str, bool]:
 
 
 def _keep_the_best(
-    args: SimCSETrainingArguments, dataset: Dataset | IterableDataset, metrics: Mapping[str, bool]
+    args: SimCSETrainingArguments, dataset: Dataset | IterableDataset, metrics: Mapping[str, bool], saves: bool
 ) -> None:
-    """Sets the arguments so that training evaluates, saves at each evaluation, and loads the best checkpoint."""
+    """Sets the arguments so that training evaluates, saves, and loads the best checkpoint.
+
+    Without ``--save_steps`` (``saves``), it saves at each evaluation.
+    """
     evaluate, save = IntervalStrategy(args.eval_strategy).value, SaveStrategy(args.save_strategy).value
     if evaluate == "no":
         evaluate = "epoch" if save == "epoch" else "steps"
     asked, args.eval_steps = args.eval_steps, _eval_steps(args, dataset)
-    if save == "steps" and args.save_steps == SimCSETrainingArguments.save_steps:  # the default: nothing was passed
+    if save == "steps" and not saves:
         save, args.save_steps = evaluate, args.eval_steps
     elif asked and asked > args.eval_steps and not args.save_steps % asked:
         # Training ends before the first evaluation that was asked for.
