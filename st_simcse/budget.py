@@ -74,11 +74,10 @@ class Pace:
 
 @dataclass(frozen=True)
 class Share:
-    """The use of a budget. Every recipe trains on ``rows`` rows with each of the ``seeds``, in ``seconds`` in total."""
+    """The use of a budget. Every recipe trains on ``rows`` rows with each of the ``seeds``."""
 
     rows: int
     seeds: int
-    seconds: float
 
 
 def share_budget(budget: float, paces: Sequence[Pace], texts: int, batch: int) -> Share:
@@ -97,10 +96,10 @@ def share_budget(budget: float, paces: Sequence[Pace], texts: int, batch: int) -
 
     Example:
         >>> share_budget(600, [Pace(1.0), Pace(2.0)], texts=10_000, batch=64)
-        Share(rows=4224, seeds=3, seconds=594.0)
+        Share(rows=4224, seeds=3)
     """
     if not paces:
-        return Share(texts, 1, 0.0)
+        return Share(texts, 1)
     rows = {seeds: _rows(budget / seeds, paces, texts, batch) for seeds in (SEEDS, FEWEST_SEEDS)}
     seeds = SEEDS if rows[SEEDS] >= min(texts, STEPS_FOR_ALL_SEEDS * batch) else FEWEST_SEEDS
     if rows[seeds] < min(batch, texts):
@@ -109,7 +108,7 @@ def share_budget(budget: float, paces: Sequence[Pace], texts: int, batch: int) -
             f"A budget of {shown_duration(budget)} is too small for one step of each of {len(paces)} recipes with "
             f"{FEWEST_SEEDS} seeds. Pass --budget {least}s or more."
         )
-    return Share(rows[seeds], seeds, seeds * sum(pace.seconds(rows[seeds], batch) for pace in paces))
+    return Share(rows[seeds], seeds)
 
 
 def _rows(seconds: float, paces: Sequence[Pace], texts: int, batch: int) -> int:

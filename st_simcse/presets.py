@@ -4,7 +4,9 @@ of our own.
 
 from __future__ import annotations
 
-__all__ = ["PRESETS", "preset_options"]
+from collections.abc import Mapping
+
+__all__ = ["PRESETS", "option_words", "preset_options"]
 
 # The sources of the settings, in arXiv:2104.08821 and the authors' repository, github.com/princeton-nlp/SimCSE:
 # - batch sizes and learning rates: table A.1 in appendix A;
@@ -197,4 +199,9 @@ def preset_options(name: str) -> list[str]:
     """
     if name not in PRESETS:
         raise ValueError(f"{name!r} is not a preset. Choose one of {', '.join(PRESETS)}.")
-    return [word for option, value in PRESETS[name].items() for word in (f"--{option}", *value.split())]
+    return option_words(PRESETS[name])
+
+
+def option_words(options: Mapping[str, str]) -> list[str]:
+    """Returns options as command-line words. A value with spaces is several words."""
+    return [word for option, value in options.items() for word in (f"--{option}", *value.split())]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from st_simcse.data.corpus_profile import CorpusProfile, profile_corpus
 from st_simcse.models.model_profile import ModelProfile
-from st_simcse.presets import PRESETS
+from st_simcse.presets import PRESETS, option_words
 
 __all__ = ["BEFORE", "Candidate", "safest", "shortlist", "start_model", "training_length"]
 
@@ -187,8 +187,7 @@ def _of_preset(preset: str, name: str, reason: str, others: Sequence[str] = (), 
         for option, value in PRESETS[preset].items()
         if option not in _FOUND and not option.startswith("whiten")
     }
-    words = (word for option, value in options.items() for word in (f"--{option}", *value.split()))
-    return Candidate(name, reason, power, [*others, *words])
+    return Candidate(name, reason, power, [*others, *option_words(options)])
 
 
 def _dropout(model: ModelProfile) -> list[str]:

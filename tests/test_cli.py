@@ -674,6 +674,13 @@ def test_export_says_which_prompts_its_users_put_before_texts(tmp_path, tiny_ber
         export.run(["--model", str(tmp_path / "model"), "--output_dir", str(tmp_path / "plain")])
 
 
+@pytest.mark.parametrize("name", ['a "plain" model', "Ann's"])
+def test_the_code_that_export_prints_finds_any_folder(tmp_path, tiny_bert, capsys, name):
+    export.run(["--model", tiny_bert, "--output_dir", str(tmp_path / name)])
+    exec(capsys.readouterr().out.split("\n\n", 1)[1], namespace := {"texts": ["a cat"]})
+    assert len(namespace["embeddings"]) == 1
+
+
 def test_no_bar_for_the_loading_of_a_model(tmp_path, tiny_bert, capsys):
     enable_progress_bar()
     SentenceTransformer(tiny_bert)
@@ -784,7 +791,7 @@ def test_help_needs_no_library(tmp_path):
 # What each command needs besides; x is no file, no folder and no model.
 _NEEDED = {
     "train": ["--model_name_or_path", "x"],
-    "adapt": ["--model_name_or_path", "x", "--output_dir", "y"],
+    "adapt": ["--output_dir", "y"],
     "compare": ["--recipe", "a:"],
     "whiten": ["--model", "x", "--output_dir", "y"],
     "presets": [],
@@ -804,7 +811,7 @@ def test_wrong_words_are_refused_before_a_library_is_imported(tmp_path):
     """But for an option that nobody knows of train and compare, which the trainer's might be."""
     missing_model = "required: --model"
     expected = [
-        *((["train"], missing_model), (["adapt"], missing_model), (["whiten"], missing_model)),
+        *((["train"], missing_model), (["adapt"], "required: --output_dir"), (["whiten"], missing_model)),
         *((["evaluate"], missing_model), (["plot"], missing_model), (["export"], missing_model)),
         *((["encode"], missing_model), (["index"], missing_model), (["search"], missing_model)),
         *((["serve"], missing_model), (["compare"], "nothing to compare: pass --recipe")),

@@ -281,6 +281,12 @@ def test_chinese_tasks_from_the_hub(tmp_path, monkeypatch):
         list(download("data", ["sts_zh"]))
 
 
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(SystemExit, match="cannot write to .*taken: it is a file, not a folder"):
+        main(["data", "--output_dir", str(tmp_path / "taken"), "--sets", "sts"])
+
+
 def test_sts_from_the_hub(hub):
     files = {str(path): rows for path, rows in download("data", ["sts"])}
     expected = {f"data/{path}": ROWS[path] for path in list(ROWS)[:10]}

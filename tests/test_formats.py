@@ -463,6 +463,8 @@ def test_an_encoding_that_cannot_be_read(encoding, message):
         ({"delimiter": "||", "quoting": csv.QUOTE_MINIMAL}, "quoting= needs a delimiter of one character"),
         ({"format": "lines", "quoting": csv.QUOTE_MINIMAL}, "no cells in quotes: leave quoting= out"),
         ({"format": "jsonl", "quoting": csv.QUOTE_ALL}, "no cells in quotes: leave quoting= out"),
+        ({"quoting": 17}, "quoting=17 is unknown: pass csv.QUOTE_MINIMAL if"),
+        ({"quoting": "none"}, "quoting='none' is unknown: .* or csv.QUOTE_NONE if"),
     ],
 )
 def test_formats_that_do_not_go_together(options, message):
@@ -592,6 +594,43 @@ def test_doubled_quotes_of_a_tsv_file_are_refused_until_told(tmp_path):
     # A quote that a csv writer would have doubled comes first: here quotes are ordinary characters.
     path = _write(tmp_path / "b.tsv", 'sentence\tid\nA "b".\t1\n"The battery""s state"\t2\n')
     assert _sentences(path) == ['A "b".', '"The battery""s state"']
+
+
+@pytest.mark.parametrize(("name", "column"), [("a.tsv", "sentence"), ("a.txt", "sentence"), ("a.tsv", 0)])
+def test_a_first_row_in_quotes_is_refused_until_told(tmp_path, name, column):
+    """As R writes it without the names of rows."""
+    header = '"sentence"\t"id"\n' if column else ""
+    path = _write(tmp_path / name, f'{header}"A dog runs."\t"1"\n"A cat sleeps."\t"2"\n')
+    with pytest.raises(ValueError, match=rf"{name}, line 1: all cells .*quoting=csv.QUOTE_MINIMAL .*csv.QUOTE_NONE"):
+        _sentences(path, column=column)
+    assert _sentences(path, column=column, quoting=csv.QUOTE_MINIMAL) == ["A dog runs.", "A cat sleeps."]
+    told = column if column == 0 else '"sentence"'
+    assert _sentences(path, column=told, quoting=csv.QUOTE_NONE) == ['"A dog runs."', '"A cat sleeps."']
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_cells_in_quotes_and_cells_without_are_read(tmp_path, quoting):
+    path = _write(tmp_path / "a.csv", 'sentence,"score"\n"A dog, running.",NA\nA cat.,2.0\n')
+    assert TripletReader(columns=["sentence", "score"], quoting=quoting).get_dataset(path).to_list() == [
+        {"anchor": "A dog, running.", "positive": "NA"},
+        {"anchor": "A cat.", "positive": "2.0"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_return_in_a_cell_is_removed_as_told(tmp_path, name):
+    separator = {"a.csv": ",", "a.tsv": "\t"}[name]
+    path = _write(tmp_path / name, f"sentence{separator}id\r\nA dog \rruns.{separator}1\r\n")
+    with pytest.raises(ValueError, match=r"line 2: an unquoted cell contains the line end \\r; remove it") as error:
+        _sentences(path)
+    assert "quoting=" not in str(error.value)
+    assert ("put quotes around the cell" in str(error.value)) == (name == "a.csv")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\r", b""))
+    assert _sentences(path) == ["A dog runs."]
+    if name == "a.csv":
+        path.write_bytes(content.replace(b"A dog \rruns.", b'"A dog \rruns."'))
+        assert _sentences(path) == ["A dog \rruns."]
 
 
 @pytest.mark.parametrize("name", [r"C:\models\x", r"models\x", "C:/x", r"\\server\share"])

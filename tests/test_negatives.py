@@ -1,5 +1,6 @@
 """Rows with different numbers of hard negatives: the loss is the formula's over those that there are."""
 
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
@@ -7,7 +8,7 @@ from sentence_transformers import SentenceTransformerTrainingArguments as Argume
 from sentence_transformers.base.sampler import NoDuplicatesBatchSampler
 
 from st_simcse import MaskedLanguageModel, SimCSETrainer, SimCSETrainingArguments, SupSimCSELoss, UnsupSimCSELoss
-from st_simcse.training.negatives import NegativesCollator, longest_list
+from st_simcse.training.negatives import NegativesCollator, list_columns, longest_list
 
 NUMBERS = [2, 0, 1, 3, 0, 1]
 
@@ -122,6 +123,12 @@ def test_what_does_not_go_with_lists_is_refused(model, sentences, tmp_path, monk
         longest_list([data.to_iterable_dataset()], ["negatives"])
     monkeypatch.setattr(Arguments, "world_size", 2)
     assert make(loss).data_collator.width == 3
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_lists_of_all_kinds_of_texts_are_lists(kind):
+    columns = {"anchor": pa.array(["a"], kind), "negatives": pa.array([["b"]], pa.list_(kind))}
+    assert list_columns(Dataset(pa.table(columns | {"numbers": pa.array([[1]])}))) == ["negatives"]
 
 
 @pytest.mark.parametrize("empty", ["", None])

@@ -1,6 +1,8 @@
 import csv
+import json
 import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -331,6 +333,8 @@ def files(tmp_path, monkeypatch, sentences):
         csv.writer(file).writerows([("kind", "body"), *((n, f"text {n}") for n in range(21))])
     with open("pairs.csv", "w", newline="") as file:
         csv.writer(file).writerows([("sent0", "sent1"), *zip(sentences, sentences[::-1], strict=True)])
+    row = {"query": "A dog.", "pos": ["A hound."], "neg": ["A cat.", "A car.", "A bus."]}
+    Path("negatives.jsonl").write_text(json.dumps(row))
 
 
 def test_the_command_draws_what_the_models_say(files, tiny_bert, sentences, drawn, capsys):
@@ -389,6 +393,10 @@ def test_the_command_draws_what_the_models_say(files, tiny_bert, sentences, draw
             "--pair_columns takes two or three columns: anchor, positive",
         ),
         (["--corpus", "news.csv", "--map_file", "a.png", "--model", "m", "m"], "--model names a model twice"),
+        (
+            ["--pairs_file", "negatives.jsonl", "--histogram_file", "a.png"],
+            "negatives.jsonl: the rows have 3 hard negatives, but the histogram has one: .*or pass --pair_columns",
+        ),
     ],
 )
 def test_the_command_refuses_before_a_model_is_loaded(files, options, message):

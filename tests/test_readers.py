@@ -311,6 +311,11 @@ def test_a_split_has_to_be_chosen(tmp_path, name, caplog):
     assert load(path).sentences1 == [f"A {splits[2]}"] * 2
 
 
+def test_the_case_of_a_split_is_no_other_split(tmp_path):
+    path = _write(tmp_path, "a.csv", "sentence,split\nA,train\nB,Train\nC,TRAIN\n")
+    assert _texts(SentenceReader(), path) == [["A", "A"], ["B", "B"], ["C", "C"]]
+
+
 def test_a_column_of_ids_gives_no_endless_message(tmp_path):
     path = _write(tmp_path, "a.tsv", "\n".join(f"id-{number}\tA {number}\tB {number}" for number in range(300)))
     with pytest.raises(ValueError, match="1 from the split 'id-0', .* 295 for other reasons") as error:
@@ -1288,6 +1293,18 @@ def test_a_missing_file_gets_a_sentence(tmp_path):
         FileNotFoundError, match=f"^there is no file {re.escape(str(tmp_path / 'a.csv'))}: check its name"
     ):
         TripletReader(tmp_path).get_dataset("a.csv")
+
+
+@pytest.mark.parametrize("name", ["set", ""])
+def test_a_folder_is_no_file(tmp_path, name):
+    _hub_folder(tmp_path / name, {"sentence": ["A"]})
+    folder = re.escape(str(tmp_path / name))
+    for read in (SentenceReader(tmp_path).get_dataset, SentenceReader(tmp_path).get_iterable_dataset):
+        with pytest.raises(ValueError, match=f"^{folder} is a folder, not a file; .* HubDataset.name='{folder}'."):
+            read(name)
+    assert _texts(SentenceReader(), HubDataset(name=str(tmp_path / name))) == [["A", "A"]]
+    with pytest.raises(SystemExit, match=f"{folder} is a folder, not a file; pass one of its files$"):
+        cli.main(["train", "--model_name_or_path", "absent", "--train_file", str(tmp_path / name)])
 
 
 @pytest.mark.parametrize("data", [["Two dogs run."], pd.DataFrame({"sentence": ["Two dogs run."]}), None])

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
@@ -142,6 +144,29 @@ def test_an_index_is_saved_opened_and_added_to(tmp_path, model, sentences, embed
     assert embedded == [*sentences, "A dog sleeps."]
     with pytest.raises(FileExistsError, match="saved is not empty. Save the index to a new folder"):
         searcher.save(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_strings_of_pandas_and_of_a_list_share_an_index(tmp_path, model, sentences, before):
+    table = pa.table({"sentence": pa.array(sentences[:4], pa.large_string())})
+    parts = [Dataset(table), sentences[4:]] if before else [sentences[4:], Dataset(table)]
+    searcher = Searcher(model)
+    searcher.build_index(parts[0], tmp_path)
+    searcher.add_to_index(parts[1])
+    opened = Searcher.load(tmp_path, model)
+    for sentence in sentences:
+        assert opened.search(sentence, top_k=1)[0]["text"] == sentence
+
+
+def test_an_index_whose_parts_have_different_strings_is_opened(tmp_path, model, sentences):
+    searcher = Searcher(model)
+    searcher.build_index(sentences[:4], tmp_path)
+    shutil.rmtree(tmp_path / "texts" / "0")  # as if by a version that wrote what it was given
+    large = pa.array(sentences[:4], pa.large_string())
+    Dataset(pa.table({"sentence": large})).save_to_disk(tmp_path / "texts" / "0")
+    opened = Searcher.load(tmp_path, model)
+    opened.add_to_index(sentences[4:])
+    assert Searcher.load(tmp_path, model).sentences["sentence"][:] == sentences
 
 
 def test_a_file_that_has_grown_is_added_without_what_the_index_has(tmp_path, model, sentences, embedded, caplog):
@@ -875,6 +900,17 @@ def test_the_commands_encode_index_and_search(tmp_path, tmp_path_factory, tiny_b
     assert [row["hits"][0]["corpus_id"] for row in rows] == [5, 6, 7]
 
 
+def test_the_command_that_index_prints_can_be_run(tmp_path, tiny_bert, sentences, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    build_model(tiny_bert, "mean").save_pretrained("our model")
+    Path("corpus.txt").write_text("\n".join(sentences))
+    cli.main(["index", "--model", "our model", "--corpus", "corpus.txt", "--output_dir", "Ann's $index"])
+    _, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    words[words.index("...")] = sentences[3]
+    cli.main(words)
+    assert f"  1.000  {sentences[3]}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("json_flag", [[], ["--json"]])
 def test_control_characters_of_a_corpus_reach_no_terminal(tmp_path, tiny_bert, capsys, json_flag):
     """They are shown as escapes; what stands between them, letters of all scripts and signs, stays as it is."""
@@ -919,6 +955,10 @@ def test_what_the_commands_cannot_do_is_a_line(tmp_path, tiny_bert, monkeypatch)
         ([*index, "--index_type", "hnsw", "--links", "1"], "links must be at least 2"),
         ([*index, "--add", "--index_type", "ivf"], "--add keeps the type of the index and its settings"),
         ([*index, "--add"], "index has no index. Build one with st-simcse index or build_index"),
+        ([*index[:-1], "corpus.txt"], "cannot write to corpus.txt: it is a file, not a folder"),
+        ([*index, "--corpus", "."], "--corpus '.' is not a file: pass a file, or --dataset with the folder of"),
+        ([*index, "--corpus", ""], "--corpus '' is not a file: pass a file, or --dataset"),
+        ([*index[:3], "--dataset", "", "--output_dir", "index"], "the name of the data set is empty: pass its name"),
         (["search", *corpus[:2], "--index", "index"], "pass either --queries with texts, or --query_file"),
         (["search", *corpus[:2], "--index", "index", "--queries", "a", "--top_k", "0"], "--top_k must be at least 1"),
     ]:

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import Dataset, Features, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from sentence_transformers import InputExample
 
 from st_simcse import (
@@ -101,6 +101,16 @@ def test_data_as_users_hold_it(given, columns):
         (
             {"a": Dataset.from_dict({"id": [True]})},
             r"train_dataset\['a'\], column 'id': expected texts, found bool values",
+        ),
+        (
+            Dataset.from_dict(COLUMNS | {"topic": [0, 1]}).cast_column("topic", ClassLabel(names=["pets", "cars"])),
+            r"train_dataset, column 'topic': expected texts, found int64 values: .*remove_columns\('topic'\)",
+        ),
+        (COLUMNS, r"train_dataset is a dict, .* but anchor, positive are .* columns: pass Dataset.from_dict"),
+        ({name: pd.Series(texts, index=[5, 7]) for name, texts in COLUMNS.items()}, "are names of columns"),
+        (
+            dict(zip(["query", "pos"], COLUMNS.values(), strict=True)) | {"id": [1, 2]},
+            "query, pos are names of",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from st_simcse.cli.files import FileArguments, file_flags, file_options
@@ -50,11 +51,21 @@ class CorpusArguments(FileArguments):
         check_inputs(self)
 
     def source(self) -> str | HubDataset:
-        """Returns the file or data set. Raises the errors of :meth:`check`."""
+        """Returns the file or data set.
+
+        Raises:
+            ValueError, FileNotFoundError: If :meth:`check` raises them, or if ``--corpus`` is a folder.
+        """
         from st_simcse.data.hub_dataset import HubDataset
 
         self.check()
-        return self.corpus or HubDataset(str(self.dataset), self.subset, self.split or "train")
+        if self.corpus is None:
+            return HubDataset(str(self.dataset), self.subset, self.split or "train")
+        if Path(self.corpus).is_dir():  # an empty name is the current one
+            raise ValueError(
+                f"--corpus {self.corpus!r} is not a file: pass a file, or --dataset with the folder of a data set"
+            )
+        return self.corpus
 
     def read(self, drop_duplicates: bool) -> Dataset:
         """Reads the sentences into one column. The rows are kept on disk, not in memory.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from st_simcse.cli.libraries import import_libraries
-from st_simcse.cli.parsing import parse
+from st_simcse.cli.parsing import check_outputs, parse
 
 SETS = ["sts", "sts_zh", "wiki1m", "nli", "all-nli"]
 
@@ -31,6 +31,7 @@ class DownloadArguments:
 def run(argv: Sequence[str]) -> dict[Path, int]:
     """Downloads the data sets, prints each file with its number of rows, and returns these numbers by file."""
     (args,) = parse("data", argv, DownloadArguments, example="st-simcse data --output_dir data --sets sts wiki1m")
+    check_outputs(args)
 
     import_libraries()
     from st_simcse.data.download import download

@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> str:
         f"saved to {args.output_dir}. This code computes embeddings with it:\n\n"
         f"{needs_torch}from transformers import AutoTokenizer, {kind}\n\n"
         f"{how}"
-        f'tokenizer, model = (kind.from_pretrained("{args.output_dir}") for kind in (AutoTokenizer, {kind}))\n'
+        f"tokenizer, model = (kind.from_pretrained({args.output_dir!r}) for kind in (AutoTokenizer, {kind}))\n"
         'inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")\n'
         f"outputs = model(**inputs)\nembeddings = {expression}"
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from st_simcse.cli.corpus import CorpusArguments, EmbedArguments
 from st_simcse.cli.libraries import import_libraries
-from st_simcse.cli.parsing import parse
+from st_simcse.cli.parsing import check_outputs, parse
 
 if TYPE_CHECKING:
     from st_simcse.search.neighbours import Index
@@ -61,6 +62,7 @@ def run(argv: Sequence[str]) -> None:
 
     Raises:
         ValueError: If options do not go together, or :meth:`~st_simcse.Searcher.build_index` refuses the corpus.
+        OSError: If the folder cannot be written. Whether it is a file is checked first.
     """
     example = "st-simcse index --model output --corpus sentences.txt --output_dir index --index_type hnsw"
     args, corpus, embed, neighbours = parse(
@@ -71,6 +73,7 @@ def run(argv: Sequence[str]) -> None:
             "--add keeps the type of the index and its settings: leave the options of the group neighbours out"
         )
     corpus.check()
+    check_outputs(args)
     embed.check()
 
     import_libraries()
@@ -87,5 +90,5 @@ def run(argv: Sequence[str]) -> None:
         searcher.build_index(sentences, args.output_dir, index, **options)
     print(
         f"{len(searcher.embeddings):,} sentences are in {args.output_dir}. Search them with\n"
-        f'st-simcse search --model {args.model} --index {args.output_dir} --queries "..."'
+        f'st-simcse search --model {shlex.quote(args.model)} --index {shlex.quote(args.output_dir)} --queries "..."'
     )

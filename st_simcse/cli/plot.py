@@ -157,7 +157,13 @@ def _pairs(args: PlotArguments, file: Any) -> list[list[str]]:
     from st_simcse.data.readers import TripletReader
 
     with named_options(**file_flags(vars(file), "pair_")):
-        return _columns(TripletReader(**file_options(vars(file), "pair_")), args.pairs_file, args.max_texts)
+        columns = _columns(TripletReader(**file_options(vars(file), "pair_")), args.pairs_file, args.max_texts)
+    if len(columns) > 3:
+        raise ValueError(
+            f"{args.pairs_file}: the rows have {len(columns) - 2} hard negatives, but the histogram has one: keep one "
+            "per row, or pass --pair_columns with the columns of anchors and positives only"
+        )
+    return columns
 
 
 def _columns(reader: Any, filename: str | None, max_rows: int) -> list[list[str]]:

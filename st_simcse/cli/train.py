@@ -164,8 +164,7 @@ def _train_once(
         loss = make_loss(model, len(dataset.column_names), loss_args)
         dataset = _with_teacher(dataset, loss, data_args.teacher or [], args.device)
     if has_dev:
-        saves = "save_steps" in map(option_of, with_preset(argv))
-        _keep_the_best(args, dataset, _metrics(during_training), saves)
+        _keep_the_best(argv, args, dataset, _metrics(during_training))
     stop = StopOnSignal()
     with _missing_packages_are_named(args.report_to):
         trainer = (BaselineTrainer if baseline else SimCSETrainer)(
@@ -347,17 +346,20 @@ def _metrics(evaluators: Sequence[Any]) -> dict[str, bool]:
 
 
 def _keep_the_best(
-    args: SimCSETrainingArguments, dataset: Dataset | IterableDataset, metrics: Mapping[str, bool], saves: bool
+    argv: Sequence[str],
+    args: SimCSETrainingArguments,
+    dataset: Dataset | IterableDataset,
+    metrics: Mapping[str, bool],
 ) -> None:
     """Sets the arguments so that training evaluates, saves, and loads the best checkpoint.
 
-    Without ``--save_steps`` (``saves``), it saves at each evaluation.
+    Without ``--save_steps``, it saves at each evaluation.
     """
     evaluate, save = IntervalStrategy(args.eval_strategy).value, SaveStrategy(args.save_strategy).value
     if evaluate == "no":
         evaluate = "epoch" if save == "epoch" else "steps"
     asked, args.eval_steps = args.eval_steps, _eval_steps(args, dataset)
-    if save == "steps" and not saves:
+    if save == "steps" and "save_steps" not in map(option_of, with_preset(argv)):
         save, args.save_steps = evaluate, args.eval_steps
     elif asked and asked > args.eval_steps and not args.save_steps % asked:
         # Training ends before the first evaluation that was asked for.

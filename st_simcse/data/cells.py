@@ -19,6 +19,12 @@ __all__ = ["cell_rows"]
 
 logger = logging.getLogger(__name__)
 
+# The remedies for a file whose quotes may be those of a csv writer or part of the texts.
+_QUOTED_OR_NOT = (
+    "pass quoting=csv.QUOTE_MINIMAL if the file's cells are quoted",
+    "quoting=csv.QUOTE_NONE if quotes are ordinary characters",
+)
+
 
 def cell_rows(
     path: Path, how: FileFormat, pieces: Iterator[bytes], numbered: bool | None, as_lines: str | None
@@ -108,7 +114,8 @@ def _split(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterator[tup
                 raise too_long(path, line, how.max_row_bytes)
             yield text
 
-    quoting = how.quoting if how.quoting is not None else csv.QUOTE_MINIMAL if how.is_quoted else csv.QUOTE_NONE
+    # Other ways of quoting only differ when cells are written, or make numbers of cells.
+    quoting = csv.QUOTE_MINIMAL if how.is_quoted else csv.QUOTE_NONE
     # strict, because otherwise one unbalanced quote swallows the rest of the file
     reader = csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
     while True:
@@ -116,13 +123,19 @@ def _split(path: Path, how: FileFormat, pieces: Iterator[bytes]) -> Iterator[tup
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            # The csv module's message about a lone \\r is written for its callers, not for users.
-            told = "an unquoted cell contains the line end \\r" if "new-line" in str(error) else str(error)
-            remedy = "pass quoting=csv.QUOTE_NONE if quotes are ordinary characters in this file"
-            raise DataError(f"{path}, line {line}: {told}", *([remedy] if how.is_quoted else [])) from None
+            raise _unreadable(path, line, how, str(error)) from None
         if cells is None:
             return
         yield line, cells
+
+
+def _unreadable(path: Path, line: int, how: FileFormat, told: str) -> DataError:
+    """Returns the error for a row that the csv module refuses with this message."""
+    if "new-line" in told:  # the csv module's message is written for its callers, not for users
+        remedies = ["remove it, for example with tr -d '\\r'", *["put quotes around the cell"] * how.is_quoted]
+        return DataError(f"{path}, line {line}: an unquoted cell contains the line end \\r", *remedies)
+    remedies = ["pass quoting=csv.QUOTE_NONE if quotes are ordinary characters in this file"] * how.is_quoted
+    return DataError(f"{path}, line {line}: {told}", *remedies)
 
 
 def _check_width(path: Path, line: int, cells: list[str], first: list[str], how: FileFormat) -> None:
@@ -138,28 +151,37 @@ def _check_width(path: Path, line: int, cells: list[str], first: list[str], how:
 
 
 def _quote_checker(path: Path, how: FileFormat) -> Callable[[int, list[str]], None]:
-    """Returns a check that refuses files whose cells are quoted, with doubled quotes inside, as csv writers do it.
+    """Returns a check that refuses files whose cells are quoted as csv writers do it.
 
-    The first cells with quotes decide. The check applies only if the caller has not said how to read quotes.
+    In such files, all cells of the first row are in quotes, or cells in quotes have doubled quotes inside. The first
+    cells with quotes decide. The check applies only if the caller has not said how to read quotes.
     """
     # No csv writer separates cells by several characters.
     undecided = how.quoting is None and not how.is_quoted and len(str(how.delimiter)) == 1
+    is_first = True
 
     def check(line: int, cells: list[str]) -> None:
-        nonlocal undecided
+        nonlocal undecided, is_first
+        if undecided and is_first and all(map(_is_in_quotes, cells)):
+            told = f"all cells of the row are in quotes, such as {cells[0][:60]!r}, as R and other programs write them"
+            raise DataError(f"{path}, line {line}: {told}", *_QUOTED_OR_NOT)
+        is_first = False
         for cell in cells if undecided else ():
-            inner = cell[1:-1]
-            if '"' in cell and not (cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")):
+            if '"' in cell and not _is_in_quotes(cell):
                 undecided = False  # a csv writer would have quoted this cell
-            elif '""' in inner:
+            elif '""' in cell[1:-1]:
                 raise DataError(
                     f"{path}, line {line}: the cell {cell[:60]!r} has doubled quotes, like cells that pandas or a "
                     "spreadsheet has quoted",
-                    "pass quoting=csv.QUOTE_MINIMAL if the file's cells are quoted",
-                    "quoting=csv.QUOTE_NONE if quotes are ordinary characters",
+                    *_QUOTED_OR_NOT,
                 )
 
     return check
+
+
+def _is_in_quotes(cell: str) -> bool:
+    """Returns whether a csv writer may have put quotes around the cell, which doubles quotes inside."""
+    return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
 
 
 def _without_empty_end(cells: list[str], width: int) -> list[str]:

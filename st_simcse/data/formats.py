@@ -50,6 +50,9 @@ _BY_ENDING = {
     **dict.fromkeys((".jsonl", ".json", ".ndjson", ".jsonlines"), "jsonl"),
 }
 
+# Python 3.12 has more of them than 3.11.
+_QUOTINGS = [value for name, value in vars(csv).items() if name.startswith("QUOTE_")]
+
 # SentenceReader's remedy for lines that look like a table.
 AS_LINES = "pass format='lines' to read each line as a sentence"
 
@@ -75,9 +78,9 @@ class FileFormat:
             or ``"jsonl"`` for JSON objects, one per line or in an array.
         delimiter: The separator of the cells, such as ``"\\t"`` or ``"||"``.
         encoding: The name of a Python codec, such as ``"gb18030"``. If None, UTF-8.
-        quoting: A constant of the csv module that says how quotes are read. If None, cells separated by commas or
-            semicolons may be quoted (``csv.QUOTE_MINIMAL``), and with other separators a quote is an ordinary character
-            (``csv.QUOTE_NONE``).
+        quoting: A constant of the csv module that says how quotes are read. All but ``csv.QUOTE_NONE`` mean that cells
+            may be quoted. If None, cells separated by commas or semicolons may be quoted (``csv.QUOTE_MINIMAL``), and
+            with other separators a quote is an ordinary character (``csv.QUOTE_NONE``).
         max_row_bytes: The maximum length of a row in bytes. Longer rows raise an error.
 
     Raises:
@@ -99,6 +102,11 @@ class FileFormat:
             raise ValueError(f"format={self.format!r} is unknown: choose lines, csv, tsv or jsonl")
         if self.format in ("lines", "jsonl") and self.delimiter is not None:
             raise ValueError(f"format={self.format!r} has no cells to separate: leave delimiter= out")
+        if self.quoting not in (None, *_QUOTINGS):
+            raise ValueError(
+                f"quoting={self.quoting!r} is unknown: pass csv.QUOTE_MINIMAL if cells may be quoted, or "
+                "csv.QUOTE_NONE if quotes are ordinary characters"
+            )
         if self.format in ("lines", "jsonl") and self.quoting not in (None, csv.QUOTE_NONE):
             raise ValueError("lines and JSON objects have no cells in quotes: leave quoting= out")
         if self.delimiter is not None and (not self.delimiter or set(self.delimiter) & set('\r\n"')):

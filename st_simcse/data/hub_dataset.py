@@ -45,6 +45,10 @@ class HubDataset:
     split: str = "train"
     streaming: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("the name of the data set is empty: pass its name on the hub, or the path of a folder")
+
     def __str__(self) -> str:
         return f"{self.name} ({self.subset + ', ' if self.subset else ''}{self.split})"
 

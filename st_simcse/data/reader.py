@@ -282,6 +282,12 @@ class Reader:
 
     def _rows(self, path: FileOrDataset) -> Iterator[Row]:
         """Yields the rows, with the lines that they begin on. Blank lines are empty rows."""
+        if isinstance(path, Path) and path.is_dir():
+            raise DataError(
+                f"{path} is a folder, not a file",
+                "pass one of its files",
+                f"HubDataset(name={str(path)!r}) if the folder is a data set",
+            )
         numbered = None if self.columns is None else all(isinstance(column, int) for column in self.columns)
         kind, rows = open_rows(path, self.how, numbered, self.as_lines)
         if kind == "lines" and not self.takes_lines:

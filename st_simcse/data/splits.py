@@ -45,7 +45,7 @@ class Splits:
             name = _split_name(row, column)
             if self.split is not None:
                 return "" if name.lower() == self.split.lower() else name or "(none)"
-            if name.lower() in _SPLITS and self.first.setdefault(column, name) != name:
+            if name.lower() in _SPLITS and self.first.setdefault(column, name).lower() != name.lower():
                 raise DataError(
                     f"{place(self.path, line)}: the row belongs to the split {name!r} (column {column!r}), but earlier "
                     f"rows belong to {self.first[column]!r}",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Value
 from sentence_transformers import InputExample
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
@@ -37,7 +37,7 @@ def as_dataset(data: Any, argument: str) -> Any:
 
     Raises:
         ValueError: If the data is a file name or an object of another type, if a list is empty or its items are not
-            supported or not alike, or if a column mixes types.
+            supported or not alike, if a column mixes types, or if a dict holds the columns of one dataset.
 
     Example:
         >>> as_dataset([("A dog.", "A hound."), ("A cat.", "A feline.")], "train_dataset")[0]
@@ -46,6 +46,12 @@ def as_dataset(data: Any, argument: str) -> Any:
     if data is None or isinstance(data, (Dataset, IterableDataset, DatasetDict, IterableDatasetDict)):
         return data
     if isinstance(data, Mapping):
+        names = TripletReader.usual_columns(data)
+        if names and all(_are_texts(data[name]) for name in names):
+            raise ValueError(
+                f"{argument} is a dict, which names several datasets, but {', '.join(map(str, names))} are names of "
+                "columns: pass Dataset.from_dict(...) with this dict, or give the datasets other names"
+            )
         return {name: as_dataset(part, f"{argument}[{name!r}]") for name, part in data.items()}
     if isinstance(data, pd.DataFrame):
         return _from_columns(data, argument)
@@ -64,6 +70,11 @@ def as_dataset(data: Any, argument: str) -> Any:
         f"{argument} has the type {type(data).__name__}: pass a datasets.Dataset, a DataFrame, or a list of texts or "
         "tuples of texts"
     )
+
+
+def _are_texts(data: Any) -> bool:
+    is_list = isinstance(data, (Sequence, pd.Series, np.ndarray)) and not isinstance(data, str)
+    return is_list and isinstance(next(iter(data), None), str)
 
 
 def _from_list(items: list[Any], argument: str) -> Dataset:
@@ -149,7 +160,7 @@ def check_texts(data: Any, argument: str, label_columns: Collection[str]) -> Non
         raise ValueError(f"{argument} has no rows: pass at least one")
     for name, feature in (data.features or {}).items():
         inner = getattr(feature, "feature", feature)  # of a list
-        if name in label_columns or not isinstance(inner, Value):
+        if name in label_columns or not isinstance(inner, (Value, ClassLabel)):
             continue
         if inner.dtype not in (*TEXT_TYPES, "null"):
             kind = "values" if inner is feature else "lists"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias, TypedDict, overload
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 from huggingface_hub import cached_assets_path
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -462,6 +462,8 @@ class _Corpus(NamedTuple):
         if sentences.column_names != ["sentence"]:
             raise ValueError(f"Expected a Dataset with the single column 'sentence', got {sentences.column_names}")
         check_texts(sentences, "the corpus", [])
+        if sentences.features["sentence"] != Value("string"):  # pandas has other strings, and a table only one type
+            sentences = sentences.cast_column("sentence", Value("string"))
         return cls(sentences, text_digest(texts_of(sentences)))
 
     def without(self, known: Dataset) -> _Corpus:

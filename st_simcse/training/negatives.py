@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from torch import nn
 
 from st_simcse.data.duplicates import MISSING
+from st_simcse.data.training_data import TEXT_TYPES
 from st_simcse.losses import MaskedLanguageModel, SupSimCSELoss
 from st_simcse.losses.simcse import simcse_losses
 
@@ -116,7 +117,7 @@ def list_columns(dataset: Any) -> list[str]:
     """
     features = getattr(dataset, "features", None) or {}
     inner = {name: getattr(feature, "feature", None) for name, feature in features.items()}
-    return [name for name, feature in inner.items() if getattr(feature, "dtype", None) in ("string", "large_string")]
+    return [name for name, feature in inner.items() if getattr(feature, "dtype", None) in TEXT_TYPES]
 
 
 def longest_list(datasets: Sequence[Any], columns: Sequence[str]) -> int:

@@ -130,7 +130,7 @@ def _new_plan(task: Task, inputs: dict[str, str | None]) -> Plan:
         dev=dev,
         candidates=candidates,
         left_out=left_out,
-        share=Share(0, 1, 0),
+        share=Share(0, 1),
         whitening_rows=0,
         seconds={},
     )
