@@ -111,6 +111,18 @@ def test_what_a_model_is(tmp_path, tiny_bert, static_model):
         assert (found.is_pooled, found.has_dropout, found.width) == (is_pooled, has_dropout, width)
 
 
+def test_a_model_without_a_known_width_is_refused(tiny_bert, monkeypatch):
+    monkeypatch.setattr(SentenceTransformer, "get_embedding_dimension", lambda model: None)
+    with pytest.raises(ValueError, match="the width of the embeddings is unknown.* a method get_embedding_dimension"):
+        profile_model(tiny_bert, "mean")
+
+
+def test_the_width_is_the_whole_one_of_a_model_that_truncates(tiny_bert, monkeypatch):
+    target = "st_simcse.models.model_profile.load_pooled"
+    monkeypatch.setattr(target, lambda *names: build_model(*names, truncate_dim=8))
+    assert profile_model(tiny_bert, "mean")[1].width == 32
+
+
 @pytest.mark.parametrize(
     ("corpus", "model", "teachers", "expected"),
     [

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import Dense
 from transformers import AutoModel, AutoTokenizer, BertModel, GPT2Config, GPT2Model, RobertaConfig, RobertaModel
 
 from st_simcse import Searcher, build_model, cli, load_simcse, save_transformer
@@ -313,6 +314,11 @@ def test_what_automodel_cannot_stand_in_for_is_refused(tiny_bert, tmp_path, stat
         save_transformer(model, tmp_path)
     with pytest.raises(ValueError, match="after CLS pooling"):
         save_transformer(build_model(tiny_bert, "mean", dense=True), tmp_path)
+    for options in ({"use_residual": True}, {"bias": False}):
+        model = build_model(tiny_bert, "cls")
+        model.append(Dense(32, 32, **options))
+        with pytest.raises(ValueError, match="only a Dense module with Tanh, a bias and no residual"):
+            save_transformer(model, tmp_path)
     model = tiny_model(["A dog."])
     model[1].pooling_mode = "max"
     with pytest.raises(ValueError, match="supports CLS and mean pooling"):

@@ -394,6 +394,12 @@ def test_nearest_neighbours_and_retrieval_in_a_corpus(tmp_path, tiny_bert, sente
         hits.append(nearest.predict(embeddings[[row]])[0] == labels[row])
     evaluator = load_classes(tmp_path / "a.csv", columns=["body", "class"])
     assert evaluator(model) == {"a_accuracy": pytest.approx(np.mean(hits))}
+    seen = []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(len(output["input_ids"])))
+    columns = ["body", "class"]
+    load_classes(tmp_path / "a.csv", columns=columns, batch_size=8, write_csv=False)(model, str(tmp_path / "out"))
+    assert seen == [8] * 5
+    assert not (tmp_path / "out").exists()
 
     pairs = [(text, sentences[row % 8]) for row, (text, _) in enumerate(rows[:16])]
     (tmp_path / "b.csv").write_text("title,text\n" + "".join(f"{title},{text}\n" for title, text in pairs))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer, LlamaConfig
+from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations import peft as transformers_peft
 
 from st_simcse import (
@@ -330,6 +330,31 @@ def test_commands_that_merge_save_the_model_that_they_were_given(trained, senten
     continued = SentenceTransformer(str(tmp_path / "continued"), device="cpu")
     assert not list((tmp_path / "continued").glob("adapter*"))
     assert continued.encode(sentences) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": "all"}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_an_adapter_of_a_language_model_is_that_of_its_transformer(
+    tiny_bert, decoder, sentences, tmp_path, kind, options
+):
+    folder, language_model = (tiny_bert, BertForMaskedLM) if kind == "masked" else (decoder, LlamaForCausalLM)
+    torch.manual_seed(0)
+    model = language_model.from_pretrained(folder)
+    adapted = get_peft_model(model, LoraConfig(r=4, init_lora_weights=False, **options)).eval()
+    for name, weight in adapted.named_parameters():
+        if name.endswith("bias") and weight.requires_grad:
+            torch.nn.init.normal_(weight)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for part in (adapted, tokenizer):
+        part.save_pretrained(tmp_path / "adapter")
+    tokens = tokenizer(sentences, padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        states = adapted(**tokens, output_hidden_states=True).hidden_states[-1].float()
+    mask = tokens.attention_mask[..., None]
+    expected = (states * mask).sum(1) / mask.sum(1)
+    for load in (load_model, build_model):
+        found = load(tmp_path / "adapter", "mean").to("cpu").encode(sentences)
+        assert found == pytest.approx(expected.numpy(), abs=1e-5 if kind == "masked" else 2e-2)
 
 
 def test_a_trained_weight_that_no_adapter_holds_is_refused(tiny_bert, sentences, tmp_path):

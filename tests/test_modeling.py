@@ -2,9 +2,11 @@ import copy
 import pickle
 import time
 
+import httpx
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from transformers import (
@@ -15,6 +17,9 @@ from transformers import (
     BertConfig,
     BertForPreTraining,
     BertModel,
+    CanineConfig,
+    CanineModel,
+    CanineTokenizer,
     ElectraConfig,
     ElectraModel,
     GemmaConfig,
@@ -117,6 +122,15 @@ def test_berts_own_pooler_behind_its_masked_language_model(tiny_bert, sentences,
         part.save_pretrained(tmp_path)
     model = build_model(tmp_path, pooling="pooler", device="cpu")
     assert model.encode(sentences) == pytest.approx(_pooler_output(tmp_path, sentences).numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"use_residual": True}, {"bias": False}], ids=str)
+def test_a_layer_that_is_no_pooler_is_replaced_by_berts_own(tiny_bert, sentences, tmp_path, options):
+    model = build_model(tiny_bert, pooling="cls", device="cpu")
+    model.append(Dense(32, 32, **options))
+    model.save_pretrained(str(tmp_path))
+    model = build_model(tmp_path, pooling="pooler", device="cpu")
+    assert model.encode(sentences) == pytest.approx(_pooler_output(tiny_bert, sentences).numpy(), abs=1e-5)
 
 
 def test_the_mlp_reads_the_whole_embedding_of_a_model_that_truncates(tiny_bert, sentences):
@@ -293,6 +307,21 @@ def test_cls_pooling_of_an_encoder_is_not(tiny_bert, tmp_path, kind):
     assert build_model(tmp_path, pooling="cls")[1].pooling_mode == "cls"
 
 
+@pytest.mark.slow
+def test_cls_pooling_of_an_encoder_without_a_vocabulary(tmp_path, sentences):
+    """One text at a time, because CANINE reads the padding."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    transformer, tokenizer = CanineModel(CanineConfig(**size, max_position_embeddings=128)).eval(), CanineTokenizer()
+    for part in (transformer, tokenizer):
+        part.save_pretrained(tmp_path)
+    model = build_model(tmp_path, pooling="cls", device="cpu")
+    for text in sentences:
+        with torch.no_grad():
+            expected = transformer(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, 0]
+        assert model.encode(text) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
 def test_unknown_pooling(tiny_bert):
     with pytest.raises(
         ValueError, match="choose cls, pooler, mean, lasttoken, weightedmean, first_last_avg or last2_avg"
@@ -316,6 +345,22 @@ def test_unreachable_hub_is_an_error_at_once(monkeypatch, offline_mode):
     with pytest.raises(OSError, match="neither|cannot be reached"):
         build_model("nobody/there-is-no-such-model")
     assert time.monotonic() - began < 30  # no retries of every file of the model
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(429, HfHubHTTPError), (503, HfHubHTTPError), (404, RepositoryNotFoundError)]
+)
+def test_a_model_in_the_cache_loads_where_the_hub_refuses(monkeypatch, tiny_bert, into_cache, sentences, status, kind):
+    def refuse(hub, name, **options):
+        response = httpx.Response(status, request=httpx.Request("GET", f"https://huggingface.co/{name}"))
+        raise kind(f"the hub answers {status}", response=response)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", refuse)
+    expected = SentenceTransformer(tiny_bert, device="cpu").encode(sentences)
+    name = into_cache(tiny_bert, "somebody/cached")
+    assert (build_model(name, "mean", device="cpu").encode(sentences) == expected).all()
+    with pytest.raises(kind, match=f"the hub answers {status}"):
+        build_model("somebody/not-cached")
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float16])

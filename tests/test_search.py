@@ -158,17 +158,6 @@ def test_strings_of_pandas_and_of_a_list_share_an_index(tmp_path, model, sentenc
         assert opened.search(sentence, top_k=1)[0]["text"] == sentence
 
 
-def test_an_index_whose_parts_have_different_strings_is_opened(tmp_path, model, sentences):
-    searcher = Searcher(model)
-    searcher.build_index(sentences[:4], tmp_path)
-    shutil.rmtree(tmp_path / "texts" / "0")  # as if by a version that wrote what it was given
-    large = pa.array(sentences[:4], pa.large_string())
-    Dataset(pa.table({"sentence": large})).save_to_disk(tmp_path / "texts" / "0")
-    opened = Searcher.load(tmp_path, model)
-    opened.add_to_index(sentences[4:])
-    assert Searcher.load(tmp_path, model).sentences["sentence"][:] == sentences
-
-
 def test_a_file_that_has_grown_is_added_without_what_the_index_has(tmp_path, model, sentences, embedded, caplog):
     file = tmp_path / "corpus.txt"
     searcher = Searcher(model)

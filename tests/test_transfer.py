@@ -90,6 +90,15 @@ def test_the_seed_makes_the_folds(senteval, embeds):
     assert list(transfer_scores(first)) == ["SST2", "MRPC", "Avg."]
 
 
+@pytest.mark.parametrize(
+    ("name", "metric"), [("", "dev_accuracy"), ("pets", "pets_dev_accuracy"), ("dev", "dev_dev_accuracy")]
+)
+def test_the_main_metric_of_dev_is_the_dev_accuracy_whatever_the_name(embeds, name, metric):
+    evaluator = TransferEvaluator({"all": [(("dog",), "dog"), (("cat",), "cat")] * 6}, name, "dev")
+    assert metric in evaluator(embeds)
+    assert evaluator.primary_metric == metric
+
+
 def test_embeddings_that_are_nan_have_no_accuracy(senteval, model):
     model[0].model.embeddings.word_embeddings.weight.data.fill_(float("nan"))
     assert np.isnan(transfer_evaluators(senteval, ["SST2"], allow_partial=True)(model)["SST2_accuracy"])
@@ -172,8 +181,14 @@ def test_what_an_evaluator_refuses():
         (
             {"all": [row, (("B", "C"), "1"), (("D",), "1")]},
             "test",
-            "task: the examples of all have 1 or 2 texts, but all need the same number",
+            "task: the examples have 1 or 2 texts, but all need one text, or all need two",
         ),
+        (
+            {"train": [row, (("B",), "1")], "test": [(("C", "D"), "1")]},
+            "test",
+            "task: the examples have 1 or 2 texts",
+        ),
+        ({"all": [(("A", "B", "C"), "0"), (("D", "E", "F"), "1")]}, "test", "task: the examples have 3 texts"),
         ({"all": [row]}, "slow", "mode='slow' is unknown: choose one of test, fasttest, dev"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -17,6 +17,7 @@ from st_simcse import build_model, cli, load_sts, save_transformer, whiten
 from st_simcse.cli import train
 from st_simcse.cli.baselines import BASELINES
 from st_simcse.demo import tiny_model
+from st_simcse.models.embed_once import embed_once
 from st_simcse.models.lora import adapters
 from st_simcse.objective.whitening import Moments, whitening
 from tests.forked import torchrun
@@ -224,12 +225,15 @@ def test_a_second_whitening_is_refused(tiny):
     assert len(tiny) == 4
 
 
+@pytest.mark.parametrize("is_remembered", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(tiny, dtype):
+def test_half_precision(tiny, dtype, is_remembered):
     expected = PCA(8, whiten=True, svd_solver="full").fit_transform(tiny.encode(TEXTS).astype("float64"))
     tiny.to(dtype)
-    whiten(tiny, TEXTS, dimensions=8)
-    found = torch.from_numpy(tiny.encode(TEXTS)).double()
+    model = embed_once(tiny) if is_remembered else tiny
+    whiten(model, TEXTS, dimensions=8)
+    model = embed_once(model) if is_remembered else model  # as adapt measures it
+    found = torch.from_numpy(model.encode(TEXTS)).double()
     similarities = nn.functional.cosine_similarity(found[:, None], found[None], dim=2)
     unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     assert np.abs(similarities.numpy() - unit @ unit.T).max() < 0.3

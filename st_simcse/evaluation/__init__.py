@@ -4,7 +4,6 @@ from st_simcse.evaluation.alignment_uniformity import AlignmentUniformityEvaluat
 from st_simcse.evaluation.knn_retrieval import KNNEvaluator, load_classes, load_retrieval
 from st_simcse.evaluation.sts import (
     MTEB_LANGUAGES,
-    MTEB_TASKS,
     STS_DEV_TASKS,
     STS_TASKS,
     mteb_scores,
@@ -17,7 +16,6 @@ from st_simcse.evaluation.transfer import TRANSFER_TASKS, TransferEvaluator, tra
 
 __all__ = [
     "MTEB_LANGUAGES",
-    "MTEB_TASKS",
     "STS_DEV_TASKS",
     "STS_TASKS",
     "STS_ZH_SPLITS",

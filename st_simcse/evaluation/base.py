@@ -18,7 +18,8 @@ class RecordingEvaluator(BaseEvaluator):
 
     def __init__(self, kind: str, primary_metric: str, name: str, batch_size: int, write_csv: bool) -> None:
         super().__init__()
-        self.primary_metric = primary_metric
+        # ST adds the name only to a metric that does not begin with it, so not to dev_accuracy of the evaluator "dev".
+        self.primary_metric = f"{name}_{primary_metric}" if name else primary_metric
         self.name = name
         self.batch_size = batch_size
         self.write_csv = write_csv

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sklearn.neighbors import KNeighborsClassifier
 
-from st_simcse.data.formats import Column, FormatOptions
+from st_simcse.data.formats import Column
 from st_simcse.data.reader import Name, Reader
 from st_simcse.data.remedies import DataError
 from st_simcse.data.scored_pairs import evaluator_name, split_options
 from st_simcse.evaluation.base import RecordingEvaluator
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["KNNEvaluator", "load_classes", "load_retrieval"]
 
@@ -81,16 +78,13 @@ class KNNEvaluator(RecordingEvaluator):
         self.k = k
 
     def measure(self, model: SentenceTransformer) -> dict[str, float]:
-        embeddings = model.encode(self.texts, batch_size=self.batch_size, show_progress_bar=False)
-        return {"accuracy": self._accuracy(np.asarray(embeddings, dtype=np.float32))}
-
-    def _accuracy(self, embeddings: np.ndarray[Any, Any]) -> float:
-        """Returns the accuracy for the embeddings (N, d), or nan if an embedding is not finite."""
+        encoded = model.encode(self.texts, batch_size=self.batch_size, show_progress_bar=False)
+        embeddings = np.asarray(encoded, dtype=np.float32)
         if not np.isfinite(embeddings).all():
-            return math.nan
+            return {"accuracy": math.nan}
         # If X is None, scikit-learn scores the texts of fit, and no text is its own neighbour.
         classifier = KNeighborsClassifier(self.k, metric="cosine").fit(embeddings, self.classes)
-        return float(classifier.score(None, self.classes))
+        return {"accuracy": float(classifier.score(None, self.classes))}
 
 
 def load_classes(
@@ -99,7 +93,7 @@ def load_classes(
     columns: Sequence[Column] | None = None,
     k: int = 10,
     split: str | None = None,
-    **how: Unpack[FormatOptions],
+    **options: Any,
 ) -> KNNEvaluator:
     """Loads a table of texts and their classes as a :class:`KNNEvaluator`.
 
@@ -110,7 +104,8 @@ def load_classes(
             ``class``.
         k: The number of neighbours.
         split: The split to read if the table has several, see :func:`~st_simcse.load_sts`.
-        **how: The format of the file, as arguments of :class:`~st_simcse.data.formats.FileFormat`.
+        **options: Arguments of :class:`~st_simcse.data.formats.FileFormat` that say how to read the file. Other
+            arguments are passed to the evaluator, such as ``batch_size``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -123,13 +118,14 @@ def load_classes(
         >>> load_classes("pets.csv", k=1).classes
         ['dog', 'cat', 'dog']
     """
+    how, evaluator_kwargs = split_options(options)
     texts, classes = zip(*_ClassReader(columns=columns, split=split, **how).read(filename), strict=True)
     if len(texts) <= k:
         problem = f"{filename}: {len(texts)} text(s) are too few to have {k} neighbours each"
         raise DataError(problem, f"pass more than {k} texts", "pass a smaller k=")
     if len(set(classes)) < 2:
         raise DataError(f"{filename}: all texts have the class {classes[0]}", "pass texts of at least two classes")
-    return KNNEvaluator(texts, classes, k, evaluator_name(filename, name))
+    return KNNEvaluator(texts, classes, k, evaluator_name(filename, name), **evaluator_kwargs)
 
 
 def load_retrieval(

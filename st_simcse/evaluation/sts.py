@@ -31,10 +31,10 @@ STS_TASKS = {
     "SICK-R": "SICKR-test",
 }
 
-MTEB_TASKS = STS_TASKS | {"STS-B": "STSBenchmark", "SICK-R": "SICK-R"}
+_MTEB_TASKS = STS_TASKS | {"STS-B": "STSBenchmark", "SICK-R": "SICK-R"}
 # Tasks by ISO 639-3 code. The code zho is Chinese, and MTEB's cmn is Mandarin Chinese.
 MTEB_LANGUAGES = {
-    "eng": MTEB_TASKS,
+    "eng": _MTEB_TASKS,
     "zho": {name: name for name in ("ATEC", "BQ", "LCQMC", "PAWSX")}
     | {"STS-B": "STSB", "AFQMC": "AFQMC", "QBQTC": "QBQTC"},
 }

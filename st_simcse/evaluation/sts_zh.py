@@ -15,6 +15,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from st_simcse.data.lengths import reading_at_most
 from st_simcse.data.scored_pairs import STSReader, sts_evaluator
 from st_simcse.data.senteval import STS_ZH_ROWS, check_rows
+from st_simcse.evaluation.table import with_average
 
 __all__ = ["STS_ZH_SPLITS", "STS_ZH_TASKS", "CutEvaluator", "sts_zh_evaluators", "sts_zh_scores"]
 
@@ -157,8 +158,5 @@ def sts_zh_scores(results: Mapping[str, float], evaluator: SequentialEvaluator) 
     """
     tasks: Sequence[Any] = evaluator.evaluators
     scores = {task.name: 100 * results[f"{task.name}_spearman_cosine"] for task in tasks}
-    values, sizes = list(scores.values()), [len(task.scores) for task in tasks]
-    return scores | {
-        "Avg.": float(np.average(values)),
-        "Weighted avg.": float(np.average(values, weights=sizes)),
-    }
+    weighted = np.average(list(scores.values()), weights=[len(task.scores) for task in tasks])
+    return with_average(scores) | {"Weighted avg.": float(weighted)}

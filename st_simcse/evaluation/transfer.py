@@ -116,8 +116,8 @@ class TransferEvaluator(RecordingEvaluator):
 
     Raises:
         ValueError: If the mode is unknown, if the splits have other names, if a split is empty, if examples have
-            different numbers of texts, if a class occurs only outside of the training data, if there is only one class,
-            or if a class has too few examples for the folds.
+            different numbers of texts or more than two, if a class occurs only outside of the training data, if there
+            is only one class, or if a class has too few examples for the folds.
 
     Example:
         >>> from st_simcse.demo import tiny_model
@@ -152,14 +152,15 @@ class TransferEvaluator(RecordingEvaluator):
     def _check_classes(self) -> None:
         training = next(iter(self.splits.values())) if len(self.splits) == 1 else self.splits["train"]
         counts = Counter(label for _, label in training)
+        numbers = sorted({len(texts) for rows in self.splits.values() for texts, _ in rows})
+        if numbers not in ([], [1], [2]):
+            raise ValueError(
+                f"{self.name}: the examples have {' or '.join(map(str, numbers))} texts, but all need one text, or all "
+                "need two"
+            )
         for split, rows in self.splits.items():
             if not rows:
                 raise ValueError(f"{self.name}: {split} has no examples")
-            if len(numbers := sorted({len(texts) for texts, _ in rows})) > 1:
-                raise ValueError(
-                    f"{self.name}: the examples of {split} have {' or '.join(map(str, numbers))} texts, but all need "
-                    "the same number"
-                )
             if unknown := {label for _, label in rows} - counts.keys():
                 raise ValueError(f"{self.name}: {split} has the class {min(unknown)}, but no training example has it")
         if len(counts) < 2:
@@ -186,7 +187,7 @@ class TransferEvaluator(RecordingEvaluator):
         folds = FOLDS[self.mode]
         if len(self.splits) == 1:  # every fold trains on the rest, within the rest of another fold
             rows = len(next(iter(self.splits.values())))
-            return round(rows * (folds - 1) ** 2 * len(STRENGTHS))
+            return rows * (folds - 1) ** 2 * len(STRENGTHS)
         rows = len(self.splits["train"])
         return rows * len(STRENGTHS) if "dev" in self.splits else rows * (folds - 1) * len(STRENGTHS_OF_TRAIN)
 

@@ -7,14 +7,14 @@ import os
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from torch import nn
 from transformers import MODEL_MAPPING, PreTrainedModel
 
 from st_simcse.models.lora import adapters, merge_adapters, remove_outdated
 from st_simcse.models.model_files import cached_file
 from st_simcse.models.modeling import PoolingMode, build_model, load_pooled
-from st_simcse.models.original import recognise
+from st_simcse.models.original import is_mlp, recognise
 
 __all__ = ["load_model", "load_simcse", "loading_class", "save_transformer"]
 
@@ -97,8 +97,8 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     before the texts themselves.
 
     Args:
-        model: A Transformer with CLS or mean pooling, optionally a Dense module with Tanh of the same width, and
-            optionally Normalize. ``truncate_dim`` becomes part of the expression.
+        model: A Transformer with CLS or mean pooling, optionally a Dense module with Tanh and a bias, of the same
+            width, and optionally Normalize. ``truncate_dim`` becomes part of the expression.
         folder: The folder for the files.
 
     Returns:
@@ -132,11 +132,11 @@ def save_transformer(model: SentenceTransformer, folder: str | os.PathLike[str])
     if rest:
         dense: Any = rest[0]
         pooler = _pooler(backbone)
-        is_pooler = isinstance(dense, Dense) and isinstance(dense.activation_function, nn.Tanh) and mode == "cls"
-        if not is_pooler or pooler is None or pooler.weight.shape != dense.linear.weight.shape:
+        if not (is_mlp(dense) and mode == "cls") or pooler is None or pooler.weight.shape != dense.linear.weight.shape:
             raise ValueError(
-                "only a Dense module with Tanh, of the transformer's width and after CLS pooling, can become its "
-                f"pooler, and only if the architecture has one. This model has {kinds} with {mode!r} pooling."
+                "only a Dense module with Tanh, a bias and no residual, of the transformer's width and after CLS "
+                "pooling, can become its pooler, and only if the architecture has one. This model has "
+                f"{kinds} with {mode!r} pooling."
             )
         backbone, pooler = copy.deepcopy((backbone, pooler))
         pooler.load_state_dict(dense.linear.state_dict())

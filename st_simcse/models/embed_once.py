@@ -11,7 +11,7 @@ from sentence_transformers.base.modules import InputModule
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from st_simcse.models.fast_encode import FastModel, fast_encode
-from st_simcse.models.precision import Precision
+from st_simcse.models.precision import HALF, Precision
 
 __all__ = ["Remembering", "embed_once"]
 
@@ -50,6 +50,8 @@ class _Remembered(InputModule):
                 convert_to_tensor=True,
                 **options,
             )
+            if self.model.dtype in HALF:  # the modules after this one compute in it, but fast_encode returns float32
+                found = found.to(self.model.dtype)
             self.embeddings = torch.cat([self.embeddings, found]) if self.rows else found
             self.rows.update((key, row) for row, key in enumerate(new, start=len(self.rows)))
         return [self.rows[key] for key in keys]

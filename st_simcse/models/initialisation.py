@@ -31,7 +31,7 @@ def trained_dimension(model: SentenceTransformer) -> int:
         dimension = model.get_embedding_dimension()
     if dimension is None:
         raise ValueError(
-            "the width of the embeddings is unknown, but a projection head, an MLP and a queue need it. Give the "
-            "model's last module a method get_embedding_dimension."
+            "the width of the embeddings is unknown, but a projection head, an MLP, a queue and adapt need it. Give "
+            "the model's last module a method get_embedding_dimension."
         )
     return dimension

@@ -146,11 +146,21 @@ def restore_adapter(model: SentenceTransformer, weights: Path) -> None:
     """Restores an adapter's weights exactly as they were saved.
 
     transformers rounds them to the transformer's precision, and does not load the magnitudes of DoRA.
+
+    Raises:
+        ValueError: If the file lacks a weight, except one of a pooler.
     """
     saved = load_file(weights)
+    prefix = cast(Any, model.transformers_model).base_model_prefix
     with torch.no_grad():
         for name, tensor in model.get_adapter_state_dict().items():
-            tensor.copy_(saved[f"base_model.model.{name}"])
+            # An adapter of a model with a head has the transformer's name too, and such a model may have no pooler.
+            names = (f"base_model.model.{name}", f"base_model.model.{prefix}.{name}")
+            known = next((saved[full] for full in names if full in saved), None)
+            if known is not None:
+                tensor.copy_(known)
+            elif "pooler" not in name:
+                raise ValueError(f"{weights} has no weights for {name}: the adapter belongs to another model")
 
 
 @contextmanager

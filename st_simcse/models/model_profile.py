@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sentence_transformers import SentenceTransformer
 
 from st_simcse.models.dropout import model_dropout
+from st_simcse.models.initialisation import trained_dimension
 from st_simcse.models.model_files import cached_file
 from st_simcse.models.modeling import PoolingMode, load_pooled
 from st_simcse.models.whitening import is_whitened
@@ -23,7 +24,7 @@ class ModelProfile:
         is_pooled: Whether the model was saved as a SentenceTransformer and still has that pooling.
         has_dropout: Whether dropout is above 0 in training.
         is_whitened: Whether the model ends in a whitening layer. It then cannot be whitened again.
-        width: The dimension d of an embedding.
+        width: The dimension d of an embedding, which ``truncate_dim`` does not affect.
         reads: The number of tokens of a text that the model reads; None if it has no known limit.
 
     Example:
@@ -48,7 +49,7 @@ def profile_model(
         pooling: As in :func:`~st_simcse.build_model`.
 
     Raises:
-        ValueError, OSError: As in :func:`~st_simcse.build_model`.
+        ValueError, OSError: As in :func:`~st_simcse.build_model`. Also if none of the modules defines the width.
 
     Example:
         >>> profile_model("sentence-transformers/all-MiniLM-L6-v2")[1]
@@ -59,7 +60,6 @@ def profile_model(
     if is_pooled and pooling is not None:
         saved = load_pooled(name_or_path)
         is_pooled = list(map(repr, list(saved)[1:])) == list(map(repr, list(model)[1:]))
-    width = model.get_embedding_dimension()
-    assert width is not None
+    width = trained_dimension(model)
     has_dropout = any(model_dropout(model).values())
     return model, ModelProfile(is_pooled, has_dropout, is_whitened(model), width, model.max_seq_length)

@@ -30,7 +30,7 @@ from st_simcse.models.initialisation import initialise, trained_dimension
 from st_simcse.models.layers import keep_layers
 from st_simcse.models.lora import adapters, add_lora, check_peft, restore_adapter, train_adapter
 from st_simcse.models.model_files import cached_file, full_name, weights_file
-from st_simcse.models.original import MLP_NAMES, recognise, trained_dense
+from st_simcse.models.original import MLP_NAMES, is_mlp, recognise, trained_dense
 from st_simcse.models.pickling import make_picklable
 from st_simcse.models.precision import HALF
 
@@ -312,14 +312,14 @@ def _set_float32(model: SentenceTransformer, name: str | os.PathLike[str]) -> No
 
 
 def _has_pooler(model: SentenceTransformer) -> bool:
-    """Returns whether the model was saved with CLS and one square layer with Tanh, like a trained pooler."""
+    """Returns whether the model was saved with CLS and one square MLP, like a trained pooler."""
     kinds = [type(module) for module in model]
     if kinds[1:] not in ([Pooling, Dense], [Pooling, Dense, Normalize]):
         return False
     pooling, dense = cast(Pooling, model[1]), cast(Dense, model[2])
     width = pooling.get_embedding_dimension()
     is_square = (dense.in_features, dense.out_features) == (width, width)
-    return pooling.pooling_mode == "cls" and isinstance(dense.activation_function, nn.Tanh) and is_square
+    return pooling.pooling_mode == "cls" and is_mlp(dense) and is_square
 
 
 def _pooler(model: SentenceTransformer, name: str | os.PathLike[str], options: dict[str, Any]) -> Dense:
@@ -370,7 +370,9 @@ def _first_token_sees_last(model: SentenceTransformer) -> bool:
     """Tests on the model whether the first token changes with the last token of a text."""
     text = batch_to_device(model.preprocess(["one two three"]), model.device)
     other = text | {"input_ids": text["input_ids"].clone()}
-    words = cast(Transformer, model[0]).config.vocab_size
+    config: Any = cast(Transformer, model[0]).config
+    # CANINE reads characters and has no vocabulary, but its tokenizer knows how many there are.
+    words = getattr(config.get_text_config(), "vocab_size", None) or len(model.tokenizer)
     other["input_ids"][:, -1] = (other["input_ids"][:, -1] + 1) % words
     with torch.no_grad():
         states = [model[0](dict(features))["token_embeddings"][:, 0] for features in (text, other)]
@@ -497,19 +499,23 @@ def _layer_average(pooling: PoolingMode, width: int, layers: int) -> WeightedLay
 
 
 def _is_reachable(name: str, options: dict[str, Any]) -> bool:
-    """Returns whether the name is a folder or a repository on a reachable Hub, and False if it is only in the cache.
+    """Returns whether the name is a folder or a repository that the Hub has, and False if it is only in the cache.
 
     Raises:
         OSError: If the model is not a folder, on the Hub or in the cache.
     """
     if Path(name).exists():
         return True
-    unreachable = hub_error(name, token=options.get("token"))
-    if unreachable is None:
-        return True
-    if not any(cached_file(name, file, **options) for file in ("config.json", "modules.json")):
+    is_cached = any(cached_file(name, file, **options) for file in ("config.json", "modules.json"))
+    try:
+        unreachable = hub_error(name, token=options.get("token"))
+    except OSError:  # the Hub refuses, such as after too many requests, or has removed the model since
+        if not is_cached:
+            raise
+        return False
+    if unreachable is not None and not is_cached:
         raise OSError(
             f"{name} is not a local folder, is not in the local cache, and the Hugging Face Hub cannot be reached "
             f"({unreachable}). Check the name and the network, or pass the path of a downloaded model."
         ) from unreachable
-    return False
+    return unreachable is None

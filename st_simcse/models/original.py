@@ -15,7 +15,7 @@ from transformers.modeling_utils import load_state_dict
 
 from st_simcse.models.model_files import cached_file, weights_file
 
-__all__ = ["MLP_NAMES", "Original", "recognise", "trained_dense"]
+__all__ = ["MLP_NAMES", "Original", "is_mlp", "recognise", "trained_dense"]
 
 # Names of the MLP in a checkpoint: that of the training script, and those of published models, where BERT's pooler is.
 MLP_NAMES = ("mlp.dense", "pooler.dense", "bert.pooler.dense", "roberta.pooler.dense")
@@ -91,6 +91,17 @@ def trained_dense(
             width_out, width_in = weight.shape
             return Dense(width_in, width_out, activation_function=nn.Tanh(), init_weight=weight, init_bias=bias)
     return None
+
+
+def is_mlp(module: nn.Module) -> bool:
+    """Returns whether a module computes what BERT's pooler does, tanh(Wx + b) and no residual.
+
+    Example:
+        >>> is_mlp(Dense(8, 8)), is_mlp(Dense(8, 8, use_residual=True))
+        (True, False)
+    """
+    is_tanh = isinstance(module, Dense) and isinstance(module.activation_function, nn.Tanh)
+    return is_tanh and bool(module.bias) and not module.use_residual
 
 
 def _names(name_or_path: str | os.PathLike[str]) -> list[str]:

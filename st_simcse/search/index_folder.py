@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import sentence_transformers
 import transformers
-from datasets import Dataset, Value, concatenate_datasets, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from filelock import FileLock
 from sentence_transformers import SentenceTransformer
 
@@ -24,9 +23,6 @@ from st_simcse.search.fingerprint import DIGESTS, settings
 from st_simcse.search.neighbours import INDEXES, ExactIndex, Index, Neighbours
 
 __all__ = ["IndexFolder"]
-
-# All parts of an index have the same type, because they are concatenated.
-STRINGS = pa.schema({"sentence": pa.string()})
 
 
 class IndexFolder:
@@ -277,9 +273,6 @@ def _table(place: Path, rows: int) -> Dataset:
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # datasets raises any of these
         index = place.parent.parent
         raise ValueError(f"{place} is damaged ({error}). Delete {index}, and build the index again.") from None
-    if table.features["sentence"] != Value("string"):  # an earlier version kept the type of the caller's table
-        # Dataset.cast would write a copy into the folder, which may be read-only.
-        table = Dataset(table.data.cast(STRINGS))
     return table
 
 

@@ -462,7 +462,7 @@ class _Corpus(NamedTuple):
         if sentences.column_names != ["sentence"]:
             raise ValueError(f"Expected a Dataset with the single column 'sentence', got {sentences.column_names}")
         check_texts(sentences, "the corpus", [])
-        if sentences.features["sentence"] != Value("string"):  # pandas has other strings, and a table only one type
+        if sentences.features["sentence"] != Value("string"):  # parts with the strings of pandas could not be joined
             sentences = sentences.cast_column("sentence", Value("string"))
         return cls(sentences, text_digest(texts_of(sentences)))
 
