@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations import peft as transformers_peft
@@ -330,6 +330,19 @@ def test_commands_that_merge_save_the_model_that_they_were_given(trained, senten
     continued = SentenceTransformer(str(tmp_path / "continued"), device="cpu")
     assert not list((tmp_path / "continued").glob("adapter*"))
     assert continued.encode(sentences) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_adapter_without_a_weight_is_refused(tiny_bert, tmp_path):
+    get_peft_model(AutoModel.from_pretrained(tiny_bert), LoraConfig(r=4)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    missing = min(weights)
+    save_file({name: weight for name, weight in weights.items() if name != missing}, file)
+    with pytest.raises(
+        ValueError, match=f"has no weights for {missing.removeprefix('base_model.model.')}: the adapter"
+    ):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": "all"}, {"use_dora": True}], ids=str)

@@ -160,7 +160,10 @@ def restore_adapter(model: SentenceTransformer, weights: Path) -> None:
             if known is not None:
                 tensor.copy_(known)
             elif "pooler" not in name:
-                raise ValueError(f"{weights} has no weights for {name}: the adapter belongs to another model")
+                raise ValueError(
+                    f"{weights} has no weights for {name}: the adapter belongs to another model. Check "
+                    "base_model_name_or_path in its adapter_config.json."
+                )
 
 
 @contextmanager
