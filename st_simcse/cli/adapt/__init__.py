@@ -131,9 +131,9 @@ def run(argv: Sequence[str]) -> str:
 
 
 def _given(*groups: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the options that have a value."""
+    """Yields the options that have a value. Flags are on or have none."""
     for group in groups:
-        yield from ((name, value) for name, value in vars(group).items() if value is not None)
+        yield from ((name, value) for name, value in vars(group).items() if value is not None and value is not False)
 
 
 def _as_words(groups: Sequence[Any]) -> list[str]:
