@@ -30,10 +30,11 @@ from st_simcse import (
     load_sts,
 )
 from st_simcse.cli import compare, runs, train
-from st_simcse.cli.baselines import BASELINES, BaselineTrainer
+from st_simcse.cli.baselines import BASELINES
 from st_simcse.cli.inputs import identities
 from st_simcse.demo import tiny_model
 from st_simcse.recipes import read_recipes
+from st_simcse.training.plain_trainer import PlainTrainer
 
 
 @pytest.fixture
@@ -324,7 +325,7 @@ def test_baselines_read_no_more_tokens_than_the_model(tiny_bert, sentences, tmp_
     model = build_model(tiny_bert, "mean", device="cpu")
     args = SimCSETrainingArguments(str(tmp_path), max_length=1_000, report_to="none", use_cpu=True)
     data = Dataset.from_dict({"a": sentences, "b": sentences})
-    trainer = BaselineTrainer(model, args, data, loss=MultipleNegativesRankingLoss(model))
+    trainer = PlainTrainer(model, args, data, loss=MultipleNegativesRankingLoss(model))
     assert trainer.data_collator.max_length == model.max_seq_length < 1_000
 
 

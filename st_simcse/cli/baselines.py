@@ -13,12 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from sentence_transformers import (
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-)
-from sentence_transformers.base.data_collator import BaseDataCollator
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     ContrastiveTensionLoss,
     ContrastiveTensionLossInBatchNegatives,
@@ -33,22 +28,8 @@ from st_simcse.cli.parsing import option_of, parse_known
 from st_simcse.cli.train_options import EXAMPLE, with_preset
 from st_simcse.losses import MaskedLanguageModel
 from st_simcse.models.checkpoints import load_model
-from st_simcse.training.model_card import ModelCardCallback
-from st_simcse.training.training_arguments import limit_training_length
 
-__all__ = ["BASELINES", "Baseline", "BaselineTrainer", "check_baseline"]
-
-
-class BaselineTrainer(SentenceTransformerTrainer):
-    """ST's trainer with the model card of this package, which shows no texts of the training data."""
-
-    model_card_callback_class = ModelCardCallback
-
-    def get_data_collator(
-        self, model: SentenceTransformer, args: SentenceTransformerTrainingArguments, *others: Any, **options: Any
-    ) -> BaseDataCollator:
-        limit_training_length(args, model)
-        return super().get_data_collator(model, args, *others, **options)
+__all__ = ["BASELINES", "Baseline", "check_baseline"]
 
 
 Baseline = Callable[[SentenceTransformer, Dataset, list[str], Any], tuple[Dataset, nn.Module]]

@@ -74,21 +74,23 @@ class CorpusArguments(FileArguments):
             ValueError: If :meth:`check` or the reader refuses the source.
         """
         with named_options(**file_flags(vars(self))):
-            return self._reader(drop_duplicates=drop_duplicates).get_dataset(self.source())
+            reader, source = self._reader(drop_duplicates=drop_duplicates)
+            return reader.get_dataset(source)
 
     def first(self, rows: int) -> list[str]:
         """Reads the first sentences only. The errors are those of :meth:`read`."""
         with named_options(**file_flags(vars(self))):
-            return [text for (text,) in islice(self._reader().read(self.source()), rows)]
+            reader, source = self._reader()
+            return [text for (text,) in islice(reader.read(source), rows)]
 
-    def _reader(self, **options: Any) -> SentenceReader:
+    def _reader(self, **options: Any) -> tuple[SentenceReader, str | HubDataset]:
         from st_simcse.data.readers import SentenceReader
 
-        self.check()
+        source = self.source()
         options |= file_options(vars(self))
         if self.corpus is None:  # HubDataset already names the split
             options.pop("split", None)
-        return SentenceReader(**options)
+        return SentenceReader(**options), source
 
 
 @dataclass

@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from st_simcse.cli.baselines import Baseline, BaselineTrainer
+from st_simcse.cli.baselines import Baseline
 from st_simcse.cli.files import check_has_file, file_flags, file_options
 from st_simcse.cli.loss import LossArguments, make_loss
 from st_simcse.cli.parsing import check_seeds, named_options, option_of, parse, parse_columns, pooling_mode
@@ -40,6 +40,7 @@ from st_simcse.models.lora import adapters, check_peft, merge_lora
 from st_simcse.models.modeling import build_model, check_length
 from st_simcse.plots import check_picture, plot_alignment_uniformity
 from st_simcse.training.model_card import own_card, shown_command
+from st_simcse.training.plain_trainer import PlainTrainer
 from st_simcse.training.resumable_trainer import to_evaluate
 from st_simcse.training.run_folder import checkpoint_folders, sole_run
 from st_simcse.training.stop_on_signal import StopOnSignal, Stopped
@@ -167,7 +168,7 @@ def _train_once(
         _keep_the_best(argv, args, dataset, _metrics(during_training))
     stop = StopOnSignal()
     with _missing_packages_are_named(args.report_to):
-        trainer = (BaselineTrainer if baseline else SimCSETrainer)(
+        trainer = (PlainTrainer if baseline else SimCSETrainer)(
             model=model,
             args=args,
             train_dataset=dataset,

@@ -506,16 +506,21 @@ def _is_reachable(name: str, options: dict[str, Any]) -> bool:
     """
     if Path(name).exists():
         return True
-    is_cached = any(cached_file(name, file, **options) for file in ("config.json", "modules.json"))
     try:
         unreachable = hub_error(name, token=options.get("token"))
     except OSError:  # the Hub refuses, such as after too many requests, or has removed the model since
-        if not is_cached:
+        if not _is_cached(name, options):
             raise
         return False
-    if unreachable is not None and not is_cached:
+    if unreachable is None:
+        return True
+    if not _is_cached(name, options):
         raise OSError(
             f"{name} is not a local folder, is not in the local cache, and the Hugging Face Hub cannot be reached "
             f"({unreachable}). Check the name and the network, or pass the path of a downloaded model."
         ) from unreachable
-    return unreachable is None
+    return False
+
+
+def _is_cached(name: str, options: dict[str, Any]) -> bool:
+    return any(cached_file(name, file, **options) for file in ("config.json", "modules.json"))

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel, gather_object, load_fsdp_model
 from datasets import IterableDataset
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainingArguments
@@ -32,6 +32,7 @@ from st_simcse.models.lora import (
     remove_outdated,
     restore_adapter,
 )
+from st_simcse.training.plain_trainer import PlainTrainer
 from st_simcse.training.resume import RECORD_NAME, check_resumable, describe_run, stream_position, write_record
 from st_simcse.training.run_folder import (
     UNFINISHED,
@@ -93,7 +94,7 @@ class _FastEvaluator(BaseEvaluator):
         return self.evaluator(to_evaluate(model, self.args), *args, **options)
 
 
-class ResumableTrainer(SentenceTransformerTrainer):
+class ResumableTrainer(PlainTrainer):
     """The part of SimCSETrainer that handles files. Its checkpoints are complete and include the loss's weights."""
 
     # The training data as the user passed it, if ``train_dataset`` is derived from it.

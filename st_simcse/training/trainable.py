@@ -99,9 +99,8 @@ def check_rows(data: Any, texts: Mapping[str, Sequence[str]], model: SentenceTra
         args: The training arguments.
 
     Raises:
-        ValueError: If incomplete batches are dropped and a dataset has fewer rows than a step of all
-            processes. If the tokenizer knows
-            none of the texts, which a sample shows.
+        ValueError: If incomplete batches are dropped and a dataset has fewer rows than a step of all processes. If the
+            tokenizer knows none of the texts, which a sample shows.
     """
     drops = getattr(args, "drops_last_batches", args.dataloader_drop_last)
     for name, dataset in (data if isinstance(data, Mapping) else {"": data}).items():

@@ -34,7 +34,7 @@ from st_simcse.losses.simcse import simcse_losses
 from st_simcse.losses.st_internals import chunked_outputs
 from st_simcse.models.precision import HALF
 from st_simcse.training.loss_synchronizer import LossSynchronizer
-from st_simcse.training.model_card import ModelCardCallback, own_card
+from st_simcse.training.model_card import own_card
 from st_simcse.training.negatives import NegativesCollator, check_lists, list_columns, longest_list
 from st_simcse.training.resumable_trainer import ResumableTrainer
 from st_simcse.training.run_folder import check_writable
@@ -42,7 +42,7 @@ from st_simcse.training.samplers import EvenBatchSampler, RoundSampler
 from st_simcse.training.sharding import check_shardable
 from st_simcse.training.start_average import StartAverage, check_start_weight
 from st_simcse.training.trainable import check_negatives, check_pair_names, check_rows, constant_columns
-from st_simcse.training.training_arguments import SimCSETrainingArguments, limit_training_length
+from st_simcse.training.training_arguments import SimCSETrainingArguments
 
 __all__ = ["SimCSETrainer"]
 
@@ -189,7 +189,6 @@ class SimCSETrainer(ResumableTrainer):
         'UnsupSimCSELoss'
     """
 
-    model_card_callback_class = ModelCardCallback
     data_collator_class = NegativesCollator
     data_collator: Any
     loss: Any
@@ -356,12 +355,6 @@ class SimCSETrainer(ResumableTrainer):
                 )
         self.data_collator = view_collator(self.model, self.data_collator, views, self.args.seed)
         self.add_callback(ViewCallback(self.data_collator))
-
-    def get_data_collator(
-        self, model: SentenceTransformer, args: SentenceTransformerTrainingArguments, *others: Any, **options: Any
-    ) -> BaseDataCollator:
-        limit_training_length(args, model)
-        return super().get_data_collator(model, args, *others, **options)
 
     def call_model_init(self, trial: Any = None) -> SentenceTransformer:
         model: Any = super().call_model_init(trial)

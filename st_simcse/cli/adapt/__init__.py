@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from st_simcse.budget import parse_duration
@@ -104,6 +105,7 @@ def run(argv: Sequence[str]) -> str:
     from st_simcse.shortlist import start_model
     from st_simcse.training.run_folder import sole_run
 
+    check_folder(Path(args.output_dir))
     if args.model_name_or_path is None:
         args.model_name_or_path = start_model(corpus.first(SAMPLE))
         print(f"start model: {args.model_name_or_path}, by the language of the texts (or pass --model_name_or_path)")
@@ -115,7 +117,6 @@ def run(argv: Sequence[str]) -> str:
         budget,
         ["st-simcse", "adapt", *argv],
     )
-    check_folder(task.folder)
     with sole_run(task.folder):
         try:
             plan = make_plan(task)
